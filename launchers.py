@@ -1,0 +1,244 @@
+"""How are the processes of a run started, watched and ended?  The only file that does any of it.
+
+    orchestrator ──► watcher (this file as a program) ──► torchrun ──► workers
+
+torchrun starts each worker in a session of its own, so no process group reaches them all, and a
+killed torchrun leaves them on the GPU. Hence a watcher between orchestrator and torchrun, one for
+each run: a small process that adopts every orphan below it (PR_SET_CHILD_SUBREAPER), takes orders
+through its standard input, and ends everything below it when it is told to, when torchrun ends,
+or when that pipe closes because the orchestrator is gone, however it died. Its last act is
+`exit.json`: exit code, who ended the run, and the machine time it took.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+GRACE_S = 4.0  # from SIGTERM to SIGKILL; torchrun alone would wait 30 s for its workers
+MARK = "AUX_HEADS_RUN"  # in the environment of every process of a run: the run's folder
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt at a run, as a command."""
+
+    command: tuple[str, ...]
+    env: dict[str, str]  # additions to the orchestrator's environment
+    folder: Path  # receives output.log and exit.json; absolute
+
+
+def boot_clock() -> str:
+    """Names the monotonic clock of this boot of this machine, so that readings can be compared."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # not Linux: the host and roughly when it booted
+        return f"{os.uname().nodename}-{round((time.time() - time.monotonic()) / 60)}"
+
+
+# ---------------------------------------------------------------------------------------------
+# The orchestrator's side
+
+
+class LocalRun:
+    """A run on this machine. `stop` asks, `poll` tells; neither blocks."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.start_s = time.monotonic()
+        self.watcher = subprocess.Popen(
+            [sys.executable, "-I", __file__, str(job.folder), *job.command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,  # never written to: its end of file wakes `wait`
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **job.env, MARK: str(job.folder)},
+            start_new_session=True,  # the terminal's Ctrl-C is the orchestrator's to handle
+        )
+
+    def stop(self, why: str) -> None:
+        """Order the watcher to end the run; only the first order counts."""
+        try:
+            self.watcher.stdin.write(why.encode() + b"\n")
+            self.watcher.stdin.close()
+        except (BrokenPipeError, ValueError):
+            pass  # it has ended, or was told already
+
+    def poll(self) -> dict | None:
+        """None while it runs, else the contents of exit.json."""
+        if self.watcher.poll() is None:
+            return None
+        self.watcher.stdout.close()
+        self.stop("ended")
+        if exit := read_exit(self.job.folder):
+            return exit
+        end_marked(self.job.folder)  # the watcher was killed: do its work
+        return exit_record(None, "the watcher died", self.start_s)
+
+
+class LocalLauncher:
+    """Runs as processes of this machine."""
+
+    def start(self, job: Job) -> LocalRun:
+        return LocalRun(job)
+
+    def wait(self, runs: list[LocalRun], timeout_s: float) -> None:
+        """Return when one of the runs ends, at the latest after timeout_s."""
+        pipes = [run.watcher.stdout for run in runs if not run.watcher.stdout.closed]
+        select.select(pipes, [], [], timeout_s)
+
+
+def read_exit(folder: Path) -> dict | None:
+    try:
+        return json.loads((folder / "exit.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def settle(folder: Path, patience_s: float = 2 * GRACE_S) -> dict | None:
+    """Make sure that nothing of an earlier orchestrator's attempt runs any more.
+
+    Its watcher is given the time to end it and to write exit.json; what is left is killed.
+    """
+    deadline = time.monotonic() + patience_s
+    while marked(folder) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    end_marked(folder)
+    return read_exit(folder)
+
+
+def marked(folder: Path) -> list:
+    """Living processes of the run in this folder, found by the mark in their environment."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        try:
+            mark = process.environ().get(MARK)
+            if mark == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue  # another user's, or gone meanwhile
+    return found
+
+
+def end_marked(folder: Path) -> None:
+    while processes := marked(folder):
+        for process in processes:
+            process.kill()
+        time.sleep(0.05)
+
+
+# ---------------------------------------------------------------------------------------------
+# The watcher's side
+
+
+def watch(folder: Path, command: list[str]) -> int:
+    """Run the command to its end, or to the first order; leave nothing behind; write exit.json."""
+    start_s = time.monotonic()
+    adopt_orphans()
+    # Handlers, not SIG_IGN: an ignored signal would stay ignored in the trainer.
+    wake, wake_end = os.pipe()
+    os.set_blocking(wake_end, False)
+    signal.set_wakeup_fd(wake_end)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+
+    with open(folder / "output.log", "ab") as log:
+        try:
+            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        except OSError as error:
+            log.write(f"cannot start {command[0]}: error: {error}\n".encode())
+            write_exit(folder, exit_record(127, "itself", start_s))
+            return 0
+
+    ended_by = "itself"
+    while child.poll() is None and ended_by == "itself":
+        ready, _, _ = select.select([sys.stdin, wake], [], [])
+        if sys.stdin in ready:
+            ended_by = os.read(0, 64).decode().strip() or "the orchestrator died"
+        elif {signal.SIGTERM, signal.SIGINT} & set(os.read(wake, 64)):
+            ended_by = "a signal to the watcher"
+    end_descendants(child, 0.0 if ended_by == "itself" else GRACE_S)
+    write_exit(folder, exit_record(child.returncode, ended_by, start_s))
+    return 0
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every orphan below this process (Linux; elsewhere nothing happens)."""
+    if sys.platform == "linux":
+        PR_SET_CHILD_SUBREAPER = 36
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_descendants(child: subprocess.Popen, grace_s: float) -> None:
+    """SIGTERM to torchrun, which passes it on; after grace_s SIGKILL to all that is still there."""
+    import psutil
+
+    def living():
+        below = psutil.Process().children(recursive=True)
+        return [p for p in below if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+    orphans_elsewhere = living() if grace_s else []  # where orphans are not adopted
+    if grace_s:
+        child.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(grace_s)
+    while processes := {*living(), *(p for p in orphans_elsewhere if p.is_running())}:
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        child.poll()
+        psutil.wait_procs(processes, timeout=0.2)
+        orphans_elsewhere = []
+    child.wait()
+
+
+def exit_record(returncode: int | None, ended_by: str, start_s: float) -> dict:
+    return {
+        "returncode": returncode,
+        "ended_by": ended_by,
+        "clock": boot_clock(),
+        "start_s": start_s,
+        "end_s": time.monotonic(),
+    }
+
+
+def write_exit(folder: Path, record: dict) -> None:
+    temporary = folder / ".exit.json.tmp"
+    temporary.write_text(json.dumps(record) + "\n")
+    os.replace(temporary, folder / "exit.json")
+
+
+# ---------------------------------------------------------------------------------------------
+# Questions to the machine
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """Names of the GPUs that a trainer would see, without importing torch."""
+    listed = output_of("nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader")
+    gpus = [line.split(", ", 2) for line in listed.splitlines() if line.count(", ") >= 2]
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return tuple(name for _, _, name in gpus)
+    names = {key: name for index, uuid, name in gpus for key in (index, uuid)}
+    return tuple(names[key.strip()] for key in chosen.split(",") if key.strip() in names)
+
+
+def output_of(*command: str, cwd: Path | None = None) -> str:
+    """What a command prints; empty when it is missing, fails, or takes longer than 20 s."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=cwd)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+if __name__ == "__main__":
+    sys.exit(watch(Path(sys.argv[1]), sys.argv[2:]))

@@ -1,0 +1,448 @@
+"""What did a run do, and how do we know?  Records on disk, and the reading of logs.
+
+The bottom layer: values that name a run and its outcome, the parser of a training log, the verdict
+on what became of a run, and the files of an experiment folder:
+
+    experiments/aux_heads_YYYYMMDD_HHMMSS/
+        <arm>/run_<k>/{config.json, exit.json, result.json, output.log, train_log.txt}
+        <arm>/run_<k>/attempt_2/{...}      a second attempt, where the first one failed
+
+`config.json` is written before a launch, `exit.json` by the process that watched the trainer,
+`result.json` last and atomically: where it exists, the record is complete.  Losses are nats/token
+at full precision; durations are seconds of machine time on a monotonic clock.
+"""
+
+import json
+import math
+import os
+import re
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+# ---------------------------------------------------------------------------------------------
+# Vocabulary
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One configuration of the auxiliary heads. The baseline is the arm without tap layers."""
+
+    name: str
+    layers: tuple[int, ...] = ()  # tap layer L: the residual stream after L blocks, from 1
+    weight: float = 0.0  # of the mean auxiliary loss, against 1 for the main loss
+    schedule: str = "constant"  # of the weight over training
+    description: str = ""
+
+    @property
+    def configuration(self) -> tuple:
+        """What the trainer sees: arms of different names with one configuration are one arm."""
+        return (self.layers, self.weight, self.schedule) if self.layers else ()
+
+    @property
+    def label(self) -> str:
+        if not self.layers:
+            return "baseline"
+        taps = ",".join(map(str, self.layers))
+        return f"layers {taps}, weight {self.weight:g}, {self.schedule}"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training of one arm with one seed."""
+
+    stage: int  # 1 to 4; 0 outside a staged ablation
+    arm: Arm
+    index: int  # run_<index> in the arm's folder
+    seed: int  # fixes initialisation and the order of the data
+    num_iterations: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm.name}/run_{self.index}"
+
+
+STATUSES = ("ok", "diverged", "crashed", "timeout", "interrupted")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One attempt at one run: what became of it, and what it cost.
+
+    Raises ValueError for `ok` without a finite loss and for a loss without `ok`, so that no
+    comparison downstream can meet a number that was not earned.
+    """
+
+    run: RunConfig
+    attempt: int  # from 1
+    status: str
+    reason: str  # empty when ok
+    clock: str  # which monotonic clock start_s and end_s were read from (a boot of a machine)
+    start_s: float
+    end_s: float
+    val_loss: float | None = None  # nats/token, main head, after the last step
+    steps_done: int = 0
+    train_time_ms: float | None = None  # without validation and start-up
+    step_avg_ms: float | None = None
+    peak_memory_mib: float | None = None
+    tokens_seen: int | None = None
+    num_parameters: int | None = None
+    curve: tuple[tuple[int, float, float], ...] = ()  # (step, val_loss, train_time_ms)
+
+    def __post_init__(self):
+        if self.status not in STATUSES:
+            raise ValueError(f"status {self.status!r} is none of {', '.join(STATUSES)}")
+        finite = isinstance(self.val_loss, float) and math.isfinite(self.val_loss)
+        if self.status == "ok" and not finite:
+            raise ValueError(f"status ok needs a finite val_loss, not {self.val_loss!r}")
+        if self.status != "ok" and self.val_loss is not None:
+            raise ValueError(f"status {self.status} cannot carry a val_loss ({self.val_loss!r})")
+        if not self.end_s >= self.start_s:
+            raise ValueError(f"ends at {self.end_s!r} s before it starts at {self.start_s!r} s")
+
+    @property
+    def wall_s(self) -> float:
+        return self.end_s - self.start_s
+
+    @property
+    def settled(self) -> bool:
+        """An outcome of the arm, as opposed to something that happened to the run."""
+        return self.status in ("ok", "diverged")
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading a log
+#
+# A log holds everything that the processes printed: the trainer's lines, torchrun's, a library's
+# warnings, perhaps another program's. Only lines of exactly the trainer's form, with this run's
+# own number of iterations, count.
+
+STEP_LINE = re.compile(
+    r"step:(\d{1,12})/(\d{1,12}) (val|train)_loss:([-+.\w]{1,32})"
+    r" train_time:(\d{1,15}(?:\.\d{1,9})?)ms step_avg:[-+.\w]{1,32}ms"
+)
+SUMMARY_FIELDS = ("train_time_ms", "step_avg_ms", "peak_memory_mib")
+ERROR_LINE = re.compile(r"(?:[\w.]*(?:Error|Exception|Interrupt)\b|[\w./-]+: error:)")
+OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemoryError|can't allocate memory", re.IGNORECASE)
+UNPRINTABLE = re.compile(r"[^\x20-\x7e\u00a0-\uffff]+")
+MAX_LINE = 4096  # bytes; what is longer is no line of ours
+
+
+def printable(text: str, limit: int = 300) -> str:
+    """One line of text that is safe on a terminal: no control characters, bounded length."""
+    text = UNPRINTABLE.sub(" ", text).strip()
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+@dataclass
+class LogReader:
+    """Reads a training log piece by piece, in bounded memory, whatever bytes it holds.
+
+    `feed` takes bytes as they come, so one reader serves the live line and the final record.
+    """
+
+    num_iterations: int
+    step: int = 0
+    train_time_ms: float = 0.0
+    train_loss: float | None = None
+    curve: list[tuple[int, float, float]] = field(default_factory=list)
+    summary: dict | None = None
+    summaries: int = 0
+    after_summary: bool = False  # step lines behind the summary: two runs in one log
+    non_finite: str = ""
+    out_of_memory: str = ""
+    error: str = ""
+    tail: deque = field(default_factory=lambda: deque(maxlen=5))
+    _rest: bytes = b""
+    _skipping: bool = False
+
+    def feed(self, data: bytes) -> None:
+        *lines, rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            if not self._skipping:
+                self._line(line[:MAX_LINE].decode("utf-8", errors="replace").rstrip("\r"))
+            self._skipping = False
+        if len(rest) > MAX_LINE:  # an endless line: take its head once, then skip to its end
+            if not self._skipping:
+                self._line(rest[:MAX_LINE].decode("utf-8", errors="replace"))
+            self._skipping, rest = True, b""
+        self._rest = rest
+
+    def close(self) -> "LogReader":
+        """A last line without its newline was cut off: it can explain, but never count."""
+        if self._rest and not self._skipping:
+            self._explain(self._rest[:MAX_LINE].decode("utf-8", errors="replace"))
+        self._rest = b""
+        return self
+
+    def _line(self, line: str) -> None:
+        if match := STEP_LINE.fullmatch(line):
+            self._step(line, *match.groups())
+        elif line.startswith("summary: "):
+            self._summary(line)
+        else:
+            self._explain(line)
+
+    def _step(self, line, step, total, kind, loss, train_time_ms) -> None:
+        try:
+            step, loss, train_time_ms = int(step), float(loss), float(train_time_ms)
+        except ValueError:
+            return
+        if int(total) != self.num_iterations or step > self.num_iterations:
+            return
+        self.after_summary |= self.summaries > 0
+        self.step, self.train_time_ms = max(self.step, step), train_time_ms
+        if not math.isfinite(loss):
+            self.non_finite = self.non_finite or line
+        elif kind == "train":
+            self.train_loss = loss
+        elif not self.curve or step > self.curve[-1][0]:
+            self.curve.append((step, loss, train_time_ms))
+
+    def _summary(self, line: str) -> None:
+        self.summaries += 1
+        try:
+            summary = json.loads(line.removeprefix("summary: "))
+            numbers = [float(summary[name]) for name in ("val_loss", *SUMMARY_FIELDS)]
+            counts = [summary[name] for name in ("steps_done", "tokens_seen", "num_parameters")]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return
+        if all(map(math.isfinite, numbers)) and all(type(count) is int for count in counts):
+            self.summary = summary
+
+    def _explain(self, line: str) -> None:
+        text = printable(line)
+        if not text:
+            return
+        self.tail.append(text)
+        if OUT_OF_MEMORY.search(text):
+            self.out_of_memory = text
+        # torchrun's own last words only say that a worker failed, not why
+        if ERROR_LINE.match(text) and "ChildFailedError" not in text:
+            self.error = text
+
+    @property
+    def incomplete(self) -> str:
+        """Why this is not the log of one complete training; empty when it is."""
+        if self.summaries == 0:
+            return f"no summary line; {self.step} of {self.num_iterations} steps in the log"
+        if self.summaries > 1 or self.after_summary:
+            return f"{self.summaries} summary line(s) and steps behind them: more than one run"
+        if self.summary is None:
+            return "the summary line is damaged"
+        if self.summary["steps_done"] != self.num_iterations:
+            return f"summary after {self.summary['steps_done']} of {self.num_iterations} steps"
+        if not self.curve or self.curve[-1][0] != self.num_iterations:
+            return "no val_loss line at the last step"
+        if abs(self.curve[-1][1] - self.summary["val_loss"]) > 1e-5:
+            return "the summary's val_loss is not that of the last step"
+        return ""
+
+
+def read_log(path: Path, num_iterations: int) -> LogReader:
+    """Stream a log file through a LogReader; a missing file is an empty log."""
+    reader = LogReader(num_iterations)
+    try:
+        with open(path, "rb") as file:
+            while data := file.read(1 << 20):
+                reader.feed(data)
+    except FileNotFoundError:
+        pass
+    return reader.close()
+
+
+# ---------------------------------------------------------------------------------------------
+# What became of a run
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How the processes of an attempt ended, written by whoever watched them."""
+
+    returncode: int | None  # None: nobody saw it end
+    ended_by: str  # "itself", or why it was stopped: "timeout", "stall", "operator", "budget", ...
+    clock: str
+    start_s: float
+    end_s: float
+
+
+def judge(run: RunConfig, attempt: int, log: LogReader, exit: Exit) -> RunResult:
+    """Decide from exit code, summary, steps and finiteness together what became of an attempt."""
+    outcome = {"status": "crashed", "reason": ""}
+    if log.non_finite:
+        outcome = {"status": "diverged", "reason": f"non-finite loss: {printable(log.non_finite)}"}
+    elif exit.returncode == 0 and not log.incomplete:
+        outcome = {
+            "status": "ok",
+            "reason": "",
+            "val_loss": float(log.summary["val_loss"]),
+            **{name: float(log.summary[name]) for name in SUMMARY_FIELDS},
+            **{name: log.summary[name] for name in ("tokens_seen", "num_parameters")},
+        }
+    elif exit.ended_by in ("timeout", "stall"):
+        what = "its time limit" if exit.ended_by == "timeout" else "a silence that was too long"
+        outcome = {"status": "timeout", "reason": f"stopped after {what} at step {log.step}"}
+    elif exit.ended_by != "itself":
+        outcome = {"status": "interrupted", "reason": f"{exit.ended_by}, at step {log.step}"}
+    else:
+        outcome["reason"] = crash_reason(log, exit.returncode)
+    return RunResult(
+        run=run,
+        attempt=attempt,
+        clock=exit.clock,
+        start_s=exit.start_s,
+        end_s=exit.end_s,
+        steps_done=log.step,
+        curve=tuple(log.curve),
+        **outcome,
+    )
+
+
+def crash_reason(log: LogReader, returncode: int | None) -> str:
+    if log.out_of_memory:
+        return f"out of memory; try a smaller --device_batch_size ({log.out_of_memory})"
+    if returncode == 0:
+        return f"exit code 0, but {log.incomplete}"
+    how = f"killed by signal {-returncode}" if (returncode or 0) < 0 else f"exit code {returncode}"
+    why = log.error or " | ".join(log.tail)
+    return printable(f"{how}: {why}" if why else f"{how}, nothing printed", limit=600)
+
+
+# ---------------------------------------------------------------------------------------------
+# Files
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write atomically: a reader sees the old file or the whole new one, whatever dies when."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> dict:
+    """Read one JSON object. Raises ValueError that names the file when it holds anything else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON ({printable(str(error))})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: holds a {type(value).__name__}, not an object")
+    return value
+
+
+def arm_from(value: dict) -> Arm:
+    return Arm(**{**value, "layers": tuple(value["layers"])})
+
+
+def run_from(value: dict) -> RunConfig:
+    return RunConfig(**{**value, "arm": arm_from(value["arm"])})
+
+
+def result_from(value: dict) -> RunResult:
+    """The inverse of `asdict`. Raises ValueError for anything that is not a whole RunResult."""
+    try:
+        fields = {**value, "run": run_from(value["run"])}
+        fields["curve"] = tuple((int(s), float(v), float(t)) for s, v, t in value["curve"])
+        return RunResult(**fields)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"not a run's record: {error!r}") from None
+
+
+def attempt_dir(run_dir: Path, attempt: int) -> Path:
+    return run_dir if attempt == 1 else run_dir / f"attempt_{attempt}"
+
+
+RUN_DIR = re.compile(r"run_\d{1,6}")
+
+
+def attempt_dirs(exp_dir: Path) -> Iterable[tuple[str, int, Path]]:
+    """Every attempt on disk as (run name, attempt, folder), in the order of names and numbers."""
+    for config in sorted(exp_dir.glob("*/run_*/config.json")):
+        folder = config.parent
+        if not RUN_DIR.fullmatch(folder.name):
+            continue
+        name = f"{folder.parent.name}/{folder.name}"
+        yield name, 1, folder
+        attempt = 2
+        while (attempt_dir(folder, attempt) / "config.json").exists():
+            yield name, attempt, attempt_dir(folder, attempt)
+            attempt += 1
+
+
+@dataclass(frozen=True)
+class Records:
+    """Everything that an experiment folder says about its runs."""
+
+    results: tuple[RunResult, ...] = ()
+    damaged: tuple[tuple[Path, str], ...] = ()  # result.json files that cannot be believed
+    open: tuple[tuple[str, int, Path], ...] = ()  # attempts launched, without a result
+
+    def of_stage(self, stage: int) -> list[RunResult]:
+        """The last word on each run of a stage."""
+        return [r for r in self.latest().values() if r.run.stage == stage]
+
+    def latest(self) -> dict[str, RunResult]:
+        latest = {}
+        for result in self.results:
+            if result.run.name not in latest or result.attempt > latest[result.run.name].attempt:
+                latest[result.run.name] = result
+        return latest
+
+
+def read_result(folder: Path, name: str, attempt: int, experiment_id: str) -> RunResult:
+    """Read one record and check that it belongs where it lies. Raises ValueError if not."""
+    value = read_json(folder / "result.json")
+    if value.pop("experiment_id", None) != experiment_id:
+        raise ValueError("it belongs to another experiment")
+    result = result_from(value)
+    if (result.run.name, result.attempt) != (name, attempt):
+        raise ValueError(f"it is the record of {result.run.name}, attempt {result.attempt}")
+    if result.run != run_from(read_json(folder / "config.json")["run"]):
+        raise ValueError("its run is not the one in config.json")
+    return result
+
+
+def read_records(exp_dir: Path, experiment_id: str) -> Records:
+    """Read every record of an experiment; what cannot be believed is listed, never guessed."""
+    results, damaged, open_attempts = [], [], []
+    for name, attempt, folder in attempt_dirs(exp_dir):
+        if not (folder / "result.json").exists():
+            open_attempts.append((name, attempt, folder))
+            continue
+        try:
+            results.append(read_result(folder, name, attempt, experiment_id))
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            damaged.append((folder / "result.json", printable(str(error))))
+    results.sort(key=lambda r: (r.run.stage, r.run.arm.name, r.run.index, r.attempt))
+    return Records(tuple(results), tuple(damaged), tuple(open_attempts))
+
+
+def write_result(folder: Path, result: RunResult, experiment_id: str) -> None:
+    write_json(folder / "result.json", {"experiment_id": experiment_id, **asdict(result)})
+
+
+# ---------------------------------------------------------------------------------------------
+# The ledger
+
+
+def machine_seconds(results: Sequence[RunResult]) -> float:
+    """Machine time paid for: the union of all attempts' intervals, failed ones included.
+
+    Attempts side by side on one machine are paid once; time between attempts is not paid.
+    """
+    total = 0.0
+    for clock in {result.clock for result in results}:
+        covered = -math.inf
+        for start, end in sorted((r.start_s, r.end_s) for r in results if r.clock == clock):
+            total += max(0.0, end - max(start, covered))
+            covered = max(covered, end)
+    return total
