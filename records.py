@@ -434,15 +434,26 @@ def write_result(folder: Path, result: RunResult, experiment_id: str) -> None:
 # The ledger
 
 
-def machine_seconds(results: Sequence[RunResult]) -> float:
+Interval = tuple[str, float, float]  # clock, start_s, end_s
+
+
+def machine_seconds(results: Sequence[RunResult], in_flight: Sequence[Interval] = ()) -> float:
     """Machine time paid for: the union of all attempts' intervals, failed ones included.
 
     Attempts side by side on one machine are paid once; time between attempts is not paid.
     """
-    total = 0.0
-    for clock in {result.clock for result in results}:
-        covered = -math.inf
-        for start, end in sorted((r.start_s, r.end_s) for r in results if r.clock == clock):
-            total += max(0.0, end - max(start, covered))
-            covered = max(covered, end)
+    intervals = [*((r.clock, r.start_s, r.end_s) for r in results), *in_flight]
+    total, covered_clock, covered = 0.0, "", -math.inf
+    for clock, start, end in sorted(intervals):
+        if clock != covered_clock:
+            covered_clock, covered = clock, -math.inf
+        total += max(0.0, end - max(start, covered))
+        covered = max(covered, end)
     return total
+
+
+def duration(seconds: float) -> str:
+    """A duration for a person."""
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -332,8 +332,8 @@ def decide_final(results: Sequence[RunResult], expected: Sequence[str]) -> Decis
         f"Layers: {','.join(map(str, best.arm.layers))}",
         f"Weight: {best.arm.weight:g}",
         f"Schedule: {best.arm.schedule}",
-        f"Baseline: val loss {pm(baseline.losses, 4)}, training time {pm(times[False], 1)} s",
-        f"Best:     val loss {pm(best.losses, 4)}, training time {pm(times[True], 1)} s",
+        f"Baseline: val loss {pm(baseline.losses, 4)}, training time {pm(times[False], 1, ' s')}",
+        f"Best:     val loss {pm(best.losses, 4)}, training time {pm(times[True], 1, ' s')}",
         f"Delta: {comparison.improvement:+.4f} nats/token "
         f"({numbers['relative_improvement']:+.2%}){interval(comparison)}",
         f"p-value: {p_text(numbers['p'])}",
@@ -408,11 +408,11 @@ def speedup(results: Sequence[RunResult]) -> float | None:
     return 1 - sum(times) / len(times) / full
 
 
-def pm(values: Sequence[float], digits: int) -> str:
-    """mean ± sd, to so many digits."""
+def pm(values: Sequence[float], digits: int, unit: str = "") -> str:
+    """mean ± sd (n), to so many digits."""
     mean, sd = aux_stats.mean_sd(values)
     spread = f" ± {sd:.{digits}f}" if sd is not None else ""
-    return f"{mean:.{digits}f}{spread} (n = {len(values)})"
+    return f"{mean:.{digits}f}{spread}{unit} (n = {len(values)})"
 
 
 def interval(comparison) -> str:
@@ -429,12 +429,30 @@ def speedup_text(value: float | None) -> str:
     return "not every run reached the baseline's loss" if value is None else f"{value:+.1%}"
 
 
-CLASSIC_DECISIONS = {
-    1: decide_screening,
-    2: decide_layers,
-    3: decide_hyperparameters,
-    4: decide_final,
-}
+def summarize(results: Sequence[RunResult], expected: Sequence[str]) -> Decision:
+    """Runs asked for by hand: what they gave, and no rule."""
+    baseline, _ = best_against_baseline(results)
+    facts = []
+    for group in groups_of(results).values():
+        name = ", ".join(group.names)
+        if not group.losses:
+            facts.append(f"{name}: no finished run")
+            continue
+        line = f"{name}: val loss {pm(group.losses, 4)}"
+        if baseline and group.arm.layers:
+            comparison = aux_stats.compare(baseline.losses, group.losses)
+            line += f", improvement {comparison.improvement:+.4f}{interval(comparison)}"
+        facts.append(line + (f"; {group.diverged} diverged" if group.diverged else ""))
+    return Decision(
+        stage=0,
+        verdict=FINAL,
+        title="runs asked for by hand are done",
+        because=("No rule applies; python analyze_aux.py compares the arms.",),
+        facts=tuple(facts),
+        rule=rule_text(0),
+        numbers={},
+        missing=missing_arms(results, expected),
+    )
 
 # ---------------------------------------------------------------------------------------------
 # What a person reads
@@ -444,7 +462,8 @@ SIGNS = {PROCEED: "✅", STOP: "🛑", INCONCLUSIVE: "❔", FINAL: "🏁"}
 
 def render(decision: Decision, overridden: bool = False) -> str:
     """The block on screen after a stage."""
-    lines = [f"📊 STAGE {decision.stage} RESULTS:", *(f"  {fact}" for fact in decision.facts)]
+    heading = f"STAGE {decision.stage} RESULTS" if decision.stage else "RESULTS"
+    lines = [f"📊 {heading}:", *(f"  {fact}" for fact in decision.facts)]
     if decision.missing:
         lines.append(f"  Missing: {', '.join(decision.missing)} (no result; see the failed runs)")
     lines += ["", f"{SIGNS[decision.verdict]} DECISION: {decision.title}"]

@@ -1,0 +1,603 @@
+"""Which runs come next?  The experiment as tables, and the plan as a pure function.
+
+Profiles (the scale), arms (what is compared) and stages (what is run and decided when) are rows.
+`next_step` takes the experiment and every result so far and returns the next runs or an end; it
+touches nothing, so resuming, a dry run, a forecast and a power simulation are all the same call.
+"""
+
+import math
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import staged_analysis_helper as helper
+from records import Arm, RunConfig, RunResult, duration, machine_seconds
+from staged_analysis_helper import FINAL, PROCEED, Decision
+
+QUESTION = (
+    "Do auxiliary prediction heads at intermediate layers lower the final validation loss of a"
+    " GPT, and which layers, weight and schedule do it best?"
+)
+
+# ---------------------------------------------------------------------------------------------
+# Profiles: the scale that everything runs at
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One scale: model, data, optimizer, and the expected cost of a run before any is measured."""
+
+    name: str
+    machine: str  # what it is meant for
+    gpus: int  # of that machine; the forecast's times are for so many (0: CPU)
+    data_dir: str
+    budget_hours: float
+    full_iterations: int
+    n_head: int
+    model_dim: int
+    vocab_size: int
+    sequence_length: int
+    batch_size: int  # sequences per step, all devices together
+    device_batch_size: int  # sequences per forward pass on one device
+    val_tokens: int
+    val_loss_every: int
+    muon_lr: float
+    embed_lr: float
+    head_lr: float
+    scalar_lr: float
+    step_s: float  # one training step of the baseline, on that machine
+    val_s: float  # one validation
+    start_s: float  # start-up, compilation and end of a run
+    n_layer: int = 12
+    cooldown_frac: float = 0.7
+    aux_token_fraction: float = 0.125
+
+    @property
+    def flops_per_step(self) -> float:
+        """6 N D for the matrices that multiply (Kaplan et al. 2020), attention left out."""
+        matrices = 12 * self.n_layer * self.model_dim**2 + self.vocab_size * self.model_dim
+        return 6 * matrices * self.batch_size * self.sequence_length
+
+
+TRAINER_FLAGS = (  # fields of a profile that the trainer takes under the same name
+    *("n_layer", "n_head", "model_dim", "vocab_size", "sequence_length"),
+    *("cooldown_frac", "batch_size", "device_batch_size"),
+    *("muon_lr", "embed_lr", "head_lr", "scalar_lr"),
+    *("val_tokens", "val_loss_every", "aux_token_fraction"),
+)
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        # 150 ms a step on 8xH100 and 1069 ms on one H200: modded-nanogpt's track 3 logs.
+        Profile(
+            name="speedrun",
+            machine="8 GPUs of the H100 class",
+            gpus=8,
+            data_dir="data/fineweb",
+            budget_hours=7.0,
+            full_iterations=5100,
+            n_head=6,
+            model_dim=768,
+            vocab_size=50304,
+            sequence_length=1024,
+            batch_size=512,
+            device_batch_size=64,
+            val_tokens=10_485_760,
+            val_loss_every=125,
+            muon_lr=0.025,
+            embed_lr=0.7,
+            head_lr=0.004,
+            scalar_lr=0.015,
+            step_s=0.165,
+            val_s=2.5,
+            start_s=60.0,
+        ),
+        Profile(
+            name="small",
+            machine="one GPU",
+            gpus=1,
+            data_dir="data/fineweb",
+            budget_hours=7.0,
+            full_iterations=3050,
+            n_head=6,
+            model_dim=384,
+            vocab_size=50304,
+            sequence_length=1024,
+            batch_size=64,
+            device_batch_size=32,
+            val_tokens=1_048_576,
+            val_loss_every=125,
+            muon_lr=0.025,
+            embed_lr=0.7,
+            head_lr=0.004,
+            scalar_lr=0.015,
+            step_s=0.12,
+            val_s=0.7,
+            start_s=45.0,
+        ),
+        Profile(
+            name="mini",
+            machine="any CPU",
+            gpus=0,
+            data_dir="data/stdlib",
+            budget_hours=0.09,
+            full_iterations=200,
+            n_head=2,
+            model_dim=64,
+            vocab_size=256,
+            sequence_length=128,
+            batch_size=16,
+            device_batch_size=16,
+            val_tokens=65_536,
+            val_loss_every=50,
+            muon_lr=0.025,
+            embed_lr=0.7,
+            head_lr=0.004,
+            scalar_lr=0.015,
+            step_s=0.03,
+            val_s=0.5,
+            start_s=4.0,
+        ),
+    )
+}
+
+CPU_FLOPS = 3e10  # per core, what small fp32 matrix products reach in practice; for forecasts only
+
+
+def default_profile(gpus: int) -> tuple[str, str]:
+    """(profile, why) for a machine with so many visible GPUs."""
+    if gpus >= 4:
+        return "speedrun", f"{gpus} GPUs are visible (4 or more)"
+    if gpus >= 1:
+        return "small", f"{gpus} GPU(s) visible (1 to 3)"
+    return "mini", "no GPU is visible"
+
+
+# ---------------------------------------------------------------------------------------------
+# Arms: what is compared
+
+WEIGHT, SCHEDULE = 0.1, "constant"  # unless the arm is about the weight or the schedule
+WEIGHTS = (0.05, 0.1, 0.2)
+SCHEDULES = ("constant", "linear_decay", "cosine_decay")
+ALL_SCHEDULES = (*SCHEDULES, "warmup_decay")  # that the trainer knows
+PLACEMENTS = ((4,), (6,), (8,), (4, 8))
+SCREENED = ((6,), (4, 8), (3, 6, 9))
+
+
+def aux(layers: Sequence[int], name="", weight=WEIGHT, schedule=SCHEDULE, about="") -> Arm:
+    taps = ", ".join(map(str, layers))
+    about = about or f"heads after layer{'s' * (len(layers) > 1)} {taps}"
+    return Arm(name or placement_name(layers), tuple(layers), weight, schedule, about)
+
+
+def placement_name(layers: Sequence[int]) -> str:
+    return "aux_" + "_".join(map(str, layers))
+
+
+def weighted(prefix: str, weight: float) -> Arm:
+    name = prefix + f"w{weight:g}".replace(".", "p")
+    return aux((4, 8), name, weight=weight, about=f"loss weight {weight:g}")
+
+
+def scheduled(prefix: str, schedule: str) -> Arm:
+    return aux((4, 8), prefix + schedule, schedule=schedule, about=f"weight schedule {schedule}")
+
+
+def baseline(name: str = "baseline") -> Arm:
+    return Arm(name, description="no auxiliary heads")
+
+
+REPEAT = aux((6,), "aux_6_repeat", about="same arm as aux_6, new seed: run-to-run variance")
+SCREENING = (
+    baseline("screen_baseline"),
+    *(aux(taps, "screen_" + placement_name(taps)) for taps in SCREENED),
+)
+LAYERS = (baseline(), *map(aux, PLACEMENTS), REPEAT)
+DIVES = (  # at the layers that stage 2 chose; 4,8 stands for them until then
+    *(weighted("dive_", weight) for weight in WEIGHTS),
+    *(scheduled("dive_", schedule) for schedule in SCHEDULES),
+)
+N_VALIDATIONS = 4  # runs of the best so far, in stage 3
+VALIDATIONS = tuple(
+    aux((4, 8), f"validation_{k}", about="the best so far, new seed") for k in range(N_VALIDATIONS)
+)
+FINAL_ARMS = (
+    aux((4, 8), "final_best", about="the configuration that stage 3 finalized"),
+    baseline("final_baseline"),
+)
+
+NUM_HEADS = ((4, 8), (3, 9), (5, 7), (3, 6, 9), (2, 6, 10), (4, 6, 8), (2, 4, 6, 8))
+PHASES = {  # of --list, --experiment and --phase: arms to run by hand, outside the stages
+    "baseline": (baseline(),),
+    "layer_position": (*map(aux, PLACEMENTS[:3]), REPEAT),
+    "num_heads": tuple(map(aux, NUM_HEADS)),
+    "loss_weight": tuple(weighted("aux_4_8_", w) for w in (0.01, 0.05, 0.1, 0.2, 0.5)),
+    "loss_schedule": tuple(scheduled("aux_4_8_", s) for s in ALL_SCHEDULES),
+    "screening": SCREENING,
+    "quick": (baseline("quick_baseline"), aux((4, 8), "quick_aux_4_8")),
+}
+ARMS = {arm.name: arm for arms in PHASES.values() for arm in arms}
+
+SHORT = 1000 / 5100  # of a full run: a complete short training, cooldown included
+LENGTHS = {"screening": SHORT, "quick": 0.1}  # of a phase; the others run at full length
+
+
+def phase_of(arm: Arm) -> str:
+    return next(phase for phase, arms in PHASES.items() if arm in arms)
+
+
+# ---------------------------------------------------------------------------------------------
+# The experiment: all that is fixed before the first run
+
+
+@dataclass(frozen=True)
+class Override:
+    """Something that a person decided against, or instead of, a rule. Kept in overrides.json."""
+
+    kind: str  # "ignore_gate", "by_hand" or "budget"
+    stage: int
+    value: dict = field(default_factory=dict)
+    when: str = ""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What was asked. Together with the results on disk it determines every next step."""
+
+    profile: Profile
+    plan: str  # a key of PLANS
+    budget_hours: float
+    full_iterations: int
+    validation_runs: int
+    processes: int  # of one run; on GPUs, one each
+    device: str  # "cuda" or "cpu"
+    arms: tuple[Arm, ...] = ()  # plan "manual" only
+    seeds: tuple[int, ...] = ()  # plan "manual" only
+    overrides: tuple[Override, ...] = ()
+
+    def iterations(self, fraction: float) -> int:
+        return max(1, round(self.full_iterations * fraction))
+
+    def overridden(self, stage: int, kind: str) -> Override | None:
+        """The latest override of this kind for this stage."""
+        found = [o for o in self.overrides if (o.kind, o.stage) == (kind, stage)]
+        return found[-1] if found else None
+
+
+def seed_of(stage: int, number: int) -> int:
+    """Each stage has seeds of its own: what selected an arm never also confirms it."""
+    return 1000 * stage + number
+
+
+# ---------------------------------------------------------------------------------------------
+# What a run costs, in machine time
+
+
+class Costs:
+    """Expected seconds of machine time of a run: measured where possible, else the profile's prior.
+
+    A run of a configuration and length that has been measured costs the median of those. Any other
+    costs the prior, with its training part and its remainder (start-up, validation) each scaled by
+    the median ratio of measurement to prior over all runs so far.
+    """
+
+    def __init__(self, experiment: Experiment, results: Sequence[RunResult] = ()):
+        self.experiment = experiment
+        done = [r for r in results if r.status == "ok"]
+        self.measured: dict[tuple, list[float]] = {}
+        train, rest = [], []
+        for r in done:
+            self.measured.setdefault(self._key(r.run), []).append(r.wall_s)
+            prior_train, prior_rest = self.prior(r.run)
+            train.append(r.train_time_ms / 1000 / prior_train)
+            rest.append(max(0.0, r.wall_s - r.train_time_ms / 1000) / prior_rest)
+        self.train_ratio = statistics.median(train or [1.0])
+        self.rest_ratio = statistics.median(rest or [1.0])
+
+    @staticmethod
+    def _key(run: RunConfig) -> tuple:
+        return run.arm.configuration, run.num_iterations
+
+    def prior(self, run: RunConfig) -> tuple[float, float]:
+        """(training, remainder) in seconds, before anything was measured."""
+        e, p = self.experiment, self.experiment.profile
+        if p.gpus and e.device == "cpu":
+            step_s = p.flops_per_step / (CPU_FLOPS * (os.cpu_count() or 1))
+        else:
+            step_s = p.step_s * (p.gpus / e.processes if p.gpus else 1)
+        # a head on all positions costs about a third of the 124M model (README, "What heads cost")
+        step_s *= 1 + 0.3 * p.aux_token_fraction * len(run.arm.layers)
+        validations = 1 + math.ceil(run.num_iterations / p.val_loss_every)
+        slower = step_s / p.step_s
+        return run.num_iterations * step_s, p.start_s + validations * p.val_s * max(1.0, slower)
+
+    def __call__(self, run: RunConfig) -> float:
+        if walls := self.measured.get(self._key(run)):
+            return statistics.median(walls)
+        train, rest = self.prior(run)
+        return train * self.train_ratio + rest * self.rest_ratio
+
+
+# ---------------------------------------------------------------------------------------------
+# Stages: which runs a stage asks for, given what is known
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a stage may know: the experiment, earlier stages' choice, and its own results."""
+
+    experiment: Experiment
+    stage: "Stage"
+    choice: Arm | None  # layers, weight and schedule as decided so far
+    results: tuple[RunResult, ...]  # the last word on each of the stage's runs
+    left_s: float  # of the budget, when the stage began
+    costs: Costs  # as known when the stage began
+
+    def run(self, arm: Arm, seed_number: int = 0, index: int = 0) -> RunConfig:
+        stage = self.stage
+        iterations = self.experiment.iterations(stage.fraction)
+        return RunConfig(stage.number, arm, index, seed_of(stage.number, seed_number), iterations)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of a plan's table."""
+
+    number: int
+    name: str
+    question: str
+    arms: tuple[Arm, ...]
+    fraction: float  # of a full run
+    wanted: Callable[[Situation], list[RunConfig]]  # all runs asked for so far, in order
+    decide: Callable[[Sequence[RunResult], Sequence[str]], Decision]
+
+    @property
+    def expected(self) -> tuple[str, ...]:
+        return tuple(arm.name for arm in self.arms)
+
+
+def each_arm_once(s: Situation) -> list[RunConfig]:
+    """Arms share the stage's first seed; a repeat of a configuration takes the next one."""
+    runs, seen = [], {}
+    for arm in s.stage.arms:
+        number = seen.get(arm.configuration, 0)
+        seen[arm.configuration] = number + 1
+        runs.append(s.run(arm, number))
+    return runs
+
+
+def dives_then_validations(s: Situation) -> list[RunConfig]:
+    """Weights and schedules at the chosen layers; then the best of them, with new seeds."""
+    dives = each_arm_once(s)[: len(DIVES)]
+    dives = [replace(run, arm=replace(run.arm, layers=s.choice.layers)) for run in dives]
+    if len(s.results) < len(dives):
+        return dives
+    best = helper.best_dive([r for r in s.results if r.run.arm.name.startswith("dive_")])
+    if best is None:
+        return dives
+    validations = [replace(best.arm, name=f"validation_{k}") for k in range(N_VALIDATIONS)]
+    return dives + [s.run(arm, 2 + k) for k, arm in enumerate(validations)]
+
+
+def pairs(s: Situation) -> list[RunConfig]:
+    """As many baseline/best pairs as the budget allows, interleaved so that drift hits both."""
+    arms = (baseline("final_baseline"), replace(s.choice, name="final_best"))
+    cost = sum(s.costs(s.run(arm)) for arm in arms)
+    n = min(s.experiment.validation_runs, max(0, math.floor(s.left_s / cost)))
+    return [s.run(arm, k, index=k) for k in range(n) for arm in arms]
+
+
+def every_seed(s: Situation) -> list[RunConfig]:
+    """Plan "manual": the arms asked for, seed by seed; a repeat of an arm gets other seeds."""
+    e, runs = s.experiment, []
+    for k, seed in enumerate(e.seeds):
+        earlier = [arm.configuration for arm in e.arms]
+        for position, arm in enumerate(e.arms):
+            repeat = earlier[:position].count(arm.configuration)
+            iterations = e.iterations(LENGTHS.get(phase_of(arm), 1.0))
+            runs.append(RunConfig(0, arm, k, seed + 1000 * repeat, iterations))
+    return runs
+
+
+PLANS = {
+    "classic": (
+        Stage(
+            number=1,
+            name="screening",
+            question="does any placement help at once?",
+            arms=SCREENING,
+            fraction=SHORT,
+            wanted=each_arm_once,
+            decide=helper.decide_screening,
+        ),
+        Stage(
+            number=2,
+            name="layer position",
+            question="which tap layers?",
+            arms=LAYERS,
+            fraction=1.0,
+            wanted=each_arm_once,
+            decide=helper.decide_layers,
+        ),
+        Stage(
+            number=3,
+            name="deep dive",
+            question="which loss weight and schedule?",
+            arms=DIVES + VALIDATIONS,
+            fraction=1.0,
+            wanted=dives_then_validations,
+            decide=helper.decide_hyperparameters,
+        ),
+        Stage(
+            number=4,
+            name="final validation",
+            question="does it hold on seeds used nowhere else?",
+            arms=FINAL_ARMS,
+            fraction=1.0,
+            wanted=pairs,
+            decide=helper.decide_final,
+        ),
+    ),
+    "manual": (
+        Stage(
+            number=0,
+            name="by hand",
+            question="what was asked for",
+            arms=(),
+            fraction=1.0,
+            wanted=every_seed,
+            decide=helper.summarize,
+        ),
+    ),
+}
+
+# ---------------------------------------------------------------------------------------------
+# The plan: a pure function from the results so far to the next runs, or to an end
+
+MAX_ATTEMPTS = 3  # of a run that crashes or hangs; the seed stays the same
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the results call for: runs to launch, or an end; and all decisions on the way."""
+
+    stage: int
+    runs: tuple[RunConfig, ...] = ()  # empty at the end, or while others are still running
+    decisions: dict[int, Decision] = field(default_factory=dict)
+    ended: str = ""  # why the plan goes no further
+    at_gate: bool = False  # it ended because a decision did not let it pass
+    cut: tuple[str, ...] = ()  # what the budget took away
+
+
+def concluded(attempts: Sequence[RunResult]) -> RunResult | None:
+    """The result that stands for a run; None if it has to be run (again)."""
+    if attempts and attempts[-1].settled:
+        return attempts[-1]
+    failures = [a for a in attempts if a.status in ("crashed", "timeout")]
+    return failures[-1] if len(failures) >= MAX_ATTEMPTS else None
+
+
+def next_step(
+    e: Experiment,
+    results: Sequence[RunResult],
+    running: frozenset[str] = frozenset(),
+    spent_s: float | None = None,
+) -> Step:
+    """The plan. `running` names the runs in flight, `spent_s` the machine time with theirs."""
+    attempts: dict[str, list[RunResult]] = {}
+    for r in sorted(results, key=lambda r: r.attempt):
+        attempts.setdefault(r.run.name, []).append(r)
+    left_s = 3600 * e.budget_hours - (machine_seconds(results) if spent_s is None else spent_s)
+    costs = Costs(e, results)
+    start = max((o.stage for o in e.overrides if o.kind == "by_hand"), default=0)
+    choice, decisions, cut = None, {}, []
+
+    for stage in PLANS[e.plan]:
+        earlier = [r for r in results if r.run.stage < stage.number]
+        if by_hand := e.overridden(stage.number, "by_hand"):
+            choice = Arm("by_hand", **{**by_hand.value, "layers": tuple(by_hand.value["layers"])})
+        elif stage.number < start and not any(r.run.stage == stage.number for r in results):
+            continue
+        mine = [concluded(a) for a in attempts.values() if a[0].run.stage == stage.number]
+        situation = Situation(
+            experiment=e,
+            stage=stage,
+            choice=choice,
+            results=tuple(r for r in mine if r),
+            left_s=3600 * e.budget_hours - machine_seconds(earlier),
+            costs=Costs(e, earlier),
+        )
+        wanted = stage.wanted(situation)
+        open_runs = [run for run in wanted if not concluded(attempts.get(run.name, []))]
+        startable = tuple(run for run in open_runs if run.name not in running)
+        if stage.number == 4 and len(wanted) < 2 * e.validation_runs:
+            cut.append(
+                f"stage 4: {len(wanted) // 2} of {e.validation_runs} pairs fit into what is left"
+            )
+        broke = bool(startable) and costs(startable[0]) > left_s
+        if open_runs and (not broke or running):
+            return Step(stage.number, () if broke else startable, decisions, cut=tuple(cut))
+        if broke:
+            names = ", ".join(run.name for run in startable)
+            cut.append(
+                f"stage {stage.number}: {names} not started: the next one takes about"
+                f" {duration(costs(startable[0]))}, {duration(max(0.0, left_s))} are left"
+            )
+
+        by_name = {r.run.name: r for r in situation.results}
+        told = [by_name[run.name] for run in wanted if run.name in by_name]
+        decision = stage.decide(told, stage.expected or tuple(arm.name for arm in e.arms))
+        decisions[stage.number] = decision
+        choice = decision.chosen or choice
+        if broke or not wanted:
+            return Step(stage.number, (), decisions, "the budget is spent", cut=tuple(cut))
+        passed = decision.verdict in (PROCEED, FINAL) or e.overridden(stage.number, "ignore_gate")
+        if not passed and stage.number >= start:
+            return Step(stage.number, (), decisions, decision.title, True, tuple(cut))
+        if choice is None and stage.number == 2:
+            return Step(2, (), decisions, "stage 2 left no layers to go on with", cut=tuple(cut))
+    return Step(stage.number, (), decisions, "all stages are done", cut=tuple(cut))
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that is still to come if every gate lets the plan pass."""
+
+    run: RunConfig
+    cost_s: float
+
+
+def forecast(e: Experiment, results: Sequence[RunResult] = ()) -> tuple[list[Planned], Step]:
+    """The runs still to come, by feeding invented results to the plan, and its last step.
+
+    The invented results let every gate pass and the two-layer placement win: the longest course
+    that the plan can take within the budget.
+    """
+    results, planned = list(results), []
+    scale = max((r.val_loss for r in results if r.status == "ok"), default=4.0)
+    clock_s = 0.0
+    everything = replace(
+        e, overrides=(*e.overrides, *(Override("ignore_gate", n) for n in (1, 2, 3)))
+    )
+    while (step := next_step(everything, results)).runs:
+        costs = Costs(e, results)
+        left_s = 3600 * e.budget_hours - machine_seconds(results)
+        for run in step.runs:
+            cost_s = costs(run)
+            if cost_s > left_s:
+                break
+            left_s -= cost_s
+            planned.append(Planned(run, cost_s))
+            loss = scale * invented_loss(run.arm)
+            attempt = 1 + sum(r.run.name == run.name for r in results)
+            results.append(invented(run, attempt, loss, clock_s, cost_s, costs))
+            clock_s += cost_s
+    return planned, step
+
+
+def invented_loss(arm: Arm) -> float:
+    """Of a baseline at 1: two layers win, then the default weight and schedule."""
+    if not arm.layers:
+        return 1.0
+    off_default = (arm.weight != WEIGHT) + (arm.schedule != SCHEDULE)
+    return 0.9 + 0.01 * abs(len(arm.layers) - 2) + 0.001 * off_default
+
+
+def invented(run, attempt, val_loss, start_s, cost_s, costs: Costs) -> RunResult:
+    train, rest = costs.prior(run)
+    share = train * costs.train_ratio / (train * costs.train_ratio + rest * costs.rest_ratio)
+    return RunResult(
+        run=run,
+        attempt=attempt,
+        status="ok",
+        reason="invented",
+        clock="forecast",
+        start_s=start_s,
+        end_s=start_s + cost_s,
+        val_loss=val_loss,
+        steps_done=run.num_iterations,
+        train_time_ms=1000 * share * cost_s,
+        step_avg_ms=1000 * share * cost_s / run.num_iterations,
+    )

@@ -1,0 +1,330 @@
+"""What was asked, with which code and data, and is it still the same?  The experiment folder.
+
+`experiment_configs.json` is written before the first run and never again: profile, plan, rules,
+arms, code and data by their hashes. Whoever continues the experiment is held to it. What a person
+decides against a rule is kept in `overrides.json`; `staged_ablation_results.json` is derived from
+the records after every run, for people and other programs.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+import launchers
+import staged_analysis_helper as helper
+from plans import PLANS, PROFILES, QUESTION, Experiment, Override, Step, seed_of
+from records import RunResult, arm_from, machine_seconds, read_json, write_json
+
+ROOT = Path(__file__).resolve().parent
+
+# ---------------------------------------------------------------------------------------------
+# Registration: what is fixed before the first run
+
+
+@dataclass(frozen=True)
+class Materials:
+    """The files that runs are made of."""
+
+    script: Path  # the trainer in the checkout
+    data_dir: Path
+
+    @property
+    def code_files(self) -> tuple[Path, ...]:
+        heads = self.script.with_name("aux_heads.py")
+        return (self.script, heads) if heads.exists() else (self.script,)
+
+    @property
+    def code_hash(self) -> str:
+        digest = hashlib.sha256()
+        for file in self.code_files:
+            digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+        return digest.hexdigest()[:16]
+
+    @property
+    def data_fingerprint(self) -> str:
+        """prepare.py's own where it lies beside the shards, else of names, sizes and samples."""
+        shards = sorted(self.data_dir.glob("*.bin"))
+        meta = self.data_dir / "fingerprint.json"
+        if meta.exists():
+            listed = read_json(meta)
+            sizes = {file["name"]: file["bytes"] for file in listed["files"]}
+            if sizes == {shard.name: shard.stat().st_size for shard in shards}:
+                return listed["fingerprint"]
+        digest = hashlib.sha256()
+        for shard in shards:
+            size = shard.stat().st_size
+            digest.update(f"{shard.name} {size}\n".encode())
+            with open(shard, "rb") as file:
+                for part in range(16):
+                    file.seek(size * part // 16)
+                    digest.update(file.read(4096))
+        return f"sampled-sha256:{digest.hexdigest()}"
+
+
+def check_materials(m: Materials, e: Experiment) -> None:
+    """Raise ValueError with the remedy when a run could not even begin."""
+    if not m.script.is_file():
+        raise ValueError(f"--train_script {m.script}: no such file")
+    for kind in ("train", "val"):
+        if not any(m.data_dir.glob(f"*_{kind}_*.bin")):
+            prepare = "python data/prepare.py"
+            if e.profile.data_dir == "data/fineweb":
+                tokens = e.full_iterations * e.profile.batch_size * e.profile.sequence_length
+                prepare += f" fineweb --shards {-(-tokens // 100_000_000)}"
+            raise ValueError(f"no *_{kind}_*.bin shard in {m.data_dir}; make them: {prepare}")
+    if e.profile.batch_size % e.processes:
+        fit = [n for n in range(1, e.processes) if e.profile.batch_size % n == 0]
+        raise ValueError(
+            f"{e.processes} processes cannot share a batch of {e.profile.batch_size} sequences"
+            f" evenly; give --num_gpus {fit[-1]}"
+        )
+
+
+def registered(e: Experiment, m: Materials) -> dict:
+    """What a resumed experiment must have in common with the one that was begun."""
+    stages = {
+        str(stage.number): {
+            "name": stage.name,
+            "question": stage.question,
+            "rule": helper.rule_text(stage.number),
+            "num_iterations": e.iterations(stage.fraction),
+            "arms": [asdict(arm) for arm in stage.arms or e.arms],
+            "seeds": list(e.seeds) if e.arms else f"from {seed_of(stage.number, 0)}",
+        }
+        for stage in PLANS[e.plan]
+    }
+    return {
+        "question": QUESTION,
+        "plan": e.plan,
+        "profile": {k: v for k, v in asdict(e.profile).items() if k != "device_batch_size"},
+        "full_iterations": e.full_iterations,
+        "validation_runs": e.validation_runs,
+        "stages": stages,
+        "data": {"fingerprint": m.data_fingerprint},
+        "code": {"hash": m.code_hash, "files": [file.name for file in m.code_files]},
+    }
+
+
+def machine(e: Experiment, gpus: Sequence[str]) -> dict:
+    return {
+        "host": socket.gethostname(),
+        "device": e.device,
+        "processes": e.processes,
+        "gpus": list(gpus),
+        "cpu": cpu_name(),
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def cpu_name() -> str:
+    try:
+        return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    except (OSError, TypeError):
+        return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("torch", "numpy", "scipy"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def git_state() -> dict:
+    """Of the checkout this file lies in; `dirty` is None where there is no repository."""
+    commit = launchers.output_of("git", "rev-parse", "HEAD", cwd=ROOT)
+    changed = launchers.output_of("git", "status", "--porcelain", cwd=ROOT) if commit else None
+    return {"commit": commit, "dirty": None if changed is None else bool(changed)}
+
+
+def begin(e: Experiment, m: Materials, output_dir: Path, facts: dict) -> Path:
+    """Make the experiment's folder: registration, and a copy of the code that will run."""
+    stem = time.strftime("aux_heads_%Y%m%d_%H%M%S")
+    for suffix in ("", *(f"_{n}" for n in range(2, 100))):
+        exp_dir = output_dir / (stem + suffix)
+        try:
+            exp_dir.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+    fixed = registered(e, m)
+    code_dir = exp_dir / "code" / m.code_hash
+    code_dir.mkdir(parents=True)
+    for file in m.code_files:
+        shutil.copy2(file, code_dir / file.name)
+    document = {
+        "experiment_id": uuid.uuid4().hex,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "hash": "sha256:" + hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest(),
+        **fixed,
+        "data": {"dir": str(m.data_dir), **fixed["data"]},
+        "device_batch_size": e.profile.device_batch_size,  # free to change: the loss is the same
+        "budget_hours": e.budget_hours,
+        "arms": [asdict(arm) for arm in e.arms],
+        "seeds": list(e.seeds),
+        "train_script": str(m.script),
+        **facts,
+    }
+    write_json(exp_dir / "experiment_configs.json", document)
+    return exp_dir
+
+
+def check_unchanged(document: dict, fixed: dict, exp_dir: Path) -> None:
+    """Raise ValueError that names every registered field that differs from what is asked now."""
+    now = json.loads(json.dumps(fixed))
+    differing = [
+        f"{field}{inner}: registered {printable_value(was)}, now {printable_value(is_now)}"
+        for field in now
+        for inner, was, is_now in differences(document.get(field), now[field])
+    ]
+    if differing:
+        script = exp_dir / "code" / document["code"]["hash"] / document["code"]["files"][0]
+        remedy = "give what was registered, or start a new experiment"
+        if any(line.startswith("code") for line in differing):
+            remedy += f" (the registered trainer: --train_script {script})"
+        raise ValueError(f"{exp_dir} is another experiment: {'; '.join(differing)}. {remedy}")
+
+
+def differences(was, now, path=""):
+    """(path, was, now) of every leaf that differs between two JSON values."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        named = was.get("name") != now.get("name")  # then all the rest differs too
+        for key in ["name"] if named else now:
+            yield from differences(was.get(key), now.get(key), f"{path}.{key}")
+    elif was != now:
+        yield path, was, now
+
+
+def printable_value(value) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# ---------------------------------------------------------------------------------------------
+# An experiment folder
+
+
+def newest_experiment(output_dir: Path) -> Path:
+    """The newest staged experiment. Raises ValueError when there is none."""
+    for folder in sorted(output_dir.glob("aux_heads_*"), reverse=True):
+        try:
+            if read_json(folder / "experiment_configs.json")["plan"] != "manual":
+                return folder
+        except (ValueError, OSError, KeyError):
+            continue
+    begin_one = "python run_aux.py --stage 1"
+    raise ValueError(f"no staged experiment in {output_dir}/; begin one: {begin_one}")
+
+
+def read_document(exp_dir: Path) -> dict:
+    """experiment_configs.json. Raises ValueError when this is no folder of ours."""
+    path = exp_dir / "experiment_configs.json"
+    if not path.is_file():
+        raise ValueError(
+            f"--exp_dir {exp_dir}: no {path.name} there; give a folder that run_aux.py made"
+            " (experiments/aux_heads_...)"
+        )
+    document = read_json(path)
+    expected = ("experiment_id", "plan", "profile", "full_iterations", "budget_hours", "data")
+    if lacking := [name for name in expected if name not in document]:
+        raise ValueError(f"{path}: no field {', '.join(lacking)}; it is not an experiment of ours")
+    if document["plan"] not in PLANS or document["profile"]["name"] not in PROFILES:
+        raise ValueError(f"{path}: unknown plan {document['plan']!r} or profile")
+    return document
+
+
+def experiment_of(document: dict) -> Experiment:
+    """The experiment that a folder registered."""
+    profile = PROFILES[document["profile"]["name"]]
+    return Experiment(
+        profile=replace(profile, device_batch_size=document["device_batch_size"]),
+        plan=document["plan"],
+        budget_hours=document["budget_hours"],
+        full_iterations=document["full_iterations"],
+        validation_runs=document["validation_runs"],
+        processes=document["machine"]["processes"],
+        device=document["machine"]["device"],
+        arms=tuple(map(arm_from, document["arms"])),
+        seeds=tuple(document["seeds"]),
+    )
+
+
+def read_overrides(exp_dir: Path) -> tuple[Override, ...]:
+    path = exp_dir / "overrides.json"
+    if not path.exists():
+        return ()
+    try:
+        return tuple(Override(**value) for value in read_json(path)["overrides"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a list of overrides ({error!r})") from None
+
+
+def with_overrides_on_record(e: Experiment, exp_dir: Path) -> Experiment:
+    e = replace(e, overrides=read_overrides(exp_dir))
+    budget = e.overridden(0, "budget")
+    return replace(e, budget_hours=budget.value["hours"]) if budget else e
+
+
+def add_override(exp_dir: Path, e: Experiment, kind: str, stage: int, value: dict) -> Experiment:
+    """Record that a person decided; a second time for the same thing changes nothing."""
+    known = e.overridden(stage, kind)
+    if known and known.value == value:
+        return e
+    override = Override(kind, stage, value, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    e = replace(e, overrides=(*e.overrides, override))
+    write_json(exp_dir / "overrides.json", {"overrides": [asdict(o) for o in e.overrides]})
+    return e
+
+
+def write_results(
+    exp_dir: Path, experiment_id: str, e: Experiment, results: Sequence[RunResult], step: Step
+) -> None:
+    """staged_ablation_results.json: derived from the records, never read back by the plan."""
+    latest = {}
+    for r in sorted(results, key=lambda r: r.attempt):
+        latest[r.run.name] = r
+    stages = {}
+    for stage in PLANS[e.plan]:
+        decision = step.decisions.get(stage.number)
+        mine = [r for r in latest.values() if r.run.stage == stage.number]
+        if not mine and decision is None:
+            continue
+        stages[str(stage.number)] = {
+            "name": stage.name,
+            "runs": [
+                {"run": r.run.name, "status": r.status, "val_loss": r.val_loss}
+                for r in mine
+            ],
+            "decision": asdict(decision) if decision else None,
+            "overridden": bool(
+                decision
+                and decision.verdict not in (helper.PROCEED, helper.FINAL)
+                and e.overridden(stage.number, "ignore_gate")
+            ),
+        }
+    spent_hours = machine_seconds(results) / 3600
+    write_json(
+        exp_dir / "staged_ablation_results.json",
+        {
+            "experiment_id": experiment_id,
+            "plan": e.plan,
+            "ended": step.ended,
+            "stages": stages,
+            "overrides": [asdict(o) for o in e.overrides],
+            "cut": list(step.cut),
+            "budget": {"hours": e.budget_hours, "spent_hours": spent_hours},
+        },
+    )

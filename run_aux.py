@@ -1,0 +1,611 @@
+"""Do auxiliary prediction heads at intermediate layers make a GPT train better, and which ones?
+
+A staged ablation: four stages, each deciding whether the next is worth its cost. One run is one
+training of `train_gpt.py`; every decision follows from the results on disk (plans.py).
+
+    python run_aux.py --staged --max_budget_hours 7     # all four stages
+    python run_aux.py --staged --dry_run                # every command, count and hour, first
+    python run_aux.py --stage 2                         # one stage, in the newest experiment
+    python run_aux.py --experiment baseline,aux_4_8 --runs 5
+
+Writes experiments/aux_heads_YYYYMMDD_HHMMSS/ (README.md, "What lies in an experiment folder").
+"""
+
+import argparse
+import difflib
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import launchers
+import staged_analysis_helper as helper
+from orchestrator import Display, Limits, Lock, Orchestrator, read_in_flight, reconcile
+from plans import (
+    ALL_SCHEDULES,
+    ARMS,
+    PHASES,
+    PLANS,
+    PROFILES,
+    QUESTION,
+    SCHEDULE,
+    TRAINER_FLAGS,
+    WEIGHT,
+    Costs,
+    Experiment,
+    default_profile,
+    forecast,
+    next_step,
+)
+from records import STATUSES, Arm, RunConfig, RunResult, duration, machine_seconds, read_records
+from registration import (
+    ROOT,
+    Materials,
+    add_override,
+    begin,
+    check_materials,
+    check_unchanged,
+    experiment_of,
+    git_state,
+    machine,
+    newest_experiment,
+    read_document,
+    registered,
+    versions,
+    with_overrides_on_record,
+    write_results,
+)
+
+# ---------------------------------------------------------------------------------------------
+# The command of a run
+
+
+def build_command(
+    e: Experiment, run: RunConfig, script: Path, data_dir: Path, log_file: Path
+) -> tuple[str, ...]:
+    """The whole command line; pasted into a shell, it does the same run.
+
+    torchrun is the one beside this Python, unless the variable TORCHRUN names another.
+    """
+    beside_python = Path(sys.executable).with_name("torchrun")
+    found = beside_python if beside_python.exists() else "torchrun"
+    torchrun = os.environ.get("TORCHRUN", found)
+    arguments = {
+        "num_iterations": run.num_iterations,
+        **{name: getattr(e.profile, name) for name in TRAINER_FLAGS},
+        "data_dir": data_dir,
+        "aux_head_layers": ",".join(map(str, run.arm.layers)),
+        "aux_loss_weight": f"{run.arm.weight:g}",
+        "aux_loss_schedule": run.arm.schedule,
+        "seed": run.seed,
+        "device": e.device,
+        "log_file": log_file,
+    }
+    flags = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
+    return (str(torchrun), "--standalone", f"--nproc_per_node={e.processes}", str(script), *flags)
+
+
+def extra_environment(e: Experiment) -> dict[str, str]:
+    """torchrun gives each of several workers one thread; on a CPU they can share all cores."""
+    if e.device == "cpu" and e.processes > 1:
+        return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // e.processes))}
+    return {}
+
+
+# ---------------------------------------------------------------------------------------------
+# Before anything runs: what the plan will do, and what it will cost
+
+
+def announce(e: Experiment, results: Sequence[RunResult], say) -> None:
+    """Runs and hours of each stage against the budget, and what the budget cuts."""
+    planned, last = forecast(e, results)
+    spent_s = machine_seconds(results)
+    total_s = spent_s + sum(p.cost_s for p in planned)
+    for stage in PLANS[e.plan]:
+        mine = [p for p in planned if p.run.stage == stage.number]
+        done = sum(r.run.stage == stage.number and r.settled for r in results)
+        say(
+            f"  stage {stage.number} {stage.name + ':':<18} {len(mine):>3} runs to do"
+            f"{f', {done} done' if done else ''}, {duration(sum(p.cost_s for p in mine))}"
+        )
+    say(f"  total: {duration(total_s)} of the budget of {duration(3600 * e.budget_hours)}")
+    for cut in last.cut:
+        say(f"  cut by the budget: {cut}")
+    if last.stage and last.stage < 4:
+        say(
+            f"  The budget ends in stage {last.stage}, before the final validation. To finish: a"
+            " smaller --profile, a smaller --full_iterations, or a larger --max_budget_hours."
+        )
+
+
+def dry_run(e: Experiment, m: Materials, exp_dir: Path, results: Sequence[RunResult]) -> None:
+    """Print every command, as it would run if each gate let the plan pass and 4,8 won."""
+    print("Dry run: nothing is launched or written. Every gate is assumed to let the plan pass;")
+    print("later stages are shown as if the layers 4,8 and the defaults won.\n")
+    planned, _ = forecast(e, results)
+    environment = "".join(f"{k}={v} " for k, v in extra_environment(e).items())
+    for number, p in enumerate(planned, 1):
+        log_file = exp_dir / p.run.name / "train_log.txt"
+        command = build_command(e, p.run, m.script, m.data_dir, log_file)
+        print(f"# {number}/{len(planned)} stage {p.run.stage}: {p.run.name}, {duration(p.cost_s)}")
+        print(environment + shlex.join(command))
+    print()
+    announce(e, results, print)
+
+
+# ---------------------------------------------------------------------------------------------
+# The loop: results -> plan -> launch -> results
+
+
+class StopRequest:
+    """Ctrl-C or SIGTERM asks to stop; a second one ends at once. A lost terminal is survived."""
+
+    def __init__(self):
+        self.signal = ""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _ask(self, number, _frame):
+        if self.signal:
+            os._exit(128 + number)  # the watchers see the pipe close and end their runs
+        self.signal = signal.Signals(number).name
+
+
+@dataclass(frozen=True)
+class Session:
+    """One sitting of the orchestrator: what it runs, where, and until when."""
+
+    exp_dir: Path
+    experiment_id: str
+    script: Path  # the copy under code/
+    data_dir: Path
+    facts: dict  # versions, machine, git: written into every run's config.json
+    lock: Lock
+    until: int  # the last stage of this sitting
+    ignore_gate: bool
+    stall_s: float
+
+
+def limits_of(e: Experiment, run: RunConfig, results, spent_s: float, stall_s: float) -> Limits:
+    """A run may take three times what is expected and a little more, but not past the budget."""
+    patience_s = 3 * Costs(e, results)(run) + 120
+    left_s = 3600 * e.budget_hours - spent_s
+    if left_s < patience_s:
+        return Limits(left_s, "the budget is spent", stall_s)
+    return Limits(patience_s, "timeout", stall_s)
+
+
+def drive(e: Experiment, s: Session, results: list[RunResult], display: Display) -> int:
+    """Run until the plan ends, the stage asked for is decided, or a person stops it."""
+    stop = StopRequest()
+    orchestrator = Orchestrator(s.exp_dir, s.experiment_id, launchers.LocalLauncher())
+    flights = orchestrator.flights
+    shown = set(next_step(e, results).decisions) - {s.until}
+    to_come = [p.cost_s for p in forecast(e, results)[0]]
+    total = len(results) + len(to_come)
+
+    while True:
+        spent_s = machine_seconds(results, orchestrator.intervals())
+        step = next_step(e, results, frozenset(flights), spent_s)
+        if step.at_gate and s.ignore_gate and step.stage <= s.until:
+            e = add_override(s.exp_dir, e, "ignore_gate", step.stage, {})
+            continue
+        for number in sorted(step.decisions.keys() - shown):
+            shown.add(number)
+            overridden = e.overridden(number, "ignore_gate") is not None
+            display.say("\n" + helper.render(step.decisions[number], overridden) + "\n")
+        write_results(s.exp_dir, s.experiment_id, e, results, step)
+        over = bool(step.ended) or step.stage > s.until
+        if stop.signal or (over and not flights):
+            break
+        if not over and step.runs and orchestrator.free_slot() is not None:
+            run = step.runs[0]
+            limits = limits_of(e, run, results, spent_s, s.stall_s)
+            folder, attempt = orchestrator.next_attempt(run)
+            command = build_command(e, run, s.script, s.data_dir, folder / "train_log.txt")
+            job = launchers.Job(command, extra_environment(e), folder)
+            orchestrator.start(run, attempt, job, s.facts, limits)
+            continue
+        ended = []
+        while not (ended or stop.signal):
+            ended = orchestrator.wait(0.2)
+            s.lock.touch()
+            spent_s = machine_seconds(results, orchestrator.intervals())
+            plan = plan_line(e, len(results) + len(flights), total, spent_s, sum(to_come))
+            display.progress(list(flights.values()), plan)
+        for result in ended:
+            results.append(result)
+            to_come = [p.cost_s for p in forecast(e, results)[0]]
+            total = len(results) + len(to_come)
+            display.say(result_line(result, len(results), total))
+
+    results += orchestrator.stop("the operator stopped it")
+    step = next_step(e, results)
+    write_results(s.exp_dir, s.experiment_id, e, results, step)
+    close(e, s, results, step, stop.signal, display.say)
+    return 128 + signal.Signals[stop.signal] if stop.signal else 0
+
+
+def plan_line(e: Experiment, number: int, total: int, spent_s: float, left_s: float) -> str:
+    budget = f"{spent_s / 3600:.2f} of {e.budget_hours:g} h spent"
+    return f"run {number} of {total}, {budget}, about {duration(left_s)} to go"
+
+
+def result_line(r: RunResult, number: int, total: int) -> str:
+    again = f", attempt {r.attempt}" if r.attempt > 1 else ""
+    outcome = f"val loss {r.val_loss:.4f}" if r.status == "ok" else f"{r.status}: {r.reason}"
+    return f"[{number}/{total}] {r.run.name}{again}: {outcome} ({duration(r.wall_s)})"
+
+
+def close(e: Experiment, s: Session, results, step, stopped: str, say) -> None:
+    """The last lines of a sitting: how it ended, what it cost, what to do next."""
+    spent = f"{machine_seconds(results) / 3600:.2f} of {e.budget_hours:g} h of machine time spent"
+    counted = ", ".join(
+        f"{n} {status}" for status in STATUSES if (n := sum(r.status == status for r in results))
+    )
+    say()
+    for cut in step.cut:
+        say(f"Cut by the budget: {cut}")
+    if stopped:
+        say(f"Stopped by {stopped}; {counted or 'nothing finished'}; {spent}.")
+    elif step.ended:
+        say(f"Ended: {step.ended}. {counted}; {spent}.")
+    else:
+        say(f"Stage {s.until} is decided. {counted}; {spent}.")
+    if step.at_gate:
+        say(f"Go on all the same: python run_aux.py --staged --ignore_gate --exp_dir {s.exp_dir}")
+    elif not step.ended:
+        by_hand = f"--experiment {','.join(arm.name for arm in e.arms)}"
+        how = "--staged" if e.plan != "manual" else by_hand
+        say(f"Go on: python run_aux.py {how} --exp_dir {s.exp_dir}")
+    say(f"Report and figures: python analyze_aux.py --exp_dir {s.exp_dir}")
+
+
+# ---------------------------------------------------------------------------------------------
+# Looking on
+
+
+def status(exp_dir: Path) -> dict:
+    """Where an experiment stands, from its files alone."""
+    document = read_document(exp_dir)
+    e = with_overrides_on_record(experiment_of(document), exp_dir)
+    records = read_records(exp_dir, document["experiment_id"])
+    step = next_step(e, records.results)
+    planned, _ = forecast(e, records.results)
+    latest = {r.run.name: r for r in sorted(records.results, key=lambda r: r.attempt)}.values()
+    return {
+        "exp_dir": str(exp_dir),
+        "plan": e.plan,
+        "stage": step.stage,
+        "ended": step.ended,
+        "in_flight": [flight for *_, folder in records.open if (flight := read_in_flight(folder))],
+        "done": [r.run.name for r in latest if r.settled],
+        "failed": {r.run.name: f"{r.status}: {r.reason}" for r in latest if not r.settled},
+        "damaged": {str(path): why for path, why in records.damaged},
+        "left": [p.run.name for p in planned],
+        "decisions": {str(n): d.title for n, d in step.decisions.items()},
+        "hours_spent": machine_seconds(records.results) / 3600,
+        "hours_to_go": sum(p.cost_s for p in planned) / 3600,
+        "budget_hours": e.budget_hours,
+    }
+
+
+def print_status(s: dict) -> None:
+    print(f"{s['exp_dir']} (plan {s['plan']})")
+    print(f"  stage {s['stage']}{': ended, ' + s['ended'] if s['ended'] else ''}")
+    for flight in s["in_flight"]:
+        loss = "none yet" if flight["val_loss"] is None else f"{flight['val_loss']:.4f}"
+        print(
+            f"  in flight: {flight['run']}, step {flight['step']}/{flight['num_iterations']},"
+            f" val loss {loss}"
+        )
+    for number, title in s["decisions"].items():
+        print(f"  stage {number} decided: {title}")
+    print(f"  done {len(s['done'])}, failed {len(s['failed'])}, left {len(s['left'])} runs")
+    for kind in ("failed", "damaged"):
+        for name, why in s[kind].items():
+            print(f"  {kind}: {name}: {why}")
+    print(
+        f"  {s['hours_spent']:.2f} h spent, about {s['hours_to_go']:.2f} h to go,"
+        f" budget {s['budget_hours']:g} h"
+    )
+
+
+def print_arms() -> None:
+    print(f"{'arm':<24} {'layers':<10} {'weight':>6}  {'schedule':<13} description")
+    for phase, arms in PHASES.items():
+        print(f"\n{phase}")
+        for arm in arms:
+            layers = ",".join(map(str, arm.layers)) or "-"
+            weight, schedule = (f"{arm.weight:g}", arm.schedule) if arm.layers else ("-", "-")
+            print(f"  {arm.name:<22} {layers:<10} {weight:>6}  {schedule:<13} {arm.description}")
+
+
+# ---------------------------------------------------------------------------------------------
+# The command line
+
+
+class Parser(argparse.ArgumentParser):
+    """Bad input is one line, without the whole usage before it."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="run_aux.py",
+        description=QUESTION,
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=100),
+    )
+    what = parser.add_argument_group("what to do (one of)").add_mutually_exclusive_group()
+    what.add_argument("--staged", action="store_true", help="all four stages")
+    what.add_argument("--stage", type=int, metavar="N", help="stage N (1 to 4) and its decision")
+    what.add_argument("--experiment", metavar="ARMS", help="arms by name, comma-separated")
+    what.add_argument("--phase", metavar="PHASE", help="all arms of a phase of --list")
+    what.add_argument("--list", action="store_true", help="every arm, by phase")
+    what.add_argument("--status", action="store_true", help="where --exp_dir stands")
+
+    how = parser.add_argument_group("what to run")
+    how.add_argument("--profile", metavar="NAME", help=f"{', '.join(PROFILES)} (by the GPUs seen)")
+    how.add_argument("--max_budget_hours", type=float, metavar="H", help="machine hours in all")
+    how.add_argument("--full_iterations", type=int, metavar="N", help="length of a full run")
+    how.add_argument("--validation_runs", type=int, metavar="N", help="pairs in stage 4 (8)")
+    how.add_argument("--runs", type=int, metavar="K", help="seeds per arm by hand (1)")
+    how.add_argument("--seeds", type=int_list, metavar="LIST", help="seeds by hand, as 1,2,3")
+    how.add_argument("--best_layers", type=int_list, metavar="L", help="stage 3 or 4 by hand: 4,8")
+    how.add_argument("--best_weight", type=float, metavar="W", help="stage 4 by hand: loss weight")
+    how.add_argument("--best_schedule", metavar="S", help="stage 4 by hand: weight schedule")
+    how.add_argument("--ignore_gate", action="store_true", help="go on past a STOP, on record")
+
+    where = parser.add_argument_group("where and with what")
+    where.add_argument("--exp_dir", type=Path, metavar="DIR", help="continue this experiment")
+    where.add_argument("--output_dir", type=Path, metavar="DIR", help="where experiments lie")
+    where.add_argument("--num_gpus", type=int, metavar="N", help="GPUs of a run (all; 0: CPU)")
+    where.add_argument("--cpu_processes", type=int, metavar="N", help="processes on a CPU (1)")
+    where.add_argument("--device_batch_size", type=int, metavar="N", help="sequences per pass")
+    where.add_argument("--data_dir", type=Path, metavar="DIR", help="token shards")
+    where.add_argument("--train_script", type=Path, metavar="FILE", help="trainer (train_gpt.py)")
+    where.add_argument("--stall_timeout", type=float, metavar="MIN", help="silence allowed (10)")
+    where.add_argument("--dry_run", action="store_true", help="print commands and hours only")
+    where.add_argument("--json", action="store_true", help="--status for programs")
+    return parser
+
+
+def int_list(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers as 1,2,3") from None
+
+
+def check_arguments(args) -> None:
+    """Raise ValueError for a value that cannot be meant, naming it and what can be."""
+    positive = ("max_budget_hours", "full_iterations", "validation_runs", "runs")
+    for name in (*positive, "cpu_processes", "device_batch_size", "stall_timeout"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"--{name} {value}: give a number above 0")
+    by_hand = args.experiment or args.phase
+    if not (args.staged or args.stage is not None or by_hand or args.status):
+        raise ValueError(
+            "nothing to do: give --staged, --stage N, --experiment ARMS, --phase PHASE, --list"
+            " or --status (--help explains them)"
+        )
+    if args.stage is not None and args.stage not in (1, 2, 3, 4):
+        raise ValueError(f"--stage {args.stage}: stages are 1, 2, 3 and 4")
+    if args.profile is not None and args.profile not in PROFILES:
+        raise ValueError(f"--profile {args.profile}: give one of {', '.join(PROFILES)}")
+    if args.phase is not None and args.phase not in PHASES:
+        raise ValueError(f"--phase {args.phase}: give one of {', '.join(PHASES)}")
+    for name in filter(None, (args.experiment or "").split(",")):
+        if name not in ARMS:
+            close = ", ".join(difflib.get_close_matches(name, ARMS, 3)) or "see --list"
+            raise ValueError(f"--experiment {name}: no such arm; did you mean: {close}")
+    if not by_hand and (args.seeds or args.runs):
+        raise ValueError("--seeds and --runs are for --experiment and --phase; stages have their own")
+    if args.seeds and args.runs and args.runs != len(args.seeds):
+        raise ValueError(f"--runs {args.runs} and {len(args.seeds)} --seeds: give one of the two")
+    best = (args.best_layers, args.best_weight, args.best_schedule)
+    if any(value is not None for value in best):
+        if args.stage not in (3, 4) or not args.best_layers:
+            raise ValueError(
+                "--best_layers, --best_weight, --best_schedule go with --stage 3 or 4,"
+                " and --best_layers is needed"
+            )
+        n_layer = next(iter(PROFILES.values())).n_layer
+        for layer in args.best_layers:
+            if not 1 <= layer < n_layer:
+                raise ValueError(f"--best_layers {layer}: tap layers are 1 to {n_layer - 1}")
+        if args.best_weight is not None and not 0 < args.best_weight < float("inf"):
+            raise ValueError(f"--best_weight {args.best_weight}: give a number above 0")
+        if args.best_schedule is not None and args.best_schedule not in ALL_SCHEDULES:
+            raise ValueError(
+                f"--best_schedule {args.best_schedule}: give one of {', '.join(ALL_SCHEDULES)}"
+            )
+
+
+def arms_asked(args) -> tuple[Arm, ...]:
+    if args.phase:
+        return PHASES[args.phase]
+    return tuple(ARMS[name] for name in (args.experiment or "").split(",") if name)
+
+
+def new_experiment(args, gpus: Sequence[str], say) -> Experiment:
+    """What the command line leaves open comes from the profile, and the profile from the GPUs."""
+    name = args.profile
+    if name is None:
+        name, why = default_profile(len(gpus))
+        say(f"Profile {name}: {why}.")
+    profile = PROFILES[name]
+    return Experiment(
+        profile=profile,
+        plan="classic",
+        budget_hours=profile.budget_hours,
+        full_iterations=profile.full_iterations,
+        validation_runs=8,
+        processes=len(gpus) or 1,
+        device="cuda" if gpus else "cpu",
+    )
+
+
+def as_asked(e: Experiment, args, gpus: Sequence[str]) -> Experiment:
+    """The experiment with everything that the command line names put in."""
+    if args.profile:
+        e = replace(e, profile=PROFILES[args.profile])
+    for name in ("full_iterations", "validation_runs"):
+        if getattr(args, name) is not None:
+            e = replace(e, **{name: getattr(args, name)})
+    if arms := arms_asked(args):
+        e = replace(e, plan="manual", arms=arms, seeds=e.seeds or (42,))
+    elif args.staged or args.stage:
+        e = replace(e, plan="classic", arms=(), seeds=())
+    if args.runs or args.seeds:
+        e = replace(e, seeds=args.seeds or tuple(range(42, 42 + args.runs)))
+    if args.num_gpus is not None:
+        e = replace(e, device="cuda" if args.num_gpus else "cpu", processes=args.num_gpus or 1)
+    if args.cpu_processes is not None and e.device == "cpu":
+        e = replace(e, processes=args.cpu_processes)
+    if e.device == "cuda" and e.processes > len(gpus):
+        raise ValueError(
+            f"{e.processes} GPU(s) are asked for and {len(gpus)} visible;"
+            f" give --num_gpus {len(gpus)}{' (the CPU)' if not gpus else ''}"
+        )
+    per_process = max(1, e.profile.batch_size // e.processes)
+    sequences = args.device_batch_size or min(e.profile.device_batch_size, per_process)
+    return replace(e, profile=replace(e.profile, device_batch_size=sequences))
+
+
+def materials_of(args, document: dict | None, e: Experiment) -> Materials:
+    if document is None:
+        script, data_dir = ROOT / "train_gpt.py", ROOT / e.profile.data_dir
+    else:
+        script, data_dir = Path(document["train_script"]), Path(document["data"]["dir"])
+    return Materials((args.train_script or script).resolve(), (args.data_dir or data_dir).resolve())
+
+
+def run(args, display: Display) -> int:
+    """Begin or continue an experiment."""
+    output_dir = args.output_dir or Path("experiments")
+    exp_dir = args.exp_dir
+    if exp_dir is None and (args.stage or 1) > 1:
+        exp_dir = newest_experiment(output_dir)
+        display.say(f"Continuing {exp_dir}")
+    document = read_document(exp_dir) if exp_dir else None
+    gpus = launchers.visible_gpus()
+    e = experiment_of(document) if document else new_experiment(args, gpus, display.say)
+    e = as_asked(e, args, gpus)
+    m = materials_of(args, document, e)
+    if args.dry_run:
+        results = ()
+        if document:
+            results = read_records(exp_dir, document["experiment_id"]).results
+        e = replace(e, budget_hours=args.max_budget_hours or e.budget_hours)
+        dry_run(e, m, exp_dir or output_dir / time.strftime("aux_heads_%Y%m%d_%H%M%S"), results)
+        return 0
+    check_materials(m, e)
+    facts = {"machine": machine(e, gpus), "versions": versions(), "git": git_state()}
+    if document is None:
+        e = replace(e, budget_hours=args.max_budget_hours or e.budget_hours)
+        exp_dir = begin(e, m, output_dir, facts)
+        document = read_document(exp_dir)
+        display.say(f"New experiment: {exp_dir}")
+    else:
+        check_unchanged(document, registered(e, m), exp_dir)
+    with Lock(exp_dir, display.say) as lock:
+        results = list(reconcile(exp_dir, document["experiment_id"], display.say).results)
+        e = with_overrides(args, e, exp_dir)
+        until = args.stage or (4 if e.plan != "manual" else 0)
+        if args.stage:
+            check_turn(e, results, args.stage, args.ignore_gate, exp_dir)
+        code_dir = (exp_dir / "code" / document["code"]["hash"]).resolve()
+        session = Session(
+            exp_dir=exp_dir,
+            experiment_id=document["experiment_id"],
+            script=code_dir / document["code"]["files"][0],
+            data_dir=m.data_dir,
+            facts={**facts, "code": document["code"], "data": document["data"]},
+            lock=lock,
+            until=until,
+            ignore_gate=args.ignore_gate,
+            stall_s=60 * (args.stall_timeout or 10),
+        )
+        if Materials(session.script, m.data_dir).code_hash != document["code"]["hash"]:
+            raise ValueError(f"{code_dir} was edited; its files no longer match their hash")
+        if next_step(e, results).runs:
+            announce(e, results, display.say)
+        return drive(e, session, results, display)
+
+
+def with_overrides(args, e: Experiment, exp_dir: Path) -> Experiment:
+    """Overrides on record, and those that this command adds."""
+    e = with_overrides_on_record(e, exp_dir)
+    if args.best_layers:
+        value = {
+            "layers": list(args.best_layers),
+            "weight": args.best_weight or WEIGHT,
+            "schedule": args.best_schedule or SCHEDULE,
+        }
+        e = add_override(exp_dir, e, "by_hand", args.stage, value)
+    hours = args.max_budget_hours
+    if hours not in (None, e.budget_hours):
+        e = replace(add_override(exp_dir, e, "budget", 0, {"hours": hours}), budget_hours=hours)
+    return e
+
+
+def check_turn(e: Experiment, results, stage: int, ignore_gate: bool, exp_dir: Path) -> None:
+    """Raise ValueError when the stage asked for cannot begin: earlier ones decide first."""
+    step = next_step(e, results)
+    if step.stage >= stage or stage in step.decisions:
+        return
+    if step.at_gate and step.stage == stage - 1:
+        if ignore_gate:
+            return
+        raise ValueError(
+            f"--stage {stage}: stage {step.stage} decided: {step.ended};"
+            " --ignore_gate goes on all the same, on record"
+        )
+    by_hand = ", or choose by hand with --best_layers" if stage > 2 else ""
+    raise ValueError(
+        f"--stage {stage}: stage {step.stage} comes first"
+        f"{' (' + step.ended + ')' if step.ended else ''};"
+        f" run: python run_aux.py --stage {step.stage} --exp_dir {exp_dir}{by_hand}"
+    )
+
+
+def show_status(args) -> int:
+    if args.exp_dir is None:
+        args.exp_dir = newest_experiment(args.output_dir or Path("experiments"))
+    found = status(args.exp_dir)
+    if args.json:
+        print(json.dumps(found, indent=1))
+    else:
+        print_status(found)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    display = Display()
+    try:
+        if args.list:
+            print_arms()
+            return 0
+        check_arguments(args)
+        return show_status(args) if args.status else run(args, display)
+    except (ValueError, OSError) as error:
+        display.clear()
+        print(f"run_aux.py: error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""A trainer that trains nothing: invented losses in the real trainer's words, in milliseconds.
+
+The loss depends on the arm and the seed alone. FAKE_SECONDS is how long a run of 100 iterations
+takes; FAKE_MISCHIEF, as JSON, names what goes wrong for which `--aux_head_layers`.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+
+EFFECTS = {"": 0.0, "4": 0.05, "6": 0.08, "8": 0.06, "4,8": 0.12, "3,6,9": 0.07}
+HYPER = {"0.05": -0.01, "0.2": -0.02, "linear_decay": 0.01, "cosine_decay": 0.005}
+
+
+def main() -> int:
+    args = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
+    layers, seed = args["--aux_head_layers"], args["--seed"]
+    weight, schedule = args["--aux_loss_weight"], args["--aux_loss_schedule"]
+    total = int(args["--num_iterations"])
+    mischief = json.loads(os.environ.get("FAKE_MISCHIEF", "{}")).get(layers, "")
+    seconds = float(os.environ.get("FAKE_SECONDS", "0")) * total / 100
+
+    effect = EFFECTS.get(layers, 0.0)
+    if layers:
+        effect += HYPER.get(weight, 0.0) + HYPER.get(schedule, 0.0)
+    noise = random.Random(f"{layers}/{weight}/{schedule}/{seed}/{total}").gauss(0, 0.0013)
+    final = 3.3 - effect + noise
+
+    if mischief == "crash":
+        print("Traceback (most recent call last):\nRuntimeError: a cable was cut", flush=True)
+        return 1
+    if mischief == "oom":
+        print("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", flush=True)
+        return 1
+    if mischief == "stubborn":  # children that ignore SIGTERM, in a session of their own
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for _ in range(2):
+            if os.fork() == 0:
+                os.setsid()
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                time.sleep(600)
+    steps = [total * k // 4 for k in range(5)]
+    for step in steps:
+        time.sleep(seconds / 5)
+        loss = final + 1.0 * (1 - step / total)
+        if mischief == "hang" and step:
+            time.sleep(600)
+        if mischief == "truncated" and step == total:
+            return 0
+        if mischief == "nan" and step == steps[2]:
+            print(f"step:{step}/{total} train_loss:nan train_time:{step}ms step_avg:1.00ms")
+            print(f"diverged: train_loss is nan at step {step}/{total}", flush=True)
+            return 3
+        print(
+            f"step:{step}/{total} val_loss:{loss:.6f} train_time:{step * 10}ms step_avg:10.00ms",
+            flush=True,
+        )
+    summary = {
+        "val_loss": final,
+        "steps_done": total,
+        "train_time_ms": total * 10.0,
+        "step_avg_ms": 10.0,
+        "peak_memory_mib": 1.0,
+        "tokens_seen": total * 1000,
+        "num_parameters": 1000,
+    }
+    for _ in range(2 if mischief == "twice" else 1):
+        print("summary: " + json.dumps(summary), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
