@@ -538,7 +538,7 @@ def next_step(
             return Step(stage.number, (), decisions, decision.title, True, tuple(cut))
         if choice is None and stage.number == 2:
             return Step(2, (), decisions, "stage 2 left no layers to go on with", cut=tuple(cut))
-    return Step(stage.number, (), decisions, "all stages are done", cut=tuple(cut))
+    return Step(stage.number, (), decisions, "all runs are done", cut=tuple(cut))
 
 
 @dataclass(frozen=True)

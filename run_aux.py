@@ -109,10 +109,12 @@ def announce(e: Experiment, results: Sequence[RunResult], say) -> None:
     for stage in PLANS[e.plan]:
         mine = [p for p in planned if p.run.stage == stage.number]
         done = sum(r.run.stage == stage.number and r.settled for r in results)
-        say(
-            f"  stage {stage.number} {stage.name + ':':<18} {len(mine):>3} runs to do"
-            f"{f', {done} done' if done else ''}, {duration(sum(p.cost_s for p in mine))}"
-        )
+        name = f"stage {stage.number} {stage.name}:" if stage.number else "by hand:"
+        if mine or done:
+            say(
+                f"  {name:<26} {len(mine):>3} runs to do{f', {done} done' if done else ''},"
+                f" {duration(sum(p.cost_s for p in mine))}"
+            )
     say(f"  total: {duration(total_s)} of the budget of {duration(3600 * e.budget_hours)}")
     for cut in last.cut:
         say(f"  cut by the budget: {cut}")
@@ -189,7 +191,7 @@ def drive(e: Experiment, s: Session, results: list[RunResult], display: Display)
     flights = orchestrator.flights
     shown = set(next_step(e, results).decisions) - {s.until}
     to_come = [p.cost_s for p in forecast(e, results)[0]]
-    total = len(results) + len(to_come)
+    done = len({r.run.name for r in results if r.settled})
 
     while True:
         spent_s = machine_seconds(results, orchestrator.intervals())
@@ -218,13 +220,14 @@ def drive(e: Experiment, s: Session, results: list[RunResult], display: Display)
             ended = orchestrator.wait(0.2)
             s.lock.touch()
             spent_s = machine_seconds(results, orchestrator.intervals())
-            plan = plan_line(e, len(results) + len(flights), total, spent_s, sum(to_come))
+            total = done + len(to_come)
+            plan = plan_line(e, done + len(flights), total, spent_s, sum(to_come))
             display.progress(list(flights.values()), plan)
         for result in ended:
             results.append(result)
             to_come = [p.cost_s for p in forecast(e, results)[0]]
-            total = len(results) + len(to_come)
-            display.say(result_line(result, len(results), total))
+            done = len({r.run.name for r in results if r.settled})
+            display.say(result_line(result, done, done + len(to_come)))
 
     results += orchestrator.stop("the operator stopped it")
     step = next_step(e, results)
@@ -411,7 +414,7 @@ def check_arguments(args) -> None:
             close = ", ".join(difflib.get_close_matches(name, ARMS, 3)) or "see --list"
             raise ValueError(f"--experiment {name}: no such arm; did you mean: {close}")
     if not by_hand and (args.seeds or args.runs):
-        raise ValueError("--seeds and --runs are for --experiment and --phase; stages have their own")
+        raise ValueError("--seeds, --runs: stages have their own; give --experiment or --phase")
     if args.seeds and args.runs and args.runs != len(args.seeds):
         raise ValueError(f"--runs {args.runs} and {len(args.seeds)} --seeds: give one of the two")
     best = (args.best_layers, args.best_weight, args.best_schedule)
@@ -540,7 +543,8 @@ def run(args, display: Display) -> int:
         )
         if Materials(session.script, m.data_dir).code_hash != document["code"]["hash"]:
             raise ValueError(f"{code_dir} was edited; its files no longer match their hash")
-        if next_step(e, results).runs:
+        step = next_step(e, results)
+        if step.runs and step.stage <= until:
             announce(e, results, display.say)
         return drive(e, session, results, display)
 
