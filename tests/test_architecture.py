@@ -1,0 +1,67 @@
+"""Who may import whom, and what a start may cost."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ARROWS = {  # file: the files of ours that it may import
+    "aux_heads": set(),
+    "aux_stats": set(),
+    "launchers": set(),
+    "records": set(),
+    "train_gpt": {"aux_heads"},
+    "staged_analysis_helper": {"aux_stats", "records"},
+    "orchestrator": {"launchers", "records"},
+    "plans": {"staged_analysis_helper", "records"},
+    "registration": {"launchers", "plans", "records", "staged_analysis_helper"},
+    "analyze_aux": {"aux_stats", "records", "staged_analysis_helper"},
+    "run_aux": {
+        *("launchers", "orchestrator", "plans", "records"),
+        *("registration", "staged_analysis_helper"),
+    },
+}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_every_program_has_its_place_in_the_table():
+    assert {path.stem for path in ROOT.glob("*.py")} == ARROWS.keys()
+
+
+@pytest.mark.parametrize("name", ARROWS)
+def test_arrows_between_files_are_the_agreed_ones(name):
+    assert imports(ROOT / f"{name}.py") & ARROWS.keys() == ARROWS[name]
+
+
+def test_arrows_are_acyclic():
+    left = dict(ARROWS)
+    while ready := [name for name, needs in left.items() if not needs & left.keys()]:
+        for name in ready:
+            del left[name]
+    assert not left
+
+
+@pytest.mark.parametrize("module", ["run_aux", "staged_analysis_helper"])
+def test_importing_loads_nothing_heavy(module):
+    code = f"import {module}, sys; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"torch", "scipy", "numpy", "matplotlib", "tqdm"} & set(loaded)
+
+
+def test_only_launchers_touch_processes():
+    for name in ARROWS.keys() - {"launchers"}:
+        assert "subprocess" not in imports(ROOT / f"{name}.py"), name

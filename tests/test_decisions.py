@@ -1,0 +1,294 @@
+"""Each decision of the classic plan, at, above and below its threshold, and where it has none."""
+
+import math
+
+import pytest
+from invent import BASELINE, arm, result
+
+from records import RunResult
+from staged_analysis_helper import (
+    CLASSIC_RULES,
+    FINAL,
+    INCONCLUSIVE,
+    PROCEED,
+    STOP,
+    decide_final,
+    decide_hyperparameters,
+    decide_layers,
+    decide_screening,
+    decision_from,
+    final_verdict,
+    render,
+    summarize,
+)
+
+SCREENED = ("screen_baseline", "screen_aux_6")
+
+
+def screening(baseline_loss, aux_loss):
+    results = [
+        result(arm("screen_baseline"), baseline_loss),
+        result(arm("screen_aux_6", 6), aux_loss),
+    ]
+    return decide_screening(results, SCREENED)
+
+
+@pytest.mark.parametrize(
+    ("name", "below", "at", "above", "holds_at"),
+    [
+        ("gate", 0.0199, 0.02, 0.0201, False),
+        ("layers", -1e-9, 0.0, 1e-9, False),
+        ("target_loss", 0.0199, 0.02, 0.0201, True),
+        ("target_speedup", 0.0999, 0.10, 0.1001, True),
+    ],
+)
+def test_rules_at_above_and_below_their_thresholds(name, below, at, above, holds_at):
+    rule = CLASSIC_RULES[name]
+    assert not rule.holds(below)
+    assert rule.holds(at) == holds_at
+    assert rule.holds(above)
+
+
+def test_significance_needs_p_strictly_below_alpha():
+    rule = CLASSIC_RULES["significant"]
+    assert rule.holds(0.0499)
+    assert not rule.holds(0.05)
+
+
+@pytest.mark.parametrize(
+    ("aux_loss", "verdict"), [(97.9, PROCEED), (98.0, STOP), (98.1, STOP), (101.0, STOP)]
+)
+def test_gate_wants_more_than_two_percent(aux_loss, verdict):
+    assert screening(100.0, aux_loss).verdict == verdict
+
+
+def test_any_one_arm_over_the_gate_is_enough():
+    results = [
+        result(arm("screen_baseline"), 100.0),
+        result(arm("screen_aux_6", 6), 105.0),
+        result(arm("screen_aux_4_8", 4, 8), 97.0),
+    ]
+    decision = decide_screening(results, ())
+    assert decision.verdict == PROCEED
+    assert decision.numbers["best_arm"] == "screen_aux_4_8"
+
+
+def test_a_stop_at_the_gate_claims_no_evidence_of_absence():
+    text = render(screening(100.0, 99.0))
+    assert "Stopped by the rule" in text
+    assert "no evidence of absence" in text
+    assert "best relative improvement > 2 %" in text
+
+
+def test_the_text_of_stage_1_has_the_agreed_form():
+    assert render(screening(3.2845, 3.2156)) == "\n".join(
+        [
+            "📊 STAGE 1 RESULTS:",
+            "  Baseline loss: 3.2845",
+            "  Best aux loss: 3.2156 (screen_aux_6)",
+            "  Improvement: +2.10%",
+            "",
+            "✅ DECISION: PROCEED to Stage 2",
+            "  Aux heads show promise (2.10% improvement)",
+        ]
+    )
+
+
+@pytest.mark.parametrize("status", ["crashed", "timeout", "diverged", "interrupted"])
+def test_without_a_usable_baseline_the_rule_cannot_be_applied(status):
+    results = [
+        result(arm("screen_baseline"), status=status),
+        result(arm("screen_aux_6", 6), 3.0),
+    ]
+    decision = decide_screening(results, SCREENED)
+    assert decision.verdict == INCONCLUSIVE
+    assert (decision.missing == ("screen_baseline",)) == (status != "diverged")
+    assert f"screen_baseline/run_0: {status}" in render(decision)
+
+
+def test_a_bad_arm_does_not_end_the_stage_and_is_named():
+    results = [
+        result(arm("screen_baseline"), 100.0),
+        result(arm("screen_aux_6", 6), status="crashed"),
+        result(arm("screen_aux_4_8", 4, 8), 97.0),
+    ]
+    decision = decide_screening(results, ("screen_baseline", "screen_aux_6", "screen_aux_4_8"))
+    assert decision.verdict == PROCEED
+    assert decision.missing == ("screen_aux_6",)
+    assert "Missing: screen_aux_6" in render(decision)
+
+
+def test_a_configuration_that_diverged_once_cannot_be_the_best():
+    results = [
+        result(BASELINE, 3.0, stage=2),
+        result(arm("aux_6", 6), 2.0, stage=2),
+        result(arm("aux_6_repeat", 6), status="diverged", stage=2),
+        result(arm("aux_8", 8), 2.9, stage=2),
+    ]
+    assert decide_layers(results, ()).chosen.layers == (8,)
+
+
+def layers(aux_4=3.1, aux_6=3.1, repeat=3.1):
+    results = [
+        result(BASELINE, 3.0, stage=2),
+        result(arm("aux_4", 4), aux_4, stage=2),
+        result(arm("aux_6", 6), aux_6, stage=2),
+        result(arm("aux_6_repeat", 6), repeat, stage=2),
+    ]
+    return decide_layers(results, ())
+
+
+@pytest.mark.parametrize(("aux_4", "verdict"), [(2.999, PROCEED), (3.0, STOP), (3.001, STOP)])
+def test_layers_go_on_only_if_one_beats_the_baseline(aux_4, verdict):
+    decision = layers(aux_4)
+    assert decision.verdict == verdict
+    assert decision.chosen.layers == (4,)
+
+
+def test_a_repeat_counts_to_the_mean_of_its_configuration():
+    decision = layers(aux_4=2.95, aux_6=2.90, repeat=2.98)  # mean 2.94: better than aux_4
+    assert decision.chosen.layers == (6,)
+    assert decision.numbers["repeat_difference"] == pytest.approx(0.08)
+
+
+def test_stage_2_null_result_is_documented():
+    text = render(layers())
+    assert "null result" in text
+    assert "no evidence of absence" in text
+
+
+def dives(losses, validations=(2.8, 2.9)):
+    results = [
+        result(arm(name, 4, 8, weight=weight, schedule=schedule), loss, stage=3)
+        for (name, weight, schedule), loss in losses.items()
+    ]
+    results += [
+        result(arm(f"validation_{k}", 4, 8, weight=0.2), loss, stage=3)
+        for k, loss in enumerate(validations)
+    ]
+    return decide_hyperparameters(results, ())
+
+
+def test_stage_3_finalizes_the_lowest_mean_and_reports_its_validation():
+    decision = dives(
+        {
+            ("dive_w0p1", 0.1, "constant"): 2.85,
+            ("dive_constant", 0.1, "constant"): 2.95,  # one configuration, mean 2.90
+            ("dive_w0p2", 0.2, "constant"): 2.89,
+        }
+    )
+    assert (decision.chosen.weight, decision.chosen.schedule) == (0.2, "constant")
+    assert decision.numbers["validation_mean"] == pytest.approx(2.85)
+    assert decision.verdict == PROCEED
+
+
+def test_validation_runs_do_not_choose():
+    decision = dives({("dive_w0p1", 0.1, "constant"): 2.85}, validations=(1.0, 1.0))
+    assert decision.chosen.weight == 0.1
+
+
+def test_stage_3_without_any_result_is_inconclusive():
+    assert dives({}, validations=()).verdict == INCONCLUSIVE
+
+
+def final(baseline, best, **changes):
+    results = [
+        result(arm("final_baseline"), loss, stage=4, index=k) for k, loss in enumerate(baseline)
+    ]
+    results += [
+        result(arm("final_best", 4, 8), loss, stage=4, index=k, **changes)
+        for k, loss in enumerate(best)
+    ]
+    return decide_final(results, ("final_baseline", "final_best"))
+
+
+@pytest.mark.parametrize(
+    ("p", "improvement", "speedup", "title"),
+    [
+        (0.049, 0.0201, None, "target met"),
+        (0.049, 0.02, None, "target met"),
+        (0.049, 0.0199, None, "below the target"),
+        (0.049, 0.0199, 0.10, "target met"),
+        (0.049, 0.0199, 0.0999, "below the target"),
+        (0.049, -0.03, None, "HARMFUL"),
+        (0.05, 0.03, 0.2, "INCONCLUSIVE"),
+        (None, 0.03, 0.2, "INCONCLUSIVE"),
+    ],
+)
+def test_final_verdict_at_its_boundaries(p, improvement, speedup, title):
+    numbers = {
+        "p": p,
+        "improvement": improvement,
+        "speedup": speedup,
+        "baseline_n": 4,
+        "best_n": 4,
+        "ci_low": -0.1,
+        "ci_high": 0.1,
+    }
+    assert title in final_verdict(numbers)[0]
+
+
+def test_final_numbers_are_those_of_scipy():
+    from scipy import stats
+
+    baseline, best = [3.30, 3.31, 3.29, 3.305], [3.25, 3.27, 3.26, 3.24]
+    numbers = final(baseline, best).numbers
+    reference = stats.ttest_ind(baseline, best, equal_var=False)
+    low, high = reference.confidence_interval()
+    assert numbers["p"] == pytest.approx(reference.pvalue)
+    assert (numbers["ci_low"], numbers["ci_high"]) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_stage_4_block_holds_what_was_promised():
+    text = render(final([3.30, 3.31, 3.29], [3.25, 3.27, 3.26]))
+    for part in ("Layers: 4,8", "Weight: 0.1", "Schedule: constant", "±", "p-value", "Delta: +0.04"):
+        assert part in text
+
+
+def test_one_pair_is_no_test():
+    decision = final([3.3], [3.2])
+    assert decision.verdict == FINAL
+    assert "INCONCLUSIVE" in decision.title
+
+
+def test_a_divergence_is_never_dropped_from_the_final_comparison():
+    results = [
+        result(arm("final_baseline"), 3.3 + k / 1000, stage=4, index=k) for k in range(4)
+    ]
+    results += [result(arm("final_best", 6), 3.2 + k / 1000, stage=4, index=k) for k in range(3)]
+    results.append(result(arm("final_best", 6), status="diverged", stage=4, index=3))
+    decision = decide_final(results, ())
+    assert decision.numbers["best_diverged"] == 1
+    # three wins and a worst rank among eight cannot be significant, whatever the means say
+    assert decision.numbers["p"] > 0.05
+    assert "INCONCLUSIVE" in decision.title
+    assert "Diverged: baseline 0, best 1" in render(decision)
+
+
+def test_speedup_counts_only_when_every_run_gets_there():
+    curve = ((0, 4.0, 0.0), (50, 3.2, 4000.0), (100, 3.1, 8000.0))
+    assert final([3.2, 3.2], [3.1, 3.1], curve=curve).numbers["speedup"] == pytest.approx(0.5)
+    slow = ((0, 4.0, 0.0), (100, 3.25, 8000.0))
+    assert final([3.2, 3.2], [3.1, 3.1], curve=slow).numbers["speedup"] is None
+
+
+def test_decisions_survive_the_way_through_json():
+    import json
+    from dataclasses import asdict
+
+    decision = layers()
+    assert decision_from(json.loads(json.dumps(asdict(decision)))) == decision
+
+
+def test_runs_by_hand_are_compared_with_their_baseline():
+    results = [result(BASELINE, 3.0, stage=0), result(arm("aux_6", 6), 2.9, stage=0)]
+    assert "improvement +0.1" in render(summarize(results, ("baseline", "aux_6")))
+
+
+@pytest.mark.parametrize(
+    ("status", "loss"), [("ok", None), ("ok", math.nan), ("ok", math.inf), ("crashed", 3.0)]
+)
+def test_a_result_refuses_ok_without_a_finite_loss_and_a_loss_without_ok(status, loss):
+    good = result(BASELINE, 3.0)
+    with pytest.raises(ValueError, match="loss"):
+        RunResult(**{**good.__dict__, "status": status, "val_loss": loss})

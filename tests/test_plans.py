@@ -1,0 +1,305 @@
+"""The plan: what comes next, given what is known."""
+
+from dataclasses import replace
+
+import pytest
+from invent import experiment, result
+
+from plans import (
+    ARMS,
+    MAX_ATTEMPTS,
+    PHASES,
+    PLANS,
+    Costs,
+    Override,
+    default_profile,
+    forecast,
+    next_step,
+    seed_of,
+)
+from records import machine_seconds
+
+GOOD = {(): 3.3, (4,): 3.2, (6,): 3.1, (8,): 3.15, (4, 8): 3.0, (3, 6, 9): 3.25}
+HYPER = {0.05: 0.01, 0.1: 0.0, 0.2: 0.02, "constant": 0.0, "linear_decay": -0.02}
+
+
+def loss_of(run, losses=GOOD):
+    arm = run.arm
+    extra = HYPER[arm.weight] + HYPER.get(arm.schedule, 0.03) if arm.layers else 0.0
+    return losses[arm.layers] + extra + run.seed % 7 / 1e4
+
+
+def play(e, losses=GOOD, seconds=10.0, happens=lambda run, attempt: "ok"):
+    """Carry out a whole plan with invented results; every launch in order, and the last step."""
+    results, launched = [], []
+    while (step := next_step(e, results)).runs:
+        run = step.runs[0]
+        attempt = 1 + sum(r.run.name == run.name for r in results)
+        outcome = result(
+            run.arm,
+            loss_of(run, losses),
+            status=happens(run, attempt),
+            stage=run.stage,
+            attempt=attempt,
+            seconds=seconds,
+        )
+        results.append(replace(outcome, run=run))
+        launched.append(run)
+    return launched, step, results
+
+
+def names(runs, stage):
+    return [run.name for run in runs if run.stage == stage]
+
+
+def test_the_classic_plan_runs_the_agreed_arms_in_order():
+    launched, step, _ = play(experiment())
+    assert names(launched, 1) == [
+        "screen_baseline/run_0",
+        "screen_aux_6/run_0",
+        "screen_aux_4_8/run_0",
+        "screen_aux_3_6_9/run_0",
+    ]
+    assert [run.arm.name for run in launched if run.stage == 2] == [
+        *("baseline", "aux_4", "aux_6", "aux_8", "aux_4_8", "aux_6_repeat")
+    ]
+    assert [run.arm.name for run in launched if run.stage == 3] == [
+        *("dive_w0p05", "dive_w0p1", "dive_w0p2"),
+        *("dive_constant", "dive_linear_decay", "dive_cosine_decay"),
+        *(f"validation_{k}" for k in range(4)),
+    ]
+    pairs = [f"{arm}/run_{k}" for k in range(8) for arm in ("final_baseline", "final_best")]
+    assert names(launched, 4) == pairs
+    assert step.ended == "all runs are done"
+    assert len(launched) == 36
+
+
+def test_what_each_stage_chooses_goes_into_the_next():
+    launched, step, _ = play(experiment(), {**GOOD, (8,): 2.9})
+    dives = [run.arm for run in launched if run.stage == 3]
+    assert {arm.layers for arm in dives} == {(8,)}
+    validated = {(arm.weight, arm.schedule) for arm in dives if arm.name.startswith("validation")}
+    assert validated == {(0.1, "linear_decay")}
+    final = next(run.arm for run in launched if run.arm.name == "final_best")
+    assert (final.layers, final.weight, final.schedule) == ((8,), 0.1, "linear_decay")
+    assert step.decisions[2].chosen.layers == (8,)
+
+
+def test_lengths_are_proportions_of_a_full_run():
+    launched, _, _ = play(experiment(full_iterations=5100))
+    assert {run.num_iterations for run in launched if run.stage == 1} == {1000}
+    assert {run.num_iterations for run in launched if run.stage > 1} == {5100}
+
+
+def test_fixed_numbers_of_the_classic_plan_add_up_to_32_8_full_runs():
+    launched, _, _ = play(experiment(full_iterations=5100))
+    assert sum(run.num_iterations for run in launched) / 5100 == pytest.approx(32.8, abs=0.05)
+
+
+def test_compared_arms_share_seeds_and_repeats_have_new_ones():
+    launched, _, _ = play(experiment())
+    seeds = {run.name: run.seed for run in launched}
+    assert len({run.seed for run in launched if run.stage == 1}) == 1
+    assert seeds["aux_6_repeat/run_0"] != seeds["aux_6/run_0"] == seeds["baseline/run_0"]
+    assert seeds["dive_constant/run_0"] != seeds["dive_w0p1/run_0"]
+    for k in range(8):
+        assert seeds[f"final_baseline/run_{k}"] == seeds[f"final_best/run_{k}"]
+    assert len({seeds[f"final_best/run_{k}"] for k in range(8)}) == 8
+
+
+def test_no_seed_is_shared_between_stages():
+    launched, _, _ = play(experiment(validation_runs=50))
+    by_stage = [{run.seed for run in launched if run.stage == n} for n in (1, 2, 3, 4)]
+    assert sum(map(len, by_stage)) == len(set().union(*by_stage))
+
+
+def test_no_configuration_is_trained_twice_with_one_seed_within_a_stage():
+    launched, _, _ = play(experiment())
+    keys = [(run.stage, run.arm.configuration, run.seed) for run in launched]
+    assert len(keys) == len(set(keys))
+
+
+def test_a_stop_at_the_gate_ends_the_plan():
+    flat = dict.fromkeys(GOOD, 3.3)
+    launched, step, _ = play(experiment(), flat)
+    assert len(launched) == 4
+    assert step.at_gate
+    assert step.stage == 1
+
+
+def test_an_override_goes_on_past_a_stop():
+    flat = dict.fromkeys(GOOD, 3.3)
+    overrides = tuple(Override("ignore_gate", stage) for stage in (1, 2))
+    launched, step, _ = play(experiment(overrides=overrides), flat)
+    assert len(launched) == 36
+    assert step.decisions[1].verdict == "STOP"
+
+
+def test_layers_by_hand_skip_the_stages_before():
+    value = {"layers": [3, 9], "weight": 0.2, "schedule": "constant"}
+    e = experiment(overrides=(Override("by_hand", 4, value),))
+    run = next_step(e, []).runs[1]
+    assert (run.stage, run.arm.layers, run.arm.weight) == (4, (3, 9), 0.2)
+
+
+def test_the_same_results_in_any_order_give_the_same_step():
+    _, _, results = play(experiment())
+    for cut in (0, 3, 9, 17, 30):
+        assert next_step(experiment(), results[:cut]) == next_step(
+            experiment(), results[:cut][::-1]
+        )
+
+
+def test_a_crash_is_retried_with_the_same_seed_and_then_given_up():
+    def happens(run, attempt):
+        return "crashed" if run.arm.name == "screen_aux_6" else "ok"
+
+    launched, step, _ = play(experiment(), happens=happens)
+    tries = [run for run in launched if run.arm.name == "screen_aux_6"]
+    assert len(tries) == MAX_ATTEMPTS
+    assert len({run.seed for run in tries}) == 1
+    assert step.decisions[1].missing == ("screen_aux_6",)
+    assert step.ended == "all runs are done"
+
+
+def test_a_run_that_recovers_counts():
+    def happens(run, attempt):
+        return ("timeout", "crashed", "ok")[attempt - 1] if run.arm.name == "aux_4_8" else "ok"
+
+    _, step, _ = play(experiment(), happens=happens)
+    assert step.decisions[2].missing == ()
+    assert step.decisions[2].chosen.layers == (4, 8)
+
+
+def test_a_divergence_is_not_retried():
+    launched, step, _ = play(
+        experiment(),
+        happens=lambda run, _: "diverged" if run.arm.layers == (3, 6, 9) else "ok",
+    )
+    assert sum(run.arm.layers == (3, 6, 9) for run in launched) == 1
+    assert step.decisions[1].verdict == "PROCEED"
+
+
+def test_an_interrupted_run_is_run_again_as_often_as_it_takes():
+    launched, _, _ = play(
+        experiment(),
+        happens=lambda run, attempt: (
+            "interrupted" if run.arm.name == "screen_baseline" and attempt < 6 else "ok"
+        ),
+    )
+    assert sum(run.arm.name == "screen_baseline" for run in launched) == 6
+
+
+def test_a_baseline_that_never_runs_is_inconclusive():
+    _, step, _ = play(
+        experiment(), happens=lambda run, _: "ok" if run.arm.layers else "crashed"
+    )
+    assert step.decisions[1].verdict == "INCONCLUSIVE"
+    assert step.at_gate
+
+
+def test_the_budget_is_never_planned_over_and_stage_4_gets_what_is_left():
+    e = experiment(budget_hours=300 / 3600)  # of runs of 10 s: 30 of the 36
+    launched, step, results = play(e)
+    assert machine_seconds(results) <= 300
+    assert len(names(launched, 4)) == 10
+    assert any("5 of 8 pairs" in cut for cut in step.cut)
+    assert step.ended == "all runs are done"
+
+
+@pytest.mark.parametrize(("hours", "stage"), [(25, 1), (75, 2), (155, 3), (205, 4)])
+def test_a_budget_that_ends_in_a_stage_is_said_and_decided_on_what_there_is(hours, stage):
+    _, step, results = play(experiment(budget_hours=hours / 3600))
+    assert step.ended == "the budget is spent"
+    assert step.stage == stage
+    assert step.stage in step.decisions
+    assert step.cut
+    assert machine_seconds(results) <= hours
+
+
+def test_runs_in_flight_are_not_launched_again_and_hold_the_decision():
+    e = experiment()
+    first = next_step(e, []).runs
+    running = frozenset(run.name for run in first)
+    step = next_step(e, [], running)
+    assert step.runs == ()
+    assert not step.ended
+    assert step.decisions == {}
+
+
+def test_forecast_is_what_the_plan_then_does():
+    planned, _ = forecast(experiment())
+    launched, _, _ = play(experiment())
+    assert [p.run.name for p in planned] == [run.name for run in launched]
+
+
+def test_forecast_from_the_middle_holds_only_what_is_left():
+    launched, _, results = play(experiment())
+    planned, _ = forecast(experiment(), results[:12])
+    assert [p.run.name for p in planned] == [run.name for run in launched[12:]]
+
+
+def test_costs_come_from_measured_runs_once_there_are_any():
+    e = experiment()
+    run = next_step(e, []).runs[0]
+    prior = Costs(e)(run)
+    measured = replace(result(run.arm, 3.3, seconds=10 * prior), run=run)
+    assert Costs(e, [measured])(run) == pytest.approx(10 * prior)
+    other = next_step(e, []).runs[1]
+    assert Costs(e, [measured])(other) > 2 * Costs(e)(other)
+
+
+def test_a_failed_run_teaches_nothing_about_costs():
+    e = experiment()
+    run = next_step(e, []).runs[0]
+    failed = replace(result(run.arm, status="crashed", seconds=1e-3), run=run)
+    assert Costs(e, [failed])(run) == Costs(e)(run)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "name"), [(0, "mini"), (1, "small"), (3, "small"), (4, "speedrun"), (8, "speedrun")]
+)
+def test_default_profile_by_the_gpus_seen(gpus, name):
+    assert default_profile(gpus)[0] == name
+
+
+def test_phases_hold_the_agreed_arms():
+    agreed = {
+        "baseline": ["baseline"],
+        "layer_position": ["aux_4", "aux_6", "aux_8", "aux_6_repeat"],
+        "num_heads": [
+            *("aux_4_8", "aux_3_9", "aux_5_7", "aux_3_6_9"),
+            *("aux_2_6_10", "aux_4_6_8", "aux_2_4_6_8"),
+        ],
+        "loss_weight": [f"aux_4_8_{w}" for w in ("w0p01", "w0p05", "w0p1", "w0p2", "w0p5")],
+        "loss_schedule": [
+            f"aux_4_8_{s}" for s in ("constant", "linear_decay", "cosine_decay", "warmup_decay")
+        ],
+        "screening": ["screen_baseline", "screen_aux_6", "screen_aux_4_8", "screen_aux_3_6_9"],
+        "quick": ["quick_baseline", "quick_aux_4_8"],
+    }
+    assert {phase: [arm.name for arm in arms] for phase, arms in PHASES.items()} == agreed
+    assert len(ARMS) == sum(map(len, agreed.values()))
+
+
+def test_arms_by_hand_run_seed_by_seed_and_a_repeat_has_other_seeds():
+    arms = PHASES["layer_position"]
+    e = experiment(plan="manual", arms=arms, seeds=(1, 2))
+    runs = next_step(e, []).runs
+    assert [run.name for run in runs[:5]] == [
+        *("aux_4/run_0", "aux_6/run_0", "aux_8/run_0", "aux_6_repeat/run_0", "aux_4/run_1")
+    ]
+    assert {run.seed for run in runs if run.arm.name == "aux_6"} == {1, 2}
+    assert not {run.seed for run in runs if run.arm.name == "aux_6_repeat"} & {1, 2}
+
+
+def test_quick_runs_are_a_tenth_and_screening_runs_short():
+    by_hand = {"plan": "manual", "seeds": (1,), "full_iterations": 5100}
+    quick = next_step(experiment(arms=PHASES["quick"], **by_hand), []).runs[0]
+    short = next_step(experiment(arms=PHASES["screening"], **by_hand), []).runs[0]
+    assert (quick.num_iterations, short.num_iterations) == (510, 1000)
+
+
+def test_every_stage_has_seeds_of_its_own():
+    first = [seed_of(stage.number, 0) for stage in PLANS["classic"]]
+    assert len(set(first)) == len(first)
