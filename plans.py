@@ -8,7 +8,7 @@ touches nothing, so resuming, a dry run, a forecast and a power simulation are a
 import math
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import staged_analysis_helper as helper
@@ -331,9 +331,16 @@ class Situation:
     experiment: Experiment
     stage: "Stage"
     choice: Arm | None  # layers, weight and schedule as decided so far
-    results: tuple[RunResult, ...]  # the last word on each of the stage's runs
+    decisions: Mapping[int, Decision]  # of the stages before
+    results: tuple[RunResult, ...]  # the last word on each of the stage's runs, in any order
     left_s: float  # of the budget, when the stage began
     costs: Costs  # as known when the stage began
+
+    @property
+    def told(self) -> list[RunResult]:
+        """The results in the order in which the stage asked for them."""
+        by_name = {result.run.name: result for result in self.results}
+        return [by_name[run.name] for run in self.stage.wanted(self) if run.name in by_name]
 
     def run(self, arm: Arm, seed_number: int = 0, index: int = 0) -> RunConfig:
         stage = self.stage
@@ -351,11 +358,12 @@ class Stage:
     arms: tuple[Arm, ...]
     fraction: float  # of a full run
     wanted: Callable[[Situation], list[RunConfig]]  # all runs asked for so far, in order
-    decide: Callable[[Sequence[RunResult], Sequence[str]], Decision]
+    decide: Callable[[Situation], Decision]
 
-    @property
-    def expected(self) -> tuple[str, ...]:
-        return tuple(arm.name for arm in self.arms)
+
+def classic(rule: Callable[[Sequence[RunResult], Sequence[str]], Decision]):
+    """A rule of the classic plan as the `decide` of a stage: it sees the results and the arms."""
+    return lambda s: rule(s.told, [arm.name for arm in s.stage.arms or s.experiment.arms])
 
 
 def each_arm_once(s: Situation) -> list[RunConfig]:
@@ -410,7 +418,7 @@ PLANS = {
             arms=SCREENING,
             fraction=SHORT,
             wanted=each_arm_once,
-            decide=helper.decide_screening,
+            decide=classic(helper.decide_screening),
         ),
         Stage(
             number=2,
@@ -419,7 +427,7 @@ PLANS = {
             arms=LAYERS,
             fraction=1.0,
             wanted=each_arm_once,
-            decide=helper.decide_layers,
+            decide=classic(helper.decide_layers),
         ),
         Stage(
             number=3,
@@ -428,7 +436,7 @@ PLANS = {
             arms=DIVES + VALIDATIONS,
             fraction=1.0,
             wanted=dives_then_validations,
-            decide=helper.decide_hyperparameters,
+            decide=classic(helper.decide_hyperparameters),
         ),
         Stage(
             number=4,
@@ -437,7 +445,7 @@ PLANS = {
             arms=FINAL_ARMS,
             fraction=1.0,
             wanted=pairs,
-            decide=helper.decide_final,
+            decide=classic(helper.decide_final),
         ),
     ),
     "manual": (
@@ -448,7 +456,7 @@ PLANS = {
             arms=(),
             fraction=1.0,
             wanted=every_seed,
-            decide=helper.summarize,
+            decide=classic(helper.summarize),
         ),
     ),
 }
@@ -505,6 +513,7 @@ def next_step(
             experiment=e,
             stage=stage,
             choice=choice,
+            decisions=decisions,
             results=tuple(r for r in mine if r),
             left_s=3600 * e.budget_hours - machine_seconds(earlier),
             costs=Costs(e, earlier),
@@ -526,9 +535,7 @@ def next_step(
                 f" {duration(costs(startable[0]))}, {duration(max(0.0, left_s))} are left"
             )
 
-        by_name = {r.run.name: r for r in situation.results}
-        told = [by_name[run.name] for run in wanted if run.name in by_name]
-        decision = stage.decide(told, stage.expected or tuple(arm.name for arm in e.arms))
+        decision = stage.decide(situation)
         decisions[stage.number] = decision
         choice = decision.chosen or choice
         if broke or not wanted:
