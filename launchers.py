@@ -12,9 +12,11 @@ or when that pipe closes because the orchestrator is gone, however it died. Its 
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,11 +52,11 @@ def boot_clock() -> str:
 class LocalRun:
     """A run on this machine. `stop` asks, `poll` tells; neither blocks."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, program: Path):
         self.job = job
         self.start_s = time.monotonic()
         self.watcher = subprocess.Popen(
-            [sys.executable, "-I", __file__, str(job.folder), *job.command],
+            [sys.executable, "-I", str(program), str(job.folder), *job.command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,  # never written to: its end of file wakes `wait`
             stderr=subprocess.DEVNULL,
@@ -79,14 +81,18 @@ class LocalRun:
         if exit := read_exit(self.job.folder):
             return exit
         end_marked(self.job.folder)  # the watcher was killed: do its work
-        return exit_record(None, "the watcher died", self.start_s)
+        return exit_record(None, "itself", self.start_s)
 
 
 class LocalLauncher:
-    """Runs as processes of this machine."""
+    """Runs as processes of this machine. Each starts from a copy: later edits change nothing."""
+
+    def __init__(self, code_dir: Path):
+        self.program = code_dir.resolve() / Path(__file__).name
+        shutil.copyfile(__file__, self.program)
 
     def start(self, job: Job) -> LocalRun:
-        return LocalRun(job)
+        return LocalRun(job, self.program)
 
     def wait(self, runs: list[LocalRun], timeout_s: float) -> None:
         """Return when one of the runs ends, at the latest after timeout_s."""
@@ -101,27 +107,27 @@ def read_exit(folder: Path) -> dict | None:
         return None
 
 
-def settle(folder: Path, patience_s: float = 2 * GRACE_S) -> dict | None:
-    """Make sure that nothing of an earlier orchestrator's attempt runs any more.
+def settle(folder: Path, patience_s: float = 2 * GRACE_S) -> None:
+    """Make sure that nothing of an earlier orchestrator's runs below this folder lives on.
 
-    Its watcher is given the time to end it and to write exit.json; what is left is killed.
+    Their watchers are given the time to end them and to write exit.json; what is left is killed.
     """
     deadline = time.monotonic() + patience_s
     while marked(folder) and time.monotonic() < deadline:
         time.sleep(0.05)
     end_marked(folder)
-    return read_exit(folder)
 
 
 def marked(folder: Path) -> list:
-    """Living processes of the run in this folder, found by the mark in their environment."""
+    """Living processes of runs in or below this folder, found by the mark in their environment."""
     import psutil
 
     found = []
     for process in psutil.process_iter():
         try:
             mark = process.environ().get(MARK)
-            if mark == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+            ours = mark and Path(mark).is_relative_to(folder)
+            if ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except (psutil.Error, OSError):
             continue  # another user's, or gone meanwhile
@@ -129,9 +135,12 @@ def marked(folder: Path) -> list:
 
 
 def end_marked(folder: Path) -> None:
+    import psutil
+
     while processes := marked(folder):
         for process in processes:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         time.sleep(0.05)
 
 
@@ -142,7 +151,8 @@ def end_marked(folder: Path) -> None:
 def watch(folder: Path, command: list[str]) -> int:
     """Run the command to its end, or to the first order; leave nothing behind; write exit.json."""
     start_s = time.monotonic()
-    adopt_orphans()
+    prctl(PR_SET_CHILD_SUBREAPER, 1)  # become the parent of every orphan below
+    ask_for_sigterm = functools.partial(prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
     # Handlers, not SIG_IGN: an ignored signal would stay ignored in the trainer.
     wake, wake_end = os.pipe()
     os.set_blocking(wake_end, False)
@@ -152,7 +162,13 @@ def watch(folder: Path, command: list[str]) -> int:
 
     with open(folder / "output.log", "ab") as log:
         try:
-            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=ask_for_sigterm,  # should this watcher be killed
+            )
         except OSError as error:
             log.write(f"cannot start {command[0]}: error: {error}\n".encode())
             write_exit(folder, exit_record(127, "itself", start_s))
@@ -170,15 +186,20 @@ def watch(folder: Path, command: list[str]) -> int:
     return 0
 
 
-def adopt_orphans() -> None:
-    """Become the parent of every orphan below this process (Linux; elsewhere nothing happens)."""
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+LIBC = ctypes.CDLL(None)
+
+
+def prctl(option: int, value: int) -> None:
+    """Linux's process control; elsewhere nothing happens."""
     if sys.platform == "linux":
-        PR_SET_CHILD_SUBREAPER = 36
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        LIBC.prctl(option, int(value), 0, 0, 0)
 
 
 def end_descendants(child: subprocess.Popen, grace_s: float) -> None:
     """SIGTERM to torchrun, which passes it on; after grace_s SIGKILL to all that is still there."""
+    if nothing_below(child):
+        return
     import psutil
 
     def living():
@@ -198,6 +219,17 @@ def end_descendants(child: subprocess.Popen, grace_s: float) -> None:
         psutil.wait_procs(processes, timeout=0.2)
         orphans_elsewhere = []
     child.wait()
+
+
+def nothing_below(child: subprocess.Popen) -> bool:
+    """The usual end, known at once: the child has ended and left no orphans to this process."""
+    if child.poll() is None or sys.platform != "linux":
+        return False
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return True
+    return False
 
 
 def exit_record(returncode: int | None, ended_by: str, start_s: float) -> dict:

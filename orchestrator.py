@@ -7,13 +7,13 @@ that an earlier orchestrator left behind, whatever ended it.
 """
 
 import contextlib
-import json
+import fcntl
 import os
 import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import launchers
@@ -25,12 +25,15 @@ from records import (
     RunConfig,
     RunResult,
     attempt_dir,
+    attempt_dirs,
     duration,
+    exit_from,
     judge,
+    printable,
+    read_config,
     read_json,
     read_log,
     read_records,
-    run_from,
     write_json,
     write_result,
 )
@@ -46,16 +49,14 @@ class Lock:
     """The right to run an experiment. Made by link(2), which is atomic on shared folders too.
 
     Raises ValueError when somebody else holds it, naming host and pid. A holder that is gone, or
-    on another host and silent for STALE_S, loses it, with a line that says so.
+    out of sight (another host, another container) and silent for STALE_S, loses it, with a line
+    that says so.
     """
 
     def __init__(self, exp_dir: Path, say: Callable[[str], None] = print):
         self.path, self.say = exp_dir / "lock.json", say
-        self.me = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "born": process_birth(os.getpid()),
-        }
+        pid = os.getpid()
+        self.me = {"host": socket.gethostname(), "pid": pid, "born": process_birth(pid), **sight()}
         self.touched_s = 0.0
 
     def __enter__(self) -> "Lock":
@@ -72,39 +73,38 @@ class Lock:
             mine.unlink(missing_ok=True)
 
     def _take_over(self, mine: Path) -> None:
-        try:
-            holder = read_json(self.path)
-            silent_s = mine.stat().st_mtime - self.path.stat().st_mtime  # one clock: the disk's
-        except FileNotFoundError:
-            return
-        except ValueError:
-            holder, silent_s = {}, STALE_S + 1
-        who = f"host {holder.get('host')}, pid {holder.get('pid')}"
-        if holder.get("host") == self.me["host"]:
-            gone = process_birth(holder.get("pid")) != holder.get("born")
-        else:
-            gone = silent_s > STALE_S
-        if not gone:
-            raise ValueError(
-                f"{self.path.parent} is being run by another orchestrator ({who}); "
-                "wait for it, or stop it, then give the same command again"
-            )
-        aside = self.path.with_name(f".lock.stale.{os.getpid()}")
-        with contextlib.suppress(FileNotFoundError, FileExistsError):
-            os.rename(self.path, aside)
+        """Remove a stale lock. Of several that try, one at a time looks and removes."""
+        with open(self.path.with_name(".lock.guard"), "wb") as guard:
+            with contextlib.suppress(OSError):  # a file system without flock: microseconds of risk
+                fcntl.flock(guard, fcntl.LOCK_EX)
             try:
-                if holder and read_json(aside) != holder:  # somebody was quicker: give it back
-                    os.link(aside, self.path)
-                    return
-            finally:
-                aside.unlink()
+                who, lives = holder(self.path, mine.stat().st_mtime)  # the disk's clock
+            except FileNotFoundError:
+                return
+            if lives:
+                raise ValueError(
+                    f"{self.path.parent} is being run by another orchestrator ({who}); "
+                    "wait for it, or stop it, then give the same command again"
+                )
+            self.path.unlink()
             self.say(f"Took over the lock of an orchestrator that is gone ({who}).")
 
     def touch(self) -> None:
-        if time.monotonic() - self.touched_s > HEARTBEAT_S:
-            with contextlib.suppress(OSError):
-                os.utime(self.path)
-            self.touched_s = time.monotonic()
+        """Show that the holder lives. Raises ValueError when it no longer holds the lock."""
+        if time.monotonic() - self.touched_s < HEARTBEAT_S:
+            return
+        with contextlib.suppress(OSError):
+            os.utime(self.path)
+        self.touched_s = time.monotonic()
+        try:
+            mine = read_json(self.path) == self.me
+        except (OSError, ValueError):
+            mine = False
+        if not mine:
+            raise ValueError(
+                f"{self.path} is no longer this orchestrator's: the folder was moved or removed,"
+                " or another one took over; --status tells where it stands"
+            )
 
     def __exit__(self, *_) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -112,14 +112,45 @@ class Lock:
                 self.path.unlink()
 
 
+def holder(lock: Path, now: float) -> tuple[str, bool]:
+    """(host and pid of the lock's holder, whether it lives). `now` is a time of the disk's clock.
+
+    Raises FileNotFoundError when nobody holds it.
+    """
+    silent_s = now - lock.stat().st_mtime
+    try:
+        found = read_json(lock)
+    except ValueError:
+        return "unreadable", False
+    here = {"host": socket.gethostname(), **sight()}
+    if all(found.get(name) == value for name, value in here.items()):
+        lives = process_birth(found.get("pid")) == found.get("born", "never")
+    elif found.get("host") == here["host"] and found.get("boot") != here["boot"]:
+        lives = False  # this machine was started anew since
+    else:
+        lives = silent_s <= STALE_S
+    return printable(f"host {found.get('host')}, pid {found.get('pid')}"), lives
+
+
+def sight() -> dict[str, str]:
+    """Who sees the same processes under the same numbers: one boot, one namespace of processes."""
+    namespace = ""
+    with contextlib.suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+    return {"boot": launchers.boot_clock(), "namespace": namespace}
+
+
 def process_birth(pid) -> float | None:
-    """When a process of this host was born; None when there is no such living process."""
+    """When a process was born, by a clock that is never set; None when no such process lives."""
     import psutil
 
     try:
+        with contextlib.suppress(FileNotFoundError):
+            fields = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()
+            return None if fields[0] in "ZX" else int(fields[19])  # ticks since boot
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except (psutil.Error, TypeError, ValueError):
+    except (psutil.Error, OSError, TypeError, ValueError):
         return None
 
 
@@ -128,57 +159,81 @@ def process_birth(pid) -> float | None:
 
 
 def reconcile(exp_dir: Path, experiment_id: str, say: Callable[[str], None]) -> Records:
-    """Give every attempt a record that can be believed, and end what still runs of them."""
+    """End what still runs of earlier sittings, and give every attempt a record to be believed.
+
+    A file that cannot be believed is set aside under another name, with a line. The attempt is
+    then closed as interrupted, its time paid for, and the plan asks for the run again.
+    """
+    launchers.settle(exp_dir.resolve())
     records = read_records(exp_dir, experiment_id)
+    distrust = {}
     for path, why in records.damaged:
         aside = next_free(path, "damaged")
         os.rename(path, aside)
         say(f"Damaged record {path}: {why}; set aside as {aside.name}, the run will be run again.")
-        close_attempt(path.parent, experiment_id, f"its record was damaged ({why})")
-    for name, attempt, folder in records.open:
-        result = close_attempt(folder, experiment_id)
-        say(f"Found {name}, attempt {attempt}, without a result: {result.status}. {result.reason}")
-    return read_records(exp_dir, experiment_id) if records.damaged or records.open else records
+        distrust[path.parent] = f"its record was damaged ({why})"
+    for name, attempt, folder in attempt_dirs(exp_dir) if distrust or records.open else ():
+        if (folder / "result.json").exists():
+            continue
+        try:
+            result = close_attempt(folder, name, attempt, experiment_id, distrust.get(folder, ""))
+        except (ValueError, FileNotFoundError) as error:
+            aside = next_free(folder / "config.json", "damaged")
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(folder / "config.json", aside)
+            say(
+                f"Damaged record {folder}/config.json: {error}; set aside as {aside.name}."
+                " What this attempt cost is not known any more."
+            )
+            continue
+        if folder not in distrust:
+            say(f"Found {name}, attempt {attempt}, without a result: {outcome(result)}")
+    return read_records(exp_dir, experiment_id) if distrust or records.open else records
 
 
-def close_attempt(folder: Path, experiment_id: str, distrust: str = "") -> RunResult:
-    """Judge an attempt by what it left; with a reason for distrust, it has to be run again."""
-    exit = launchers.settle(folder)
-    try:
-        config = read_json(folder / "config.json")
-        run, attempt = run_from(config["run"]), int(config["attempt"])
-        launched = config["launched"]
-        clock, start_s = str(launched["clock"]), float(launched["monotonic_s"])
-    except (ValueError, KeyError, TypeError) as error:
-        aside = next_free(folder / "config.json", "damaged")
-        os.rename(folder / "config.json", aside)
-        raise ValueError(
-            f"{folder}/config.json is damaged ({error}); set aside as {aside.name}: "
-            "give the same command again, and the run will be run again"
-        ) from None
+def outcome(r: RunResult) -> str:
+    return f"val loss {r.val_loss:.4f}" if r.status == "ok" else f"{r.status}: {r.reason}"
+
+
+def close_attempt(
+    folder: Path, name: str, attempt: int, experiment_id: str, distrust: str
+) -> RunResult:
+    """Judge an attempt by what it left; with a reason for distrust, it has to be run again.
+
+    Raises ValueError when config.json cannot be believed.
+    """
+    run, config = read_config(folder, name, attempt)
+    exit = exit_from(launchers.read_exit(folder))
     if exit is None:
-        exit = {
-            "returncode": None,
-            "ended_by": "the orchestrator and the watcher died",
-            "clock": clock,
-            "start_s": start_s,
-            "end_s": start_s + last_sign_of_life_s(folder),
-        }
+        try:
+            launched = config["launched"]
+            clock, start_s = str(launched["clock"]), float(launched["monotonic_s"])
+            lived_s = last_sign_of_life_s(folder, clock, start_s, float(config["limit_s"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"it does not say when the attempt began ({error!r})") from None
+        ended_by = "the orchestrator and the watcher died"
+        exit = Exit(None, ended_by, clock, start_s, start_s + lived_s)
     if distrust:
-        exit |= {"returncode": None, "ended_by": distrust}
+        exit = replace(exit, returncode=None, ended_by=distrust)
         log = LogReader(run.num_iterations)
     else:
         log = read_log(folder / "output.log", run.num_iterations)
-    result = judge(run, attempt, log, Exit(**exit))
+    result = judge(run, attempt, log, exit)
     write_result(folder, result, experiment_id)
     return result
 
 
-def last_sign_of_life_s(folder: Path) -> float:
-    """Seconds from the launch to the last line of the log, by the file system's clock."""
+def last_sign_of_life_s(folder: Path, clock: str, start_s: float, limit_s: float) -> float:
+    """Seconds from the launch to the last line of the log, by the file system's clock.
+
+    Somebody may have set that clock meanwhile: not beyond the attempt's limit, nor beyond now.
+    """
+    most_s = limit_s
+    if clock == launchers.boot_clock():
+        most_s = min(most_s, time.monotonic() - start_s)
     with contextlib.suppress(OSError):
         lived = (folder / "output.log").stat().st_mtime - (folder / "config.json").stat().st_mtime
-        return max(0.0, lived)
+        return max(0.0, min(lived, most_s))
     return 0.0
 
 
@@ -248,10 +303,13 @@ class Orchestrator:
         return next((slot for slot in range(self.slots) if slot not in taken), None)
 
     def next_attempt(self, run: RunConfig) -> tuple[Path, int]:
-        """The folder of the next attempt at a run, made, and the attempt's number."""
+        """The folder of the next attempt at a run, made, and the attempt's number.
+
+        Never one in which anything of an attempt lies, even if its config.json is gone.
+        """
         run_dir = self.exp_dir / run.arm.name / f"run_{run.index}"
         attempt = 1
-        while (attempt_dir(run_dir, attempt) / "config.json").exists():
+        while any(map(os.path.isfile, attempt_dir(run_dir, attempt).glob("[!.]*"))):
             attempt += 1
         folder = attempt_dir(run_dir, attempt).resolve()
         folder.mkdir(parents=True, exist_ok=True)
@@ -268,7 +326,8 @@ class Orchestrator:
             "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         record = {"run": asdict(run), "attempt": attempt, "command": job.command, "env": job.env}
-        write_json(job.folder / "config.json", {**record, "launched": launched, **facts})
+        record |= {"launched": launched, "limit_s": limits.seconds, **facts}
+        write_json(job.folder / "config.json", record)
         self.flights[run.name] = Flight(
             run=run,
             attempt=attempt,
@@ -303,7 +362,7 @@ class Orchestrator:
             return None
         while flight.follow():
             pass
-        result = judge(flight.run, flight.attempt, flight.log.close(), Exit(**exit))
+        result = judge(flight.run, flight.attempt, flight.log.close(), exit_from(exit))
         write_result(flight.folder, result, self.experiment_id)
         del self.flights[flight.run.name]
         return result
@@ -330,25 +389,36 @@ QUIET_S = 10.0  # between progress lines where output is not a terminal
 
 
 class Display:
-    """Two live lines on a terminal, the run's and the plan's; elsewhere a line now and then."""
+    """Two live lines on a terminal, the run's and the plan's; elsewhere a line now and then.
+
+    A terminal that is gone (a lost connection, a closed pipe) ends the talking, not the runs.
+    """
 
     def __init__(self, out=None):
         self.out = out or sys.stdout
         self.live = self.out.isatty()
         self.bars, self.said_s = [], time.monotonic()
+        with contextlib.suppress(AttributeError):
+            self.out.reconfigure(errors="replace")  # not every terminal can show every sign
 
     def say(self, text: str = "") -> None:
         """A lasting line, above the live ones."""
-        self.clear()
-        print(text, file=self.out, flush=True)
+        self._attempt(lambda: (self.clear(), print(text, file=self.out, flush=True)))
 
     def progress(self, flights: Sequence[Flight], plan: str) -> None:
         lines = [*map(flight_line, flights), plan]
         if self.live:
-            self._draw(lines)
+            self._attempt(lambda: self._draw(lines))
         elif time.monotonic() - self.said_s >= QUIET_S:
             self.said_s = time.monotonic()
-            print(" | ".join(lines), file=self.out, flush=True)
+            self.say(" | ".join(lines))
+
+    def _attempt(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError:
+            self.live, self.bars = False, []
+            self.out = sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
     def _draw(self, lines: list[str]) -> None:
         from tqdm import tqdm
@@ -376,15 +446,16 @@ def flight_line(flight: Flight) -> str:
     return f"{flight.run.name} [{bar}] step {log.step}/{total}, {loss}{left}"
 
 
-def read_in_flight(folder: Path) -> dict:
+def read_in_flight(name: str, attempt: int, folder: Path) -> dict:
     """What an attempt without a result has logged so far, for a look from another terminal."""
     try:
-        run = run_from(json.loads((folder / "config.json").read_bytes())["run"])
-    except (ValueError, KeyError, TypeError, OSError):
+        run, _ = read_config(folder, name, attempt)
+    except (ValueError, OSError):
         return {}
     log = read_log(folder / "output.log", run.num_iterations)
     return {
         "run": run.name,
+        "attempt": attempt,
         "stage": run.stage,
         "step": log.step,
         "num_iterations": run.num_iterations,

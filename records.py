@@ -12,12 +12,14 @@ on what became of a run, and the files of an experiment folder:
 at full precision; durations are seconds of machine time on a monotonic clock.
 """
 
+import contextlib
 import json
 import math
 import os
 import re
+import sys
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -48,15 +50,25 @@ class Arm:
         return f"layers {taps}, weight {self.weight:g}, {self.schedule}"
 
 
+NAME = re.compile(r"[A-Za-z0-9_]{1,64}")  # what may become a folder's name
+
+
 @dataclass(frozen=True)
 class RunConfig:
-    """One training of one arm with one seed."""
+    """One training of one arm with one seed. Raises ValueError for a name that is no plain word."""
 
     stage: int  # 1 to 4; 0 outside a staged ablation
     arm: Arm
     index: int  # run_<index> in the arm's folder
     seed: int  # fixes initialisation and the order of the data
     num_iterations: int
+
+    def __post_init__(self):
+        if not (isinstance(self.arm.name, str) and NAME.fullmatch(self.arm.name)):
+            raise ValueError(f"arm name {self.arm.name!r}: use letters, digits and underscores")
+        numbers = (self.stage, self.index, self.num_iterations)
+        if not all(isinstance(number, int) and number >= 0 for number in numbers):
+            raise ValueError(f"stage, index, num_iterations {numbers!r}: give whole numbers")
 
     @property
     def name(self) -> str:
@@ -119,27 +131,35 @@ class RunResult:
 # own number of iterations, count.
 
 STEP_LINE = re.compile(
-    r"step:(\d{1,12})/(\d{1,12}) (val|train)_loss:([-+.\w]{1,32})"
-    r" train_time:(\d{1,15}(?:\.\d{1,9})?)ms step_avg:[-+.\w]{1,32}ms"
+    rb"step:([0-9]{1,12})/([0-9]{1,12}) (val|train)_loss:([-+.0-9A-Za-z]{1,32})"
+    rb" train_time:([0-9]{1,15}(?:\.[0-9]{1,9})?)ms step_avg:[-+.0-9A-Za-z]{1,32}ms"
 )
-SUMMARY_FIELDS = ("train_time_ms", "step_avg_ms", "peak_memory_mib")
-ERROR_LINE = re.compile(r"(?:[\w.]*(?:Error|Exception|Interrupt)\b|[\w./-]+: error:)")
-OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemoryError|can't allocate memory", re.IGNORECASE)
-UNPRINTABLE = re.compile(r"[^\x20-\x7e\u00a0-\uffff]+")
+SUMMARY_TIMES = ("train_time_ms", "step_avg_ms", "peak_memory_mib")
+SUMMARY_COUNTS = ("tokens_seen", "num_parameters")
+ERROR_LINE = re.compile(  # a worker of several says which one it is: "[rank0]: ValueError: ..."
+    rb"(?:\[rank[0-9]+\]:\s*)?(?:[\w.]*(?:Error|Exception|Interrupt)\b|[\w./-]+: error:)"
+)
+OUT_OF_MEMORY = re.compile(rb"(?i:out of memory|OutOfMemoryError|can't allocate memory)")
 MAX_LINE = 4096  # bytes; what is longer is no line of ours
 
 
 def printable(text: str, limit: int = 300) -> str:
     """One line of text that is safe on a terminal: no control characters, bounded length."""
-    text = UNPRINTABLE.sub(" ", text).strip()
+    text = "".join(c if c.isprintable() else " " for c in text).strip()
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def is_number(value) -> bool:
+    """A finite number, as JSON may hold one or not."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 @dataclass
 class LogReader:
     """Reads a training log piece by piece, in bounded memory, whatever bytes it holds.
 
-    `feed` takes bytes as they come, so one reader serves the live line and the final record.
+    `feed` takes bytes as they come, so one reader serves the live line and the final record;
+    where they were cut makes no difference.
     """
 
     num_iterations: int
@@ -150,10 +170,10 @@ class LogReader:
     summary: dict | None = None
     summaries: int = 0
     after_summary: bool = False  # step lines behind the summary: two runs in one log
-    non_finite: str = ""
-    out_of_memory: str = ""
-    error: str = ""
-    tail: deque = field(default_factory=lambda: deque(maxlen=5))
+    non_finite: bytes = b""
+    out_of_memory: bytes = b""
+    error: bytes = b""
+    tail: deque[bytes] = field(default_factory=lambda: deque(maxlen=5))
     _rest: bytes = b""
     _skipping: bool = False
 
@@ -161,25 +181,27 @@ class LogReader:
         *lines, rest = (self._rest + data).split(b"\n")
         for line in lines:
             if not self._skipping:
-                self._line(line[:MAX_LINE].decode("utf-8", errors="replace").rstrip("\r"))
+                self._line(line)
             self._skipping = False
         if len(rest) > MAX_LINE:  # an endless line: take its head once, then skip to its end
             if not self._skipping:
-                self._line(rest[:MAX_LINE].decode("utf-8", errors="replace"))
+                self._line(rest)
             self._skipping, rest = True, b""
         self._rest = rest
 
     def close(self) -> "LogReader":
         """A last line without its newline was cut off: it can explain, but never count."""
         if self._rest and not self._skipping:
-            self._explain(self._rest[:MAX_LINE].decode("utf-8", errors="replace"))
+            self._explain(self._rest)
         self._rest = b""
         return self
 
-    def _line(self, line: str) -> None:
-        if match := STEP_LINE.fullmatch(line):
+    def _line(self, line: bytes) -> None:
+        if len(line) > MAX_LINE:
+            self._explain(line[:MAX_LINE])
+        elif match := STEP_LINE.fullmatch(line.rstrip(b"\r")):
             self._step(line, *match.groups())
-        elif line.startswith("summary: "):
+        elif line.startswith(b"summary: "):
             self._summary(line)
         else:
             self._explain(line)
@@ -195,32 +217,31 @@ class LogReader:
         self.step, self.train_time_ms = max(self.step, step), train_time_ms
         if not math.isfinite(loss):
             self.non_finite = self.non_finite or line
-        elif kind == "train":
+        elif kind == b"train":
             self.train_loss = loss
         elif not self.curve or step > self.curve[-1][0]:
             self.curve.append((step, loss, train_time_ms))
 
-    def _summary(self, line: str) -> None:
+    def _summary(self, line: bytes) -> None:
         self.summaries += 1
         try:
-            summary = json.loads(line.removeprefix("summary: "))
-            numbers = [float(summary[name]) for name in ("val_loss", *SUMMARY_FIELDS)]
-            counts = [summary[name] for name in ("steps_done", "tokens_seen", "num_parameters")]
+            summary = json.loads(line.removeprefix(b"summary: "))
+            numbers = [summary[name] for name in ("val_loss", *SUMMARY_TIMES)]
+            counts = [summary[name] for name in ("steps_done", *SUMMARY_COUNTS)]
         except (ValueError, TypeError, KeyError, RecursionError):
             return
-        if all(map(math.isfinite, numbers)) and all(type(count) is int for count in counts):
+        if all(map(is_number, numbers)) and all(type(count) is int for count in counts):
             self.summary = summary
 
-    def _explain(self, line: str) -> None:
-        text = printable(line)
-        if not text:
+    def _explain(self, line: bytes) -> None:
+        if not line or line.isspace():
             return
-        self.tail.append(text)
-        if OUT_OF_MEMORY.search(text):
-            self.out_of_memory = text
+        self.tail.append(line)
+        if b"emory" in line.lower() and OUT_OF_MEMORY.search(line):
+            self.out_of_memory = line
         # torchrun's own last words only say that a worker failed, not why
-        if ERROR_LINE.match(text) and "ChildFailedError" not in text:
-            self.error = text
+        if ERROR_LINE.match(line) and b"ChildFailedError" not in line:
+            self.error = line
 
     @property
     def incomplete(self) -> str:
@@ -267,24 +288,36 @@ class Exit:
     end_s: float
 
 
+def exit_from(value) -> Exit | None:
+    """The contents of exit.json as an Exit; None for anything else: then nobody saw it end."""
+    try:
+        exit = Exit(**value)
+    except TypeError:
+        return None
+    texts = isinstance(exit.ended_by, str) and isinstance(exit.clock, str)
+    times = is_number(exit.start_s) and is_number(exit.end_s) and exit.end_s >= exit.start_s
+    return exit if texts and times and isinstance(exit.returncode, int | None) else None
+
+
 def judge(run: RunConfig, attempt: int, log: LogReader, exit: Exit) -> RunResult:
     """Decide from exit code, summary, steps and finiteness together what became of an attempt."""
     outcome = {"status": "crashed", "reason": ""}
     if log.non_finite:
-        outcome = {"status": "diverged", "reason": f"non-finite loss: {printable(log.non_finite)}"}
+        outcome = {"status": "diverged", "reason": f"non-finite loss: {text_of(log.non_finite)}"}
     elif exit.returncode == 0 and not log.incomplete:
         outcome = {
             "status": "ok",
             "reason": "",
             "val_loss": float(log.summary["val_loss"]),
-            **{name: float(log.summary[name]) for name in SUMMARY_FIELDS},
-            **{name: log.summary[name] for name in ("tokens_seen", "num_parameters")},
+            **{name: float(log.summary[name]) for name in SUMMARY_TIMES},
+            **{name: log.summary[name] for name in SUMMARY_COUNTS},
         }
     elif exit.ended_by in ("timeout", "stall"):
         what = "its time limit" if exit.ended_by == "timeout" else "a silence that was too long"
         outcome = {"status": "timeout", "reason": f"stopped after {what} at step {log.step}"}
     elif exit.ended_by != "itself":
-        outcome = {"status": "interrupted", "reason": f"{exit.ended_by}, at step {log.step}"}
+        why = printable(exit.ended_by)
+        outcome = {"status": "interrupted", "reason": f"{why}, at step {log.step}"}
     else:
         outcome["reason"] = crash_reason(log, exit.returncode)
     return RunResult(
@@ -301,30 +334,43 @@ def judge(run: RunConfig, attempt: int, log: LogReader, exit: Exit) -> RunResult
 
 def crash_reason(log: LogReader, returncode: int | None) -> str:
     if log.out_of_memory:
-        return f"out of memory; try a smaller --device_batch_size ({log.out_of_memory})"
+        return f"out of memory; try a smaller --device_batch_size ({text_of(log.out_of_memory)})"
     if returncode == 0:
         return f"exit code 0, but {log.incomplete}"
-    how = f"killed by signal {-returncode}" if (returncode or 0) < 0 else f"exit code {returncode}"
-    why = log.error or " | ".join(log.tail)
+    if returncode is None:
+        how = "its watcher was killed"
+    else:
+        how = f"killed by signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
+    why = text_of(log.error) or " | ".join(map(text_of, log.tail))
     return printable(f"{how}: {why}" if why else f"{how}, nothing printed", limit=600)
+
+
+def text_of(line: bytes) -> str:
+    return printable(line.decode("utf-8", errors="replace"))
 
 
 # ---------------------------------------------------------------------------------------------
 # Files
 
 
-def write_json(path: Path, value: dict) -> None:
-    """Write atomically: a reader sees the old file or the whole new one, whatever dies when."""
+def write_json(path: Path, value: dict, durable: bool = True) -> None:
+    """Write atomically: a reader sees the old file or the whole new one, whatever dies when.
+
+    Durable, it also survives a power cut; what is derived from other files need not.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, allow_nan=False)
-            file.write("\n")
+            file.write(json.dumps(value, indent=1, allow_nan=False) + "\n")
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):  # a full disk does not say which file
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 
@@ -340,7 +386,13 @@ def read_json(path: Path) -> dict:
 
 
 def arm_from(value: dict) -> Arm:
-    return Arm(**{**value, "layers": tuple(value["layers"])})
+    arm = Arm(**{**value, "layers": tuple(value["layers"])})
+    texts = (arm.name, arm.schedule, arm.description)
+    if not (all(type(n) is int for n in arm.layers) and all(isinstance(t, str) for t in texts)):
+        raise TypeError("an arm has whole numbers as layers, and texts as its other fields")
+    if not is_number(arm.weight):
+        raise TypeError(f"loss weight {arm.weight!r}")
+    return arm
 
 
 def run_from(value: dict) -> RunConfig:
@@ -350,9 +402,15 @@ def run_from(value: dict) -> RunConfig:
 def result_from(value: dict) -> RunResult:
     """The inverse of `asdict`. Raises ValueError for anything that is not a whole RunResult."""
     try:
-        fields = {**value, "run": run_from(value["run"])}
-        fields["curve"] = tuple((int(s), float(v), float(t)) for s, v, t in value["curve"])
-        return RunResult(**fields)
+        curve = tuple((step, loss, time_ms) for step, loss, time_ms in value["curve"])
+        fields = {**value, "run": run_from(value["run"]), "curve": curve}
+        numbers = [value["start_s"], value["end_s"], *(number for row in curve for number in row)]
+        earned = [value[name] for name in ("val_loss", *SUMMARY_TIMES, *SUMMARY_COUNTS)]
+        numbers += [number for number in earned if value["status"] == "ok" or number is not None]
+        whole = all(map(is_number, numbers)) and type(value["steps_done"]) is int
+        if not whole or not isinstance(value["clock"], str):
+            raise ValueError("not a run's record: a field holds no number where one belongs")
+        return RunResult(**{**fields, "reason": printable(value["reason"], limit=600)})
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"not a run's record: {error!r}") from None
 
@@ -361,21 +419,18 @@ def attempt_dir(run_dir: Path, attempt: int) -> Path:
     return run_dir if attempt == 1 else run_dir / f"attempt_{attempt}"
 
 
-RUN_DIR = re.compile(r"run_\d{1,6}")
+ATTEMPT = re.compile(r"([A-Za-z0-9_]{1,64}/run_[0-9]{1,6})(?:/attempt_([0-9]{1,6}))?")
 
 
-def attempt_dirs(exp_dir: Path) -> Iterable[tuple[str, int, Path]]:
+def attempt_dirs(exp_dir: Path) -> list[tuple[str, int, Path]]:
     """Every attempt on disk as (run name, attempt, folder), in the order of names and numbers."""
-    for config in sorted(exp_dir.glob("*/run_*/config.json")):
-        folder = config.parent
-        if not RUN_DIR.fullmatch(folder.name):
-            continue
-        name = f"{folder.parent.name}/{folder.name}"
-        yield name, 1, folder
-        attempt = 2
-        while (attempt_dir(folder, attempt) / "config.json").exists():
-            yield name, attempt, attempt_dir(folder, attempt)
-            attempt += 1
+    found = set()
+    for pattern in ("*/run_*/*.json", "*/run_*/attempt_*/*.json"):
+        for file in exp_dir.glob(pattern):
+            match = ATTEMPT.fullmatch(file.parent.relative_to(exp_dir).as_posix())
+            if match and file.name in ("config.json", "result.json"):
+                found.add((match[1], int(match[2] or 1), file.parent))
+    return sorted(found)
 
 
 @dataclass(frozen=True)
@@ -406,9 +461,21 @@ def read_result(folder: Path, name: str, attempt: int, experiment_id: str) -> Ru
     result = result_from(value)
     if (result.run.name, result.attempt) != (name, attempt):
         raise ValueError(f"it is the record of {result.run.name}, attempt {result.attempt}")
-    if result.run != run_from(read_json(folder / "config.json")["run"]):
+    if result.run != read_config(folder, name, attempt)[0]:
         raise ValueError("its run is not the one in config.json")
     return result
+
+
+def read_config(folder: Path, name: str, attempt: int) -> tuple[RunConfig, dict]:
+    """What was launched in this folder, and all of config.json. Raises ValueError, as above."""
+    config = read_json(folder / "config.json")
+    try:
+        run = run_from(config["run"])
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"config.json does not describe a run: {error!r}") from None
+    if (run.name, config.get("attempt")) != (name, attempt):
+        raise ValueError(f"config.json is that of {run.name}, attempt {config.get('attempt')!r}")
+    return run, config
 
 
 def read_records(exp_dir: Path, experiment_id: str) -> Records:
@@ -420,7 +487,7 @@ def read_records(exp_dir: Path, experiment_id: str) -> Records:
             continue
         try:
             results.append(read_result(folder, name, attempt, experiment_id))
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, OSError) as error:
             damaged.append((folder / "result.json", printable(str(error))))
     results.sort(key=lambda r: (r.run.stage, r.run.arm.name, r.run.index, r.attempt))
     return Records(tuple(results), tuple(damaged), tuple(open_attempts))

@@ -327,4 +327,5 @@ def write_results(
             "cut": list(step.cut),
             "budget": {"hours": e.budget_hours, "spent_hours": spent_hours},
         },
+        durable=False,
     )

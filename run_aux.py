@@ -12,10 +12,12 @@ Writes experiments/aux_heads_YYYYMMDD_HHMMSS/ (README.md, "What lies in an exper
 """
 
 import argparse
+import contextlib
 import difflib
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -25,7 +27,16 @@ from pathlib import Path
 
 import launchers
 import staged_analysis_helper as helper
-from orchestrator import Display, Limits, Lock, Orchestrator, read_in_flight, reconcile
+from orchestrator import (
+    Display,
+    Limits,
+    Lock,
+    Orchestrator,
+    holder,
+    outcome,
+    read_in_flight,
+    reconcile,
+)
 from plans import (
     ALL_SCHEDULES,
     ARMS,
@@ -68,13 +79,7 @@ from registration import (
 def build_command(
     e: Experiment, run: RunConfig, script: Path, data_dir: Path, log_file: Path
 ) -> tuple[str, ...]:
-    """The whole command line; pasted into a shell, it does the same run.
-
-    torchrun is the one beside this Python, unless the variable TORCHRUN names another.
-    """
-    beside_python = Path(sys.executable).with_name("torchrun")
-    found = beside_python if beside_python.exists() else "torchrun"
-    torchrun = os.environ.get("TORCHRUN", found)
+    """The whole command line; pasted into a shell, it does the same run."""
     arguments = {
         "num_iterations": run.num_iterations,
         **{name: getattr(e.profile, name) for name in TRAINER_FLAGS},
@@ -87,7 +92,14 @@ def build_command(
         "log_file": log_file,
     }
     flags = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
-    return (str(torchrun), "--standalone", f"--nproc_per_node={e.processes}", str(script), *flags)
+    return (torchrun(), "--standalone", f"--nproc_per_node={e.processes}", str(script), *flags)
+
+
+def torchrun() -> str:
+    """The one beside this Python, unless the variable TORCHRUN names another."""
+    beside_python = Path(sys.executable).with_name("torchrun")
+    found = str(beside_python) if beside_python.exists() else "torchrun"
+    return os.environ.get("TORCHRUN", found)
 
 
 def extra_environment(e: Experiment) -> dict[str, str]:
@@ -187,7 +199,8 @@ def limits_of(e: Experiment, run: RunConfig, results, spent_s: float, stall_s: f
 def drive(e: Experiment, s: Session, results: list[RunResult], display: Display) -> int:
     """Run until the plan ends, the stage asked for is decided, or a person stops it."""
     stop = StopRequest()
-    orchestrator = Orchestrator(s.exp_dir, s.experiment_id, launchers.LocalLauncher())
+    launcher = launchers.LocalLauncher(s.exp_dir / "code")
+    orchestrator = Orchestrator(s.exp_dir, s.experiment_id, launcher)
     flights = orchestrator.flights
     shown = set(next_step(e, results).decisions) - {s.until}
     to_come = [p.cost_s for p in forecast(e, results)[0]]
@@ -229,7 +242,9 @@ def drive(e: Experiment, s: Session, results: list[RunResult], display: Display)
             done = len({r.run.name for r in results if r.settled})
             display.say(result_line(result, done, done + len(to_come)))
 
-    results += orchestrator.stop("the operator stopped it")
+    for result in orchestrator.stop("the operator stopped it"):
+        results.append(result)
+        display.say(result_line(result, done, done + len(to_come)))
     step = next_step(e, results)
     write_results(s.exp_dir, s.experiment_id, e, results, step)
     close(e, s, results, step, stop.signal, display.say)
@@ -243,8 +258,7 @@ def plan_line(e: Experiment, number: int, total: int, spent_s: float, left_s: fl
 
 def result_line(r: RunResult, number: int, total: int) -> str:
     again = f", attempt {r.attempt}" if r.attempt > 1 else ""
-    outcome = f"val loss {r.val_loss:.4f}" if r.status == "ok" else f"{r.status}: {r.reason}"
-    return f"[{number}/{total}] {r.run.name}{again}: {outcome} ({duration(r.wall_s)})"
+    return f"[{number}/{total}] {r.run.name}{again}: {outcome(r)} ({duration(r.wall_s)})"
 
 
 def close(e: Experiment, s: Session, results, step, stopped: str, say) -> None:
@@ -265,10 +279,14 @@ def close(e: Experiment, s: Session, results, step, stopped: str, say) -> None:
     if step.at_gate:
         say(f"Go on all the same: python run_aux.py --staged --ignore_gate --exp_dir {s.exp_dir}")
     elif not step.ended:
-        by_hand = f"--experiment {','.join(arm.name for arm in e.arms)}"
-        how = "--staged" if e.plan != "manual" else by_hand
-        say(f"Go on: python run_aux.py {how} --exp_dir {s.exp_dir}")
+        say(f"Go on: {resume_command(e, s.exp_dir)}")
     say(f"Report and figures: python analyze_aux.py --exp_dir {s.exp_dir}")
+
+
+def resume_command(e: Experiment, exp_dir: Path) -> str:
+    by_hand = f"--experiment {','.join(arm.name for arm in e.arms)}"
+    how = "--staged" if e.plan != "manual" else by_hand
+    return f"python run_aux.py {how} --exp_dir {exp_dir}"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -282,13 +300,18 @@ def status(exp_dir: Path) -> dict:
     records = read_records(exp_dir, document["experiment_id"])
     step = next_step(e, records.results)
     planned, _ = forecast(e, records.results)
-    latest = {r.run.name: r for r in sorted(records.results, key=lambda r: r.attempt)}.values()
+    latest = records.latest().values()
+    orchestrator = "none"
+    with contextlib.suppress(FileNotFoundError):
+        who, lives = holder(exp_dir / "lock.json", time.time())
+        orchestrator = who if lives else f"gone ({who})"
     return {
         "exp_dir": str(exp_dir),
         "plan": e.plan,
         "stage": step.stage,
         "ended": step.ended,
-        "in_flight": [flight for *_, folder in records.open if (flight := read_in_flight(folder))],
+        "orchestrator": orchestrator,
+        "in_flight": [flight for attempt in records.open if (flight := read_in_flight(*attempt))],
         "done": [r.run.name for r in latest if r.settled],
         "failed": {r.run.name: f"{r.status}: {r.reason}" for r in latest if not r.settled},
         "damaged": {str(path): why for path, why in records.damaged},
@@ -303,6 +326,7 @@ def status(exp_dir: Path) -> dict:
 def print_status(s: dict) -> None:
     print(f"{s['exp_dir']} (plan {s['plan']})")
     print(f"  stage {s['stage']}{': ended, ' + s['ended'] if s['ended'] else ''}")
+    print(f"  orchestrator: {s['orchestrator']}")
     for flight in s["in_flight"]:
         loss = "none yet" if flight["val_loss"] is None else f"{flight['val_loss']:.4f}"
         print(
@@ -398,10 +422,10 @@ def check_arguments(args) -> None:
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"--{name} {value}: give a number above 0")
     by_hand = args.experiment or args.phase
-    if not (args.staged or args.stage is not None or by_hand or args.status):
+    if not (args.staged or args.stage is not None or by_hand or args.status or args.exp_dir):
         raise ValueError(
-            "nothing to do: give --staged, --stage N, --experiment ARMS, --phase PHASE, --list"
-            " or --status (--help explains them)"
+            "nothing to do: give --staged, --stage N, --experiment ARMS, --phase PHASE, --list,"
+            " --status, or --exp_dir DIR to go on (--help explains them)"
         )
     if args.stage is not None and args.stage not in (1, 2, 3, 4):
         raise ValueError(f"--stage {args.stage}: stages are 1, 2, 3 and 4")
@@ -515,6 +539,8 @@ def run(args, display: Display) -> int:
         dry_run(e, m, exp_dir or output_dir / time.strftime("aux_heads_%Y%m%d_%H%M%S"), results)
         return 0
     check_materials(m, e)
+    if not shutil.which(torchrun()):
+        raise ValueError(f"no program {torchrun()}: pip install torch, or name one in TORCHRUN")
     facts = {"machine": machine(e, gpus), "versions": versions(), "git": git_state()}
     if document is None:
         e = replace(e, budget_hours=args.max_budget_hours or e.budget_hours)
@@ -546,7 +572,13 @@ def run(args, display: Display) -> int:
         step = next_step(e, results)
         if step.runs and step.stage <= until:
             announce(e, results, display.say)
-        return drive(e, session, results, display)
+        try:
+            return drive(e, session, results, display)
+        except OSError as error:
+            raise ValueError(
+                f"{error}. What was finished is kept; when that is mended, go on:"
+                f" {resume_command(e, exp_dir)}"
+            ) from error
 
 
 def with_overrides(args, e: Experiment, exp_dir: Path) -> Experiment:
@@ -609,6 +641,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         display.clear()
         print(f"run_aux.py: error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before the first launch or after the last
+        print("run_aux.py: stopped; no run was in flight", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":
