@@ -1,0 +1,167 @@
+"""What does an auxiliary prediction head compute, and how much does it count?
+
+A head reads the residual stream after L blocks and predicts the next token ("deep supervision",
+Lee et al. 2015, https://arxiv.org/abs/1409.5185). It is light: a norm without parameters, a learned
+translator that starts as the identity, and an unembedding. With the model's own, shared
+unembedding the untrained head is the logit lens and training it makes a tuned lens (Belrose et al.
+2023, https://arxiv.org/abs/2303.08112), with the difference that its gradient reaches the blocks
+below the tap.
+
+    training loss = main + weight * schedule(progress) * mean over heads of the head's loss
+
+Validation never comes here. Shapes: B sequences, T positions, S sampled positions, D width,
+V vocabulary, H heads.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# ---------------------------------------------------------------------------------------------
+# Weight schedules: pure functions of training progress in [0, 1]
+
+DECAY_END = 2 / 3  # decays are exactly zero from here on; published auxiliary losses that helped
+# were largest early and off for the last third of training, so that the end serves the main loss
+WARMUP_END = 0.1
+
+
+def constant(progress: float) -> float:
+    return 1.0
+
+
+def linear_decay(progress: float) -> float:
+    return max(0.0, 1 - progress / DECAY_END)
+
+
+def cosine_decay(progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress / DECAY_END)))
+
+
+def warmup_decay(progress: float) -> float:
+    """Up linearly over the first tenth, then down linearly to zero at DECAY_END."""
+    if progress < WARMUP_END:
+        return progress / WARMUP_END
+    return max(0.0, (DECAY_END - progress) / (DECAY_END - WARMUP_END))
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    schedule.__name__: schedule for schedule in (constant, linear_decay, cosine_decay, warmup_decay)
+}
+
+# ---------------------------------------------------------------------------------------------
+# What may be asked for
+
+
+def check_settings(
+    layers: Sequence[int], n_layer: int, weight: float, schedule: str, token_fraction: float
+) -> None:
+    """Raise ValueError, naming the value and the remedy, for settings that mean nothing."""
+    for layer in layers:
+        if not 1 <= layer < n_layer:
+            raise ValueError(
+                f"--aux_head_layers {layer}: tap layers are 1 to {n_layer - 1}"
+                f" (after the last block, {n_layer}, is the main head)"
+            )
+    if len(set(layers)) < len(layers):
+        raise ValueError(f"--aux_head_layers {','.join(map(str, layers))}: give each layer once")
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"--aux_loss_weight {weight}: give a finite number, 0 or above")
+    if schedule not in SCHEDULES:
+        raise ValueError(f"--aux_loss_schedule {schedule}: give one of {', '.join(SCHEDULES)}")
+    if not 0 < token_fraction <= 1:
+        raise ValueError(f"--aux_token_fraction {token_fraction}: give a number above 0, at most 1")
+
+
+# ---------------------------------------------------------------------------------------------
+# Which positions are predicted
+
+
+def sample_positions(
+    batch_size: int, sequence_length: int, fraction: float, seed: int, step: int
+) -> Tensor | None:
+    """Positions (batch_size, S) of the whole global batch; None for all of them.
+
+    One position is drawn in each of S equal strata, so that every position is as likely as any
+    other: the mean over the sample is an unbiased estimate of the mean over all. The draw depends
+    on seed and step alone, hence not on how the batch is spread over processes and passes.
+    """
+    if fraction == 1:
+        return None
+    count = max(1, round(fraction * sequence_length))
+    generator = torch.Generator().manual_seed(1_000_003 * seed + step)
+    within = torch.rand(batch_size, count, generator=generator, dtype=torch.float64)
+    positions = (torch.arange(count) + within) * (sequence_length / count)
+    return positions.long().clamp_(max=sequence_length - 1)
+
+
+def pick(values: Tensor, positions_BS: Tensor | None) -> Tensor:
+    """values (B, T, ...) at the sampled positions: (B, S, ...)."""
+    if positions_BS is None:
+        return values
+    rows = torch.arange(values.size(0), device=values.device).unsqueeze(1)
+    return values[rows, positions_BS]
+
+
+# ---------------------------------------------------------------------------------------------
+# Heads
+
+
+class SharedHead(nn.Module):
+    """norm -> translator -> the model's own unembedding.
+
+    The translator is D x D on top of the identity and starts at zero, so that at first the head is
+    the logit lens. The unembedding belongs to the model: it learns from the main loss and, with
+    the loss weight, from the heads.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.translator = nn.Parameter(torch.zeros(dim, dim))
+
+    def forward(self, stream_BSD: Tensor, unembed: Callable[[Tensor], Tensor]) -> Tensor:
+        normed = F.rms_norm(stream_BSD, (stream_BSD.size(-1),))
+        return unembed(normed + F.linear(normed, self.translator.type_as(normed)))
+
+
+class OwnHead(SharedHead):
+    """The same with an unembedding of its own: V x D parameters more, zero at first."""
+
+    def __init__(self, dim: int, vocab_size: int):
+        super().__init__(dim)
+        self.unembedding = nn.Parameter(torch.zeros(vocab_size, dim))
+
+    def forward(self, stream_BSD: Tensor, unembed: Callable[..., Tensor]) -> Tensor:
+        return super().forward(stream_BSD, lambda x: unembed(x, self.unembedding))
+
+
+class AuxHeads(nn.Module):
+    """A head at each tap layer L: after L blocks, 1 to n_layer - 1."""
+
+    def __init__(self, layers: Sequence[int], dim: int, vocab_size: int, own: bool = False):
+        super().__init__()
+        self.layers = tuple(layers)
+        self.heads = nn.ModuleList(
+            OwnHead(dim, vocab_size) if own else SharedHead(dim) for _ in self.layers
+        )
+
+    def forward(
+        self,
+        taps: dict[int, Tensor],
+        targets_BT: Tensor,
+        positions_BS: Tensor | None,
+        unembed: Callable[..., Tensor],
+    ) -> Tensor:
+        """Mean over heads of the mean cross-entropy at the sampled positions, nats/token.
+
+        taps: the residual stream (B, T, D) after each tap layer. unembed: normed stream to
+        logits, the model's own; takes another matrix as its second argument.
+        """
+        targets = pick(targets_BT, positions_BS).flatten()
+        losses = []
+        for layer, head in zip(self.layers, self.heads, strict=True):
+            logits = head(pick(taps[layer], positions_BS), unembed)
+            losses.append(F.cross_entropy(logits.flatten(0, 1), targets))
+        return torch.stack(losses).mean()

@@ -1,0 +1,588 @@
+"""One training run of a GPT, with or without auxiliary heads: arguments in, log and exit code out.
+
+    torchrun --standalone --nproc_per_node=8 train_gpt.py --data_dir data/fineweb --seed 42
+    python train_gpt.py --data_dir data/stdlib --vocab_size 256 --model_dim 64 --n_head 2 ...
+
+In the line of modded-nanogpt (https://github.com/KellerJordan/modded-nanogpt, track 3): QK-norm,
+half-truncated rotary embeddings, ReLU^2, zero-initialised projections, a norm after the embedding,
+an untied zero-initialised head with softcapped logits; Muon for the block matrices, AdamW for the
+rest; a constant learning rate with a linear cooldown given as a fraction of the run.
+
+One global batch is the same tokens in the same order on any number of processes. The seed fixes
+initialisation and the order of the data, whatever heads there are. Exit codes: 0 after the summary
+line, 2 for arguments or data that cannot work (one line, before any training), 3 at the first loss
+that is not finite.
+
+Shapes: B sequences, T positions, D width, H attention heads, K width of one, V vocabulary,
+S sampled positions.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aux_heads import SCHEDULES, AuxHeads, check_settings, sample_positions
+
+# ---------------------------------------------------------------------------------------------
+# Arguments: the defaults are the speedrun profile, 124M parameters on 8 GPUs
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="train_gpt.py", allow_abbrev=False)
+    parser.add_argument("--n_layer", type=int, default=12)
+    parser.add_argument("--n_head", type=int, default=6)
+    parser.add_argument("--model_dim", type=int, default=768)
+    parser.add_argument("--vocab_size", type=int, default=50304, help="a multiple of 64 is fastest")
+    parser.add_argument("--sequence_length", type=int, default=1024, help="tokens")
+    parser.add_argument("--unet_skips", action="store_true", help="skips and embedding mix")
+    parser.add_argument("--num_iterations", type=int, default=5100)
+    parser.add_argument("--cooldown_frac", type=float, default=0.7, help="of the run, at its end")
+    parser.add_argument("--batch_size", type=int, default=512, help="sequences, all devices")
+    parser.add_argument("--device_batch_size", type=int, default=64, help="sequences a pass")
+    parser.add_argument("--muon_lr", type=float, default=0.025)
+    parser.add_argument("--embed_lr", type=float, default=0.7)
+    parser.add_argument("--head_lr", type=float, default=0.004)
+    parser.add_argument("--scalar_lr", type=float, default=0.015)
+    parser.add_argument("--data_dir", type=Path, default=Path("data/fineweb"))
+    parser.add_argument("--val_tokens", type=int, default=10_485_760)
+    parser.add_argument("--val_loss_every", type=int, default=125, help="steps")
+    parser.add_argument("--aux_head_layers", type=int_list, default=(), help="4,8; '' for none")
+    parser.add_argument("--aux_loss_weight", type=float, default=0.1)
+    parser.add_argument("--aux_loss_schedule", default="constant", help=", ".join(SCHEDULES))
+    parser.add_argument("--aux_token_fraction", type=float, default=0.125, help="of positions")
+    parser.add_argument("--aux_unembedding", choices=("shared", "own"), default="shared")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--log_file", default="", help="a copy of what rank 0 prints")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    return parser
+
+
+def int_list(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(",") if part.strip())
+
+
+# ---------------------------------------------------------------------------------------------
+# Processes
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all that train together."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def grouped(self) -> bool:
+        return self.size > 1
+
+    def sum(self, *values: Tensor) -> None:
+        """Add up each tensor over all processes, in place."""
+        if self.grouped:
+            for value in values:
+                dist.all_reduce(value)
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def join_world(wanted: str) -> World:
+    """The world that torchrun described, or one of a single process."""
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    has_cuda = torch.cuda.is_available()
+    if wanted == "cuda" and not has_cuda:
+        raise ValueError("--device cuda: no GPU is visible to torch; give --device cpu")
+    if wanted != "cpu" and has_cuda:
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        if local >= torch.cuda.device_count():
+            raise ValueError(
+                f"process {local + 1} of this node has no GPU: {torch.cuda.device_count()} visible;"
+                f" give --nproc_per_node={torch.cuda.device_count()}"
+            )
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+    return World(rank, size, device)
+
+
+# ---------------------------------------------------------------------------------------------
+# Data: shards of a 256 x int32 header and uint16 tokens
+
+HEADER_BYTES, MAGIC, VERSION = 1024, 20240520, 1
+
+
+def open_shard(path: Path) -> np.ndarray:
+    """Memory-map the tokens of a shard. Raises ValueError that names what is wrong with it."""
+    header = np.fromfile(path, dtype="<i4", count=256)
+    if header.size < 256 or header[0] != MAGIC or header[1] != VERSION:
+        raise ValueError(f"{path}: not a token shard (magic number or version); prepare it again")
+    tokens, size = int(header[2]), path.stat().st_size
+    if tokens < 0 or size != HEADER_BYTES + 2 * tokens:
+        raise ValueError(
+            f"{path}: {tokens} tokens announced, but {size} bytes instead of"
+            f" {HEADER_BYTES + 2 * tokens}; it is cut off or damaged, prepare it again"
+        )
+    return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(tokens,))
+
+
+class Windows:
+    """All windows of T inputs and their next tokens, by number.
+
+    A window lies within one shard; the tail of a shard that fills no window (at most T tokens) is
+    left out, nothing else is lost or repeated.
+    """
+
+    def __init__(self, data_dir: Path, kind: str, sequence_length: int, vocab_size: int):
+        paths = sorted(data_dir.glob(f"*_{kind}_*.bin"))
+        if not paths:
+            how = " fineweb --shards 27" if vocab_size > 256 else ""
+            raise ValueError(
+                f"no *_{kind}_*.bin shard in {data_dir}; make them: python data/prepare.py{how}"
+            )
+        self.shards = [open_shard(path) for path in paths]
+        self.T, self.vocab_size = sequence_length, vocab_size
+        counts = [max(0, (len(shard) - 1) // sequence_length) for shard in self.shards]
+        self.ends = np.cumsum(counts)
+        self.count = int(self.ends[-1])
+        for path, shard in zip(paths, self.shards, strict=True):
+            if (largest := int(shard[:1_000_000].max(initial=0))) >= vocab_size:
+                raise ValueError(
+                    f"{path}: token {largest}, but --vocab_size is {vocab_size};"
+                    " give the vocabulary of these shards, or another --data_dir"
+                )
+
+    def batch(self, numbers: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, (B, T) each, int64."""
+        rows = np.empty((len(numbers), self.T + 1), dtype=np.int64)
+        for row, number in zip(rows, numbers, strict=True):
+            shard = int(np.searchsorted(self.ends, number, side="right"))
+            start = (number - (self.ends[shard - 1] if shard else 0)) * self.T
+            row[:] = self.shards[shard][start : start + self.T + 1]
+        tokens = torch.from_numpy(rows)
+        if device.type == "cuda":
+            tokens = tokens.pin_memory().to(device, non_blocking=True)
+        return tokens[:, :-1], tokens[:, 1:]
+
+
+# ---------------------------------------------------------------------------------------------
+# Model
+
+
+def norm(x: Tensor) -> Tensor:
+    return F.rms_norm(x, (x.size(-1),))
+
+
+class Rotary(nn.Module):
+    """Rotary embedding of which half the frequencies are zero (base 1024)."""
+
+    def __init__(self, width_K: int, sequence_length: int):
+        super().__init__()
+        turning = (1 / 1024) ** torch.linspace(0, 1, width_K // 4)
+        frequencies = torch.cat([turning, torch.zeros(width_K // 2 - width_K // 4)])
+        angles = torch.outer(torch.arange(sequence_length), frequencies)
+        self.register_buffer("cos", angles.cos()[None, :, None, :], persistent=False)
+        self.register_buffer("sin", angles.sin()[None, :, None, :], persistent=False)
+
+    def forward(self, x_BTHK: Tensor) -> Tensor:
+        x, y = x_BTHK.chunk(2, dim=-1)
+        turned = torch.cat([x * self.cos + y * self.sin, y * self.cos - x * self.sin], dim=-1)
+        return turned.type_as(x_BTHK)
+
+
+class Attention(nn.Module):
+    def __init__(self, dim: int, n_head: int):
+        super().__init__()
+        self.n_head = n_head
+        self.q, self.k, self.v, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
+        self.scale = 1.36 / math.sqrt(dim // n_head)  # 0.12 at a width of 128
+
+    def forward(self, x_BTD: Tensor, rotary: Rotary) -> Tensor:
+        B, T, D = x_BTD.shape
+        q, k, v = (f(x_BTD).view(B, T, self.n_head, -1) for f in (self.q, self.k, self.v))
+        q, k = rotary(norm(q)), rotary(norm(k))
+        q, k, v = (z_BTHK.transpose(1, 2) for z_BTHK in (q, k, v))
+        y_BHTK = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
+        return self.out(y_BHTK.transpose(1, 2).reshape(B, T, D))
+
+
+class Block(nn.Module):
+    def __init__(self, dim: int, n_head: int):
+        super().__init__()
+        self.attention = Attention(dim, n_head)
+        self.up = nn.Linear(dim, 4 * dim, bias=False)
+        self.down = nn.Linear(4 * dim, dim, bias=False)
+
+    def forward(self, x_BTD: Tensor, rotary: Rotary) -> Tensor:
+        x_BTD = x_BTD + self.attention(norm(x_BTD), rotary)
+        return x_BTD + self.down(F.relu(self.up(norm(x_BTD))).square())
+
+
+class GPT(nn.Module):
+    """The main path. `taps` are the residual streams that auxiliary heads read."""
+
+    def __init__(self, args: argparse.Namespace):
+        super().__init__()
+        n, dim = args.n_layer, args.model_dim
+        self.embedding = nn.Embedding(args.vocab_size, dim)
+        self.blocks = nn.ModuleList(Block(dim, args.n_head) for _ in range(n))
+        self.head = nn.Linear(dim, args.vocab_size, bias=False)
+        self.rotary = Rotary(dim // args.n_head, args.sequence_length)
+        self.tap_layers = frozenset(args.aux_head_layers)
+        # records 9 and 11: each block sees a mix of stream and embedding, and the second half of
+        # the blocks sees the first half's outputs, last in first out
+        self.skips = nn.Parameter(torch.ones(n // 2)) if args.unet_skips else None
+        self.mix = nn.Parameter(torch.tensor([[1.0, 0.0]] * n)) if args.unet_skips else None
+        for block in self.blocks:
+            nn.init.zeros_(block.attention.out.weight)
+            nn.init.zeros_(block.down.weight)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, inputs_BT: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """The normed last stream (B, T, D), and the stream after L blocks for each tap layer L."""
+        x = x0 = norm(self.embedding(inputs_BT))
+        n, taps, waiting = len(self.blocks), {}, []
+        for layer, block in enumerate(self.blocks, 1):
+            if self.mix is not None:
+                if layer > n - n // 2:
+                    x = x + self.skips[layer - (n - n // 2) - 1] * waiting.pop()
+                x = self.mix[layer - 1, 0] * x + self.mix[layer - 1, 1] * x0
+            x = block(x, self.rotary)
+            if self.mix is not None and layer <= n // 2:
+                waiting.append(x)
+            if layer in self.tap_layers:
+                taps[layer] = x
+        return norm(x), taps
+
+    def unembed(self, x: Tensor, matrix_VD: Tensor | None = None) -> Tensor:
+        """Logits in fp32, softcapped at 15, by the model's head or by another matrix."""
+        z = F.linear(x, self.head.weight if matrix_VD is None else matrix_VD.type_as(x)).float()
+        return 15 * z * torch.rsqrt(z * z + 15 * 15)
+
+    def main_loss(self, x_BTD: Tensor, targets_BT: Tensor, reduction="mean") -> Tensor:
+        logits = self.unembed(x_BTD)
+        return F.cross_entropy(logits.flatten(0, 1), targets_BT.flatten(), reduction=reduction)
+
+
+# ---------------------------------------------------------------------------------------------
+# Optimizers
+
+
+def build_optimizers(model: GPT, heads: AuxHeads, args: argparse.Namespace) -> list:
+    """Muon for the matrices that blocks and heads multiply with, AdamW for the rest.
+
+    A head's translator is a hidden matrix like any in a block, so it is treated as one. No state
+    is shared between parameters: heads change nothing about how the main path is updated.
+    """
+    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
+    matrices += [head.translator for head in heads.heads]
+    scalars = [p for p in (model.skips, model.mix) if p is not None]
+    unembeddings = [p for name, p in heads.named_parameters() if name.endswith("unembedding")]
+    groups = [
+        {"params": [model.embedding.weight], "lr": args.embed_lr},
+        {"params": [model.head.weight], "lr": args.head_lr},
+        {"params": unembeddings, "lr": args.head_lr},
+        {"params": scalars, "lr": args.scalar_lr},
+    ]
+    adam = torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        betas=(0.8, 0.95),
+        eps=1e-10,
+        weight_decay=0.0,
+    )
+    muon = torch.optim.Muon(matrices, lr=args.muon_lr, momentum=0.95, weight_decay=0.05)
+    for optimizer in (adam, muon):
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return [adam, muon]
+
+
+def cooldown(progress: float, fraction: float) -> float:
+    """Multiplier of every learning rate: 1, then linearly to 0 over the last `fraction`."""
+    return 1.0 if progress < 1 - fraction else (1 - progress) / fraction
+
+
+# ---------------------------------------------------------------------------------------------
+# Checks: everything that can be known to fail is said before any training
+
+
+def check(args: argparse.Namespace, world: World, train: Windows, val: Windows) -> None:
+    """Raise ValueError, naming the value and the remedy."""
+    needed = args.num_iterations * args.batch_size
+    if needed > train.count:
+        raise ValueError(
+            f"{args.data_dir}: {train.count} training windows of {args.sequence_length} tokens, but"
+            f" --num_iterations {args.num_iterations} needs {needed}; add shards (data/prepare.py"
+            f" fineweb --shards N) or train for at most {train.count // args.batch_size} iterations"
+        )
+    if not 1 <= args.val_tokens // args.sequence_length <= val.count:
+        raise ValueError(
+            f"--val_tokens {args.val_tokens}: give {args.sequence_length} to"
+            f" {val.count * args.sequence_length}, which is what {args.data_dir} holds"
+        )
+
+
+def check_arguments(args: argparse.Namespace, world: World) -> None:
+    """Raise ValueError for arguments that cannot work together."""
+    positive = ("n_layer", "n_head", "model_dim", "vocab_size", "sequence_length", "batch_size")
+    for name in (*positive, "device_batch_size", "num_iterations", "val_loss_every"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} {getattr(args, name)}: give 1 or more")
+    if not 0 < args.cooldown_frac <= 1:
+        raise ValueError(f"--cooldown_frac {args.cooldown_frac}: give a number above 0, at most 1")
+    if args.model_dim % args.n_head or args.model_dim // args.n_head % 4:
+        raise ValueError(
+            f"--model_dim {args.model_dim} and --n_head {args.n_head}: the width of a head,"
+            " model_dim / n_head, has to be a multiple of 4"
+        )
+    if args.batch_size % world.size:
+        raise ValueError(
+            f"--batch_size {args.batch_size} does not divide over {world.size} processes;"
+            f" give a multiple of {world.size}"
+        )
+    share = args.batch_size // world.size
+    if share % min(args.device_batch_size, share):
+        fits = [n for n in range(1, share + 1) if share % n == 0 and n <= args.device_batch_size]
+        raise ValueError(
+            f"--device_batch_size {args.device_batch_size} does not divide the {share} sequences"
+            f" of a process; give {fits[-1]}"
+        )
+    check_settings(
+        args.aux_head_layers,
+        args.n_layer,
+        args.aux_loss_weight,
+        args.aux_loss_schedule,
+        args.aux_token_fraction,
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Log: the lines of modded-nanogpt, with six decimals
+
+
+class Log:
+    """What rank 0 says, on standard output and in the log file."""
+
+    def __init__(self, path: str, world: World, total: int):
+        self.file, self.total, self.rank = None, total, world.rank
+        if path and world.rank == 0:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by the exit)
+
+    def line(self, text: str) -> None:
+        if self.rank == 0:
+            print(text, flush=True)
+            if self.file:
+                print(text, file=self.file, flush=True)
+
+    def loss(self, kind: str, step: int, loss: float, train_time_s: float) -> None:
+        """Print one loss. Raises Diverged, after the line, where it is not finite."""
+        ms = 1000 * train_time_s
+        average = ms / step if step else 0.0
+        self.line(
+            f"step:{step}/{self.total} {kind}_loss:{loss:.6f}"
+            f" train_time:{ms:.0f}ms step_avg:{average:.2f}ms"
+        )
+        if not math.isfinite(loss):
+            self.line(f"diverged: {kind}_loss is {loss} at step {step}/{self.total}")
+            raise Diverged
+
+
+class Diverged(Exception):
+    """A loss is not finite; every process sees the same loss and stops."""
+
+
+# ---------------------------------------------------------------------------------------------
+# Training
+
+
+class Trainer:
+    """The state of a run, and its two acts: one step, one validation."""
+
+    def __init__(self, args: argparse.Namespace, world: World, train: Windows, val: Windows):
+        self.args, self.world, self.train, self.val = args, world, train, val
+        torch.manual_seed(args.seed)
+        self.model = GPT(args).to(world.device)
+        heads = args.aux_head_layers if args.aux_loss_weight else ()
+        own = args.aux_unembedding == "own"
+        self.heads = AuxHeads(heads, args.model_dim, args.vocab_size, own).to(world.device)
+        self.optimizers = build_optimizers(self.model, self.heads, args)
+        self.order = np.random.default_rng(args.seed).permutation(train.count)
+        self.share = args.batch_size // world.size
+        self.passes = self.share // min(args.device_batch_size, self.share)
+        self.parameters = [*self.model.parameters(), *self.heads.parameters()]
+
+    def autocast(self):
+        if self.world.device.type == "cuda":
+            return torch.autocast("cuda", dtype=torch.bfloat16)
+        return nullcontext()
+
+    def aux_weight(self, step: int) -> float:
+        """The heads' weight at a step (from 0); 0 where there are none."""
+        if not self.heads.layers:
+            return 0.0
+        progress = step / self.args.num_iterations
+        return self.args.aux_loss_weight * SCHEDULES[self.args.aux_loss_schedule](progress)
+
+    def step(self, step: int) -> Tensor:
+        """One update with the global batch number `step`; its mean main loss, before the update."""
+        args, world = self.args, self.world
+        weight = self.aux_weight(step)
+        positions = None
+        if weight:
+            positions = sample_positions(
+                args.batch_size, args.sequence_length, args.aux_token_fraction, args.seed, step
+            )
+        first = step * args.batch_size + world.rank * self.share
+        mine = self.order[first : first + self.share]
+        total = torch.zeros((), device=world.device)
+        for part in range(self.passes):
+            size = self.share // self.passes
+            inputs, targets = self.train.batch(mine[part * size :][:size], world.device)
+            picked = None
+            if positions is not None:
+                row = world.rank * self.share + part * size
+                picked = positions[row : row + size].to(world.device, non_blocking=True)
+            total += self.accumulate(inputs, targets, picked, weight)
+        self.average_gradients()
+        world.sum(total)
+        multiplier = cooldown(step / args.num_iterations, args.cooldown_frac)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * multiplier
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return total / world.size
+
+    def accumulate(self, inputs, targets, positions, weight: float) -> Tensor:
+        """Add this pass's share to the gradients; its share of the main loss."""
+        with self.autocast():
+            x, taps = self.model(inputs)
+            main = self.model.main_loss(x, targets)
+            loss = main
+            if weight:
+                aux = self.heads(taps, targets, positions, self.model.unembed)
+                loss = main + weight * aux
+        (loss / self.passes).backward()
+        return main.detach() / self.passes
+
+    def average_gradients(self) -> None:
+        """The mean over processes, so that the step is that of the whole batch."""
+        if self.world.grouped:
+            for p in self.parameters:
+                if p.grad is not None:
+                    dist.all_reduce(p.grad)
+                    p.grad /= self.world.size
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Mean main loss over the first val_tokens tokens, nats/token; heads play no part."""
+        args, world = self.args, self.world
+        sequences = args.val_tokens // args.sequence_length
+        mine = np.arange(sequences)[world.rank :: world.size]
+        sums = torch.zeros(2, dtype=torch.float64, device=world.device)
+        for start in range(0, len(mine), args.device_batch_size):
+            numbers = mine[start : start + args.device_batch_size]
+            inputs, targets = self.val.batch(numbers, world.device)
+            with self.autocast():
+                x, _ = self.model(inputs)
+                loss = self.model.main_loss(x, targets, reduction="sum")
+            sums += torch.tensor([0.0, targets.numel()], dtype=sums.dtype, device=sums.device)
+            sums[0] += loss.double()
+        world.sum(sums)
+        return (sums[0] / sums[1]).item()
+
+
+def train(trainer: Trainer, log: Log) -> dict:
+    """The whole run; its summary. The training clock stands still during validation."""
+    args, world = trainer.args, trainer.world
+    train_time_s, val_loss, pending = 0.0, math.nan, None
+    world.synchronize()
+    started = time.perf_counter()
+    for step in range(args.num_iterations + 1):
+        last = step == args.num_iterations
+        if last or step % args.val_loss_every == 0:
+            world.synchronize()
+            train_time_s += time.perf_counter() - started
+            if pending:
+                log.loss("train", pending[0], pending[1].item(), pending[2])
+                pending = None
+            val_loss = trainer.validate()
+            log.loss("val", step, val_loss, train_time_s)
+            world.synchronize()
+            started = time.perf_counter()
+        if last:
+            break
+        loss = trainer.step(step)
+        if pending:  # printed one step late, so that a GPU never waits for the printing
+            log.loss("train", pending[0], pending[1].item(), pending[2])
+        pending = (step + 1, loss, train_time_s + time.perf_counter() - started)
+    return {
+        "val_loss": val_loss,
+        "steps_done": args.num_iterations,
+        "train_time_ms": 1000 * train_time_s,
+        "step_avg_ms": 1000 * train_time_s / args.num_iterations,
+        "peak_memory_mib": peak_memory_mib(world),
+        "tokens_seen": args.num_iterations * args.batch_size * args.sequence_length,
+        "num_parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "num_aux_parameters": sum(p.numel() for p in trainer.heads.parameters()),
+        "world_size": world.size,
+        "device": world.device.type,
+        "torch": torch.__version__,
+    }
+
+
+def peak_memory_mib(world: World) -> float:
+    """Of this process: on a GPU what torch allocated there, else resident memory."""
+    if world.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss counts bytes there
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    rank = int(os.environ.get("RANK", 0))
+    try:
+        world = join_world(args.device)
+        check_arguments(args, world)
+        windows = [
+            Windows(args.data_dir, kind, args.sequence_length, args.vocab_size)
+            for kind in ("train", "val")
+        ]
+        check(args, world, *windows)
+    except (ValueError, OSError) as error:
+        if rank == 0:
+            print(f"train_gpt.py: error: {error}", file=sys.stderr)
+        return 2
+    if world.grouped:
+        dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo")
+    log = Log(args.log_file, world, args.num_iterations)
+    try:
+        log.line("summary: " + json.dumps(train(Trainer(args, world, *windows), log)))
+    except Diverged:
+        return 3
+    finally:
+        if world.grouped:
+            dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
