@@ -178,14 +178,14 @@ class LogReader:
     _skipping: bool = False
 
     def feed(self, data: bytes) -> None:
+        if self._skipping:
+            _, newline, data = data.partition(b"\n")
+            self._skipping = not newline
         *lines, rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            if not self._skipping:
-                self._line(line)
-            self._skipping = False
+        for line in filter(None, lines):
+            self._line(line)
         if len(rest) > MAX_LINE:  # an endless line: take its head once, then skip to its end
-            if not self._skipping:
-                self._line(rest)
+            self._line(rest)
             self._skipping, rest = True, b""
         self._rest = rest
 

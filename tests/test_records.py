@@ -1,0 +1,505 @@
+"""The reading of logs and records: hostile input gives a status, and `ok` is always earned."""
+
+import json
+import math
+import resource
+from dataclasses import asdict, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from records import (
+    MAX_LINE,
+    STATUSES,
+    Arm,
+    Exit,
+    LogReader,
+    RunConfig,
+    RunResult,
+    attempt_dirs,
+    exit_from,
+    judge,
+    machine_seconds,
+    printable,
+    read_config,
+    read_log,
+    read_records,
+    result_from,
+    write_json,
+    write_result,
+)
+
+TOTAL = 8
+RUN = RunConfig(2, Arm("aux_4_8", (4, 8), 0.1), 0, seed=2000, num_iterations=TOTAL)
+SUMMARY = {
+    "val_loss": 3.2741123,
+    "steps_done": TOTAL,
+    "train_time_ms": 912345.6,
+    "step_avg_ms": 178.9,
+    "peak_memory_mib": 31000.0,
+    "tokens_seen": 1024,
+    "num_parameters": 1000,
+}
+CLEAN = Exit(0, "itself", "boot", 10.0, 25.5)
+FAILED = replace(CLEAN, returncode=1)
+
+
+def val(step, loss=3.2741123, total=TOTAL):
+    text = f"{loss:.6f}" if isinstance(loss, float) else loss
+    return f"step:{step}/{total} val_loss:{text} train_time:{step * 10}ms step_avg:10.00ms\n"
+
+
+def train(step, loss="3.5", total=TOTAL):
+    return f"step:{step}/{total} train_loss:{loss} train_time:{step * 10}ms step_avg:10.00ms\n"
+
+
+def summary(**changes):
+    return "summary: " + json.dumps({**SUMMARY, **changes}) + "\n"
+
+
+COMPLETE = val(0, 10.8) + "".join(map(train, range(1, TOTAL + 1))) + val(TOTAL) + summary()
+
+
+def read(log, chunk=None):
+    data = log if isinstance(log, bytes) else log.encode()
+    reader, size = LogReader(TOTAL), chunk or max(1, len(data))
+    for start in range(0, len(data), size):
+        reader.feed(data[start : start + size])
+    return reader.close()
+
+
+def verdict(log, exit=CLEAN, attempt=1):
+    return judge(RUN, attempt, read(log), exit)
+
+
+# ---------------------------------------------------------------------------------------------
+# Logs of every kind
+
+
+def test_a_complete_log_with_exit_code_0_is_ok():
+    result = verdict(COMPLETE)
+    assert result.status == "ok"
+    assert result.val_loss == 3.2741123
+    assert result.curve == ((0, 10.8, 0.0), (TOTAL, 3.274112, 80.0))
+    assert (result.steps_done, result.tokens_seen, result.wall_s) == (TOTAL, 1024, 15.5)
+
+
+BROKEN_LOGS = {
+    "empty": ("", "no summary line"),
+    "no summary": (COMPLETE.replace(summary(), ""), "no summary line"),
+    "summary alone": (summary(), "no val_loss line at the last step"),
+    "cut off in its last line": (COMPLETE[:-2], "no summary line"),
+    "last newline missing": (COMPLETE[:-1], "no summary line"),
+    "two summaries": (COMPLETE + summary(), "more than one run"),
+    "two runs": (COMPLETE + COMPLETE, "more than one run"),
+    "a run begun behind the summary": (COMPLETE + val(0), "more than one run"),
+    "summary of too few steps": (val(TOTAL) + summary(steps_done=4), "summary after 4 of 8 steps"),
+    "another length": (COMPLETE.replace(f"/{TOTAL} ", "/9 "), "no val_loss line"),
+    "another program's": ("epoch 3: loss 0.1\nDONE\n" * 50, "no summary line"),
+    "another loss": (COMPLETE.replace(summary(), summary(val_loss=2.0)), "not that of the last"),
+    "nan in the summary": (val(TOTAL) + summary(val_loss=math.nan), "summary line is damaged"),
+    "text in the summary": (val(TOTAL) + summary(val_loss="3.27"), "summary line is damaged"),
+    "true in the summary": (val(TOTAL) + summary(steps_done=True), "summary line is damaged"),
+    "huge numbers": (val(TOTAL) + summary(val_loss=10**400), "summary line is damaged"),
+    "digits beyond all bounds": (val(TOTAL) + f"summary: {'9' * 3000}\n", "is damaged"),
+    "a list as summary": (val(TOTAL) + "summary: [1, 2]\n", "summary line is damaged"),
+    "deep nesting": (val(TOTAL) + "summary: " + "[" * 4000 + "\n", "summary line is damaged"),
+    "summary in an endless line": (val(TOTAL) + summary()[:-1] + " " * 5000 + "\n", "no summary"),
+}
+
+
+@pytest.mark.parametrize(("log", "why"), BROKEN_LOGS.values(), ids=BROKEN_LOGS)
+def test_what_is_not_one_complete_log_is_not_a_result(log, why):
+    result = verdict(log)
+    assert result.status == "crashed"
+    assert result.val_loss is None
+    assert why in result.reason
+
+
+def test_truncated_anywhere_a_log_is_not_a_result():
+    for length in range(len(COMPLETE)):
+        assert verdict(COMPLETE[:length]).status == "crashed"
+
+
+@pytest.mark.parametrize(
+    ("exit", "status"),
+    [
+        (CLEAN, "ok"),
+        (FAILED, "crashed"),
+        (replace(CLEAN, returncode=-9), "crashed"),
+        (replace(CLEAN, returncode=None), "crashed"),
+        (replace(CLEAN, returncode=None, ended_by="the orchestrator died"), "interrupted"),
+        (replace(CLEAN, returncode=-15, ended_by="the budget is spent"), "interrupted"),
+        (replace(CLEAN, returncode=-15, ended_by="timeout"), "timeout"),
+        (replace(CLEAN, returncode=-15, ended_by="stall"), "timeout"),
+        (replace(CLEAN, ended_by="the budget is spent"), "ok"),  # it had finished
+    ],
+)
+def test_the_exit_decides_together_with_the_log(exit, status):
+    assert verdict(COMPLETE, exit).status == status
+
+
+@pytest.mark.parametrize("exit", [CLEAN, FAILED, replace(FAILED, ended_by="timeout")])
+@pytest.mark.parametrize("loss", ["nan", "inf", "-inf", "1e999"])
+@pytest.mark.parametrize("line", [train, val])
+def test_a_non_finite_loss_is_a_divergence_however_it_ended(exit, loss, line):
+    result = verdict(val(0) + line(3, loss) + "diverged: train_loss is nan at step 3/8\n", exit)
+    assert result.status == "diverged"
+    assert "step:3/8" in result.reason
+
+
+@pytest.mark.parametrize("loss", ["1_0", "٣.٢", "", "0x10", "three", "3,2", "1" * 40])
+def test_a_loss_that_only_looks_like_a_number_is_none(loss):
+    assert verdict(COMPLETE.replace(val(TOTAL), val(TOTAL, loss))).status == "crashed"
+
+
+def test_another_programs_output_around_the_lines_does_no_harm():
+    noise = "W1123 torch/x.py:1] \xff\n\r\n\tstep:8/8 val_loss:1.0\n" + val(3, total=5)
+    assert verdict(noise + COMPLETE.replace("\n", "\n" + noise)).status == "ok"
+    assert verdict(noise * 50, FAILED).status == "crashed"
+
+
+def test_windows_line_ends_are_line_ends():
+    assert verdict(COMPLETE.replace("\n", "\r\n")).status == "ok"
+
+
+REASONS = [
+    ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 13.2 GiB\n", "batch_size"),
+    ("RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried\n", "batch_size"),
+    ("[rank3]: torch.OutOfMemoryError: CUDA out of memory.\n", "--device_batch_size"),
+    ("Traceback (most recent call last):\nValueError: odd heads\nbye\n", "ValueError: odd heads"),
+    ("[rank1]: ValueError: odd heads\nbye\n", "ValueError: odd heads"),
+    ("train_gpt.py: error: no shard in x\n", "train_gpt.py: error: no shard in x"),
+    ("a\nb\nc\nd\ne\nlast words", "b | c | d | e | last words"),
+    ("ValueError: why\ntorch.distributed.elastic.ChildFailedError: x\n", "ValueError: why"),
+    ("", "exit code 1, nothing printed"),
+]
+
+
+@pytest.mark.parametrize(("log", "named"), REASONS)
+def test_a_crash_gives_its_reason(log, named):
+    result = verdict(log, FAILED)
+    assert result.status == "crashed"
+    assert named in result.reason
+
+
+def test_a_reason_is_safe_on_a_terminal():
+    nasty = b"RuntimeError: \x1b[2J\x1b]0;gone\x07 \xff\xfe \xe2\x80\xae \xed\xa0\x80 \xc2\x9b31m\n"
+    for exit in (FAILED, replace(FAILED, ended_by="\x1b[2Jstopped")):
+        reason = verdict(nasty, exit).reason
+        assert reason.isprintable()
+        assert len(reason) <= 600
+
+
+# ---------------------------------------------------------------------------------------------
+# Any bytes, cut anywhere
+
+PIECES = st.sampled_from(
+    [
+        *(piece.encode() for piece in (val(0), train(3), val(TOTAL), summary(), COMPLETE)),
+        *(val(3, loss).encode() for loss in ("nan", "inf", "1e5", "-0")),
+        *(b"\n", b"\r", b"\xff\xfe", b"\x00", b"summary: {", b"step:8/8 val_loss:", b"x" * 5000),
+        *(b"CUDA out of memory", b"ValueError: \x1b[31m", summary(steps_done=1).encode()),
+    ]
+)
+LOGS = st.lists(PIECES | st.binary(max_size=40), max_size=12).map(b"".join)
+EXITS = st.builds(
+    Exit,
+    returncode=st.none() | st.integers(-64, 255),
+    ended_by=st.sampled_from(["itself", "timeout", "stall", "the budget is spent"]) | st.text(),
+    clock=st.just("boot"),
+    start_s=st.just(1.0),
+    end_s=st.floats(1.0, 1e9),
+)
+
+
+def is_complete(log: bytes) -> bool:
+    """What `ok` asks of a log, said once more and slowly."""
+    lines = [line.rstrip(b"\r") for line in log.split(b"\n")[:-1]]
+    summaries = [n for n, line in enumerate(lines) if line.startswith(b"summary: ")]
+    last = [n for n, line in enumerate(lines) if line == val(TOTAL).strip().encode()]
+    return len(summaries) == 1 and bool(last) and last[0] < summaries[0]
+
+
+@settings(max_examples=400, deadline=None)
+@given(log=LOGS, exit=EXITS)
+def test_any_log_gives_a_status_and_ok_is_earned(log, exit):
+    result = verdict(log, exit)
+    assert result.status in STATUSES
+    assert result.reason.isprintable()
+    if result.status == "ok":
+        assert exit.returncode == 0
+        assert is_complete(log)
+        assert result.val_loss == SUMMARY["val_loss"]
+    assert result_from(json.loads(json.dumps(asdict(result)))) == result
+
+
+@settings(max_examples=300, deadline=None)
+@given(log=LOGS, chunk=st.integers(1, 6000))
+def test_where_a_log_is_cut_makes_no_difference(log, chunk):
+    assert read(log, chunk) == read(log)
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(), limit=st.integers(1, 50))
+def test_printable_is_printable(text, limit):
+    assert printable(text, limit).isprintable()
+    assert len(printable(text, limit)) <= limit
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"x" * (1 << 20),  # one endless line
+        b"\n" * (1 << 20),
+        (b"y" * 79 + b"\n") * (1 << 14),
+        (train(3) + val(3)).encode() * 8000,
+        bytes(range(256)) * 4096,
+    ],
+    ids=["one line", "newlines", "lines", "step lines", "all bytes"],
+)
+def test_a_huge_log_is_read_in_bounded_memory(block):
+    reader = LogReader(TOTAL)
+    reader.feed(val(TOTAL).encode())
+    reader.feed(block)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(40):
+        reader.feed(block)
+    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown_kib < 16 << 10
+    assert len(reader._rest) <= MAX_LINE
+    assert len(reader.curve) <= TOTAL + 1
+
+
+def test_a_gigabyte_on_disk_is_streamed(tmp_path):
+    log = tmp_path / "output.log"
+    with open(log, "wb") as file:
+        file.write(COMPLETE.encode())
+        file.truncate(1 << 30)  # a hole: zeros that take no room
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    reader = read_log(log, TOTAL)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 << 10
+    assert judge(RUN, 1, reader, CLEAN).status == "ok"
+
+
+def test_a_missing_log_is_an_empty_log(tmp_path):
+    assert read_log(tmp_path / "output.log", TOTAL).summaries == 0
+
+
+# ---------------------------------------------------------------------------------------------
+# Values that refuse what was not earned
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"val_loss": None},
+        {"val_loss": math.nan},
+        {"val_loss": math.inf},
+        {"val_loss": "3.2"},
+        {"status": "crashed"},
+        {"status": "diverged"},
+        {"status": "finished"},
+        {"end_s": 1.0},
+        {"end_s": math.nan},
+    ],
+)
+def test_a_result_refuses_a_loss_that_was_not_earned(changes):
+    with pytest.raises(ValueError):
+        replace(verdict(COMPLETE), **changes)
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "/tmp", "a b", "a\n", "\x1b", "x" * 65, 3])
+def test_a_name_that_is_no_plain_word_becomes_no_path(name):
+    with pytest.raises(ValueError):
+        RunConfig(1, Arm(name), 0, 1, 10)
+
+
+# ---------------------------------------------------------------------------------------------
+# Records on disk
+
+ID = "0123abcd"
+
+
+def put(exp_dir, result=None, run=RUN, attempt=1):
+    """An attempt on disk, with its result if there is one."""
+    folder = exp_dir / run.arm.name / f"run_{run.index}"
+    folder = folder if attempt == 1 else folder / f"attempt_{attempt}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", {"run": asdict(run), "attempt": attempt})
+    if result:
+        write_result(folder, result, ID)
+    return folder
+
+
+def damaged(exp_dir):
+    """Why each record that is not believed is not."""
+    records = read_records(exp_dir, ID)
+    assert not records.results
+    return [why for _, why in records.damaged]
+
+
+def test_records_come_back_as_they_were_written(tmp_path):
+    first = verdict("ValueError: x\n", FAILED)
+    second = replace(verdict(COMPLETE, attempt=2), run=RUN)
+    put(tmp_path, first)
+    put(tmp_path, second, attempt=2)
+    records = read_records(tmp_path, ID)
+    assert records.results == (first, second)
+    assert records.latest() == {RUN.name: second}
+    assert not records.damaged
+    assert not records.open
+
+
+def test_an_attempt_without_a_result_is_open(tmp_path):
+    folder = put(tmp_path)
+    assert read_records(tmp_path, ID).open == ((RUN.name, 1, folder),)
+
+
+DAMAGE = {
+    "emptied": lambda text: "",
+    "truncated": lambda text: text[: len(text) // 2],
+    "zeros": lambda text: "\0" * len(text),
+    "a list": lambda text: "[1, 2]",
+    "null": lambda text: "null",
+    "deep": lambda text: "[" * 100_000,
+    "no fields": lambda text: "{}",
+    "another experiment's": lambda text: text.replace(ID, "ffff"),
+    "another run's": lambda text: text.replace("aux_4_8", "aux_4"),
+    "another attempt's": lambda text: text.replace('"attempt": 1', '"attempt": 2'),
+    "another seed": lambda text: text.replace("2000", "2001"),
+    "ok without a loss": lambda text: text.replace("3.2741123", "null"),
+    "a loss that is NaN": lambda text: text.replace("3.2741123", "NaN"),
+    "a loss beyond all bounds": lambda text: text.replace("3.2741123", "1" + "0" * 400),
+    "a loss in words": lambda text: text.replace("3.2741123", '"3.27"'),
+    "a time in words": lambda text: text.replace("25.5", '"25.5"'),
+    "a time that never ends": lambda text: text.replace("25.5", "Infinity"),
+    "a time before its start": lambda text: text.replace("25.5", "1.5"),
+    "no training time": lambda text: text.replace("912345.6", "null"),
+    "a foreign status": lambda text: text.replace('"ok"', '"done"'),
+    "an arm that is a path": lambda text: text.replace("aux_4_8", "../../x"),
+    "layers in words": lambda text: text.replace("4,", '"4",'),
+    "a curve of words": lambda text: text.replace("10.8", '"10.8"'),
+    "a curve of infinity": lambda text: text.replace("10.8", "Infinity"),
+    "steps in words": lambda text: text.replace('"steps_done": 8', '"steps_done": "8"'),
+    "one field too many": lambda text: text.replace("{", '{"extra": 1,', 1),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_record_is_named_and_never_believed(tmp_path, damage):
+    path = put(tmp_path, verdict(COMPLETE)) / "result.json"
+    before = path.read_text()
+    path.write_text(damage(before))
+    assert path.read_text() != before
+    (why,) = damaged(tmp_path)
+    assert why.isprintable()
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_record_beside_a_damaged_config_is_not_believed(tmp_path, damage):
+    path = put(tmp_path, verdict(COMPLETE)) / "config.json"
+    before = path.read_text()
+    path.write_text(damage(before))
+    if path.read_text() == before or "extra" in path.read_text():
+        return  # this damage changes nothing that is in a config
+    (why,) = damaged(tmp_path)
+    assert why.isprintable()
+
+
+def test_a_record_copied_into_another_runs_folder_is_not_believed(tmp_path):
+    folder = put(tmp_path, verdict(COMPLETE))
+    other = put(tmp_path, run=replace(RUN, index=1))
+    (other / "result.json").write_bytes((folder / "result.json").read_bytes())
+    (why,) = [why for _, why in read_records(tmp_path, ID).damaged]
+    assert why == "it is the record of aux_4_8/run_0, attempt 1"
+
+
+def test_a_record_without_a_config_is_named(tmp_path):
+    folder = put(tmp_path, verdict(COMPLETE))
+    (folder / "config.json").unlink()
+    assert len(damaged(tmp_path)) == 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.binary(max_size=200) | st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["experiment_id", *asdict(verdict(COMPLETE))]), inner, max_size=12
+    ),
+).map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_in_a_record_are_an_answer_and_never_an_exception(tmp_path_factory, data):
+    exp_dir = tmp_path_factory.mktemp("any")
+    folder = put(exp_dir, verdict(COMPLETE))
+    (folder / "result.json").write_bytes(data)
+    assert len(damaged(exp_dir)) == 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    field=st.sampled_from([name for name in asdict(verdict(COMPLETE)) if name != "run"]),
+    value=st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5)
+    | st.lists(st.integers(), max_size=2),
+)
+def test_any_value_in_any_field_is_read_or_refused(field, value):
+    record = {**asdict(verdict(COMPLETE)), field: value}
+    try:
+        result = result_from(json.loads(json.dumps(record)))
+    except ValueError:
+        return
+    assert isinstance(result, RunResult)
+    assert math.isfinite(result.wall_s)
+    assert result.reason.isprintable()
+    assert (result.status == "ok") == (result.val_loss is not None)
+
+
+def test_folders_that_are_no_runs_are_passed_over(tmp_path):
+    for name in ("aux_4/run_x", "a b/run_0", "aux_4/run_0/attempt_x", "aux_4/sub/run_0"):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / "config.json").write_text("{}")
+    assert attempt_dirs(tmp_path) == []
+
+
+def test_a_config_of_another_run_is_not_believed(tmp_path):
+    folder = put(tmp_path)
+    assert read_config(folder, RUN.name, 1)[0] == RUN
+    with pytest.raises(ValueError, match="that of aux_4_8/run_0"):
+        read_config(folder, "aux_4/run_0", 1)
+
+
+@pytest.mark.parametrize("value", [None, [], {}, {"returncode": 0}, {**asdict(CLEAN), "x": 1},
+    {**asdict(CLEAN), "end_s": 1.0}, {**asdict(CLEAN), "start_s": "1"},
+    {**asdict(CLEAN), "returncode": "0"}, {**asdict(CLEAN), "ended_by": None}])  # fmt: skip
+def test_a_damaged_exit_was_seen_by_nobody(value):
+    assert exit_from(value) is None
+    assert exit_from(asdict(CLEAN)) == CLEAN
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "result.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError):
+        write_json(path, {"a": math.nan})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
+
+
+# ---------------------------------------------------------------------------------------------
+# The ledger
+
+INTERVALS = st.lists(
+    st.tuples(st.sampled_from("ab"), st.integers(0, 30), st.integers(0, 10)), max_size=8
+)
+
+
+@given(INTERVALS)
+def test_the_ledger_is_the_union_of_all_attempts(intervals):
+    results = [
+        replace(verdict("", FAILED), clock=clock, start_s=float(start), end_s=float(start + long))
+        for clock, start, long in intervals
+    ]
+    seconds = {(clock, start + k) for clock, start, long in intervals for k in range(long)}
+    assert machine_seconds(results) == len(seconds)
+    in_flight = [(r.clock, r.start_s, r.end_s) for r in results]
+    assert machine_seconds(results[:3], in_flight[3:]) == len(seconds)
