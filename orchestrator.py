@@ -449,8 +449,11 @@ def flight_line(flight: Flight) -> str:
 def read_in_flight(name: str, attempt: int, folder: Path) -> dict:
     """What an attempt without a result has logged so far, for a look from another terminal."""
     try:
-        run, _ = read_config(folder, name, attempt)
-    except (ValueError, OSError):
+        run, config = read_config(folder, name, attempt)
+        launched = config["launched"]
+        here = launched["clock"] == launchers.boot_clock()
+        seconds = time.monotonic() - launched["monotonic_s"] if here else None
+    except (ValueError, OSError, KeyError, TypeError):
         return {}
     log = read_log(folder / "output.log", run.num_iterations)
     return {
@@ -460,4 +463,5 @@ def read_in_flight(name: str, attempt: int, folder: Path) -> dict:
         "step": log.step,
         "num_iterations": run.num_iterations,
         "val_loss": log.curve[-1][1] if log.curve else None,
+        "seconds": seconds,  # None: it began on another machine, or before this one's last start
     }

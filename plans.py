@@ -492,8 +492,13 @@ def next_step(
     results: Sequence[RunResult],
     running: frozenset[str] = frozenset(),
     spent_s: float | None = None,
+    conclude: bool = True,
 ) -> Step:
-    """The plan. `running` names the runs in flight, `spent_s` the machine time with theirs."""
+    """The plan. `running` names the runs in flight, `spent_s` the machine time with theirs.
+
+    Without `conclude`, the last stage's decision, on which no run depends, is left out: it is the
+    one that needs tests, and scipy takes most of a second to import.
+    """
     attempts: dict[str, list[RunResult]] = {}
     for r in sorted(results, key=lambda r: r.attempt):
         attempts.setdefault(r.run.name, []).append(r)
@@ -535,6 +540,9 @@ def next_step(
                 f" {duration(costs(startable[0]))}, {duration(max(0.0, left_s))} are left"
             )
 
+        if stage is PLANS[e.plan][-1] and not conclude:
+            ended = "the budget is spent" if broke or not wanted else "all runs are done"
+            return Step(stage.number, (), decisions, ended, cut=tuple(cut))
         decision = stage.decide(situation)
         decisions[stage.number] = decision
         choice = decision.chosen or choice
@@ -568,7 +576,10 @@ def forecast(e: Experiment, results: Sequence[RunResult] = ()) -> tuple[list[Pla
     everything = replace(
         e, overrides=(*e.overrides, *(Override("ignore_gate", n) for n in (1, 2, 3)))
     )
-    while (step := next_step(everything, results)).runs:
+    attempts: dict[str, int] = {}
+    for r in results:
+        attempts[r.run.name] = max(r.attempt, attempts.get(r.run.name, 0))
+    while (step := next_step(everything, results, conclude=False)).runs:
         costs = Costs(e, results)
         left_s = 3600 * e.budget_hours - machine_seconds(results)
         for run in step.runs:
@@ -578,8 +589,8 @@ def forecast(e: Experiment, results: Sequence[RunResult] = ()) -> tuple[list[Pla
             left_s -= cost_s
             planned.append(Planned(run, cost_s))
             loss = scale * invented_loss(run.arm)
-            attempt = 1 + sum(r.run.name == run.name for r in results)
-            results.append(invented(run, attempt, loss, clock_s, cost_s, costs))
+            attempts[run.name] = attempts.get(run.name, 0) + 1
+            results.append(invented(run, attempts[run.name], loss, clock_s, cost_s, costs))
             clock_s += cost_s
     return planned, step
 

@@ -53,7 +53,17 @@ from plans import (
     forecast,
     next_step,
 )
-from records import STATUSES, Arm, RunConfig, RunResult, duration, machine_seconds, read_records
+from records import (
+    STATUSES,
+    Arm,
+    RunConfig,
+    RunResult,
+    duration,
+    machine_seconds,
+    printable,
+    read_json,
+    read_records,
+)
 from registration import (
     ROOT,
     Materials,
@@ -298,26 +308,35 @@ def status(exp_dir: Path) -> dict:
     document = read_document(exp_dir)
     e = with_overrides_on_record(experiment_of(document), exp_dir)
     records = read_records(exp_dir, document["experiment_id"])
-    step = next_step(e, records.results)
+    step = next_step(e, records.results, conclude=False)
     planned, _ = forecast(e, records.results)
     latest = records.latest().values()
-    orchestrator = "none"
+    decisions = {str(n): d.title for n, d in step.decisions.items()}
+    if step.ended and step.stage not in step.decisions:  # as written when the last run ended
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            written = read_json(exp_dir / "staged_ablation_results.json")["stages"]
+            title = written[str(step.stage)]["decision"]["title"]
+            decisions[str(step.stage)] = printable(title)
+    orchestrator, lives = "none", False
     with contextlib.suppress(FileNotFoundError):
         who, lives = holder(exp_dir / "lock.json", time.time())
         orchestrator = who if lives else f"gone ({who})"
+    open_attempts = [found for attempt in records.open if (found := read_in_flight(*attempt))]
+    in_flight_s = sum(found["seconds"] or 0.0 for found in open_attempts) if lives else 0.0
     return {
         "exp_dir": str(exp_dir),
         "plan": e.plan,
         "stage": step.stage,
         "ended": step.ended,
         "orchestrator": orchestrator,
-        "in_flight": [flight for attempt in records.open if (flight := read_in_flight(*attempt))],
+        "in_flight": open_attempts if lives else [],
+        "broken_off": [] if lives else open_attempts,
         "done": [r.run.name for r in latest if r.settled],
         "failed": {r.run.name: f"{r.status}: {r.reason}" for r in latest if not r.settled},
         "damaged": {str(path): why for path, why in records.damaged},
         "left": [p.run.name for p in planned],
-        "decisions": {str(n): d.title for n, d in step.decisions.items()},
-        "hours_spent": machine_seconds(records.results) / 3600,
+        "decisions": decisions,
+        "hours_spent": (machine_seconds(records.results) + in_flight_s) / 3600,
         "hours_to_go": sum(p.cost_s for p in planned) / 3600,
         "budget_hours": e.budget_hours,
     }
@@ -327,12 +346,13 @@ def print_status(s: dict) -> None:
     print(f"{s['exp_dir']} (plan {s['plan']})")
     print(f"  stage {s['stage']}{': ended, ' + s['ended'] if s['ended'] else ''}")
     print(f"  orchestrator: {s['orchestrator']}")
-    for flight in s["in_flight"]:
-        loss = "none yet" if flight["val_loss"] is None else f"{flight['val_loss']:.4f}"
-        print(
-            f"  in flight: {flight['run']}, step {flight['step']}/{flight['num_iterations']},"
-            f" val loss {loss}"
-        )
+    for kind in ("in_flight", "broken_off"):
+        for found in s[kind]:
+            loss = "none yet" if found["val_loss"] is None else f"{found['val_loss']:.4f}"
+            print(
+                f"  {kind.replace('_', ' ')}: {found['run']},"
+                f" step {found['step']}/{found['num_iterations']}, val loss {loss}"
+            )
     for number, title in s["decisions"].items():
         print(f"  stage {number} decided: {title}")
     print(f"  done {len(s['done'])}, failed {len(s['failed'])}, left {len(s['left'])} runs")

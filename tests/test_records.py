@@ -310,7 +310,9 @@ def test_a_result_refuses_a_loss_that_was_not_earned(changes):
         replace(verdict(COMPLETE), **changes)
 
 
-@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "/tmp", "a b", "a\n", "\x1b", "x" * 65, 3])
+@pytest.mark.parametrize(
+    "name", ["", "..", "../x", "a/b", "/tmp", "a b", "a\n", "\x1b", "x" * 65, 3]
+)
 def test_a_name_that_is_no_plain_word_becomes_no_path(name):
     with pytest.raises(ValueError):
         RunConfig(1, Arm(name), 0, 1, 10)
