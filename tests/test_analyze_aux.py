@@ -1,0 +1,382 @@
+"""The report says what the records say, in whatever state an experiment is; figures are drawn."""
+
+import json
+import math
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from invent import experiment
+from scipy import stats
+
+import analyze_aux
+from plans import ARMS, PROFILES, Override, next_step
+from records import RunResult, attempt_dir, write_json, write_result
+from registration import Materials, begin, read_document, write_results
+
+ROOT = Path(__file__).resolve().parents[1]
+FACTS = {
+    "machine": {"host": "node1", "device": "cpu", "processes": 1, "gpus": [], "cpu": "A CPU"},
+    "versions": {"python": "3.11.2", "torch": "2.13.0"},
+    "git": {"commit": "0123abc", "dirty": True},
+}
+EFFECTS = {(4,): 0.004, (6,): 0.008, (8,): -0.003, (4, 8): 0.015, (3, 6, 9): 0.006}
+REPORT, *FIGURES = (
+    *("analysis_report.txt", "val_loss_comparison.png"),
+    *("layer_ablation.png", "training_curves.png"),
+)
+
+
+def fall(x: float) -> float:
+    """How far above its end a curve is, after a share x of the run."""
+    return 0.42 * (1 - x) ** 1.1 + 0.8 * math.exp(-15 * x) + 6 * math.exp(-60 * x) - 7e-7
+
+
+def train(run, attempt=1, status="ok", reason="", start_s=0.0, sd=0.0013) -> RunResult:
+    """An invented run with a speedrun's shape of curve, noise and cost."""
+    noise = random.Random(f"{run.arm.name} {run.seed}").gauss(0, sd)
+    arm, total = run.arm, run.num_iterations
+    effect = EFFECTS.get(arm.layers, 0.0) + 0.01 * (arm.weight == 0.2) - 0.004 * (
+        arm.schedule == "linear_decay"
+    )
+    short = 0.25 * (total < 1000)  # a short run ends higher, and its effects are larger
+    val_loss = 3.28 + short - effect * (1 + 40 * short) + noise
+    step_ms = 165 * (1 + 0.02 * len(arm.layers))
+    steps = [*range(0, total, max(1, total // 20)), total]
+    if status != "ok":
+        steps = steps[: len(steps) // 2]
+    curve = [
+        (s, val_loss + fall(s / total), s * step_ms)
+        for s in steps
+    ]
+    ok = status == "ok"
+    return RunResult(
+        run=run,
+        attempt=attempt,
+        status=status,
+        reason=reason,
+        clock="boot",
+        start_s=start_s,
+        end_s=start_s + 60 + steps[-1] * step_ms / 1000,
+        val_loss=curve[-1][1] if ok else None,
+        steps_done=steps[-1],
+        train_time_ms=steps[-1] * step_ms if ok else None,
+        step_avg_ms=step_ms if ok else None,
+        peak_memory_mib=31000.0 if ok else None,
+        tokens_seen=total * 524288 if ok else None,
+        num_parameters=123_587_328 if ok else None,
+        curve=tuple(curve),
+    )
+
+
+def make(tmp_path, e=None, *, most=1000, failures=None) -> Path:
+    """A folder as the orchestrator would leave it after so many attempts.
+
+    failures: run name -> statuses of its first attempts.
+    """
+    e = e or speedrun(overrides=tuple(Override("ignore_gate", n) for n in (1, 2, 3)))
+    (tmp_path / "train.py").write_text("pass\n")
+    (tmp_path / "x_train_1.bin").write_bytes(b"tokens")
+    materials = Materials(tmp_path / "train.py", tmp_path)
+    exp_dir = begin(e, materials, tmp_path / "experiments", FACTS)
+    experiment_id = read_document(exp_dir)["experiment_id"]
+    results, clock_s = [], 0.0
+    while (step := next_step(e, results)).runs and len(results) < most:
+        run = step.runs[0]
+        attempt = 1 + sum(r.run.name == run.name for r in results)
+        planned = (failures or {}).get(run.name, ())
+        status = planned[attempt - 1] if attempt <= len(planned) else "ok"
+        reason = "" if status == "ok" else f"invented reason of {run.name}, attempt {attempt}"
+        results.append(train(run, attempt, status, reason, clock_s))
+        clock_s = results[-1].end_s
+        store(exp_dir, results[-1], experiment_id)
+    write_results(exp_dir, experiment_id, e, results, step)
+    return exp_dir
+
+
+def store(exp_dir, result, experiment_id) -> Path:
+    folder = attempt_dir(exp_dir / result.run.name, result.attempt)
+    folder.mkdir(parents=True)
+    config = {"run": asdict(result.run), "attempt": result.attempt, **FACTS}
+    write_json(folder / "config.json", config)
+    write_result(folder, result, experiment_id)
+    return folder
+
+
+def speedrun(**changes):
+    scale = {"profile": PROFILES["speedrun"], "full_iterations": 5100, "processes": 8}
+    return experiment(**{**scale, "device": "cuda", "budget_hours": 12.0, **changes})
+
+
+def manual(*names, seeds=(42,)):
+    return speedrun(plan="manual", arms=tuple(ARMS[name] for name in names), seeds=seeds)
+
+
+def analyze(exp_dir: Path) -> str:
+    """The report, through the command; its conclusion and paths go to the screen."""
+    assert analyze_aux.main(["--exp_dir", str(exp_dir)]) == 0
+    text = (exp_dir / REPORT).read_text()
+    assert all(len(line) <= 100 and line.isprintable() for line in text.splitlines())
+    return text
+
+
+def chapter(text: str, title: str) -> str:
+    return text.partition(f"{title}\n===")[2].partition("\n==")[0]
+
+
+def row(text: str, name: str) -> list[str]:
+    """The cells of the first row that begins with this name."""
+    line = next(line for line in text.splitlines() if line.strip().startswith(name))
+    return re.split(r"\s{2,}", line.strip())
+
+
+def is_png(path: Path) -> bool:
+    from matplotlib import image
+
+    return path.read_bytes().startswith(b"\x89PNG\r\n") and image.imread(path).std() > 0
+
+
+def drawn(exp_dir: Path) -> set[str]:
+    return {name for name in FIGURES if (exp_dir / name).exists()}
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    exp_dir = make(tmp_path_factory.mktemp("full"))
+    return exp_dir, analyze(exp_dir)
+
+
+def test_numbers_in_the_report_are_those_of_scipy(full):
+    exp_dir, text = full
+    losses = {}
+    for name in ("final_baseline", "final_best"):
+        results = [json.loads(p.read_text()) for p in exp_dir.glob(f"{name}/run_*/result.json")]
+        losses[name] = [result["val_loss"] for result in results]
+    baseline, best = losses.values()
+    assert len(baseline) == len(best) == 8
+    test = stats.ttest_ind(baseline, best, equal_var=False)
+    low, high = test.confidence_interval()
+    improvement = np.mean(baseline) - np.mean(best)
+    d = improvement / math.sqrt((np.var(baseline, ddof=1) + np.var(best, ddof=1)) / 2)
+    assert row(chapter(text, "Arms against their baseline"), "final_best") == [
+        "final_best",
+        "8",
+        f"{np.mean(best):.4f}",
+        f"{np.std(best, ddof=1):.4f}",
+        f"{improvement:+.4f}",
+        f"{low:+.4f} to {high:+.4f}",
+        "<0.0001" if test.pvalue < 1e-4 else f"{test.pvalue:.4f}",
+        f"{d:+.1f}",
+        "1.040",
+    ]
+
+
+def test_every_chapter_is_there_and_the_answer_comes_first(full):
+    text = full[1]
+    found = [text.index(title) for title in analyze_aux.CHAPTERS]
+    assert found == sorted(found)
+    head = text[: text.index("What was asked")]
+    assert "Stage 4, final validation" in head
+    assert "95 % interval" in head and "n = 8 and 8 baseline" in head
+
+
+def test_a_stage_shows_its_rule_and_an_override(full):
+    decisions = chapter(full[1], "Decisions, with their rules")
+    assert "rule: PROCEED if best relative improvement > 2 %" in decisions
+    assert "OVERRIDDEN" in decisions
+
+
+def test_every_run_is_in_the_report(full):
+    exp_dir, text = full
+    runs = chapter(text, "Every run, every attempt")
+    for path in exp_dir.glob("*/run_*/result.json"):
+        assert path.parent.relative_to(exp_dir).as_posix() in runs
+    assert "36 ok" in runs
+
+
+def test_stages_are_not_pooled_and_fresh_runs_stay_apart_from_those_that_selected(full):
+    arms = chapter(full[1], "Arms against their baseline")
+    assert row(arms, "aux_6 + aux_6_repeat")[1] == "2"
+    assert row(arms, "aux_4_8")[1] == "1"  # dives and screening have this configuration too
+    assert row(arms, "validation_0 … validation_3")[1] == "4"
+
+
+def test_where_there_is_no_baseline_a_dash_says_so(full):
+    arms = chapter(full[1], "Arms against their baseline")
+    assert set(row(arms, "validation_0 … validation_3")[4:]) == {analyze_aux.DASH}
+    assert "no baseline of this stage and length ran" in arms
+    assert "n = 1 on a side: no interval, p or d" in arms
+
+
+def test_figures_of_a_whole_experiment_are_pictures(full):
+    assert drawn(full[0]) == set(FIGURES)
+    assert all(is_png(full[0] / name) for name in FIGURES)
+
+
+def test_the_screen_gets_the_conclusion_and_the_paths(full, capsys):
+    analyze(full[0])
+    out = capsys.readouterr().out
+    assert "Stage 4, final validation" in out
+    assert all(str(full[0] / name) in out for name in (REPORT, *FIGURES))
+
+
+def test_the_same_records_give_the_same_report(full):
+    assert analyze(full[0]) == full[1]
+
+
+@pytest.mark.parametrize("most", [1, 4, 6, 12, 21])
+def test_an_unfinished_experiment_is_reported_as_such(tmp_path, most):
+    exp_dir = make(tmp_path, most=most)
+    text = analyze(exp_dir)
+    assert "NOT FINISHED" in text
+    assert f"{most} ok" in text
+    assert "val_loss_comparison.png" in drawn(exp_dir)
+
+
+def test_selection_stages_claim_nothing(tmp_path):
+    exp_dir = make(tmp_path, speedrun())  # the gate stops it
+    answer = chapter(analyze(exp_dir), "The answer")
+    assert "Stopped by the rule" in answer and "inconclusive" in answer
+    assert "exploratory and biased" in answer
+
+
+def test_diverged_runs_are_shown_counted_and_tested(tmp_path):
+    failures = {"final_best/run_2": ("diverged",), "aux_8/run_0": ("diverged",)}
+    text = analyze(make(tmp_path, failures=failures))
+    assert "not in these means: final_best 1 diverged" in chapter(text, "The answer")
+    arms = chapter(text, "Arms against their baseline")
+    assert "aux_8: 1 diverged, not in the mean" in arms
+    assert "exact worst-rank test" in arms
+    # eight baselines between seven runs that beat them all and one that none can be worse than
+    p = stats.mannwhitneyu(range(10, 18), [*range(7), math.inf], method="exact").pvalue
+    assert row(arms, "final_best")[6] == f"{p:.4f}"
+    assert "final_best/run_2, attempt 1: diverged" in chapter(text, "Runs that failed")
+
+
+def test_failed_attempts_keep_their_row_and_their_reason(tmp_path):
+    failures = {"aux_4/run_0": ("crashed", "timeout", "ok"), "screen_aux_6/run_0": ("crashed",) * 3}
+    text = analyze(make(tmp_path, most=12, failures=failures))
+    runs = chapter(text, "Every run, every attempt")
+    assert "4 crashed, 1 timeout" in runs
+    failed = chapter(text, "Runs that failed")
+    assert "aux_4/run_0, attempt 1: crashed at step 2295; attempt 3: ok" in failed
+    assert "invented reason of aux_4/run_0, attempt 2" in failed
+    assert "screen_aux_6: 1 crashed, not in the mean" in text
+    assert "on attempts that crashed" in chapter(text, "Hours")
+
+
+def test_open_and_damaged_attempts_are_named(tmp_path):
+    exp_dir = make(tmp_path, most=6)
+    (exp_dir / "aux_4/run_0/result.json").write_text("{")
+    (exp_dir / "baseline/run_0/result.json").unlink()
+    runs = chapter(analyze(exp_dir), "Every run, every attempt")
+    assert "1 without a result" in runs and "1 with a damaged record" in runs
+    assert re.search(r"baseline/run_0 +1 +no result", runs)
+    assert re.search(r"aux_4/run_0 .* damaged", runs)
+
+
+def test_without_decisions_on_record_the_runs_are_still_reported(tmp_path):
+    exp_dir = make(tmp_path, most=6)
+    (exp_dir / "staged_ablation_results.json").unlink()
+    text = analyze(exp_dir)
+    assert "No stage is decided yet" in text and "There is no staged_ablation_results.json" in text
+    assert row(text, "aux_4")[1] == "1"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"experiment_id": "another"}', "{}"])
+def test_results_that_cannot_be_believed_are_named(tmp_path, content):
+    exp_dir = make(tmp_path, most=4)
+    (exp_dir / "staged_ablation_results.json").write_text(content)
+    assert "cannot be believed" in analyze(exp_dir)
+
+
+def test_decisions_older_than_the_records_are_called_so(tmp_path):
+    exp_dir = make(tmp_path, most=6)
+    shutil.rmtree(exp_dir / "aux_4")
+    assert "differ in: aux_4/run_0" in analyze(exp_dir)
+
+
+def test_several_arms_by_hand_are_compared_without_a_rule(tmp_path):
+    names = ("baseline", "aux_6", "aux_4_8", "aux_4_8_w0p2")
+    exp_dir = make(tmp_path, manual(*names, seeds=(1, 2, 3)))
+    text = analyze(exp_dir)
+    assert "No rule was registered" in text
+    assert "not corrected" in text
+    assert row(chapter(text, "Arms against their baseline"), "aux_4_8_w0p2")[1] == "3"
+    assert drawn(exp_dir) == set(FIGURES)
+
+
+def test_figures_that_cannot_be_drawn_are_named_and_old_ones_removed(tmp_path):
+    exp_dir = make(tmp_path, manual("aux_6"))
+    (exp_dir / "layer_ablation.png").write_bytes(b"stale")
+    text = analyze(exp_dir)
+    assert "layer_ablation.png: not drawn: needs finished runs of a baseline" in text
+    assert "layer_ablation.png" not in drawn(exp_dir)
+
+
+@pytest.mark.parametrize("failures", [{}, {"screen_baseline/run_0": ("diverged",)}])
+def test_without_any_finished_run_there_is_a_report_and_no_figure(tmp_path, failures):
+    exp_dir = make(tmp_path, most=len(failures), failures=failures)
+    text = analyze(exp_dir)
+    assert "There is no answer yet: no run has finished" in text
+    assert text.count("not drawn") == 3
+    assert not drawn(exp_dir)
+
+
+def test_what_a_record_says_reaches_the_report_printable_only(tmp_path):
+    evil = "bad \x1b[2J\x07 \u202e news\n0. The answer\r\ud800 $x^2$ "
+    exp_dir = make(tmp_path, most=4)
+    experiment_id = read_document(exp_dir)["experiment_id"]
+    run = replace(train(next_step(speedrun(), []).runs[0]).run, arm=ARMS["aux_6"], stage=2)
+    store(exp_dir, train(run, status="crashed", reason=evil + "x" * 500), experiment_id)
+    document = read_document(exp_dir)
+    document["machine"]["cpu"] = document["question"] = evil
+    (exp_dir / "experiment_configs.json").write_text(json.dumps(document))
+    text = analyze(exp_dir)  # which asserts that every line is printable and short
+    assert "\x1b" not in text and "[2J" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (None, "no experiment_configs.json there"),
+        ("{}", "experiment_id is None"),
+        ("[]", "holds a list"),
+        ("not json", "not JSON"),
+    ],
+)
+def test_a_folder_that_is_not_ours_is_one_line(tmp_path, capsys, content, names):
+    if content is not None:
+        (tmp_path / "experiment_configs.json").write_text(content)
+    assert analyze_aux.main(["--exp_dir", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("analyze_aux.py: error: ") and error.count("\n") == 1
+    assert names in error and str(tmp_path) in error
+
+
+def test_a_missing_folder_is_one_line(tmp_path, capsys):
+    assert analyze_aux.main(["--exp_dir", str(tmp_path / "gone")]) == 1
+    assert capsys.readouterr().err.endswith(
+        "gone: no such folder; give a folder that run_aux.py made (experiments/aux_heads_...)\n"
+    )
+
+
+def test_tables_need_no_matplotlib_and_figures_no_display(tmp_path):
+    exp_dir = make(tmp_path, most=4)
+    tables = (
+        "import sys, pathlib, analyze_aux as a; x = a.read_experiment(pathlib.Path(sys.argv[1]));"
+        "a.render_report(x, {}); assert 'matplotlib' not in sys.modules; sys.exit(a.main("
+        "['--exp_dir', sys.argv[1]]))"
+    )
+    without = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    command = [sys.executable, "-c", tables, str(exp_dir)]
+    environment = {**without, "MPLBACKEND": "TkAgg"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    assert is_png(exp_dir / "training_curves.png")
