@@ -1,7 +1,8 @@
 """A trainer that trains nothing: invented losses in the real trainer's words, in milliseconds.
 
 The loss depends on the arm and the seed alone. FAKE_SECONDS is how long a run of 100 iterations
-takes; FAKE_MISCHIEF, as JSON, names what goes wrong for which `--aux_head_layers`.
+takes; FAKE_MISCHIEF, as JSON, names what goes wrong for which `--aux_head_layers`; FAKE_TRACE names
+a file that gets a line (log file, process id, monotonic time) at every sign of life.
 """
 
 import json
@@ -43,11 +44,16 @@ def main() -> int:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 time.sleep(600)
     steps = [total * k // 4 for k in range(5)]
+    trace(args["--log_file"])
     for step in steps:
         time.sleep(seconds / 5)
+        trace(args["--log_file"])
         loss = final + 1.0 * (1 - step / total)
-        if mischief == "hang" and step:
+        if mischief in ("hang", "stubborn") and step:
             time.sleep(600)
+        if mischief == "flood":
+            for _ in range(50):
+                os.write(1, b"noise \x1b[31m\xff\n" * 100_000)
         if mischief == "truncated" and step == total:
             return 0
         if mischief == "nan" and step == steps[2]:
@@ -70,6 +76,12 @@ def main() -> int:
     for _ in range(2 if mischief == "twice" else 1):
         print("summary: " + json.dumps(summary), flush=True)
     return 0
+
+
+def trace(log_file: str) -> None:
+    if path := os.environ.get("FAKE_TRACE"):
+        with open(path, "a") as file:
+            file.write(f"{log_file} {os.getpid()} {time.monotonic()}\n")
 
 
 if __name__ == "__main__":
