@@ -113,9 +113,17 @@ def settle(folder: Path, patience_s: float = 2 * GRACE_S) -> None:
     Their watchers are given the time to end them and to write exit.json; what is left is killed.
     """
     deadline = time.monotonic() + patience_s
-    while marked(folder) and time.monotonic() < deadline:
+    while any(map(is_watcher, marked(folder))) and time.monotonic() < deadline:
         time.sleep(0.05)
     end_marked(folder)
+
+
+def is_watcher(process) -> bool:
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return Path(__file__).name in map(os.path.basename, process.cmdline()[:3])
+    return False
 
 
 def marked(folder: Path) -> list:

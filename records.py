@@ -139,7 +139,10 @@ SUMMARY_COUNTS = ("tokens_seen", "num_parameters")
 ERROR_LINE = re.compile(  # a worker of several says which one it is: "[rank0]: ValueError: ..."
     rb"(?:\[rank[0-9]+\]:\s*)?(?:[\w.]*(?:Error|Exception|Interrupt)\b|[\w./-]+: error:)"
 )
-OUT_OF_MEMORY = re.compile(rb"(?i:out of memory|OutOfMemoryError|can't allocate memory)")
+OUT_OF_MEMORY = re.compile(rb"out of memory|OutOfMemoryError|can't allocate memory")
+# One of these is in every line that means anything.
+MARKS = (b"step:", b"summary: ", b"rror", b"xception", b"nterrupt", b"emory")
+TAIL = 5  # lines: a crash's last words
 MAX_LINE = 4096  # bytes; what is longer is no line of ours
 
 
@@ -173,7 +176,7 @@ class LogReader:
     non_finite: bytes = b""
     out_of_memory: bytes = b""
     error: bytes = b""
-    tail: deque[bytes] = field(default_factory=lambda: deque(maxlen=5))
+    tail: deque[bytes] = field(default_factory=lambda: deque(maxlen=TAIL))
     _rest: bytes = b""
     _skipping: bool = False
 
@@ -181,8 +184,12 @@ class LogReader:
         if self._skipping:
             _, newline, data = data.partition(b"\n")
             self._skipping = not newline
-        *lines, rest = (self._rest + data).split(b"\n")
-        for line in filter(None, lines):
+        data = self._rest + data
+        *lines, rest = data.split(b"\n")
+        lines = list(filter(None, lines))
+        if not any(mark in data for mark in MARKS):
+            lines = lines[-TAIL:]  # a flood of something else: it can only be the last words
+        for line in lines:
             self._line(line)
         if len(rest) > MAX_LINE:  # an endless line: take its head once, then skip to its end
             self._line(rest)
@@ -199,12 +206,12 @@ class LogReader:
     def _line(self, line: bytes) -> None:
         if len(line) > MAX_LINE:
             self._explain(line[:MAX_LINE])
-        elif match := STEP_LINE.fullmatch(line.rstrip(b"\r")):
-            self._step(line, *match.groups())
         elif line.startswith(b"summary: "):
             self._summary(line)
-        else:
+        elif not line.startswith(b"step:"):
             self._explain(line)
+        elif match := STEP_LINE.fullmatch(line.rstrip(b"\r")):
+            self._step(line, *match.groups())
 
     def _step(self, line, step, total, kind, loss, train_time_ms) -> None:
         try:
@@ -234,10 +241,8 @@ class LogReader:
             self.summary = summary
 
     def _explain(self, line: bytes) -> None:
-        if not line or line.isspace():
-            return
         self.tail.append(line)
-        if b"emory" in line.lower() and OUT_OF_MEMORY.search(line):
+        if OUT_OF_MEMORY.search(line):
             self.out_of_memory = line
         # torchrun's own last words only say that a worker failed, not why
         if ERROR_LINE.match(line) and b"ChildFailedError" not in line:
@@ -341,7 +346,7 @@ def crash_reason(log: LogReader, returncode: int | None) -> str:
         how = "its watcher was killed"
     else:
         how = f"killed by signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
-    why = text_of(log.error) or " | ".join(map(text_of, log.tail))
+    why = text_of(log.error) or " | ".join(filter(None, map(text_of, log.tail)))
     return printable(f"{how}: {why}" if why else f"{how}, nothing printed", limit=600)
 
 

@@ -46,13 +46,13 @@ def main() -> int:
     steps = [total * k // 4 for k in range(5)]
     trace(args["--log_file"])
     for step in steps:
-        time.sleep(seconds / 5)
+        time.sleep(seconds / 4 if step else 0)
         trace(args["--log_file"])
         loss = final + 1.0 * (1 - step / total)
         if mischief in ("hang", "stubborn") and step:
             time.sleep(600)
         if mischief == "flood":
-            for _ in range(50):
+            for _ in range(10):
                 os.write(1, b"noise \x1b[31m\xff\n" * 100_000)
         if mischief == "truncated" and step == total:
             return 0

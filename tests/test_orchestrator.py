@@ -1,0 +1,576 @@
+"""Whole sittings of the orchestrator as processes: signals, faults, damage, two at once."""
+
+import errno
+import json
+import multiprocessing
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import termios
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from benchmarks.crash_drill import TOKEN, survivors, wait_until_gone
+from orchestrator import Display, Lock, holder, reconcile
+from records import read_records, write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = ROOT / "tests"
+
+
+class Sitting:
+    """Starts run_aux.py with the fake trainer at the mini profile."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.token = folder, uuid.uuid4().hex
+
+    @property
+    def exp_dir(self) -> Path:
+        (found,) = self.folder.glob("aux_heads_*")
+        return found
+
+    def start(self, *arguments, seconds=0.0, mischief=None, new=True, launch=subprocess.Popen,
+              script=TESTS / "fake_train.py", torchrun=TESTS / "fake_torchrun", **how):  # fmt: skip
+        env = {
+            **os.environ,
+            TOKEN: self.token,
+            "TORCHRUN": str(torchrun),
+            "FAKE_SECONDS": str(seconds),
+            "FAKE_MISCHIEF": json.dumps(mischief or {}),
+        }
+        where = ["--output_dir", self.folder] if new else ["--exp_dir", self.exp_dir]
+        program = [sys.executable, ROOT / "run_aux.py", "--profile", "mini", *where]
+        program += ["--num_gpus", "0", "--train_script", script, *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return launch([str(part) for part in program], env=env, **{**pipes, **how})
+
+    def run(self, *arguments, **how):
+        """(exit code, what it printed, what it complained) of a sitting to its end."""
+        process = self.start(*arguments, **how)
+        out, err = process.communicate(timeout=60)
+        return process.returncode, out, err
+
+    def records(self):
+        document = json.loads((self.exp_dir / "experiment_configs.json").read_bytes())
+        return read_records(self.exp_dir, document["experiment_id"])
+
+    def statuses(self):
+        return {(r.run.name, r.attempt): r.status for r in self.records().results}
+
+    def wait_for(self, pattern, patience_s=10.0):
+        """The first file of the experiment that matches and holds something."""
+        deadline = time.monotonic() + patience_s
+        while time.monotonic() < deadline:
+            for path in self.folder.glob(f"aux_heads_*/{pattern}"):
+                if path.stat().st_size:
+                    return path
+            time.sleep(0.01)
+        raise TimeoutError(pattern)
+
+
+@pytest.fixture
+def sitting(tmp_path):
+    sitting = Sitting(tmp_path)
+    yield sitting
+    left = survivors(sitting.token)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+QUICK = ("--experiment", "quick_baseline,quick_aux_4_8")
+BASELINE = ("--experiment", "quick_baseline")
+FIRST, SECOND = "quick_baseline/run_0", "quick_aux_4_8/run_0"
+
+# ---------------------------------------------------------------------------------------------
+# Stopping
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_ends_the_run_records_it_and_says_how_to_go_on(sitting, number, code):
+    process = sitting.start(*QUICK, seconds=300)
+    sitting.wait_for(f"{FIRST}/output.log")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == code
+    assert sitting.statuses() == {(FIRST, 1): "interrupted"}
+    assert not survivors(sitting.token)
+    assert f"Stopped by {signal.Signals(number).name}; 1 interrupted" in out
+    assert f"python run_aux.py {' '.join(QUICK)} --exp_dir {sitting.exp_dir}" in out
+    assert not err
+    assert not (sitting.exp_dir / "lock.json").exists()
+
+    code, out, _ = sitting.run(*QUICK, new=False)
+    assert code == 0
+    assert sitting.statuses() == {(FIRST, 1): "interrupted", (FIRST, 2): "ok", (SECOND, 1): "ok"}
+    first_log = sitting.exp_dir / FIRST / "output.log"
+    assert first_log.read_text() != (first_log.parent / "attempt_2" / "output.log").read_text()
+
+
+def test_a_second_ctrl_c_is_immediate(sitting):
+    process = sitting.start(*QUICK, seconds=1, mischief={"": "stubborn"})
+    sitting.wait_for(f"{FIRST}/output.log")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None  # it waits for a run that ignores SIGTERM
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(5) == 130
+    assert time.monotonic() - began < 1
+    process.communicate()
+    assert wait_until_gone(sitting.token) == 0
+    code, out, _ = sitting.run(*QUICK, new=False)
+    assert code == 0
+    assert "without a result: interrupted" in out
+
+
+def test_a_lost_connection_is_survived(sitting):
+    """SIGHUP, and a terminal that takes no more output."""
+    terminal, other_end = pty.openpty()
+    process = sitting.start(
+        *QUICK, seconds=3, stdout=other_end, stderr=other_end, start_new_session=True
+    )
+    os.close(other_end)
+    sitting.wait_for(f"{FIRST}/output.log")
+    os.close(terminal)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(20) == 0
+    assert set(sitting.statuses().values()) == {"ok"}
+    assert len(sitting.statuses()) == 2
+
+
+def test_a_reader_that_leaves_the_pipe_does_not_end_the_runs(sitting):
+    process = sitting.start(*QUICK)
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(20) == 0
+    assert set(sitting.statuses().values()) == {"ok"}
+
+
+def test_the_orchestrator_killed_leaves_nothing_and_loses_one_run_at_most(sitting):
+    process = sitting.start(*QUICK, seconds=300)
+    sitting.wait_for(f"{FIRST}/output.log")
+    process.kill()
+    process.communicate()
+    assert wait_until_gone(sitting.token) == 0
+    code, out, _ = sitting.run(*QUICK, new=False)
+    assert code == 0
+    assert "Took over the lock of an orchestrator that is gone" in out
+    assert f"Found {FIRST}, attempt 1, without a result: interrupted" in out
+    assert sitting.statuses()[FIRST, 2] == "ok"
+
+
+def test_what_the_dead_left_running_is_ended_before_the_next_run(sitting):
+    process = sitting.start(*BASELINE, seconds=1, mischief={"": "stubborn"})
+    log = sitting.wait_for(f"{FIRST}/output.log")
+    watcher = int(subprocess.check_output(["pgrep", "-P", str(process.pid)]))
+    os.kill(watcher, signal.SIGKILL)
+    process.kill()
+    process.communicate()
+    left = survivors(sitting.token)
+    assert left
+    code, _, _ = sitting.run(*BASELINE, new=False)
+    assert code == 0
+    assert not set(left) & set(survivors(sitting.token))
+    first, second = sitting.records().results
+    assert (first.status, second.status) == ("interrupted", "ok")
+    assert 0 < first.wall_s < 60
+    assert first.end_s <= second.start_s
+    assert log.exists()
+
+
+def test_a_result_that_was_complete_when_the_orchestrator_died_counts(sitting):
+    sitting.run(*BASELINE)
+    (sitting.exp_dir / FIRST / "result.json").unlink()
+    code, out, _ = sitting.run(*BASELINE, new=False)
+    assert code == 0
+    assert f"Found {FIRST}, attempt 1, without a result: val loss" in out
+    assert sitting.statuses() == {(FIRST, 1): "ok"}
+
+
+# ---------------------------------------------------------------------------------------------
+# Faults of a run
+
+
+def test_a_run_that_hangs_silently_is_stopped_as_timeout(sitting):
+    code, out, _ = sitting.run(
+        *BASELINE, "--stall_timeout", "0.005", seconds=0.1, mischief={"": "hang"}
+    )
+    assert code == 0
+    assert set(sitting.statuses().values()) == {"timeout"}
+    assert len(sitting.statuses()) == 3  # retried twice
+    assert "timeout: stopped after a silence that was too long" in out
+
+
+def test_a_run_that_overstays_the_budget_is_stopped_and_recorded_as_interrupted(sitting):
+    # the prior for a quick run is far below a budget of 6 s, and this one takes a minute
+    budget_s = 6
+    began = time.monotonic()
+    code, out, _ = sitting.run(
+        *BASELINE, "--max_budget_hours", budget_s / 3600, "--full_iterations", "10", seconds=6000
+    )
+    assert code == 0
+    assert sitting.statuses() == {(FIRST, 1): "interrupted"}
+    (result,) = sitting.records().results
+    assert "the budget is spent" in result.reason
+    assert budget_s - 0.5 < result.wall_s < budget_s + 5
+    assert time.monotonic() - began < budget_s + 8
+    assert "Ended: the budget is spent" in out
+    assert "Cut by the budget" in out
+
+
+def test_a_bad_arm_never_ends_the_stage(sitting):
+    mischief = {"6": "crash", "3,6,9": "oom", "4,8": "truncated"}
+    code, out, _ = sitting.run("--stage", "1", mischief=mischief)
+    assert code == 0
+    assert sitting.statuses()["screen_baseline/run_0", 1] == "ok"
+    assert list(sitting.statuses().values()).count("crashed") == 9
+    assert "RuntimeError: a cable was cut" in out
+    assert "out of memory; try a smaller --device_batch_size" in out
+    assert "INCONCLUSIVE" in out
+    assert "Missing: screen_aux_6, screen_aux_4_8, screen_aux_3_6_9" in out
+
+
+def test_one_arm_missing_is_said_and_the_others_decide(sitting):
+    code, out, _ = sitting.run("--stage", "1", mischief={"6": "crash", "3,6,9": "nan"})
+    assert code == 0
+    assert "PROCEED to Stage 2" in out
+    assert "Missing: screen_aux_6 (" in out
+    assert sitting.statuses()["screen_aux_3_6_9/run_0", 1] == "diverged"
+
+
+def test_a_flood_of_control_characters_reaches_no_terminal(sitting):
+    code, out, _ = sitting.run(*BASELINE, mischief={"": "flood"})
+    assert code == 0
+    assert sitting.statuses() == {(FIRST, 1): "ok"}
+    assert "\x1b" not in out
+
+
+def test_editing_the_trainer_while_a_batch_runs_changes_nothing(sitting, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_bytes((TESTS / "fake_train.py").read_bytes())
+    process = sitting.start(*QUICK, seconds=3, script=script)
+    sitting.wait_for(f"{FIRST}/output.log")
+    script.write_text("raise SystemExit('edited')")
+    process.communicate(timeout=20)
+    assert sitting.statuses() == {(FIRST, 1): "ok", (SECOND, 1): "ok"}
+    code, _, err = sitting.run(*QUICK, new=False, script=script)
+    assert code == 1
+    assert "code.hash: registered" in err
+
+
+# ---------------------------------------------------------------------------------------------
+# Faults around it: one clear line, and nothing lost
+
+
+def complaint(err):
+    (line,) = err.splitlines()
+    assert line.startswith("run_aux.py: error: ")
+    return line
+
+
+def test_a_missing_torchrun_is_one_line_before_anything_is_made(sitting):
+    code, _, err = sitting.run(*BASELINE, torchrun="/no/such/torchrun")
+    assert code == 1
+    assert "/no/such/torchrun" in complaint(err)
+    assert not list(sitting.folder.iterdir())
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(sitting, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    small = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=777", "tmpfs", str(disk)]
+    if subprocess.run(small, capture_output=True).returncode:
+        pytest.skip("no right to mount a small disk")
+    try:
+        sitting.folder = disk
+        process = sitting.start(*QUICK, "--runs", "4", seconds=2)
+        sitting.wait_for("quick_baseline/run_1/output.log")
+        filler = disk / "filler"
+        with open(filler, "wb", buffering=0) as file, pytest.raises(OSError, match="space"):
+            while True:
+                file.write(b"x" * 4096)
+        _, err = process.communicate(timeout=20)
+        assert process.returncode == 1
+        assert os.strerror(errno.ENOSPC) in complaint(err)
+        assert f"--exp_dir {sitting.exp_dir}" in err
+        assert wait_until_gone(sitting.token) == 0
+        filler.unlink()
+        finished = [key for key, status in sitting.statuses().items() if status == "ok"]
+        assert finished
+        code, _, _ = sitting.run(*QUICK, "--runs", "4", new=False)
+        assert code == 0
+        assert sum(status == "ok" for status in sitting.statuses().values()) == 8
+        assert all(sitting.statuses()[key] == "ok" for key in finished)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_folder_that_is_read_only_is_one_line(sitting, tmp_path):
+    sitting.run(*BASELINE)
+    exp_dir = sitting.exp_dir
+    bind = subprocess.run(["mount", "--bind", exp_dir, exp_dir], capture_output=True)
+    if bind.returncode:
+        pytest.skip("no right to mount a folder read-only")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", exp_dir], check=True)
+        code, _, err = sitting.run(*QUICK, new=False)
+        assert code == 1
+        assert str(exp_dir) in complaint(err)
+        status = subprocess.run(
+            [sys.executable, ROOT / "run_aux.py", "--status", "--exp_dir", exp_dir],
+            capture_output=True,
+            text=True,
+        )
+        assert "done 1, failed 0, left 0 runs" in status.stdout
+    finally:
+        subprocess.run(["umount", str(exp_dir)], check=True)
+
+
+def test_a_folder_that_vanishes_ends_the_sitting_and_its_processes(sitting, tmp_path):
+    process = sitting.start(*QUICK, seconds=3)
+    sitting.wait_for(f"{FIRST}/output.log")
+    sitting.exp_dir.rename(tmp_path / "moved")
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "aux_heads_" in complaint(err)
+    assert wait_until_gone(sitting.token) == 0
+
+
+def test_a_clock_that_is_set_changes_no_duration(sitting):
+    sitting.run(*BASELINE)
+    folder = sitting.exp_dir / FIRST
+    config = json.loads((folder / "config.json").read_bytes())
+    for name in ("result.json", "exit.json"):
+        (folder / name).unlink()
+    tomorrow = time.time() + 86400
+    os.utime(folder / "output.log", (tomorrow, tomorrow))
+    code, _, _ = sitting.run(*BASELINE, new=False)
+    assert code == 0
+    first, second = sitting.records().results
+    assert first.start_s == config["launched"]["monotonic_s"]
+    assert first.end_s <= second.start_s
+
+
+# ---------------------------------------------------------------------------------------------
+# One orchestrator per experiment
+
+
+def test_a_second_orchestrator_is_refused_with_host_and_pid(sitting):
+    process = sitting.start(*BASELINE, seconds=300)
+    sitting.wait_for(f"{FIRST}/output.log")
+    code, _, err = sitting.run(*BASELINE, new=False)
+    assert code == 1
+    assert f"host {os.uname().nodename}, pid {process.pid}" in complaint(err)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)
+    assert sitting.statuses() == {(FIRST, 1): "interrupted"}
+
+
+def take(folder, together, answers):
+    said = []
+    together.wait()
+    try:
+        lock = Lock(folder, said.append).__enter__()
+        lock.touched_s = -1e9
+        lock.touch()  # it is this one's
+        answers.put(("taken", len(said)))
+    except ValueError:
+        answers.put(("refused", len(said)))
+    together.wait()  # hold it until all have tried
+
+
+def test_of_many_that_find_a_stale_lock_one_takes_it(tmp_path):
+    many, processes = 6, multiprocessing.get_context("fork")
+    for _ in range(10):
+        write_json(tmp_path / "lock.json", {**Lock(tmp_path).me, "pid": 2**22 + 1})
+        together, answers = processes.Barrier(many), processes.Queue()
+        takers = [processes.Process(target=take, args=(tmp_path, together, answers))
+                  for _ in range(many)]  # fmt: skip
+        for taker in takers:
+            taker.start()
+        got = [answers.get(timeout=10) for _ in takers]
+        for taker in takers:
+            taker.join()
+        assert [answer for answer, _ in got].count("taken") == 1
+        assert sum(said for _, said in got) == 1  # one of them removed the stale lock
+
+
+@pytest.mark.parametrize(
+    ("lock", "silent_s", "lives"),
+    [
+        ({}, 0, True),
+        ({}, 1e6, True),  # it lives, however silent
+        ({"pid": 2**22 + 1}, 0, False),
+        ({"born": 1}, 0, False),  # the id was given to another process since
+        ({"pid": "x; rm"}, 0, False),
+        ({"boot": "an earlier one"}, 0, False),
+        ({"host": "elsewhere", "boot": "its own"}, 60, True),
+        ({"host": "elsewhere", "boot": "its own"}, 600, False),
+        ({"namespace": "of a container"}, 60, True),
+        ({"namespace": "of a container"}, 600, False),
+        ("", 0, False),
+        ("[]", 0, False),
+    ],
+)
+def test_who_holds_a_lock_and_whether_it_lives(tmp_path, lock, silent_s, lives):
+    path = tmp_path / "lock.json"
+    me = Lock(tmp_path).me
+    path.write_text(lock if isinstance(lock, str) else json.dumps({**me, **lock}))
+    assert holder(path, path.stat().st_mtime + silent_s)[1] == lives
+
+
+def test_a_lock_says_its_holder_safely(tmp_path):
+    write_json(tmp_path / "lock.json", {**Lock(tmp_path).me, "host": "\x1b[2J", "boot": "x"})
+    with pytest.raises(ValueError, match=r"host  \[2J, pid \d+"):
+        Lock(tmp_path).__enter__()
+
+
+def test_an_orchestrator_that_lost_its_lock_stops(tmp_path):
+    with Lock(tmp_path) as lock:
+        write_json(tmp_path / "lock.json", {"host": "another"})
+        lock.touched_s = -1e9
+        with pytest.raises(ValueError, match="no longer this orchestrator's"):
+            lock.touch()
+    assert (tmp_path / "lock.json").exists()
+
+
+# ---------------------------------------------------------------------------------------------
+# Damage by hand
+
+DAMAGE = {
+    "truncated": lambda text, other: text[:40],
+    "emptied": lambda text, other: "",
+    "foreign": lambda text, other: '{"program": "another"}',
+    "duplicated": lambda text, other: other,
+    "wrong types": lambda text, other: re.sub(r": [0-9.]+", ': "1"', text),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("file", ["result.json", "config.json"])
+def test_damage_is_named_set_aside_and_rerun(sitting, file, damage):
+    sitting.run(*QUICK)
+    good = sitting.records().results
+    first, second = (sitting.exp_dir / name for name in (FIRST, SECOND))
+    path = first / file
+    text = damage(path.read_text(), (second / file).read_text())
+    path.write_text(text)
+    code, out, _ = sitting.run(*QUICK, new=False)
+    assert code == 0
+    assert f"Damaged record {path}" in out
+    assert (first / f"{file}.damaged-1").read_text() == text
+    records = sitting.records()
+    assert not records.damaged
+    assert not records.open
+    latest = records.latest()
+    assert latest[FIRST].attempt == 2
+    assert {r.run.name: r.val_loss for r in latest.values()} == {
+        r.run.name: r.val_loss for r in good
+    }
+    if file == "result.json":  # whose time is paid for
+        assert sitting.statuses()[FIRST, 1] == "interrupted"
+    code, out, _ = sitting.run(*QUICK, new=False)
+    assert code == 0
+    assert "Damaged" not in out
+
+
+def test_a_record_in_a_folder_of_a_run_that_was_never_launched_is_not_believed(sitting):
+    sitting.run(*BASELINE)
+    (sitting.exp_dir / SECOND).mkdir(parents=True)
+    stray = sitting.exp_dir / SECOND / "result.json"
+    stray.write_bytes((sitting.exp_dir / FIRST / "result.json").read_bytes())
+    said = []
+    document = json.loads((sitting.exp_dir / "experiment_configs.json").read_bytes())
+    records = reconcile(sitting.exp_dir, document["experiment_id"], said.append)
+    assert [r.run.name for r in records.results] == [FIRST]
+    assert str(stray) in said[0]
+
+
+def test_nothing_finished_is_run_again(sitting):
+    sitting.run(*QUICK)
+    before = {path: path.stat().st_mtime_ns for path in sitting.exp_dir.rglob("*_0/*")}
+    code, _, _ = sitting.run(*QUICK, new=False)
+    assert code == 0
+    assert {path: path.stat().st_mtime_ns for path in sitting.exp_dir.rglob("*_0/*")} == before
+
+
+def test_an_experiment_goes_on_by_its_folder_alone(sitting):
+    sitting.run(*QUICK)
+    (sitting.exp_dir / SECOND / "result.json").unlink()
+    (sitting.exp_dir / SECOND / "exit.json").unlink()
+    code, _, _ = sitting.run(new=False)
+    assert code == 0
+    assert sitting.statuses()[SECOND, 2] == "ok"
+
+
+# ---------------------------------------------------------------------------------------------
+# Looking on, and what is shown
+
+
+def test_status_tells_a_run_in_flight_from_one_that_was_broken_off(sitting):
+    process = sitting.start(*QUICK, seconds=300)
+    log = sitting.wait_for(f"{FIRST}/output.log")
+    log.open("ab").write(b"step:5/20 val_loss:3.900000 train_time:9ms step_avg:1.00ms\n")
+
+    def status(*more):
+        command = [sys.executable, ROOT / "run_aux.py", "--status", "--exp_dir", sitting.exp_dir]
+        done = subprocess.run([*command, *more], capture_output=True, text=True)
+        assert done.returncode == 0
+        return done.stdout
+
+    found = json.loads(status("--json"))
+    assert found["in_flight"][0]["run"] == FIRST
+    assert found["in_flight"][0]["val_loss"] == 3.9
+    assert found["hours_spent"] > 0
+    assert found["left"]
+    assert f"in flight: {FIRST}, step 5/20, val loss 3.9000" in status()
+    process.kill()
+    process.communicate()
+    found = json.loads(status("--json"))
+    assert found["in_flight"] == []
+    assert found["broken_off"][0]["run"] == FIRST
+    assert "gone" in found["orchestrator"]
+    wait_until_gone(sitting.token)
+
+
+def test_live_lines_show_run_step_loss_and_plan(sitting):
+    terminal, other_end = pty.openpty()
+    termios.tcsetwinsize(terminal, (40, 150))
+    process = sitting.start(*BASELINE, seconds=3, stdout=other_end, stderr=other_end)
+    os.close(other_end)
+    shown = b""
+    try:
+        while data := os.read(terminal, 4096):
+            shown += data
+    except OSError:
+        pass  # the other end is closed
+    os.close(terminal)
+    assert process.wait(20) == 0
+    text = shown.decode()
+    assert re.search(rf"{FIRST} \[#+\.+\] step \d+/\d+, val loss \d\.\d{{4}}, [\d.]+ s left", text)
+    assert re.search(r"run 1 of 1, 0\.00 of [\d.]+ h spent, about [\d.]+ s to go", text)
+
+
+def test_a_display_that_breaks_is_silent_from_then_on(monkeypatch):
+    class Broken:
+        def isatty(self):
+            return False
+
+        def write(self, text):
+            raise BrokenPipeError
+
+        flush = write
+
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    display = Display(Broken())
+    display.say("x")
+    display.say("y")
