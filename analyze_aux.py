@@ -160,6 +160,10 @@ class Group:
         return [r.val_loss for r in self.ok]
 
     @property
+    def seeds(self) -> set[int]:
+        return {r.run.seed for r in self.runs if r.settled}
+
+    @property
     def diverged(self) -> int:
         return sum(r.status == "diverged" for r in self.runs)
 
@@ -321,34 +325,24 @@ SCALE = ("n_layer", "model_dim", "n_head", "sequence_length", "batch_size", "val
 def asked(x: Experiment) -> list[str]:
     r, profile = x.registered, x.registered["profile"]
     scale = ", ".join(f"{name} {profile[name]}" for name in SCALE if name in profile)
-    lines = pairs(
-        [
-            ("question", r.get("question")),
-            ("plan", r["plan"]),
-            ("profile", f"{profile.get('name')}: {scale}"),
-            ("full run", f"{r.get('full_iterations', profile.get('full_iterations'))} steps"),
-            (
-                "estimand",
-                "final val loss of the main head after a fixed number of steps, nats/token;"
-                " improvement = mean(baseline) - mean(arm), positive is good",
-            ),
-            ("registered", f"{r.get('created')}, {r.get('hash')}"),
-        ]
-    )
+    between = ", " if r["plan"] == "manual" else " to "  # by hand a list of seeds, else a range
+    rows = [
+        ("question", r.get("question")),
+        ("plan", r["plan"]),
+        ("profile", f"{profile.get('name')}: {scale}"),
+        ("full run", f"{r.get('full_iterations')} steps"),
+        ("estimand", r.get("estimand", "final val loss of the main head, nats/token")),
+        ("improvement", "mean(baseline) - mean(arm), positive is good"),
+        ("failures", r.get("failure_rule")),
+        ("registered", f"{r.get('created')}, {r.get('hash')}"),
+    ]
     for n, stage in r["stages"].items():
         arms = ", ".join(str(field(arm, "name")) for arm in field(stage, "arms") or [])
-        seeds = field(stage, "seeds")
-        seeds = ", ".join(map(str, seeds)) if isinstance(seeds, list) else seeds
-        lines += pairs(
-            [
-                (
-                    f"stage {n}",
-                    f"{field(stage, 'name')}: {field(stage, 'question')}"
-                    f" {field(stage, 'num_iterations')} steps, seeds {seeds}: {arms}",
-                )
-            ]
-        )
-    return lines
+        what, steps = field(stage, "question"), field(stage, "num_iterations")
+        seeds = between.join(map(str, field(stage, "seeds") or []))
+        about = f"{field(stage, 'name')}: {what} {steps} steps, seeds {seeds}: {arms}"
+        rows.append((f"stage {n}", about))
+    return pairs(rows)
 
 
 ENVIRONMENT = {  # line of the report: where its value lies
@@ -358,6 +352,7 @@ ENVIRONMENT = {  # line of the report: where its value lies
     "GPUs": ("machine", "gpus"),
     "CPU": ("machine", "cpu"),
     "processes": ("machine", "processes"),
+    "side by side": ("machine", "slots"),
     "code hash": ("code", "hash"),
     "data": ("data", "fingerprint"),
     "git commit": ("git", "commit"),
@@ -473,7 +468,9 @@ def arm_notes(x: Experiment, block: Block) -> Iterable[str]:
     for group in block.groups:
         left_out = group.lost and f"{group.lost}, not in the mean"
         one = "n = 1, no sd" if group is block.baseline and len(group.losses) == 1 else ""
-        for why in filter(None, (contrast(block, group).why, left_out, one)):
+        other = block.baseline_losses and group.losses and group.seeds != block.baseline.seeds
+        apart = other and "not the baseline's seeds, the difference holds theirs too"
+        for why in filter(None, (contrast(block, group).why, left_out, one, apart)):
             reasons.setdefault(why, []).append(group.label)
     yield from (f"{', '.join(names)}: {why}." for why, names in reasons.items())
     yield from (f"{group.label} = {group.arm.label}" for group in block.arms)
