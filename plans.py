@@ -11,7 +11,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import adaptive
 import staged_analysis_helper as helper
+from adaptive import Design
 from records import Arm, RunConfig, RunResult, duration, machine_seconds
 from staged_analysis_helper import FINAL, PROCEED, Decision
 
@@ -49,6 +51,7 @@ class Profile:
     step_s: float  # one training step of the baseline, on that machine
     val_s: float  # one validation
     start_s: float  # start-up, compilation and end of a run
+    design: Design  # statistical terms of the adaptive plan
     n_layer: int = 12
     cooldown_frac: float = 0.7
     aux_token_fraction: float = 0.125
@@ -93,6 +96,7 @@ PROFILES = {
             step_s=0.165,
             val_s=2.5,
             start_s=60.0,
+            design=Design(sigma0=0.0013, delta_eq=0.005, delta_target=0.02, drop=0.15),
         ),
         Profile(
             name="small",
@@ -116,6 +120,7 @@ PROFILES = {
             step_s=0.12,
             val_s=0.7,
             start_s=45.0,
+            design=Design(sigma0=0.0026, delta_eq=0.01, delta_target=0.03, drop=0.2),
         ),
         Profile(
             name="mini",
@@ -139,6 +144,7 @@ PROFILES = {
             step_s=0.03,
             val_s=0.5,
             start_s=4.0,
+            design=Design(sigma0=0.01, delta_eq=0.02, delta_target=0.05, drop=0.3),
         ),
     )
 }
@@ -203,6 +209,9 @@ N_VALIDATIONS = 4  # runs of the best so far, in stage 3
 VALIDATIONS = tuple(
     aux((4, 8), f"validation_{k}", about="the best so far, new seed") for k in range(N_VALIDATIONS)
 )
+N_PAIRS = 8  # in stage 4 of the classic plan, budget permitting
+MAX_PAIRS = 100  # in stage 4 of the adaptive plan: enough for effects of half a sigma
+MAX_GIVEN_UP = 3  # pairs of the adaptive plan's stage 4 that may fail for good before it ends
 FINAL_ARMS = (
     aux((4, 8), "final_best", about="the configuration that stage 3 finalized"),
     baseline("final_baseline"),
@@ -250,12 +259,15 @@ class Experiment:
     plan: str  # a key of PLANS
     budget_hours: float
     full_iterations: int
-    validation_runs: int
+    validation_runs: int | None  # most pairs in stage 4; None: the plan's own number
     processes: int  # of one run; on GPUs, one each
     device: str  # "cuda" or "cpu"
     arms: tuple[Arm, ...] = ()  # plan "manual" only
     seeds: tuple[int, ...] = ()  # plan "manual" only
     overrides: tuple[Override, ...] = ()
+    stop_on: str = "any"  # plan "adaptive": "superiority" leaves equivalence stops out; forecasts
+    # assume "never"
+    slots: int = 1  # runs side by side on the machine
 
     def iterations(self, fraction: float) -> int:
         return max(1, round(self.full_iterations * fraction))
@@ -304,7 +316,7 @@ class Costs:
         """(training, remainder) in seconds, before anything was measured."""
         e, p = self.experiment, self.experiment.profile
         if p.gpus and e.device == "cpu":
-            step_s = p.flops_per_step / (CPU_FLOPS * (os.cpu_count() or 1))
+            step_s = p.flops_per_step / (CPU_FLOPS * (os.cpu_count() or 1) / e.slots)
         else:
             step_s = p.step_s * (p.gpus / e.processes if p.gpus else 1)
         # a head on all positions costs about a third of the 124M model (README, "What heads cost")
@@ -333,6 +345,7 @@ class Situation:
     choice: Arm | None  # layers, weight and schedule as decided so far
     decisions: Mapping[int, Decision]  # of the stages before
     results: tuple[RunResult, ...]  # the last word on each of the stage's runs, in any order
+    history: tuple[RunResult, ...]  # every attempt of this stage and of those before
     left_s: float  # of the budget, when the stage began
     costs: Costs  # as known when the stage began
 
@@ -355,6 +368,7 @@ class Stage:
     number: int
     name: str
     question: str
+    rule: str  # what decides, as a text; {} are filled in from the profile's Design
     arms: tuple[Arm, ...]
     fraction: float  # of a full run
     wanted: Callable[[Situation], list[RunConfig]]  # all runs asked for so far, in order
@@ -391,10 +405,123 @@ def dives_then_validations(s: Situation) -> list[RunConfig]:
 
 def pairs(s: Situation) -> list[RunConfig]:
     """As many baseline/best pairs as the budget allows, interleaved so that drift hits both."""
+    n = min(s.experiment.validation_runs or N_PAIRS, affordable(s, s.costs, s.left_s))
+    return [run for k in range(n) for run in pair_of(s, k)]
+
+
+# ---------------------------------------------------------------------------------------------
+# The same for the adaptive plan
+
+
+def twice_the_baseline(s: Situation) -> list[RunConfig]:
+    first = each_arm_once(s)
+    return [*first, s.run(s.stage.arms[0], 1, index=1)]
+
+
+def placements_then_two_again(s: Situation) -> list[RunConfig]:
+    """Every placement that screening left, once; then the two best with a new seed."""
+    dropped = s.decisions[1].numbers["dropped"] if 1 in s.decisions else []
+    first = [s.run(arm) for arm in s.stage.arms if list(arm.layers) not in dropped]
+    if len(s.results) < len(first):
+        return first
+    return first + [s.run(arm, 1, index=1) for arm in adaptive.two_best(s.results)]
+
+
+def cells(s: Situation) -> list[RunConfig]:
+    """Weights and schedules around the default, as many as the effect so far is worth."""
+    z2 = s.decisions[2].numbers.get("z2") if 2 in s.decisions else None
+    return [
+        s.run(aux(s.choice.layers, cell_name(weight, schedule), weight, schedule))
+        for weight, schedule in adaptive.cells_to_run(z2)
+    ]
+
+
+def cell_name(weight: float, schedule: str) -> str:
+    return f"{weighted('dive_', weight).name}_{schedule}"
+
+
+def pair_of(s: Situation, k: int) -> tuple[RunConfig, RunConfig]:
+    """The k-th pair of stage 4, on a seed of its own."""
     arms = (baseline("final_baseline"), replace(s.choice, name="final_best"))
-    cost = sum(s.costs(s.run(arm)) for arm in arms)
-    n = min(s.experiment.validation_runs, max(0, math.floor(s.left_s / cost)))
-    return [s.run(arm, k, index=k) for k in range(n) for arm in arms]
+    return tuple(s.run(arm, k, index=k) for arm in arms)
+
+
+def final_pairs(s: Situation) -> tuple[list[adaptive.Pair], int]:
+    """(complete pairs in order, number of pairs given up after repeated failures)."""
+    by_name = {r.run.name: r for r in s.results}
+    complete, given_up, k = [], 0, 0
+    while f"final_baseline/run_{k}" in by_name or f"final_best/run_{k}" in by_name:
+        pair = [by_name.get(f"{arm}/run_{k}") for arm in ("final_baseline", "final_best")]
+        if all(pair):
+            if all(r.settled for r in pair):
+                complete.append(tuple(pair))
+            else:
+                given_up += 1
+        k += 1
+    return complete, given_up
+
+
+def most_pairs(s: Situation, complete: Sequence[adaptive.Pair]) -> list[int]:
+    """n_max on entry, and after each complete pair as the budget then allowed; it never rises."""
+    e = s.experiment
+    limits = [min(e.validation_runs or MAX_PAIRS, affordable(s, s.costs, s.left_s))]
+    for n, (last, _) in enumerate(complete, 1):
+        paid = [r for r in s.history if r.run.stage < 4 or r.run.index <= last.run.index]
+        left_s = 3600 * e.budget_hours - machine_seconds(paid)
+        limits.append(min(limits[-1], n + affordable(s, Costs(e, paid), left_s)))
+    return limits
+
+
+def affordable(s: Situation, costs: Costs, left_s: float) -> int:
+    """How many pairs fit into what is left; side by side, their runs go in rounds."""
+    times, slots = [costs(run) for run in pair_of(s, 0)], s.experiment.slots
+    if slots == 1:
+        return max(0, math.floor(left_s / sum(times)))
+    return max(0, math.floor(left_s / max(times))) * slots // 2
+
+
+def pairs_until_settled(s: Situation) -> list[RunConfig]:
+    """Pairs up to the first look, then one more as long as the last look leaves something open."""
+    complete, given_up = final_pairs(s)
+    limits = most_pairs(s, complete)
+    n, n_max = len(complete), limits[-1]
+    if s.experiment.stop_on == "never":
+        return [run for k in range(n_max) for run in pair_of(s, k)]
+    looks = adaptive.looks_at(complete, limits[1:], s.experiment.profile.design, equivalence(s))
+    together = max(1, s.experiment.slots // 2)  # pairs that fill the machine
+    target = n + together if looks else s.experiment.profile.design.first_look
+    if (looks and adaptive.settled(looks[-1])) or given_up > MAX_GIVEN_UP:
+        target = n
+    count = min(target, max(n, n_max)) + given_up
+    return [run for k in range(count) for run in pair_of(s, k)]
+
+
+def equivalence(s: Situation) -> bool:
+    return s.experiment.stop_on == "any"
+
+
+def decide_pairs(s: Situation) -> Decision:
+    complete, given_up = final_pairs(s)
+    limits = most_pairs(s, complete)[1:]
+    design = s.experiment.profile.design
+    looks = adaptive.looks_at(complete, limits, design, equivalence(s))
+    if complete and not (looks and adaptive.settled(looks[-1])):
+        # no further pair comes: what is left of alpha is spent on this look
+        limits[-1] = len(complete)
+        looks = adaptive.looks_at(complete, limits, design, equivalence(s))
+    cost_s = sum(map(s.costs, pair_of(s, 0)))
+    missing = (f"{given_up} pair(s) given up after {MAX_ATTEMPTS} attempts",) if given_up else ()
+    return adaptive.decide_validation(looks, complete, cost_s, design, s.choice, missing)
+
+
+def with_design(rule: Callable[[Sequence[RunResult], Sequence[str], Design], Decision]):
+    return lambda s: rule(s.told, [arm.name for arm in s.stage.arms], s.experiment.profile.design)
+
+
+def decide_cells(s: Situation) -> Decision:
+    expected = [run.arm.name for run in s.stage.wanted(s)]
+    design = s.experiment.profile.design
+    return adaptive.decide_hyperparameters(s.told, expected, design, s.choice, s.decisions.get(2))
 
 
 def every_seed(s: Situation) -> list[RunConfig]:
@@ -415,6 +542,7 @@ PLANS = {
             number=1,
             name="screening",
             question="does any placement help at once?",
+            rule=helper.rule_text(1),
             arms=SCREENING,
             fraction=SHORT,
             wanted=each_arm_once,
@@ -424,6 +552,7 @@ PLANS = {
             number=2,
             name="layer position",
             question="which tap layers?",
+            rule=helper.rule_text(2),
             arms=LAYERS,
             fraction=1.0,
             wanted=each_arm_once,
@@ -433,6 +562,7 @@ PLANS = {
             number=3,
             name="deep dive",
             question="which loss weight and schedule?",
+            rule=helper.rule_text(3),
             arms=DIVES + VALIDATIONS,
             fraction=1.0,
             wanted=dives_then_validations,
@@ -442,10 +572,53 @@ PLANS = {
             number=4,
             name="final validation",
             question="does it hold on seeds used nowhere else?",
+            rule=helper.rule_text(4),
             arms=FINAL_ARMS,
             fraction=1.0,
             wanted=pairs,
             decide=classic(helper.decide_final),
+        ),
+    ),
+    "adaptive": (
+        Stage(
+            number=1,
+            name="screening",
+            question="does any placement do plain harm?",
+            rule=adaptive.RULES[1],
+            arms=SCREENING,
+            fraction=SHORT,
+            wanted=twice_the_baseline,
+            decide=with_design(adaptive.decide_screening),
+        ),
+        Stage(
+            number=2,
+            name="layer position",
+            question="which tap layers?",
+            rule=adaptive.RULES[2],
+            arms=LAYERS[:-1],
+            fraction=1.0,
+            wanted=placements_then_two_again,
+            decide=with_design(adaptive.decide_layers),
+        ),
+        Stage(
+            number=3,
+            name="deep dive",
+            question="which loss weight and schedule?",
+            rule=adaptive.RULES[3],
+            arms=tuple(aux((4, 8), cell_name(*cell), *cell) for cell in adaptive.MANY_CELLS),
+            fraction=1.0,
+            wanted=cells,
+            decide=decide_cells,
+        ),
+        Stage(
+            number=4,
+            name="final validation",
+            question="does it hold on seeds used nowhere else?",
+            rule=adaptive.RULES[4],
+            arms=FINAL_ARMS,
+            fraction=1.0,
+            wanted=pairs_until_settled,
+            decide=decide_pairs,
         ),
     ),
     "manual": (
@@ -453,6 +626,7 @@ PLANS = {
             number=0,
             name="by hand",
             question="what was asked for",
+            rule="none",
             arms=(),
             fraction=1.0,
             wanted=every_seed,
@@ -520,16 +694,16 @@ def next_step(
             choice=choice,
             decisions=decisions,
             results=tuple(r for r in mine if r),
+            history=tuple(r for r in results if r.run.stage <= stage.number),
             left_s=3600 * e.budget_hours - machine_seconds(earlier),
             costs=Costs(e, earlier),
         )
         wanted = stage.wanted(situation)
         open_runs = [run for run in wanted if not concluded(attempts.get(run.name, []))]
         startable = tuple(run for run in open_runs if run.name not in running)
-        if stage.number == 4 and len(wanted) < 2 * e.validation_runs:
-            cut.append(
-                f"stage 4: {len(wanted) // 2} of {e.validation_runs} pairs fit into what is left"
-            )
+        asked = e.validation_runs or N_PAIRS
+        if stage.wanted is pairs and len(wanted) < 2 * asked:
+            cut.append(f"stage 4: {len(wanted) // 2} of {asked} pairs fit into what is left")
         broke = bool(startable) and costs(startable[0]) > left_s
         if open_runs and (not broke or running):
             return Step(stage.number, () if broke else startable, decisions, cut=tuple(cut))
@@ -561,7 +735,14 @@ class Planned:
     """A run that is still to come if every gate lets the plan pass."""
 
     run: RunConfig
+    start_s: float  # of machine time from now
     cost_s: float
+
+
+def span_s(planned: Sequence[Planned]) -> float:
+    """Machine time from the first start to the last end."""
+    ends = [p.start_s + p.cost_s for p in planned]
+    return max(ends) - min(p.start_s for p in planned) if planned else 0.0
 
 
 def forecast(e: Experiment, results: Sequence[RunResult] = ()) -> tuple[list[Planned], Step]:
@@ -573,25 +754,26 @@ def forecast(e: Experiment, results: Sequence[RunResult] = ()) -> tuple[list[Pla
     results, planned = list(results), []
     scale = max((r.val_loss for r in results if r.status == "ok"), default=4.0)
     clock_s = 0.0
-    everything = replace(
-        e, overrides=(*e.overrides, *(Override("ignore_gate", n) for n in (1, 2, 3)))
-    )
+    gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
+    everything = replace(e, overrides=(*e.overrides, *gates), stop_on="never")
     attempts: dict[str, int] = {}
     for r in results:
         attempts[r.run.name] = max(r.attempt, attempts.get(r.run.name, 0))
     while (step := next_step(everything, results, conclude=False)).runs:
         costs = Costs(e, results)
-        left_s = 3600 * e.budget_hours - machine_seconds(results)
+        end_s = clock_s + 3600 * e.budget_hours - machine_seconds(results)
+        free_s = [clock_s] * e.slots  # when each slot is next free
         for run in step.runs:
-            cost_s = costs(run)
-            if cost_s > left_s:
+            slot = free_s.index(min(free_s))
+            start_s, cost_s = free_s[slot], costs(run)
+            if start_s + cost_s > end_s:
                 break
-            left_s -= cost_s
-            planned.append(Planned(run, cost_s))
+            free_s[slot] += cost_s
+            planned.append(Planned(run, start_s, cost_s))
             loss = scale * invented_loss(run.arm)
             attempts[run.name] = attempts.get(run.name, 0) + 1
-            results.append(invented(run, attempts[run.name], loss, clock_s, cost_s, costs))
-            clock_s += cost_s
+            results.append(invented(run, attempts[run.name], loss, start_s, cost_s, costs))
+        clock_s = max(free_s)
     return planned, step
 
 

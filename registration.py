@@ -22,7 +22,7 @@ from pathlib import Path
 
 import launchers
 import staged_analysis_helper as helper
-from plans import PLANS, PROFILES, QUESTION, Experiment, Override, Step, seed_of
+from plans import MAX_ATTEMPTS, PLANS, PROFILES, QUESTION, Experiment, Override, Step, seed_of
 from records import RunResult, arm_from, machine_seconds, read_json, write_json
 
 ROOT = Path(__file__).resolve().parent
@@ -96,16 +96,25 @@ def registered(e: Experiment, m: Materials) -> dict:
         str(stage.number): {
             "name": stage.name,
             "question": stage.question,
-            "rule": helper.rule_text(stage.number),
+            "rule": stage.rule.format(**vars(e.profile.design)),
             "num_iterations": e.iterations(stage.fraction),
             "arms": [asdict(arm) for arm in stage.arms or e.arms],
-            "seeds": list(e.seeds) if e.arms else f"from {seed_of(stage.number, 0)}",
+            "seeds": list(e.seeds) if e.arms else [seed_of(stage.number, k) for k in (0, 999)],
         }
         for stage in PLANS[e.plan]
     }
     return {
         "question": QUESTION,
+        "estimand": (
+            f"mean val_loss(baseline) - mean val_loss(arm), nats/token, of the main head after"
+            f" {e.full_iterations} steps, on the first {e.profile.val_tokens} validation tokens"
+        ),
+        "failure_rule": (
+            "a diverged run is an outcome and stays in every comparison; a crashed or hung run is"
+            f" repeated with its seed, {MAX_ATTEMPTS} attempts in all, each paid for"
+        ),
         "plan": e.plan,
+        "stop_on": e.stop_on,
         "profile": {k: v for k, v in asdict(e.profile).items() if k != "device_batch_size"},
         "full_iterations": e.full_iterations,
         "validation_runs": e.validation_runs,
@@ -119,7 +128,8 @@ def machine(e: Experiment, gpus: Sequence[str]) -> dict:
     return {
         "host": socket.gethostname(),
         "device": e.device,
-        "processes": e.processes,
+        "processes": e.processes,  # of one run
+        "slots": e.slots,  # runs side by side
         "gpus": list(gpus),
         "cpu": cpu_name(),
         "cpu_count": os.cpu_count(),
@@ -256,9 +266,11 @@ def experiment_of(document: dict) -> Experiment:
         full_iterations=document["full_iterations"],
         validation_runs=document["validation_runs"],
         processes=document["machine"]["processes"],
+        slots=document["machine"]["slots"],
         device=document["machine"]["device"],
         arms=tuple(map(arm_from, document["arms"])),
         seeds=tuple(document["seeds"]),
+        stop_on=document["stop_on"],
     )
 
 

@@ -52,6 +52,7 @@ from plans import (
     default_profile,
     forecast,
     next_step,
+    span_s,
 )
 from records import (
     STATUSES,
@@ -112,11 +113,20 @@ def torchrun() -> str:
     return os.environ.get("TORCHRUN", found)
 
 
-def extra_environment(e: Experiment) -> dict[str, str]:
-    """torchrun gives each of several workers one thread; on a CPU they can share all cores."""
-    if e.device == "cpu" and e.processes > 1:
-        return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // e.processes))}
-    return {}
+def extra_environment(e: Experiment, slot: int = 0) -> dict[str, str]:
+    """A run's share of the machine: its GPUs, where runs are packed, and its CPU threads.
+
+    torchrun alone would give each of several workers one thread, and every run all GPUs.
+    """
+    env = {}
+    if e.slots * e.processes > 1:
+        threads = (os.cpu_count() or 1) // (e.slots * e.processes)
+        env["OMP_NUM_THREADS"] = str(max(1, threads))
+    if e.device == "cuda" and e.slots > 1:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        ids = seen.split(",") if seen else [str(n) for n in range(e.slots * e.processes)]
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(ids[slot * e.processes :][: e.processes])
+    return env
 
 
 # ---------------------------------------------------------------------------------------------
@@ -127,7 +137,7 @@ def announce(e: Experiment, results: Sequence[RunResult], say) -> None:
     """Runs and hours of each stage against the budget, and what the budget cuts."""
     planned, last = forecast(e, results)
     spent_s = machine_seconds(results)
-    total_s = spent_s + sum(p.cost_s for p in planned)
+    total_s = spent_s + span_s(planned)
     for stage in PLANS[e.plan]:
         mine = [p for p in planned if p.run.stage == stage.number]
         done = sum(r.run.stage == stage.number and r.settled for r in results)
@@ -135,7 +145,7 @@ def announce(e: Experiment, results: Sequence[RunResult], say) -> None:
         if mine or done:
             say(
                 f"  {name:<26} {len(mine):>3} runs to do{f', {done} done' if done else ''},"
-                f" {duration(sum(p.cost_s for p in mine))}"
+                f" {duration(span_s(mine))}"
             )
     say(f"  total: {duration(total_s)} of the budget of {duration(3600 * e.budget_hours)}")
     for cut in last.cut:
@@ -210,10 +220,10 @@ def drive(e: Experiment, s: Session, results: list[RunResult], display: Display)
     """Run until the plan ends, the stage asked for is decided, or a person stops it."""
     stop = StopRequest()
     launcher = launchers.LocalLauncher(s.exp_dir / "code")
-    orchestrator = Orchestrator(s.exp_dir, s.experiment_id, launcher)
+    orchestrator = Orchestrator(s.exp_dir, s.experiment_id, launcher, e.slots)
     flights = orchestrator.flights
     shown = set(next_step(e, results).decisions) - {s.until}
-    to_come = [p.cost_s for p in forecast(e, results)[0]]
+    to_come = forecast(e, results)[0]
     done = len({r.run.name for r in results if r.settled})
 
     while True:
@@ -235,7 +245,8 @@ def drive(e: Experiment, s: Session, results: list[RunResult], display: Display)
             limits = limits_of(e, run, results, spent_s, s.stall_s)
             folder, attempt = orchestrator.next_attempt(run)
             command = build_command(e, run, s.script, s.data_dir, folder / "train_log.txt")
-            job = launchers.Job(command, extra_environment(e), folder)
+            env = extra_environment(e, orchestrator.free_slot())
+            job = launchers.Job(command, env, folder)
             orchestrator.start(run, attempt, job, s.facts, limits)
             continue
         ended = []
@@ -244,11 +255,11 @@ def drive(e: Experiment, s: Session, results: list[RunResult], display: Display)
             s.lock.touch()
             spent_s = machine_seconds(results, orchestrator.intervals())
             total = done + len(to_come)
-            plan = plan_line(e, done + len(flights), total, spent_s, sum(to_come))
+            plan = plan_line(e, done + len(flights), total, spent_s, span_s(to_come))
             display.progress(list(flights.values()), plan)
         for result in ended:
             results.append(result)
-            to_come = [p.cost_s for p in forecast(e, results)[0]]
+            to_come = forecast(e, results)[0]
             done = len({r.run.name for r in results if r.settled})
             display.say(result_line(result, done, done + len(to_come)))
 
@@ -337,7 +348,7 @@ def status(exp_dir: Path) -> dict:
         "left": [p.run.name for p in planned],
         "decisions": decisions,
         "hours_spent": (machine_seconds(records.results) + in_flight_s) / 3600,
-        "hours_to_go": sum(p.cost_s for p in planned) / 3600,
+        "hours_to_go": span_s(planned) / 3600,
         "budget_hours": e.budget_hours,
     }
 
@@ -379,6 +390,10 @@ def print_arms() -> None:
 # The command line
 
 
+STAGED = tuple(plan for plan in PLANS if plan != "manual")
+STOP_ON = "adaptive: any (default) or superiority"
+
+
 class Parser(argparse.ArgumentParser):
     """Bad input is one line, without the whole usage before it."""
 
@@ -398,14 +413,17 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--stage", type=int, metavar="N", help="stage N (1 to 4) and its decision")
     what.add_argument("--experiment", metavar="ARMS", help="arms by name, comma-separated")
     what.add_argument("--phase", metavar="PHASE", help="all arms of a phase of --list")
+    what.add_argument("--plan_report", action="store_true", help="what the budget can decide")
     what.add_argument("--list", action="store_true", help="every arm, by phase")
     what.add_argument("--status", action="store_true", help="where --exp_dir stands")
 
     how = parser.add_argument_group("what to run")
     how.add_argument("--profile", metavar="NAME", help=f"{', '.join(PROFILES)} (by the GPUs seen)")
     how.add_argument("--max_budget_hours", type=float, metavar="H", help="machine hours in all")
+    how.add_argument("--plan", choices=STAGED, metavar="NAME", help="classic (default) or adaptive")
+    how.add_argument("--stop_on", choices=("any", "superiority"), metavar="WHAT", help=STOP_ON)
     how.add_argument("--full_iterations", type=int, metavar="N", help="length of a full run")
-    how.add_argument("--validation_runs", type=int, metavar="N", help="pairs in stage 4 (8)")
+    how.add_argument("--validation_runs", type=int, metavar="N", help="most pairs in stage 4")
     how.add_argument("--runs", type=int, metavar="K", help="seeds per arm by hand (1)")
     how.add_argument("--seeds", type=int_list, metavar="LIST", help="seeds by hand, as 1,2,3")
     how.add_argument("--best_layers", type=int_list, metavar="L", help="stage 3 or 4 by hand: 4,8")
@@ -417,6 +435,8 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument("--exp_dir", type=Path, metavar="DIR", help="continue this experiment")
     where.add_argument("--output_dir", type=Path, metavar="DIR", help="where experiments lie")
     where.add_argument("--num_gpus", type=int, metavar="N", help="GPUs of a run (all; 0: CPU)")
+    where.add_argument("--gpus_per_run", type=int, metavar="K", help="pack runs, K GPUs each")
+    where.add_argument("--parallel_runs", type=int, metavar="K", help="pack K runs on a CPU")
     where.add_argument("--cpu_processes", type=int, metavar="N", help="processes on a CPU (1)")
     where.add_argument("--device_batch_size", type=int, metavar="N", help="sequences per pass")
     where.add_argument("--data_dir", type=Path, metavar="DIR", help="token shards")
@@ -437,7 +457,8 @@ def int_list(text: str) -> tuple[int, ...]:
 def check_arguments(args) -> None:
     """Raise ValueError for a value that cannot be meant, naming it and what can be."""
     positive = ("max_budget_hours", "full_iterations", "validation_runs", "runs")
-    for name in (*positive, "cpu_processes", "device_batch_size", "stall_timeout"):
+    positive += ("cpu_processes", "gpus_per_run", "parallel_runs", "device_batch_size")
+    for name in (*positive, "stall_timeout"):
         value = getattr(args, name)
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"--{name} {value}: give a number above 0")
@@ -498,7 +519,7 @@ def new_experiment(args, gpus: Sequence[str], say) -> Experiment:
         plan="classic",
         budget_hours=profile.budget_hours,
         full_iterations=profile.full_iterations,
-        validation_runs=8,
+        validation_runs=None,
         processes=len(gpus) or 1,
         device="cuda" if gpus else "cpu",
     )
@@ -508,24 +529,37 @@ def as_asked(e: Experiment, args, gpus: Sequence[str]) -> Experiment:
     """The experiment with everything that the command line names put in."""
     if args.profile:
         e = replace(e, profile=PROFILES[args.profile])
-    for name in ("full_iterations", "validation_runs"):
+    for name in ("full_iterations", "validation_runs", "stop_on"):
         if getattr(args, name) is not None:
             e = replace(e, **{name: getattr(args, name)})
     if arms := arms_asked(args):
         e = replace(e, plan="manual", arms=arms, seeds=e.seeds or (42,))
-    elif args.staged or args.stage:
-        e = replace(e, plan="classic", arms=(), seeds=())
+    elif args.staged or args.stage or args.plan_report:
+        plan = args.plan or (e.plan if e.plan != "manual" else "classic")
+        e = replace(e, plan=plan, arms=(), seeds=())
     if args.runs or args.seeds:
         e = replace(e, seeds=args.seeds or tuple(range(42, 42 + args.runs)))
     if args.num_gpus is not None:
-        e = replace(e, device="cuda" if args.num_gpus else "cpu", processes=args.num_gpus or 1)
-    if args.cpu_processes is not None and e.device == "cpu":
-        e = replace(e, processes=args.cpu_processes)
-    if e.device == "cuda" and e.processes > len(gpus):
+        device = "cuda" if args.num_gpus else "cpu"
+        e = replace(e, device=device, processes=args.num_gpus or 1, slots=1)
+    used = e.processes * e.slots
+    if e.device == "cuda" and used > len(gpus):
         raise ValueError(
-            f"{e.processes} GPU(s) are asked for and {len(gpus)} visible;"
+            f"{used} GPU(s) are asked for and {len(gpus)} visible;"
             f" give --num_gpus {len(gpus)}{' (the CPU)' if not gpus else ''}"
         )
+    if args.gpus_per_run is not None:
+        if e.device == "cpu" or args.gpus_per_run > used:
+            raise ValueError(
+                f"--gpus_per_run {args.gpus_per_run}: there are {used if e.device == 'cuda' else 0}"
+                " GPUs to share; on a CPU give --parallel_runs"
+            )
+        e = replace(e, processes=args.gpus_per_run, slots=used // args.gpus_per_run)
+    for name, field in (("cpu_processes", "processes"), ("parallel_runs", "slots")):
+        if getattr(args, name) is not None:
+            if e.device == "cuda":
+                raise ValueError(f"--{name}: for a CPU; with GPUs give --gpus_per_run")
+            e = replace(e, **{field: getattr(args, name)})
     per_process = max(1, e.profile.batch_size // e.processes)
     sequences = args.device_batch_size or min(e.profile.device_batch_size, per_process)
     return replace(e, profile=replace(e.profile, device_batch_size=sequences))

@@ -47,7 +47,7 @@ def experiment(**changes) -> Experiment:
         "plan": "classic",
         "budget_hours": 100.0,
         "full_iterations": 100,
-        "validation_runs": 8,
+        "validation_runs": None,
         "processes": 1,
         "device": "cpu",
     }

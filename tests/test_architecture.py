@@ -16,7 +16,8 @@ ARROWS = {  # file: the files of ours that it may import
     "train_gpt": {"aux_heads"},
     "staged_analysis_helper": {"aux_stats", "records"},
     "orchestrator": {"launchers", "records"},
-    "plans": {"staged_analysis_helper", "records"},
+    "adaptive": {"aux_stats", "records", "staged_analysis_helper"},
+    "plans": {"adaptive", "records", "staged_analysis_helper"},
     "registration": {"launchers", "plans", "records", "staged_analysis_helper"},
     "analyze_aux": {"aux_stats", "records", "staged_analysis_helper"},
     "run_aux": {
