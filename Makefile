@@ -15,7 +15,8 @@ help:
 
 run: $(READY)
 	$(PY) data/prepare.py
-	$(PY) run_aux.py --staged --profile mini
+	$(PY) run_aux.py --staged --profile mini --plan adaptive
+	$(PY) analyze_aux.py
 
 test: $(READY)
 	$(PY) data/prepare.py

@@ -463,7 +463,8 @@ def check_arguments(args) -> None:
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"--{name} {value}: give a number above 0")
     by_hand = args.experiment or args.phase
-    if not (args.staged or args.stage is not None or by_hand or args.status or args.exp_dir):
+    staged = args.staged or args.stage is not None or args.plan_report
+    if not (staged or by_hand or args.status or args.exp_dir):
         raise ValueError(
             "nothing to do: give --staged, --stage N, --experiment ARMS, --phase PHASE, --list,"
             " --status, or --exp_dir DIR to go on (--help explains them)"
@@ -583,8 +584,19 @@ def run(args, display: Display) -> int:
     document = read_document(exp_dir) if exp_dir else None
     gpus = launchers.visible_gpus()
     e = experiment_of(document) if document else new_experiment(args, gpus, display.say)
+    meant = PROFILES[args.profile or e.profile.name]
+    if (args.dry_run or args.plan_report) and args.num_gpus is None and not gpus and meant.gpus:
+        display.say(f"No GPU is visible: times are for {meant.machine} (--num_gpus 0: this CPU).")
+        gpus = ("",) * meant.gpus
+        e = replace(e, device="cuda", processes=meant.gpus)
     e = as_asked(e, args, gpus)
     m = materials_of(args, document, e)
+    if args.plan_report:
+        import plan_report  # numpy: only here
+
+        e = replace(e, budget_hours=args.max_budget_hours or e.budget_hours)
+        print(plan_report.render(e))
+        return 0
     if args.dry_run:
         results = ()
         if document:
