@@ -413,7 +413,7 @@ def decide_validation(
         f"Baseline: val loss {pm(baseline, 4)}" if baseline else "Baseline: every run diverged",
         f"Best:     val loss {pm(best, 4)}" if best else "Best:     every run diverged",
         f"Improvement: {last.improvement:+.4f} nats/token, {span}",
-        f"Nominal p {p_text(last.p)}; look {len(looks)} at {last.n} of at most {last.n_max} pairs",
+        f"Nominal {p_text(last.p)}; look {len(looks)} at {last.n} of at most {last.n_max} pairs",
     ]
     return Decision(
         stage=4,

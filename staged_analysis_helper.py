@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aux_stats
-
 from records import Arm, RunResult, arm_from, read_json
 
 # ---------------------------------------------------------------------------------------------
@@ -56,7 +55,7 @@ CLASSIC_RULES = {
 STAGE_RULES = {
     1: "PROCEED if {gate}",
     2: "PROCEED with the best layers if {layers}, else document the null result",
-    3: "finalize the weight and schedule with the lowest mean val loss",
+    3: "finalize the weight and schedule with the lowest val loss on the shared seed",
     4: "target met if {significant} and improvement > 0, with {target_loss} or {target_speedup}",
 }
 
@@ -124,6 +123,16 @@ def groups_of(results: Sequence[RunResult]) -> dict[tuple, Group]:
 def missing_arms(results: Sequence[RunResult], expected: Sequence[str]) -> tuple[str, ...]:
     settled = {r.run.arm.name for r in results if r.settled}
     return tuple(name for name in expected if name not in settled)
+
+
+def on_shared_seed(results: Sequence[RunResult]) -> list[RunResult]:
+    """The results on the stage's first seed, which all its arms share.
+
+    A repeat on another seed shows how much runs differ; in a mean it would make its arm look
+    better or worse by the seed alone, where seeds matter more than arms.
+    """
+    first = min((r.run.seed for r in results), default=None)
+    return [r for r in results if r.run.seed == first or r.status == "diverged"]
 
 
 def best_against_baseline(results: Sequence[RunResult]) -> tuple[Group | None, Group | None]:
@@ -207,7 +216,7 @@ def decide_screening(results: Sequence[RunResult], expected: Sequence[str]) -> D
 def decide_layers(results: Sequence[RunResult], expected: Sequence[str]) -> Decision:
     """Stage 2: which tap layers go on?"""
     missing = missing_arms(results, expected)
-    baseline, best = best_against_baseline(results)
+    baseline, best = best_against_baseline(on_shared_seed(results))
     if baseline is None or best is None:
         return no_comparison(2, results, baseline, best, missing)
     improvement = baseline.mean - best.mean
@@ -215,7 +224,7 @@ def decide_layers(results: Sequence[RunResult], expected: Sequence[str]) -> Deci
     facts = [
         f"Baseline loss: {baseline.mean:.4f}",
         *loss_lines([r for r in results if r.run.arm.layers], baseline),
-        f"Best aux loss: {best.mean:.4f} ({best.names[0]}, n = {len(best.losses)})",
+        f"Best aux loss: {best.mean:.4f} ({best.names[0]})",
         f"Improvement: {improvement / baseline.mean:+.2%} ({improvement:+.4f} nats/token)",
     ]
     numbers = {
@@ -253,8 +262,9 @@ def decide_layers(results: Sequence[RunResult], expected: Sequence[str]) -> Deci
 
 
 def best_dive(results: Sequence[RunResult]) -> Group | None:
-    """The configuration with the lowest mean loss so far; what stage 3 validates and finalizes."""
-    return best_against_baseline(results)[1]
+    """The configuration with the lowest loss on the seed that all dives share; what stage 3
+    validates and finalizes."""
+    return best_against_baseline(on_shared_seed(results))[1]
 
 
 def decide_hyperparameters(results: Sequence[RunResult], expected: Sequence[str]) -> Decision:
@@ -267,7 +277,7 @@ def decide_hyperparameters(results: Sequence[RunResult], expected: Sequence[str]
     losses = [r.val_loss for r in validations if r.status == "ok"]
     facts = [
         *loss_lines([r for r in results if r not in validations], None),
-        f"Best: {best.mean:.4f} ({best.names[0]}, n = {len(best.losses)})",
+        f"Best: {best.mean:.4f} ({best.names[0]})",
     ]
     because = [f"Weight {best.arm.weight:g}, schedule {best.arm.schedule}."]
     numbers = {"best_loss": best.mean, "best_arm": best.names[0]}
@@ -336,7 +346,7 @@ def decide_final(results: Sequence[RunResult], expected: Sequence[str]) -> Decis
         f"Best:     val loss {pm(best.losses, 4)}, training time {pm(times[True], 1, ' s')}",
         f"Delta: {comparison.improvement:+.4f} nats/token "
         f"({numbers['relative_improvement']:+.2%}){interval(comparison)}",
-        f"p-value: {p_text(numbers['p'])}",
+        f"p-value: {p_text(numbers['p'])} (Welch, two-sided)",
         f"Speedup: {speedup_text(numbers['speedup'])}",
     ]
     if baseline.diverged or best.diverged:
@@ -345,6 +355,8 @@ def decide_final(results: Sequence[RunResult], expected: Sequence[str]) -> Decis
             " exact worst-rank test's, the means are of the runs that finished"
         )
     title, because = final_verdict(numbers)
+    if baseline.diverged or best.diverged:
+        because += (f"{baseline.diverged} baseline and {best.diverged} best runs diverged.",)
     return Decision(
         stage=4,
         verdict=FINAL,
@@ -371,11 +383,11 @@ def final_verdict(numbers: dict) -> tuple[str, tuple[str, ...]]:
         reach = f"95 % interval {numbers['ci_low']:+.4f} to {numbers['ci_high']:+.4f} nats/token."
         return (
             "INCONCLUSIVE: no significant difference",
-            (f"p = {p_text(numbers['p'])}; improvements outside this are excluded: {reach}",),
+            (f"{p_text(numbers['p'])}; improvements outside this are excluded: {reach}",),
         )
     if improvement <= 0:
         return "HARMFUL: aux heads make the final loss worse", (
-            f"{improvement:+.4f} nats/token, p = {p_text(numbers['p'])}.",
+            f"{improvement:+.4f} nats/token, {p_text(numbers['p'])}.",
         )
     met = [
         str(rules[name])
@@ -383,9 +395,9 @@ def final_verdict(numbers: dict) -> tuple[str, tuple[str, ...]]:
         if value is not None and rules[name].holds(value)
     ]
     if met:
-        return "AUX HEADS HELP: target met", (f"p = {p_text(numbers['p'])}; {', '.join(met)}.",)
+        return "AUX HEADS HELP: target met", (f"{p_text(numbers['p'])}; {', '.join(met)}.",)
     return "AUX HEADS HELP: significant, below the target", (
-        f"p = {p_text(numbers['p'])}, but neither {rules['target_loss']}"
+        f"{p_text(numbers['p'])}, but neither {rules['target_loss']}"
         f" nor {rules['target_speedup']}.",
     )
 
@@ -422,7 +434,7 @@ def interval(comparison) -> str:
 
 
 def p_text(p: float | None) -> str:
-    return "none" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+    return "p undefined" if p is None else "p < 0.0001" if p < 1e-4 else f"p = {p:.4f}"
 
 
 def speedup_text(value: float | None) -> str:

@@ -17,6 +17,7 @@ def result(
     status="ok",
     stage=1,
     index=0,
+    seed=None,
     attempt=1,
     iterations=100,
     seconds=10.0,
@@ -26,7 +27,9 @@ def result(
 ) -> RunResult:
     """A result that took so many seconds of machine time from `start` on a clock of its own."""
     return RunResult(
-        run=RunConfig(stage, arm, index, seed=1000 * stage + index, num_iterations=iterations),
+        run=RunConfig(
+            stage, arm, index, 1000 * stage + index if seed is None else seed, iterations
+        ),
         attempt=attempt,
         status=status,
         reason="" if status == "ok" else "invented",

@@ -133,7 +133,7 @@ def layers(aux_4=3.1, aux_6=3.1, repeat=3.1):
         result(BASELINE, 3.0, stage=2),
         result(arm("aux_4", 4), aux_4, stage=2),
         result(arm("aux_6", 6), aux_6, stage=2),
-        result(arm("aux_6_repeat", 6), repeat, stage=2),
+        result(arm("aux_6_repeat", 6), repeat, stage=2, seed=2001),
     ]
     return decide_layers(results, ())
 
@@ -145,10 +145,12 @@ def test_layers_go_on_only_if_one_beats_the_baseline(aux_4, verdict):
     assert decision.chosen.layers == (4,)
 
 
-def test_a_repeat_counts_to_the_mean_of_its_configuration():
-    decision = layers(aux_4=2.95, aux_6=2.90, repeat=2.98)  # mean 2.94: better than aux_4
+@pytest.mark.parametrize("repeat", [2.80, 2.98])
+def test_a_repeat_on_another_seed_shows_variance_and_does_not_choose(repeat):
+    decision = layers(aux_4=2.95, aux_6=2.90, repeat=repeat)
     assert decision.chosen.layers == (6,)
-    assert decision.numbers["repeat_difference"] == pytest.approx(0.08)
+    assert layers(aux_4=2.85, aux_6=2.90, repeat=2.70).chosen.layers == (4,)
+    assert decision.numbers["repeat_difference"] == pytest.approx(abs(2.90 - repeat))
 
 
 def test_stage_2_null_result_is_documented():
@@ -159,21 +161,26 @@ def test_stage_2_null_result_is_documented():
 
 def dives(losses, validations=(2.8, 2.9)):
     results = [
-        result(arm(name, 4, 8, weight=weight, schedule=schedule), loss, stage=3)
+        result(
+            arm(name, 4, 8, weight=weight, schedule=schedule),
+            loss,
+            stage=3,
+            seed=3000 + (name == "dive_constant"),
+        )
         for (name, weight, schedule), loss in losses.items()
     ]
     results += [
-        result(arm(f"validation_{k}", 4, 8, weight=0.2), loss, stage=3)
+        result(arm(f"validation_{k}", 4, 8, weight=0.2), loss, stage=3, seed=3002 + k)
         for k, loss in enumerate(validations)
     ]
     return decide_hyperparameters(results, ())
 
 
-def test_stage_3_finalizes_the_lowest_mean_and_reports_its_validation():
+def test_stage_3_finalizes_the_lowest_on_the_shared_seed_and_reports_its_validation():
     decision = dives(
         {
-            ("dive_w0p1", 0.1, "constant"): 2.85,
-            ("dive_constant", 0.1, "constant"): 2.95,  # one configuration, mean 2.90
+            ("dive_w0p1", 0.1, "constant"): 2.90,
+            ("dive_constant", 0.1, "constant"): 2.80,  # another seed
             ("dive_w0p2", 0.2, "constant"): 2.89,
         }
     )
