@@ -18,12 +18,13 @@ S sampled positions.
 """
 
 import argparse
+import ctypes
 import json
 import math
 import os
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from aux_heads import SCHEDULES, AuxHeads, check_settings, sample_positions
 
@@ -89,11 +91,23 @@ class World:
     def grouped(self) -> bool:
         return self.size > 1
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the stream and of Muon's iterations."""
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
     def sum(self, *values: Tensor) -> None:
         """Add up each tensor over all processes, in place."""
         if self.grouped:
             for value in values:
                 dist.all_reduce(value)
+
+    def gather(self, part: Tensor) -> tuple[Tensor, Callable[[], object]]:
+        """The parts of all processes along the first axis, there once the second is called."""
+        if not self.grouped:
+            return part, lambda: None
+        whole = part.new_empty(self.size * part.size(0), *part.shape[1:])
+        return whole, dist.all_gather_into_tensor(whole, part, async_op=True).wait
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -183,8 +197,48 @@ class Windows:
 # Model
 
 
+class CpuNorm(torch.autograd.Function):
+    """RMSNorm with its backward written out: 2 to 3 times as fast as composed where nothing fuses.
+
+    y = x r with r = (mean x^2 + eps)^(-1/2), hence dx = r (g - y mean(g y)).
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+        r = square.div_(x.size(-1)).add_(torch.finfo(x.dtype).eps).rsqrt_()
+        y = x * r
+        ctx.save_for_backward(y, r)
+        return y
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> Tensor:
+        y, r = ctx.saved_tensors
+        mean = (g * y).sum(dim=-1, keepdim=True).div_(-y.size(-1))
+        return torch.addcmul(g, y, mean).mul_(r)
+
+
+class CpuReluSquare(torch.autograd.Function):
+    """relu(x)^2 with one pass less over its large tensors in each direction."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        r = F.relu(x)
+        ctx.save_for_backward(r)
+        return r * r
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> Tensor:
+        (r,) = ctx.saved_tensors
+        return (g * r).mul_(2)
+
+
 def norm(x: Tensor) -> Tensor:
-    return F.rms_norm(x, (x.size(-1),))
+    return CpuNorm.apply(x) if x.device.type == "cpu" else F.rms_norm(x, (x.size(-1),))
+
+
+def relu_square(x: Tensor) -> Tensor:
+    return CpuReluSquare.apply(x) if x.device.type == "cpu" else F.relu(x).square()
 
 
 class Rotary(nn.Module):
@@ -195,48 +249,58 @@ class Rotary(nn.Module):
         turning = (1 / 1024) ** torch.linspace(0, 1, width_K // 4)
         frequencies = torch.cat([turning, torch.zeros(width_K // 2 - width_K // 4)])
         angles = torch.outer(torch.arange(sequence_length), frequencies)
-        self.register_buffer("cos", angles.cos()[None, :, None, :], persistent=False)
-        self.register_buffer("sin", angles.sin()[None, :, None, :], persistent=False)
+        cos, sin = angles.cos(), angles.sin()
+        self.register_buffer("cos_TK", torch.cat([cos, cos], dim=1), persistent=False)
+        self.register_buffer("sin_TK", torch.cat([sin, -sin], dim=1), persistent=False)
 
-    def forward(self, x_BTHK: Tensor) -> Tensor:
-        x, y = x_BTHK.chunk(2, dim=-1)
-        turned = torch.cat([x * self.cos + y * self.sin, y * self.cos - x * self.sin], dim=-1)
-        return turned.type_as(x_BTHK)
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., T, K): coordinates k and k + K/2 turn together."""
+        partner = x.roll(x.size(-1) // 2, dims=-1)
+        return torch.addcmul(x * self.cos_TK, partner, self.sin_TK).type_as(x)
 
 
-class Attention(nn.Module):
-    def __init__(self, dim: int, n_head: int):
-        super().__init__()
-        self.n_head = n_head
-        self.q, self.k, self.v, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
-        self.scale = 1.36 / math.sqrt(dim // n_head)  # 0.12 at a width of 128
+def random_matrix(*shape: int) -> nn.Parameter:
+    """A matrix, or a stack of them, initialised like the weight of nn.Linear."""
+    bound = shape[-1] ** -0.5
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary) -> Tensor:
-        B, T, D = x_BTD.shape
-        q, k, v = (f(x_BTD).view(B, T, self.n_head, -1) for f in (self.q, self.k, self.v))
-        q, k = rotary(norm(q)), rotary(norm(k))
-        q, k, v = (z_BTHK.transpose(1, 2) for z_BTHK in (q, k, v))
-        y_BHTK = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
-        return self.out(y_BHTK.transpose(1, 2).reshape(B, T, D))
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """In the precision of x: weights are kept in fp32, the stream is in bf16 on a GPU."""
+    return F.linear(x, weight.type_as(x))
 
 
 class Block(nn.Module):
     def __init__(self, dim: int, n_head: int):
         super().__init__()
-        self.attention = Attention(dim, n_head)
-        self.up = nn.Linear(dim, 4 * dim, bias=False)
-        self.down = nn.Linear(4 * dim, dim, bias=False)
+        self.n_head = n_head
+        self.scale = 1.36 / math.sqrt(dim // n_head)  # 0.12 at a width of 128
+        self.qkv = random_matrix(3, dim, dim)
+        self.out = nn.Parameter(torch.zeros(dim, dim))
+        self.up = random_matrix(4 * dim, dim)
+        self.down = nn.Parameter(torch.zeros(dim, 4 * dim))
 
     def forward(self, x_BTD: Tensor, rotary: Rotary) -> Tensor:
         x_BTD = x_BTD + self.attention(norm(x_BTD), rotary)
-        return x_BTD + self.down(F.relu(self.up(norm(x_BTD))).square())
+        return x_BTD + linear(relu_square(linear(norm(x_BTD), self.up)), self.down)
+
+    def attention(self, x_BTD: Tensor, rotary: Rotary) -> Tensor:
+        B, T, D = x_BTD.shape
+        qkv = linear(x_BTD, self.qkv.flatten(0, 1)).view(B, T, 3, self.n_head, -1)
+        qk, v = qkv.permute(2, 0, 3, 1, 4).split([2, 1])
+        q, k = rotary(norm(qk))
+        y_BHTK = F.scaled_dot_product_attention(
+            q, k, v.squeeze(0), is_causal=True, scale=self.scale
+        )
+        return linear(y_BHTK.transpose(1, 2).reshape(B, T, D), self.out)
 
 
 class GPT(nn.Module):
     """The main path. `taps` are the residual streams that auxiliary heads read."""
 
-    def __init__(self, args: argparse.Namespace):
+    def __init__(self, args: argparse.Namespace, dtype: torch.dtype = torch.float32):
         super().__init__()
+        self.dtype = dtype  # of the stream
         n, dim = args.n_layer, args.model_dim
         self.embedding = nn.Embedding(args.vocab_size, dim)
         self.blocks = nn.ModuleList(Block(dim, args.n_head) for _ in range(n))
@@ -247,14 +311,11 @@ class GPT(nn.Module):
         # the blocks sees the first half's outputs, last in first out
         self.skips = nn.Parameter(torch.ones(n // 2)) if args.unet_skips else None
         self.mix = nn.Parameter(torch.tensor([[1.0, 0.0]] * n)) if args.unet_skips else None
-        for block in self.blocks:
-            nn.init.zeros_(block.attention.out.weight)
-            nn.init.zeros_(block.down.weight)
         nn.init.zeros_(self.head.weight)
 
     def forward(self, inputs_BT: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """The normed last stream (B, T, D), and the stream after L blocks for each tap layer L."""
-        x = x0 = norm(self.embedding(inputs_BT))
+        x = x0 = norm(self.embedding(inputs_BT)).to(self.dtype)
         n, taps, waiting = len(self.blocks), {}, []
         for layer, block in enumerate(self.blocks, 1):
             if self.mix is not None:
@@ -270,7 +331,7 @@ class GPT(nn.Module):
 
     def unembed(self, x: Tensor, matrix_VD: Tensor | None = None) -> Tensor:
         """Logits in fp32, softcapped at 15, by the model's head or by another matrix."""
-        z = F.linear(x, self.head.weight if matrix_VD is None else matrix_VD.type_as(x)).float()
+        z = linear(x, self.head.weight if matrix_VD is None else matrix_VD).float()
         return 15 * z * torch.rsqrt(z * z + 15 * 15)
 
     def main_loss(self, x_BTD: Tensor, targets_BT: Tensor, reduction="mean") -> Tensor:
@@ -282,33 +343,119 @@ class GPT(nn.Module):
 # Optimizers
 
 
-def build_optimizers(model: GPT, heads: AuxHeads, args: argparse.Namespace) -> list:
+class AdamW:
+    """torch.optim.AdamW without its class, whose first use imports the compiler: a second a run."""
+
+    def __init__(self, params: Sequence[nn.Parameter], lr: float):
+        self.params, self.lr = list(params), lr
+        self.means = [torch.zeros_like(p) for p in self.params]
+        self.squares = [torch.zeros_like(p) for p in self.params]
+        self.steps = [torch.zeros((), device=p.device) for p in self.params]
+
+    @torch.no_grad()
+    def step(self, multiplier: float) -> None:
+        state = zip(self.params, self.means, self.squares, self.steps, strict=True)
+        state = [row for row in state if row[0].grad is not None]
+        if not state:
+            return
+        params, means, squares, steps = map(list, zip(*state, strict=True))
+        adamw(
+            params,
+            [p.grad for p in params],
+            means,
+            squares,
+            [],
+            steps,
+            fused=True,
+            amsgrad=False,
+            beta1=0.8,
+            beta2=0.95,
+            lr=self.lr * multiplier,
+            weight_decay=0.0,
+            eps=1e-10,
+            maximize=False,
+        )
+
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # https://kellerjordan.github.io/posts/muon/
+
+
+def orthogonalize(x_NRC: Tensor) -> Tensor:
+    """Five Newton-Schulz steps towards the nearest orthogonal matrix of each; rows <= columns."""
+    a, b, c = NEWTON_SCHULZ
+    x = x_NRC / x_NRC.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+class Muon:
+    """The update of torch.optim.Muon, batched over matrices of one shape and shared by processes.
+
+    A parameter is a matrix or a stack of them. Tall ones are transposed, so that `up` and `down`
+    make one batch. Each process keeps the momentum of its share of a batch and orthogonalizes
+    that, in world.dtype; then all processes gather the updates.
+    """
+
+    def __init__(self, params: Sequence[nn.Parameter], lr: float, world: World):
+        self.lr, self.world = lr, world
+        self.batches: dict[tuple, list[nn.Parameter]] = {}
+        self.momenta: dict[tuple, Tensor] = {}
+        for p in params:
+            self.batches.setdefault(tuple(sorted(p.shape[-2:])), []).append(p)
+
+    @torch.no_grad()
+    def step(self, multiplier: float, momentum: float = 0.95, weight_decay: float = 0.05) -> None:
+        lr, gathered = self.lr * multiplier, []
+        for shape, params in self.batches.items():
+            if params[0].grad is None:
+                continue
+            grads = wide_matrices([p.grad for p in params])
+            share = math.ceil(len(grads) / self.world.size)
+            mine = grads[self.world.rank * share :][:share]
+            mine += [torch.zeros_like(grads[0])] * (share - len(mine))
+            grad = torch.stack(mine)
+            if shape not in self.momenta:
+                self.momenta[shape] = torch.zeros_like(grad)
+            self.momenta[shape].lerp_(grad, 1 - momentum)
+            update = orthogonalize(grad.lerp_(self.momenta[shape], momentum).to(self.world.dtype))
+            gathered.append((params, *self.world.gather(update)))
+        for params, updates, ready in gathered:
+            ready()
+            weights = wide_matrices([p.detach() for p in params])
+            taller = [max(1, p.size(-2) / p.size(-1)) ** 0.5 for p in params for _ in stack(p)]
+            scales = torch.tensor(taller, device=updates.device).mul_(-lr).view(-1, 1, 1)
+            updates = updates[: len(weights)].float().mul_(scales)
+            torch._foreach_mul_(weights, 1 - lr * weight_decay)
+            torch._foreach_add_(weights, list(updates))
+
+
+def stack(p: Tensor) -> Tensor:
+    return p.view(-1, *p.shape[-2:])
+
+
+def wide_matrices(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Views of all matrices in these tensors, transposed where they have more rows than columns."""
+    views = [matrix for t in tensors for matrix in stack(t)]
+    return [m.mT if m.size(0) > m.size(1) else m for m in views]
+
+
+def build_optimizers(model: GPT, heads: AuxHeads, args: argparse.Namespace, world: World) -> list:
     """Muon for the matrices that blocks and heads multiply with, AdamW for the rest.
 
     A head's translator is a hidden matrix like any in a block, so it is treated as one. No state
     is shared between parameters: heads change nothing about how the main path is updated.
     """
-    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
-    matrices += [head.translator for head in heads.heads]
-    scalars = [p for p in (model.skips, model.mix) if p is not None]
     unembeddings = [p for name, p in heads.named_parameters() if name.endswith("unembedding")]
-    groups = [
-        {"params": [model.embedding.weight], "lr": args.embed_lr},
-        {"params": [model.head.weight], "lr": args.head_lr},
-        {"params": unembeddings, "lr": args.head_lr},
-        {"params": scalars, "lr": args.scalar_lr},
+    optimizers = [
+        AdamW([model.embedding.weight], args.embed_lr),
+        AdamW([model.head.weight, *unembeddings], args.head_lr),
+        AdamW([p for p in (model.skips, model.mix) if p is not None], args.scalar_lr),
+        Muon([p for p in model.blocks.parameters()], args.muon_lr, world),
+        Muon([head.translator for head in heads.heads], args.muon_lr, world),
     ]
-    adam = torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        betas=(0.8, 0.95),
-        eps=1e-10,
-        weight_decay=0.0,
-    )
-    muon = torch.optim.Muon(matrices, lr=args.muon_lr, momentum=0.95, weight_decay=0.05)
-    for optimizer in (adam, muon):
-        for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
-    return [adam, muon]
+    return optimizers
 
 
 def cooldown(progress: float, fraction: float) -> float:
@@ -416,20 +563,15 @@ class Trainer:
     def __init__(self, args: argparse.Namespace, world: World, train: Windows, val: Windows):
         self.args, self.world, self.train, self.val = args, world, train, val
         torch.manual_seed(args.seed)
-        self.model = GPT(args).to(world.device)
+        self.model = GPT(args, world.dtype).to(world.device)
         heads = args.aux_head_layers if args.aux_loss_weight else ()
         own = args.aux_unembedding == "own"
         self.heads = AuxHeads(heads, args.model_dim, args.vocab_size, own).to(world.device)
-        self.optimizers = build_optimizers(self.model, self.heads, args)
+        self.optimizers = build_optimizers(self.model, self.heads, args, world)
         self.order = np.random.default_rng(args.seed).permutation(train.count)
         self.share = args.batch_size // world.size
         self.passes = self.share // min(args.device_batch_size, self.share)
         self.parameters = [*self.model.parameters(), *self.heads.parameters()]
-
-    def autocast(self):
-        if self.world.device.type == "cuda":
-            return torch.autocast("cuda", dtype=torch.bfloat16)
-        return nullcontext()
 
     def aux_weight(self, step: int) -> float:
         """The heads' weight at a step (from 0); 0 where there are none."""
@@ -462,21 +604,17 @@ class Trainer:
         world.sum(total)
         multiplier = cooldown(step / args.num_iterations, args.cooldown_frac)
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * multiplier
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.step(multiplier)
+        for parameter in self.parameters:
+            parameter.grad = None
         return total / world.size
 
     def accumulate(self, inputs, targets, positions, weight: float) -> Tensor:
         """Add this pass's share to the gradients; its share of the main loss."""
-        with self.autocast():
-            x, taps = self.model(inputs)
-            main = self.model.main_loss(x, targets)
-            loss = main
-            if weight:
-                aux = self.heads(taps, targets, positions, self.model.unembed)
-                loss = main + weight * aux
+        x, taps = self.model(inputs)
+        loss = main = self.model.main_loss(x, targets)
+        if weight:
+            loss = main + weight * self.heads(taps, targets, positions, self.model.unembed)
         (loss / self.passes).backward()
         return main.detach() / self.passes
 
@@ -498,9 +636,8 @@ class Trainer:
         for start in range(0, len(mine), args.device_batch_size):
             numbers = mine[start : start + args.device_batch_size]
             inputs, targets = self.val.batch(numbers, world.device)
-            with self.autocast():
-                x, _ = self.model(inputs)
-                loss = self.model.main_loss(x, targets, reduction="sum")
+            x, _ = self.model(inputs)
+            loss = self.model.main_loss(x, targets, reduction="sum")
             sums += torch.tensor([0.0, targets.numel()], dtype=sums.dtype, device=sums.device)
             sums[0] += loss.double()
         world.sum(sums)
@@ -556,6 +693,20 @@ def peak_memory_mib(world: World) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
+def tune_cpu() -> None:
+    """Two settings that make a step on a CPU a third faster.
+
+    Denormals, which ReLU^2 and its gradient produce, cost ten times a normal number: flush them.
+    glibc returns each large tensor to the kernel when it is freed, and pays a page fault for every
+    4 KiB of the next one: let it keep up to 1 GiB.
+    """
+    torch.set_flush_denormal(True)
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)  # musl has none
+        for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            mallopt(option, 1 << 30)
+
+
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     rank = int(os.environ.get("RANK", 0))
@@ -573,6 +724,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if world.grouped:
         dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo")
+    if world.device.type == "cpu":
+        tune_cpu()
     log = Log(args.log_file, world, args.num_iterations)
     try:
         log.line("summary: " + json.dumps(train(Trainer(args, world, *windows), log)))
