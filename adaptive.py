@@ -180,8 +180,10 @@ def decide_hyperparameters(
     if not observed:
         empty = no_comparison(3, results, Group((), Arm(""), (), 0), None, missing)
         return replace(empty, rule=rule_text(3, design))
+    diverged = {(r.run.arm.weight, r.run.arm.schedule) for r in results if r.status == "diverged"}
     rich = cells_to_run(numbers.get("z2")) == MANY_CELLS
     predicted = additive_fit(observed) if rich else observed
+    predicted = {cell: loss for cell, loss in predicted.items() if cell not in diverged}
     weight, schedule = min(predicted, key=lambda cell: (predicted[cell], cell))
     how = "predicted of nine by an additive fit" if rich else "observed"
     return Decision(
@@ -253,17 +255,24 @@ Pair = tuple[RunResult, RunResult]  # baseline, best; of one seed
 
 
 def looks_at(
-    pairs: Sequence[Pair], limits: Sequence[int], design: Design, equivalence: bool = True
+    pairs: Sequence[Pair],
+    limits: Sequence[int],
+    design: Design,
+    equivalence: bool = True,
+    together: int = 1,
 ) -> list[Look]:
     """Every look so far, in order; the last one may be final.
 
     pairs: complete pairs in order. limits[k-1]: n_max as the budget allowed after k pairs, never
-    rising. A verdict, once reached, stands; later looks can only settle its label.
+    rising. together: pairs that run side by side, with one look after them. A verdict, once
+    reached, stands; later looks can only settle its label.
     """
     looks: list[Look] = []
     for n in range(1, len(pairs) + 1):
         n_max = limits[n - 1]
         if n < min(design.first_look, n_max) or n < 2:
+            continue
+        if (n - design.first_look) % together and n < n_max:
             continue
         look = take_look(pairs[:n], n_max, [k.n for k in looks], [k.n_max for k in looks], design)
         last = looks[-1] if looks else None

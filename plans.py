@@ -5,6 +5,7 @@ Profiles (the scale), arms (what is compared) and stages (what is run and decide
 touches nothing, so resuming, a dry run, a forecast and a power simulation are all the same call.
 """
 
+import itertools
 import math
 import os
 import statistics
@@ -447,28 +448,44 @@ def pair_of(s: Situation, k: int) -> tuple[RunConfig, RunConfig]:
 
 
 def final_pairs(s: Situation) -> tuple[list[adaptive.Pair], int]:
-    """(complete pairs in order, number of pairs given up after repeated failures)."""
+    """(complete pairs in order, up to the first one that is still open; number of pairs given up
+    after repeated failures)."""
     by_name = {r.run.name: r for r in s.results}
-    complete, given_up, k = [], 0, 0
-    while f"final_baseline/run_{k}" in by_name or f"final_best/run_{k}" in by_name:
-        pair = [by_name.get(f"{arm}/run_{k}") for arm in ("final_baseline", "final_best")]
-        if all(pair):
-            if all(r.settled for r in pair):
-                complete.append(tuple(pair))
-            else:
-                given_up += 1
-        k += 1
-    return complete, given_up
+    complete, given_up = [], 0
+    for k in itertools.count():
+        pair = tuple(by_name.get(run.name) for run in pair_of(s, k))
+        if not all(pair):
+            return complete, given_up
+        if all(r.settled for r in pair):
+            complete.append(pair)
+        else:
+            given_up += 1
+
+
+def batch_end(s: Situation, n: int) -> int:
+    """The n-th pair is launched together with those up to this one; a look comes after them: after
+    first_look pairs, then after every pair, or after as many as fill the machine."""
+    first = s.experiment.profile.design.first_look
+    return max(first, n + (first - n) % together(s))
+
+
+def together(s: Situation) -> int:
+    return max(1, s.experiment.slots // 2)
 
 
 def most_pairs(s: Situation, complete: Sequence[adaptive.Pair]) -> list[int]:
     """n_max on entry, and after each complete pair as the budget then allowed; it never rises."""
     e = s.experiment
     limits = [min(e.validation_runs or MAX_PAIRS, affordable(s, s.costs, s.left_s))]
-    for n, (last, _) in enumerate(complete, 1):
-        paid = [r for r in s.history if r.run.stage < 4 or r.run.index <= last.run.index]
+    for n in range(1, len(complete) + 1):
+        end = n if e.slots == 1 else batch_end(s, n)
+        if end > len(complete):  # others that were launched with it still run, and are paid for
+            limits.append(limits[-1])
+            continue
+        last = complete[end - 1][0].run.index
+        paid = [r for r in s.history if r.run.stage < 4 or r.run.index <= last]
         left_s = 3600 * e.budget_hours - machine_seconds(paid)
-        limits.append(min(limits[-1], n + affordable(s, Costs(e, paid), left_s)))
+        limits.append(min(limits[-1], end + affordable(s, Costs(e, paid), left_s)))
     return limits
 
 
@@ -481,47 +498,52 @@ def affordable(s: Situation, costs: Costs, left_s: float) -> int:
 
 
 def pairs_until_settled(s: Situation) -> list[RunConfig]:
-    """Pairs up to the first look, then one more as long as the last look leaves something open."""
+    """Pairs up to the first look, then more as long as the last look leaves something open."""
     complete, given_up = final_pairs(s)
     limits = most_pairs(s, complete)
     n, n_max = len(complete), limits[-1]
     if s.experiment.stop_on == "never":
         return [run for k in range(n_max) for run in pair_of(s, k)]
-    looks = adaptive.looks_at(complete, limits[1:], s.experiment.profile.design, equivalence(s))
-    together = max(1, s.experiment.slots // 2)  # pairs that fill the machine
-    target = n + together if looks else s.experiment.profile.design.first_look
+    looks = looks_so_far(s, complete, limits[1:])
+    target = batch_end(s, n + 1)
     if (looks and adaptive.settled(looks[-1])) or given_up > MAX_GIVEN_UP:
         target = n
     count = min(target, max(n, n_max)) + given_up
     return [run for k in range(count) for run in pair_of(s, k)]
 
 
-def equivalence(s: Situation) -> bool:
-    return s.experiment.stop_on == "any"
+def looks_so_far(s: Situation, complete: Sequence[adaptive.Pair], limits: Sequence[int]):
+    e = s.experiment
+    return adaptive.looks_at(
+        complete, limits, e.profile.design, e.stop_on == "any", together=together(s)
+    )
 
 
 def decide_pairs(s: Situation) -> Decision:
     complete, given_up = final_pairs(s)
     limits = most_pairs(s, complete)[1:]
-    design = s.experiment.profile.design
-    looks = adaptive.looks_at(complete, limits, design, equivalence(s))
+    looks = looks_so_far(s, complete, limits)
     if complete and not (looks and adaptive.settled(looks[-1])):
         # no further pair comes: what is left of alpha is spent on this look
         limits[-1] = len(complete)
-        looks = adaptive.looks_at(complete, limits, design, equivalence(s))
+        looks = looks_so_far(s, complete, limits)
     cost_s = sum(map(s.costs, pair_of(s, 0)))
     missing = (f"{given_up} pair(s) given up after {MAX_ATTEMPTS} attempts",) if given_up else ()
+    design = s.experiment.profile.design
     return adaptive.decide_validation(looks, complete, cost_s, design, s.choice, missing)
 
 
 def with_design(rule: Callable[[Sequence[RunResult], Sequence[str], Design], Decision]):
-    return lambda s: rule(s.told, [arm.name for arm in s.stage.arms], s.experiment.profile.design)
+    return lambda s: rule(s.told, names_wanted(s), s.experiment.profile.design)
+
+
+def names_wanted(s: Situation) -> list[str]:
+    return list(dict.fromkeys(run.arm.name for run in s.stage.wanted(s)))
 
 
 def decide_cells(s: Situation) -> Decision:
-    expected = [run.arm.name for run in s.stage.wanted(s)]
-    design = s.experiment.profile.design
-    return adaptive.decide_hyperparameters(s.told, expected, design, s.choice, s.decisions.get(2))
+    design, stage_2 = s.experiment.profile.design, s.decisions.get(2)
+    return adaptive.decide_hyperparameters(s.told, names_wanted(s), design, s.choice, stage_2)
 
 
 def every_seed(s: Situation) -> list[RunConfig]:
@@ -761,12 +783,12 @@ def forecast(e: Experiment, results: Sequence[RunResult] = ()) -> tuple[list[Pla
         attempts[r.run.name] = max(r.attempt, attempts.get(r.run.name, 0))
     while (step := next_step(everything, results, conclude=False)).runs:
         costs = Costs(e, results)
-        end_s = clock_s + 3600 * e.budget_hours - machine_seconds(results)
+        left_s = 3600 * e.budget_hours - machine_seconds(results)  # as next_step has it: no rounding
         free_s = [clock_s] * e.slots  # when each slot is next free
         for run in step.runs:
             slot = free_s.index(min(free_s))
             start_s, cost_s = free_s[slot], costs(run)
-            if start_s + cost_s > end_s:
+            if (start_s - clock_s) + cost_s > left_s:
                 break
             free_s[slot] += cost_s
             planned.append(Planned(run, start_s, cost_s))
