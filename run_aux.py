@@ -231,6 +231,7 @@ def drive(e: Experiment, s: Session, results: list[RunResult], display: Display)
         step = next_step(e, results, frozenset(flights), spent_s)
         if step.at_gate and s.ignore_gate and step.stage <= s.until:
             e = add_override(s.exp_dir, e, "ignore_gate", step.stage, {})
+            display.say(f"OVERRIDE, on record: going on past stage {step.stage} ({step.ended}).")
             continue
         for number in sorted(step.decisions.keys() - shown):
             shown.add(number)
