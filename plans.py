@@ -783,7 +783,7 @@ def forecast(e: Experiment, results: Sequence[RunResult] = ()) -> tuple[list[Pla
         attempts[r.run.name] = max(r.attempt, attempts.get(r.run.name, 0))
     while (step := next_step(everything, results, conclude=False)).runs:
         costs = Costs(e, results)
-        left_s = 3600 * e.budget_hours - machine_seconds(results)  # as next_step has it: no rounding
+        left_s = 3600 * e.budget_hours - machine_seconds(results)  # as in next_step
         free_s = [clock_s] * e.slots  # when each slot is next free
         for run in step.runs:
             slot = free_s.index(min(free_s))

@@ -1,0 +1,238 @@
+"""The budget is a promise: what is paid, what is started, what is cut, and what is said of it."""
+
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from invent import experiment, result
+
+import run_aux
+from plans import PLANS, PROFILES, Costs, forecast, next_step, span_s
+from records import machine_seconds
+
+STAGED = [name for name in PLANS if name != "manual"]
+SPEEDRUN = {
+    "profile": PROFILES["speedrun"],
+    "full_iterations": 5100,
+    "processes": 8,
+    "device": "cuda",
+    "budget_hours": 7.0,
+}
+
+
+def loss_of(run):
+    """Every gate lets the plan pass: two layers are best."""
+    better = {0: 0.0, 1: 0.1, 2: 0.3, 3: 0.2}[len(run.arm.layers)]
+    return 3.3 - better + run.seed % 7 / 1e4
+
+
+def carry_out(e, true_s, happens=lambda run, attempt: "ok", downtime_s=0.0):
+    """What an orchestrator does, on an invented clock: every result, and the last step.
+
+    A run takes true_s(run), unless its limit comes first. Checks on the way that nothing is
+    started that is not expected to end inside the budget.
+    """
+    results, now = [], 1000.0
+    while (step := next_step(e, results)).runs:
+        run, spent_s = step.runs[0], machine_seconds(results)
+        assert spent_s + Costs(e, results)(run) <= 3600 * e.budget_hours
+        limits = run_aux.limits_of(e, run, results, spent_s, 600)
+        attempt = 1 + sum(r.run.name == run.name for r in results)
+        status, seconds = happens(run, attempt), true_s(run)
+        if seconds > limits.seconds:
+            status = "timeout" if limits.why == "timeout" else "interrupted"
+            seconds = limits.seconds
+        train, rest = Costs(e).prior(run)
+        train_time_ms = 1000 * seconds * train / (train + rest)
+        invented = result(
+            run.arm, loss_of(run), status=status, stage=run.stage, attempt=attempt,
+            start=now, seconds=seconds, train_time_ms=train_time_ms,
+        )  # fmt: skip
+        results.append(replace(invented, run=run, clock="machine"))
+        now += seconds + downtime_s
+        assert len(results) < 1000
+    return results, step
+
+
+def hours(seconds):
+    return seconds / 3600
+
+
+def total_of(e):
+    planned, _ = forecast(replace(e, budget_hours=1e6))
+    return span_s(planned)
+
+
+# ---------------------------------------------------------------------------------------------
+# The ledger
+
+
+@pytest.mark.parametrize("status", ["ok", "diverged", "crashed", "timeout", "interrupted"])
+def test_every_attempt_is_paid_for_whatever_became_of_it(status):
+    e = experiment()
+    run = next_step(e, []).runs[0]
+    attempt = replace(result(run.arm, 3.3, status=status, seconds=25.0), run=run)
+    assert machine_seconds([attempt]) == 25.0
+
+
+def test_downtime_between_sittings_is_not_paid_for():
+    e = experiment(budget_hours=hours(200))
+    without, _ = carry_out(e, lambda run: 5.0)
+    with_nights, _ = carry_out(e, lambda run: 5.0, downtime_s=36_000.0)
+    assert machine_seconds(with_nights) == machine_seconds(without)
+    assert [r.run for r in with_nights] == [r.run for r in without]
+
+
+def test_attempts_on_clocks_of_two_boots_are_both_paid_for():
+    arm = next_step(experiment(), []).runs[0].arm
+    one, other = (replace(result(arm, 3.3, seconds=10.0), clock=boot) for boot in "ab")
+    assert machine_seconds([one, other]) == 20.0
+    assert machine_seconds([one, replace(other, clock="a")]) == 10.0  # side by side: once
+
+
+# ---------------------------------------------------------------------------------------------
+# What is started
+
+
+@pytest.mark.parametrize("plan", STAGED)
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6, 0.9, 1.5])
+def test_the_budget_holds_when_costs_are_half_or_twice_the_forecast(plan, factor, share):
+    e = experiment(plan=plan)
+    e = replace(e, budget_hours=hours(share * total_of(e)))
+    prior = Costs(e)
+    results, step = carry_out(e, lambda run: factor * prior(run))
+    assert machine_seconds(results) <= 3600 * e.budget_hours
+    assert step.ended
+    if plan == "classic" and factor > share:  # the adaptive one may stop early for good reasons
+        assert step.cut
+
+
+def test_costs_that_turn_out_half_buy_more_and_twice_less():
+    e = experiment()
+    e = replace(e, budget_hours=hours(0.9 * total_of(e)))
+    prior = Costs(e)
+    counts = [
+        len(carry_out(e, lambda run, factor=factor: factor * prior(run))[0])
+        for factor in (2.0, 1.0, 0.5)
+    ]
+    assert counts[0] < counts[1] <= counts[2]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3, 4])
+def test_a_budget_that_runs_out_in_a_stage_ends_there_with_a_decision(stage):
+    e = experiment()
+    planned = forecast(replace(e, budget_hours=1e6))[0]
+    first = next(p for p in planned if p.run.stage == stage)
+    begins, run_s = first.start_s, first.cost_s  # of the stage, in machine time
+    e = replace(e, budget_hours=hours(begins + 2.5 * run_s))
+    prior = Costs(e)
+    results, step = carry_out(e, prior)
+    assert step.stage == stage
+    assert 1 <= sum(r.run.stage == stage for r in results) <= 2
+    assert stage in step.decisions
+    assert machine_seconds(results) <= 3600 * e.budget_hours
+    assert step.cut
+
+
+def test_a_run_that_overstays_is_stopped_where_the_budget_ends_and_the_rest_counts():
+    e = experiment()
+    e = replace(e, budget_hours=hours(0.5 * total_of(e)))
+    prior = Costs(e)
+    results, step = carry_out(
+        e, lambda run: 1e6 if run.arm.name == "dive_w0p2" else prior(run)
+    )
+    stopped = [r for r in results if r.status != "ok"]
+    assert {r.run.arm.name for r in stopped} == {"dive_w0p2"}
+    assert machine_seconds(results) <= 3600 * e.budget_hours
+    assert 3 in step.decisions
+
+
+def test_a_run_may_take_three_times_its_cost_and_some_start_up_before_it_is_a_timeout():
+    e = experiment(budget_hours=100.0)
+    run = next_step(e, []).runs[0]
+    limits = run_aux.limits_of(e, run, [], 0.0, 600)
+    assert (limits.seconds, limits.why) == (3 * Costs(e)(run) + 120, "timeout")
+    limits = run_aux.limits_of(e, run, [], 3600 * 100 - 7.0, 600)
+    assert (limits.seconds, limits.why) == (7.0, "the budget is spent")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    share=st.floats(0.01, 1.3),
+    trouble=st.floats(0.0, 0.5),
+    plan=st.sampled_from(STAGED),
+    slow=st.floats(0.3, 3.0),
+)
+def test_whatever_runs_take_and_whatever_fails_the_budget_holds(seed, share, trouble, plan, slow):
+    chance = random.Random(seed)
+    e = experiment(plan=plan)
+    e = replace(e, budget_hours=hours(share * total_of(e)))
+    prior = Costs(e)
+
+    def happens(run, attempt):
+        statuses = ["crashed", "timeout", "interrupted", "diverged"]
+        return chance.choice(statuses) if chance.random() < trouble else "ok"
+
+    results, step = carry_out(e, lambda run: slow * chance.uniform(0.5, 2) * prior(run), happens)
+    assert step.ended
+    assert machine_seconds(results) <= 3600 * e.budget_hours * (1 + 1e-9)
+    settled = [r.run.name for r in results if r.settled]
+    assert len(settled) == len(set(settled))  # nothing that was finished is run again
+
+
+# ---------------------------------------------------------------------------------------------
+# What is said of it
+
+
+def said(e, results=()):
+    lines = []
+    run_aux.announce(e, results, lines.append)
+    return "\n".join(lines)
+
+
+def test_before_the_start_it_is_said_that_7_hours_do_not_hold_all_the_fixed_numbers():
+    text = said(experiment(**SPEEDRUN))
+    assert "of the budget of 7.0 h" in text
+    assert "cut by the budget: stage 4: " in text
+    assert "pairs fit into what is left" in text
+
+
+def test_before_the_start_it_is_said_in_which_stage_the_budget_ends():
+    for stage, share in [(1, 0.02), (2, 0.15), (3, 0.4)]:
+        e = experiment()
+        text = said(replace(e, budget_hours=hours(share * total_of(e))))
+        assert f"The budget ends in stage {stage}, before the final validation." in text
+        assert "cut by the budget: " in text
+
+
+def test_a_dry_run_shows_hours_and_cuts_and_every_command(tmp_path, capsys):
+    where = ["--output_dir", str(tmp_path), "--num_gpus", "0"]
+    what = ["--staged", "--dry_run", "--profile", "mini", "--max_budget_hours", "0.02"]
+    assert run_aux.main([*what, *where]) == 0
+    shown = capsys.readouterr().out
+    assert "cut by the budget: " in shown
+    assert "of the budget of 72 s" in shown
+    assert shown.count("--standalone") == shown.count("\n# ") > 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_forecast_is_re_costed_after_each_run():
+    e = experiment(budget_hours=100.0)
+    before = span_s(forecast(e)[0])
+    run = next_step(e, []).runs[0]
+    prior = Costs(e)(run)
+    twice = replace(result(run.arm, 3.3, seconds=2 * prior, train_time_ms=1600 * prior), run=run)
+    after = span_s(forecast(e, [twice])[0])
+    assert after > 1.3 * before
+
+
+@pytest.mark.parametrize("runs", [1, 7, 36])
+def test_a_forecast_ends_where_the_budget_holds_exactly_so_many_runs(runs):
+    e = experiment()
+    costs = [p.cost_s for p in forecast(replace(e, budget_hours=1e6))[0]][:runs]
+    planned, _ = forecast(replace(e, budget_hours=hours(sum(costs))))
+    assert len(planned) >= runs - 2
