@@ -767,35 +767,48 @@ def span_s(planned: Sequence[Planned]) -> float:
     return max(ends) - min(p.start_s for p in planned) if planned else 0.0
 
 
-def forecast(e: Experiment, results: Sequence[RunResult] = ()) -> tuple[list[Planned], Step]:
-    """The runs still to come, by feeding invented results to the plan, and its last step.
-
-    The invented results let every gate pass and the two-layer placement win: the longest course
-    that the plan can take within the budget.
-    """
+def play(
+    e: Experiment,
+    results: Sequence[RunResult],
+    loss: Callable[[RunConfig], float],
+    cost_s: Callable[[RunConfig], float] | None = None,
+    conclude: bool = True,
+) -> tuple[list[Planned], list[RunResult], Step]:
+    """Carry the plan out from these results on, as the orchestrator would, with invented losses:
+    the runs in order, all results, and the last step. A run costs what the plan expects of it, or
+    cost_s."""
     results, planned = list(results), []
-    scale = max((r.val_loss for r in results if r.status == "ok"), default=4.0)
     clock_s = 0.0
-    gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
-    everything = replace(e, overrides=(*e.overrides, *gates), stop_on="never")
     attempts: dict[str, int] = {}
     for r in results:
         attempts[r.run.name] = max(r.attempt, attempts.get(r.run.name, 0))
-    while (step := next_step(everything, results, conclude=False)).runs:
+    while (step := next_step(e, results, conclude=conclude)).runs:
         costs = Costs(e, results)
         left_s = 3600 * e.budget_hours - machine_seconds(results)  # as in next_step
         free_s = [clock_s] * e.slots  # when each slot is next free
         for run in step.runs:
             slot = free_s.index(min(free_s))
-            start_s, cost_s = free_s[slot], costs(run)
-            if (start_s - clock_s) + cost_s > left_s:
+            start_s = free_s[slot]
+            if (start_s - clock_s) + costs(run) > left_s:
                 break
-            free_s[slot] += cost_s
-            planned.append(Planned(run, start_s, cost_s))
-            loss = scale * invented_loss(run.arm)
+            cost = cost_s(run) if cost_s else costs(run)
+            free_s[slot] += cost
+            planned.append(Planned(run, start_s, cost))
             attempts[run.name] = attempts.get(run.name, 0) + 1
-            results.append(invented(run, attempts[run.name], loss, start_s, cost_s, costs))
+            results.append(invented(run, attempts[run.name], loss(run), start_s, cost, costs))
         clock_s = max(free_s)
+    return planned, results, step
+
+
+def forecast(e: Experiment, results: Sequence[RunResult] = ()) -> tuple[list[Planned], Step]:
+    """The runs still to come, and the plan's last step, if every gate lets the plan pass and the
+    two-layer placement wins: the longest course that the plan can take within the budget."""
+    scale = max((r.val_loss for r in results if r.status == "ok"), default=4.0)
+    gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
+    everything = replace(e, overrides=(*e.overrides, *gates), stop_on="never")
+    planned, _, step = play(
+        everything, results, lambda run: scale * invented_loss(run.arm), conclude=False
+    )
     return planned, step
 
 
