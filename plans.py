@@ -7,7 +7,6 @@ touches nothing, so resuming, a dry run, a forecast and a power simulation are a
 
 import itertools
 import math
-import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import adaptive
 import staged_analysis_helper as helper
 from adaptive import Design
-from records import Arm, RunConfig, RunResult, duration, machine_seconds
+from records import Arm, RunConfig, RunResult, cores, duration, machine_seconds
 from staged_analysis_helper import FINAL, PROCEED, Decision
 
 QUESTION = (
@@ -317,7 +316,7 @@ class Costs:
         """(training, remainder) in seconds, before anything was measured."""
         e, p = self.experiment, self.experiment.profile
         if p.gpus and e.device == "cpu":
-            step_s = p.flops_per_step / (CPU_FLOPS * (os.cpu_count() or 1) / e.slots)
+            step_s = p.flops_per_step / (CPU_FLOPS * cores() / e.slots)
         else:
             step_s = p.step_s * (p.gpus / e.processes if p.gpus else 1)
         # a head on all positions costs about a third of the 124M model (README, "What heads cost")

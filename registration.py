@@ -8,7 +8,6 @@ the records after every run, for people and other programs.
 
 import hashlib
 import json
-import os
 import platform
 import re
 import shutil
@@ -23,7 +22,7 @@ from pathlib import Path
 import launchers
 import staged_analysis_helper as helper
 from plans import MAX_ATTEMPTS, PLANS, PROFILES, QUESTION, Experiment, Override, Step, seed_of
-from records import RunResult, arm_from, machine_seconds, read_json, write_json
+from records import RunResult, arm_from, cores, machine_seconds, read_json, write_json
 
 ROOT = Path(__file__).resolve().parent
 
@@ -132,7 +131,7 @@ def machine(e: Experiment, gpus: Sequence[str]) -> dict:
         "slots": e.slots,  # runs side by side
         "gpus": list(gpus),
         "cpu": cpu_name(),
-        "cpu_count": os.cpu_count(),
+        "cpu_count": cores(),
     }
 
 

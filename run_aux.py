@@ -59,6 +59,7 @@ from records import (
     Arm,
     RunConfig,
     RunResult,
+    cores,
     duration,
     machine_seconds,
     printable,
@@ -120,7 +121,7 @@ def extra_environment(e: Experiment, slot: int = 0) -> dict[str, str]:
     """
     env = {}
     if e.slots * e.processes > 1:
-        threads = (os.cpu_count() or 1) // (e.slots * e.processes)
+        threads = cores() // (e.slots * e.processes)
         env["OMP_NUM_THREADS"] = str(max(1, threads))
     if e.device == "cuda" and e.slots > 1:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
