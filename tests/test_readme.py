@@ -4,6 +4,8 @@ import re
 import shlex
 from pathlib import Path
 
+import adaptive
+import plan_report
 from plans import PLANS, PROFILES, SHORT
 from run_aux import build_parser
 from staged_analysis_helper import CLASSIC_RULES, rule_text
@@ -27,6 +29,20 @@ def rule_rows():
         yield f"| {STAGE_OF.get(name, 4)} | {rule} |"
 
 
+ADAPTIVE_RUNS = {
+    1: "5 short: baseline twice, `screen_aux_6`, `screen_aux_4_8`, `screen_aux_3_6_9`",
+    2: "7: baseline and four placements once, the two best again",
+    3: "2 or 6 cells around weight 0.1, constant",
+    4: "pairs, from 4 on a look after each",
+}
+
+
+def adaptive_rows():
+    for stage in PLANS["adaptive"]:
+        rule = adaptive.rule_text(stage.number, PROFILES["speedrun"].design)
+        yield f"| {stage.number} {stage.name} | {ADAPTIVE_RUNS[stage.number]} | {rule} |"
+
+
 def profile_rows():
     for p in PROFILES.values():
         tokens = p.full_iterations * p.batch_size * p.sequence_length
@@ -47,6 +63,14 @@ def test_the_rules_are_the_ones_in_the_code():
 
 def test_the_profiles_are_the_ones_in_the_code():
     assert "\n".join(profile_rows()) in README
+
+
+def test_the_adaptive_rules_are_the_ones_in_the_code():
+    assert "\n".join(adaptive_rows()) in README
+
+
+def test_the_sample_sizes_are_those_of_the_plan_report():
+    assert "\n".join(plan_report.sample_size_rows(PROFILES["speedrun"])) in README
 
 
 def test_every_command_of_the_readme_is_understood():
