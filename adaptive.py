@@ -398,8 +398,8 @@ def decide_validation(
             chosen=chosen,
             missing=missing,
         )
-    baseline = [b.val_loss for b, _ in pairs if b.status == "ok"]
-    best = [a.val_loss for _, a in pairs if a.status == "ok"]
+    baseline = [b.val_loss for b, _ in pairs[: last.n] if b.status == "ok"]
+    best = [a.val_loss for _, a in pairs[: last.n] if a.status == "ok"]
     verdict = last.verdict or UNDECIDED
     numbers = {
         "verdict": verdict,
@@ -415,6 +415,8 @@ def decide_validation(
         "looks": [vars(look) for look in looks],
     }
     span = "no interval: a run diverged, ranks decide"
+    if last.p is None:
+        span = "no interval: without variance there is no test"
     if last.low is not None:
         span = f"sequential interval {last.low:+.4f} to {last.high:+.4f}"
     facts = [
@@ -445,11 +447,10 @@ def explain(last, verdict, numbers, baseline, best, pair_cost_s, design) -> list
     if verdict != UNDECIDED:
         return [f"Level {design.alpha:g} two-sided over all looks; fresh seeds for both arms."]
     lines = ["The bounds were not crossed: neither a gain, nor a harm, nor its absence is shown."]
-    if last.low is not None and last.improvement:
-        _, sd = aux_stats.mean_sd([*(b - sum(baseline) / len(baseline) for b in baseline),
-                                   *(a - sum(best) / len(best) for a in best)])
+    if last.low is not None:
+        sd = math.sqrt(aux_stats.pooled_variance([baseline, best], 0.0, 0.0))
         effect = max(abs(last.improvement), design.delta_eq)
-        needed = aux_stats.runs_needed(effect, sd) if sd else None
+        needed = aux_stats.runs_needed(effect, sd)
         if needed:
             numbers["runs_needed"] = needed
             more = max(0, needed - last.n)

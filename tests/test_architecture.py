@@ -20,8 +20,9 @@ ARROWS = {  # file: the files of ours that it may import
     "plans": {"adaptive", "records", "staged_analysis_helper"},
     "registration": {"launchers", "plans", "records", "staged_analysis_helper"},
     "analyze_aux": {"aux_stats", "records", "staged_analysis_helper"},
+    "plan_report": {"adaptive", "aux_stats", "plans", "records", "staged_analysis_helper"},
     "run_aux": {
-        *("launchers", "orchestrator", "plans", "records"),
+        *("launchers", "orchestrator", "plan_report", "plans", "records"),
         *("registration", "staged_analysis_helper"),
     },
 }

@@ -1,0 +1,796 @@
+"""Each rule of the adaptive plan, at, above and below its boundary, and where it has no data."""
+
+import json
+import math
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from invent import BASELINE, arm, experiment, result
+from scipy import stats
+
+import adaptive
+import aux_stats
+from adaptive import (
+    BELOW,
+    FEW_CELLS,
+    HARMFUL,
+    IMPROVES,
+    MANY_CELLS,
+    MET,
+    NO_EFFECT,
+    UNDECIDED,
+    UNRESOLVED,
+    Design,
+    Look,
+    additive_fit,
+    cells_to_run,
+    decide_hyperparameters,
+    decide_layers,
+    decide_screening,
+    decide_validation,
+    dropped_by_screening,
+    looks_at,
+    settled,
+    target_label,
+    two_best,
+    verdict_of,
+)
+from plans import MAX_ATTEMPTS, MAX_GIVEN_UP, PROFILES, Costs, invented, next_step
+from records import machine_seconds
+
+DESIGN = Design(sigma0=0.0013, delta_eq=0.005, delta_target=0.02, drop=0.125)
+BEST = arm("final_best", 4, 8)
+TINY = 1e-9
+
+# ---------------------------------------------------------------------------------------------
+# Stage 4: one look
+
+
+def look(**fields) -> Look:
+    plain = {"low": -1.0, "high": 1.0, "eq_low": -1.0, "eq_high": 1.0, "p": 0.5}
+    return Look(**{"n": 6, "n_max": 8, "improvement": 0.0, "z": 2.5, "q": 2.1, **plain, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "verdict"),
+    [
+        ({"low": TINY}, IMPROVES),
+        ({"low": 0.0}, ""),
+        ({"low": -TINY}, ""),
+        ({"high": -TINY}, HARMFUL),
+        ({"high": 0.0}, ""),
+        ({"high": TINY}, ""),
+        ({"eq_low": -0.005 + TINY, "eq_high": 0.005 - TINY}, NO_EFFECT),
+        ({"eq_low": -0.005, "eq_high": 0.004}, ""),
+        ({"eq_low": -0.004, "eq_high": 0.005}, ""),
+        ({"eq_low": -0.004, "eq_high": 0.005 + TINY}, ""),
+        # a gain that is shown, however small, is called one
+        ({"low": TINY, "eq_low": 0.001, "eq_high": 0.002}, IMPROVES),
+    ],
+)
+def test_verdict_at_above_and_below_its_bounds(fields, verdict):
+    assert verdict_of(look(**fields), DESIGN) == verdict
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "label"),
+    [
+        (0.02, 0.03, MET),
+        (0.02 + TINY, 0.03, MET),
+        (0.02 - TINY, 0.03, UNRESOLVED),
+        (0.01, 0.02, UNRESOLVED),
+        (0.01, 0.02 + TINY, UNRESOLVED),
+        (0.01, 0.02 - TINY, BELOW),
+        (None, None, UNRESOLVED),
+    ],
+)
+def test_label_at_above_and_below_the_target(low, high, label):
+    assert target_label(look(low=low, high=high), DESIGN) == label
+
+
+@pytest.mark.parametrize(
+    ("verdict", "label", "low", "expected"),
+    [
+        ("", "", -1.0, False),
+        (HARMFUL, "", -2.0, True),
+        (NO_EFFECT, "", -0.004, True),
+        (IMPROVES, MET, 0.02, True),
+        (IMPROVES, BELOW, 0.001, True),
+        (IMPROVES, UNRESOLVED, 0.001, False),
+        (IMPROVES, UNRESOLVED, None, True),  # by ranks: no interval will ever resolve it
+    ],
+)
+def test_settled_when_more_pairs_can_add_nothing(verdict, label, low, expected):
+    assert settled(look(verdict=verdict, label=label, low=low)) == expected
+
+
+# ---------------------------------------------------------------------------------------------
+# Stage 4: look after look
+
+
+def pairs_of(baseline, best):
+    """Pairs in order; None is a run that diverged."""
+
+    def run(an_arm, k, loss):
+        status = "diverged" if loss is None else "ok"
+        return result(an_arm, loss, status=status, stage=4, index=k)
+
+    both = zip(baseline, best, strict=True)
+    return [(run(BASELINE, k, b), run(BEST, k, a)) for k, (b, a) in enumerate(both)]
+
+
+def noisy_pairs(n, improvement, sd=0.0013, seed=0):
+    """Whose observed improvement is exactly this, at the last pair."""
+    noise = np.random.default_rng(seed).standard_normal((2, n))
+    noise -= noise.mean(axis=1, keepdims=True) if n else 0.0
+    baseline, best = 3.28 + sd * noise - [[0.0], [improvement]]
+    return pairs_of(baseline.tolist(), best.tolist())
+
+
+@pytest.mark.parametrize(
+    ("n", "n_max", "looks"),
+    [
+        (0, 9, []),
+        (1, 9, []),
+        (3, 9, []),
+        (4, 9, [4]),
+        (6, 9, [4, 5, 6]),
+        (3, 3, [3]),  # the budget allows no more
+        (2, 2, [2]),
+        (1, 1, []),  # one run an arm has no variance
+    ],
+)
+def test_looks_begin_at_four_pairs_or_at_the_last_one(n, n_max, looks):
+    found = looks_at(noisy_pairs(n, 0.0), [n_max] * n, DESIGN)
+    assert [k.n for k in found] == looks
+
+
+def test_pairs_side_by_side_are_looked_at_together_and_at_the_end():
+    found = looks_at(noisy_pairs(11, 0.0), [11] * 11, DESIGN, together=4)
+    assert [k.n for k in found] == [4, 8, 11]
+
+
+def test_intervals_are_welch_at_the_nominal_level_of_the_bound():
+    pairs = noisy_pairs(6, 0.002)
+    last = looks_at(pairs, [9] * 6, DESIGN)[-1]
+    spent = [aux_stats.obrien_fleming_spending(n / 9, 0.025) for n in (4, 5, 6)]
+    assert last.z == pytest.approx(aux_stats.bounds((4, 5, 6), spent)[-1])
+    level = 1 - 2 * stats.norm.sf(last.z)
+    reference = stats.ttest_ind(
+        [b.val_loss for b, _ in pairs], [a.val_loss for _, a in pairs], equal_var=False
+    ).confidence_interval(level)
+    assert (last.low, last.high) == pytest.approx(tuple(reference), abs=1e-12)
+    assert last.eq_low > last.low
+    assert last.eq_high < last.high
+
+
+def test_first_looks_are_strict_and_the_last_one_nearly_nominal():
+    zs = [k.z for k in looks_at(noisy_pairs(9, 0.0), [9] * 9, DESIGN)]
+    assert zs == sorted(zs, reverse=True)
+    assert zs[0] > 2.9
+    assert 1.96 < zs[-1] < 2.1
+
+
+def test_one_look_at_the_end_spends_all_of_alpha():
+    only = looks_at(noisy_pairs(4, 0.0), [4] * 4, DESIGN)
+    assert only[0].z == pytest.approx(stats.norm.isf(0.025), abs=1e-9)
+    assert only[0].q == pytest.approx(stats.norm.isf(0.05), abs=1e-9)
+
+
+def test_a_budget_that_lowers_n_max_spends_the_rest_of_alpha_sooner():
+    pairs = noisy_pairs(6, 0.0)
+    kept = looks_at(pairs, [10] * 6, DESIGN)
+    lowered = looks_at(pairs, [10, 10, 10, 10, 10, 6], DESIGN)
+    assert [k.z for k in lowered[:2]] == [k.z for k in kept[:2]]  # what was spent stays spent
+    spent = [aux_stats.obrien_fleming_spending(n / 10, 0.025) for n in (4, 5)] + [0.025]
+    assert lowered[2].z == pytest.approx(aux_stats.bounds((4, 5, 6), spent)[-1])
+    assert lowered[2].z < kept[2].z
+    assert lowered[2].low > kept[2].low
+
+
+def test_a_verdict_once_reached_stands():
+    good, bad = noisy_pairs(4, 0.02), noisy_pairs(6, -0.03, seed=1)
+    looks = looks_at(good + bad, [10] * 10, DESIGN)
+    assert looks[0].verdict == IMPROVES
+    assert {k.verdict for k in looks} == {IMPROVES}
+    assert looks[-1].low < 0  # although its own interval would not say so
+
+
+def test_a_label_once_settled_stands():
+    good, better = noisy_pairs(5, 0.01), noisy_pairs(5, 0.08, seed=1)
+    looks = looks_at(good + better, [10] * 10, DESIGN)
+    assert looks[1].label == BELOW
+    assert target_label(looks[-1], DESIGN) != BELOW
+    assert looks[-1].label == BELOW
+
+
+def test_a_label_is_settled_later_than_its_verdict():
+    looks = looks_at(noisy_pairs(9, 0.0235), [9] * 9, DESIGN)
+    assert (looks[0].verdict, looks[0].label) == (IMPROVES, UNRESOLVED)
+    assert looks[-1].label == MET
+
+
+def test_superiority_leaves_equivalence_stops_out_except_at_the_end():
+    pairs, limits = noisy_pairs(9, 0.0), [9] * 9
+    stops = [k.verdict for k in looks_at(pairs, limits, DESIGN)]
+    assert NO_EFFECT in stops[:-1]
+    left_out = [k.verdict for k in looks_at(pairs, limits, DESIGN, equivalence=False)]
+    assert left_out == [""] * 5 + [NO_EFFECT]
+
+
+# ---------------------------------------------------------------------------------------------
+# Stage 4: samples that allow no test, and divergences
+
+
+@pytest.mark.parametrize("best", [3.28, 3.27])
+def test_without_any_variance_nothing_is_concluded(best):
+    pairs = pairs_of([3.28] * 6, [best] * 6)
+    looks = looks_at(pairs, [6] * 6, DESIGN)
+    assert {k.verdict for k in looks} == {""}
+    assert not settled(looks[-1])
+    decision = conclude(looks, pairs)
+    assert decision.numbers["verdict"] == UNDECIDED
+    assert any("without variance" in fact for fact in decision.facts)
+
+
+def test_equal_samples_have_no_effect():
+    losses = [3.2801, 3.2790, 3.2812, 3.2795, 3.2806, 3.2799]
+    last = looks_at(pairs_of(losses, losses), [6] * 6, DESIGN)[-1]
+    assert last.improvement == 0
+    assert last.verdict == NO_EFFECT
+
+
+def test_all_diverged_is_inconclusive():
+    pairs = pairs_of([None] * 8, [None] * 8)
+    looks = looks_at(pairs, [8] * 8, DESIGN)
+    assert {k.verdict for k in looks} == {""}
+    decision = conclude(looks, pairs)
+    assert decision.numbers["verdict"] == UNDECIDED
+    assert "every run diverged" in " ".join(decision.facts)
+    assert (decision.numbers["baseline_diverged"], decision.numbers["best_diverged"]) == (8, 8)
+
+
+def test_an_arm_that_always_diverges_is_harmful():
+    pairs = pairs_of([3.28 + k / 1e4 for k in range(8)], [None] * 8)
+    assert looks_at(pairs, [8] * 8, DESIGN)[-1].verdict == HARMFUL
+
+
+def test_one_divergence_switches_to_ranks():
+    baseline = [3.28 + k / 1e4 for k in range(8)]
+    best = [3.26 + k / 1e4 for k in range(7)]
+    pairs = pairs_of(baseline, [*best[:5], None, *best[5:]])
+    looks = looks_at(pairs, [8] * 8, DESIGN)
+    assert [k.low is None for k in looks] == [False, False, True, True, True]
+    reference = stats.mannwhitneyu(baseline, [*best, 99.0], method="exact").pvalue
+    assert looks[-1].p == pytest.approx(reference)
+    # 7 of 8 are far better: one divergence does not hide it, nor the verdict reached before
+    assert looks[-1].verdict == IMPROVES
+
+
+@pytest.mark.parametrize(("diverged", "verdict"), [(1, IMPROVES), (4, "")])
+def test_the_rank_test_decides_at_the_level_of_its_look(diverged, verdict):
+    baseline = [3.28 + k / 1e4 for k in range(9)]
+    best = [3.26 + k / 1e4 for k in range(9 - diverged)]
+    (look,) = looks_at(pairs_of(baseline, [None] * diverged + best), [9] * 9, DESIGN)[-1:]
+    assert look.verdict == verdict
+    assert (look.p <= 2 * aux_stats.upper_tail(look.z)) == bool(verdict)
+
+
+def test_a_rank_look_too_early_to_reach_its_level_decides_nothing():
+    pairs = pairs_of([3.28, 3.281, 3.282, None], [3.20, 3.201, 3.202, 3.203])
+    (look,) = looks_at(pairs, [9] * 4, DESIGN)
+    assert look.p == pytest.approx(2 / math.comb(8, 4))  # the least that four against four can give
+    assert look.verdict == ""
+
+
+# ---------------------------------------------------------------------------------------------
+# Stage 4: the decision
+
+
+def conclude(looks, pairs):
+    decision = decide_validation(looks, pairs, 1800.0, DESIGN, BEST, ())
+    json.dumps(decision.numbers, allow_nan=False)  # it goes into a file
+    return decision
+
+
+@pytest.mark.parametrize(
+    ("improvement", "title"),
+    [
+        (0.0, NO_EFFECT),
+        (0.01, f"{IMPROVES}, {BELOW}"),
+        (0.02, f"{IMPROVES}, {UNRESOLVED}"),
+        (0.03, f"{IMPROVES}, {MET}"),
+        (-0.01, HARMFUL),
+    ],
+)
+def test_the_title_is_verdict_and_label(improvement, title):
+    pairs = noisy_pairs(9, improvement)
+    assert conclude(looks_at(pairs, [9] * 9, DESIGN), pairs).title == title
+
+
+def test_inconclusive_says_what_it_would_still_take():
+    pairs = noisy_pairs(4, 0.004, sd=0.006)
+    decision = conclude(looks_at(pairs, [4] * 4, DESIGN), pairs)
+    assert decision.title == UNDECIDED
+    baseline, best = ([r.val_loss for r in side] for side in zip(*pairs, strict=True))
+    sd = math.sqrt((np.var(baseline, ddof=1) + np.var(best, ddof=1)) / 2)
+    effect = max(abs(decision.numbers["improvement"]), DESIGN.delta_eq)
+    needed = aux_stats.runs_needed(effect, sd)
+    assert decision.numbers["runs_needed"] == needed
+    hours = f"{(needed - 4) * 1800 / 3600:.1f} h"
+    assert f"{needed} runs per arm: {needed - 4} more pairs, {hours}" in " ".join(decision.because)
+
+
+def test_a_null_result_says_what_it_excludes():
+    pairs = noisy_pairs(9, 0.0)
+    looks = looks_at(pairs, [9] * 9, DESIGN)
+    excluded = max(abs(looks[-1].eq_low), abs(looks[-1].eq_high))
+    assert f"effects beyond ±{excluded:.4f} are excluded" in conclude(looks, pairs).because[0]
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_too_few_pairs_for_any_look_are_inconclusive(n):
+    decision = conclude([], noisy_pairs(n, 0.05))
+    assert decision.numbers["verdict"] == UNDECIDED
+    assert f"{n} complete pair(s)" in decision.title
+
+
+# ---------------------------------------------------------------------------------------------
+# Stage 1: screening drops an arm only for divergence or plain harm
+
+
+def screening(baseline=(3.0, 3.0), **losses):
+    """losses: a6=3.1 for layer 6; None diverged."""
+    results = [result(arm("screen_baseline"), b, index=k) for k, b in enumerate(baseline)]
+    for name, loss in losses.items():
+        layers = tuple(map(int, name[1:]))
+        status = "diverged" if loss is None else "ok"
+        results.append(result(arm(f"screen_{name}", *layers), loss, status=status))
+    return results
+
+
+@pytest.mark.parametrize(
+    ("loss", "dropped"),
+    [
+        (3.125, set()),  # exactly as much worse as is allowed
+        (3.125 + 2**-20, {(6,)}),
+        (3.125 - 2**-20, set()),
+        (2.9, set()),
+        (None, {(6,)}),
+    ],
+)
+def test_screening_drops_above_its_threshold_only(loss, dropped):
+    assert dropped_by_screening(screening(a6=loss, a48=3.0), DESIGN) == dropped
+
+
+def test_screening_compares_with_the_mean_of_both_baselines():
+    assert dropped_by_screening(screening((2.75, 3.25), a6=3.125), DESIGN) == set()
+    assert dropped_by_screening(screening((2.75, 3.0), a6=3.125), DESIGN) == {(6,)}
+
+
+def test_without_a_usable_baseline_only_a_divergence_drops():
+    results = [result(arm("screen_baseline"), status="diverged"), *screening((), a6=9.0, a48=None)]
+    assert dropped_by_screening(results, DESIGN) == {(4, 8)}
+
+
+@pytest.mark.parametrize(
+    ("losses", "verdict"),
+    [
+        ({"a6": 9.0, "a48": 9.0, "a369": None}, "STOP"),
+        ({"a6": 9.0, "a48": 9.0, "a369": 3.0}, "PROCEED"),
+        ({"a6": 3.1, "a48": 3.1, "a369": 3.1}, "PROCEED"),  # early gain is never required
+        ({}, "PROCEED"),
+    ],
+)
+def test_screening_stops_only_if_every_arm_is_dropped(losses, verdict):
+    decision = decide_screening(screening(**losses), ["screen_baseline"], DESIGN)
+    assert decision.verdict == verdict
+
+
+def test_a_crash_is_no_reason_to_drop():
+    results = [*screening(a48=9.0), result(arm("screen_a6", 6), status="crashed")]
+    decision = decide_screening(results, ["screen_a6"], DESIGN)
+    assert decision.verdict == "PROCEED"
+    assert decision.missing == ("screen_a6",)
+
+
+# ---------------------------------------------------------------------------------------------
+# Stage 2: layers
+
+
+def placements(again=(), baseline=3.28, **losses):
+    results = [result(BASELINE, baseline, stage=2)] if baseline is not None else []
+    for index, runs in enumerate((losses, dict(again))):
+        for name, loss in runs.items():
+            layers = tuple(map(int, name[1:]))
+            status = "diverged" if loss is None else "ok"
+            results.append(result(arm(name, *layers), loss, status=status, stage=2, index=index))
+    return results
+
+
+FIRST = {"a4": 3.27, "a6": 3.26, "a8": 3.28, "a48": 3.265}
+
+
+def test_two_best_by_their_first_run():
+    results = placements({"a8": 1.0}, **FIRST)
+    assert [a.layers for a in two_best(results)] == [(6,), (4, 8)]
+
+
+@pytest.mark.parametrize(
+    ("losses", "n"), [({"a4": 3.2, "a6": None}, 1), ({"a6": None}, 0), ({}, 0)]
+)
+def test_two_best_of_fewer(losses, n):
+    assert len(two_best(placements(**losses))) == n
+
+
+def test_the_lower_mean_of_the_two_wins_not_the_best_single_run():
+    results = placements({"a6": 3.30, "a48": 3.265}, **FIRST)
+    assert decide_layers(results, [], DESIGN).chosen.layers == (4, 8)
+
+
+def test_z2_is_the_formula_of_the_plan():
+    results = placements({"a6": 3.264, "a48": 3.268}, **FIRST)
+    decision = decide_layers(results, [], DESIGN)
+    # SS about the means of the two pairs: 2 * .002^2 + 2 * .0015^2, with a degree of freedom each
+    s = math.sqrt((8 * 0.0013**2 + 2 * 0.002**2 + 2 * 0.0015**2) / (8 + 2))
+    assert decision.numbers["s"] == pytest.approx(s, rel=1e-9)
+    assert decision.numbers["z2"] == pytest.approx((3.28 - 3.262) / (s * math.sqrt(1.5)), rel=1e-9)
+
+
+@pytest.mark.parametrize(("z2", "runs"), [(3.99, 2), (4.0 + TINY, 6), (4.01, 6)])
+def test_stage_3_is_as_large_as_the_losses_of_stage_2_are_worth(z2, runs):
+    s = math.sqrt(8 * 0.0013**2 / (8 + 2))  # two pairs without any spread
+    baseline = 3.26 + z2 * s * math.sqrt(1 / 2 + 1)
+    decision = decide_layers(placements({"a6": 3.26, "a48": 3.265}, baseline, **FIRST), [], DESIGN)
+    assert decision.numbers["z2"] == pytest.approx(z2, abs=1e-8)
+    assert len(cells_to_run(decision.numbers["z2"])) == runs
+
+
+def test_no_baseline_no_z2_but_a_choice():
+    decision = decide_layers(placements({"a6": 3.26}, baseline=None, **FIRST), [], DESIGN)
+    assert decision.numbers["z2"] is None
+    assert decision.chosen.layers == (6,)
+
+
+def test_a_finalist_that_diverges_the_second_time_is_out():
+    results = placements({"a6": None, "a48": 3.4}, **FIRST)
+    assert decide_layers(results, [], DESIGN).chosen.layers == (4, 8)
+
+
+def test_no_usable_placement_is_inconclusive():
+    decision = decide_layers(placements(a4=None, a6=None), [], DESIGN)
+    assert decision.verdict == "INCONCLUSIVE"
+    assert decision.chosen is None
+
+
+# ---------------------------------------------------------------------------------------------
+# Stage 3: weight and schedule
+
+
+@pytest.mark.parametrize(
+    ("z2", "cells"),
+    [
+        (3.99, FEW_CELLS),
+        (4.0, MANY_CELLS),
+        (4.01, MANY_CELLS),
+        (-9.0, FEW_CELLS),
+        (None, FEW_CELLS),
+    ],
+)
+def test_cells_at_above_and_below_z2(z2, cells):
+    assert cells_to_run(z2) == cells
+
+
+def test_additive_fit_is_least_squares():
+    rng = random.Random(3)
+    observed = {cell: rng.gauss(3.28, 0.01) for cell in ((0.1, "constant"), *MANY_CELLS)}
+    weights, schedules = (0.05, 0.1, 0.2), ("constant", "cosine_decay", "linear_decay")
+
+    def row(cell):  # the first weight and schedule as references: full rank
+        return [1, *(cell[0] == w for w in weights[1:]), *(cell[1] == s for s in schedules[1:])]
+
+    matrix = np.array([row(cell) for cell in observed], dtype=float)
+    normal = np.linalg.solve(matrix.T @ matrix, matrix.T @ np.array(list(observed.values())))
+    fit = additive_fit(observed)
+    assert len(fit) == 9
+    for cell, loss in fit.items():
+        assert loss == pytest.approx(float(np.dot(row(cell), normal)), abs=1e-12)
+
+
+def test_additive_fit_finds_the_best_cell_that_was_never_run():
+    effect = {0.05: 0.00, 0.1: 0.01, 0.2: 0.02}
+    of_schedule = {"constant": 0.02, "linear_decay": 0.01, "cosine_decay": 0.0}
+    cells = (adaptive.DEFAULT_CELL, *MANY_CELLS)
+    fit = additive_fit({(w, s): 3.2 + effect[w] + of_schedule[s] for w, s in cells})
+    assert min(fit, key=fit.get) == (0.05, "cosine_decay")
+    assert (0.05, "cosine_decay") not in cells
+    assert fit[0.05, "cosine_decay"] == pytest.approx(3.2, abs=1e-12)
+
+
+def dives(losses):
+    return [
+        result(arm(f"dive_{k}", 6, weight=w, schedule=s), loss, stage=3)
+        if loss is not None
+        else result(arm(f"dive_{k}", 6, weight=w, schedule=s), status="diverged", stage=3)
+        for k, ((w, s), loss) in enumerate(losses.items())
+    ]
+
+
+def stage_2(z2, best_loss=3.27):
+    decision = decide_layers(placements(**FIRST), [], DESIGN)
+    return replace(decision, numbers={"z2": z2, "best_loss": best_loss})
+
+
+def chosen_cell(results, decision_2):
+    layers = arm("aux_6", 6)
+    chosen = decide_hyperparameters(results, [], DESIGN, layers, decision_2).chosen
+    assert chosen.layers == (6,)
+    return chosen.weight, chosen.schedule
+
+
+@pytest.mark.parametrize(
+    ("default", "few", "best"),
+    [
+        (3.27, (3.28, 3.29), (0.1, "constant")),
+        (3.27, (3.26, 3.29), (0.05, "linear_decay")),
+        (3.27, (3.28, 3.26), (0.2, "cosine_decay")),
+        (3.27, (None, None), (0.1, "constant")),
+        (3.27, (None, 3.26), (0.2, "cosine_decay")),
+    ],
+)
+def test_small_effects_take_the_best_observed_of_three(default, few, best):
+    results = dives(dict(zip(FEW_CELLS, few, strict=True)))
+    assert chosen_cell(results, stage_2(3.99, default)) == best
+
+
+def test_plain_effects_take_the_best_predicted_of_nine():
+    losses = {(w, s): 3.2 + w / 10 + (s != "cosine_decay") / 100 for w, s in MANY_CELLS}
+    assert chosen_cell(dives(losses), stage_2(4.0, 3.22)) == (0.05, "cosine_decay")
+
+
+def test_a_cell_that_diverged_is_never_chosen_however_good_its_prediction():
+    losses = {(w, s): 3.2 - w / 10 - (s == "cosine_decay") / 100 for w, s in MANY_CELLS}
+    assert chosen_cell(dives(losses), stage_2(4.0, 3.19)) == (0.2, "cosine_decay")
+    losses[0.2, "cosine_decay"] = None
+    assert chosen_cell(dives(losses), stage_2(4.0, 3.19)) != (0.2, "cosine_decay")
+
+
+def test_without_any_result_stage_3_is_inconclusive():
+    decision = decide_hyperparameters([], ["dive_0"], DESIGN, arm("aux_6", 6), None)
+    assert decision.verdict == "INCONCLUSIVE"
+    assert decision.missing == ("dive_0",)
+
+
+# ---------------------------------------------------------------------------------------------
+# The plan as a whole
+
+
+def adaptive_experiment(full_runs=28.0, **changes):
+    """Runs take 900 s at full length; the budget is so many of them."""
+    fields = {
+        "plan": "adaptive",
+        "profile": PROFILES["speedrun"],
+        "full_iterations": 5100,
+        "budget_hours": full_runs * 900 / 3600,
+        "device": "cuda",
+        "processes": 8,
+    }
+    return experiment(**{**fields, **changes})
+
+
+def carry_out(e, improvement=0.003, happens=lambda run, attempt: "ok", seconds=900.0, seed=0):
+    """Everything launched, in order, the last step, and all results; as many at once as fit."""
+    rng = random.Random(seed)
+    results, launched, now_s, running = [], [], 0.0, []
+    while True:
+        in_flight = frozenset(r.run.name for r in running)
+        spent_s = machine_seconds(results, [(r.clock, r.start_s, now_s) for r in running])
+        step = next_step(e, results, in_flight, spent_s)
+        assert not (step.ended and running)
+        for run in step.runs[: e.slots - len(running)]:
+            attempt = 1 + sum(r.run.name == run.name for r in results)
+            took_s = seconds * run.num_iterations / e.full_iterations * rng.uniform(0.999, 1.001)
+            loss = 3.28 - improvement * bool(run.arm.layers) + rng.gauss(0, 0.0013)
+            done = invented(run, attempt, loss, now_s, took_s, Costs(e, results))
+            if (status := happens(run, attempt)) != "ok":
+                done = replace(done, status=status, reason="invented", val_loss=None)
+            running.append(done)
+            launched.append(run)
+        if not running:
+            return launched, step, results
+        done = min(running, key=lambda r: r.end_s)
+        running.remove(done)
+        results.append(done)
+        now_s = done.end_s
+        assert len(launched) < 300, "the plan loops"
+
+
+def of_stage(launched, stage):
+    return [run for run in launched if run.stage == stage]
+
+
+@pytest.mark.parametrize(("improvement", "stage_3", "n_max"), [(0.0, 2, 9), (0.02, 6, 7)])
+def test_the_adaptive_plan_runs_the_agreed_runs(improvement, stage_3, n_max):
+    launched, step, _ = carry_out(adaptive_experiment(stop_on="never"), improvement)
+    assert [run.name for run in of_stage(launched, 1)] == [
+        *("screen_baseline/run_0", "screen_aux_6/run_0", "screen_aux_4_8/run_0"),
+        *("screen_aux_3_6_9/run_0", "screen_baseline/run_1"),
+    ]
+    stage_2 = [run.name for run in of_stage(launched, 2)]
+    assert stage_2[:5] == [
+        f"{name}/run_0" for name in ("baseline", "aux_4", "aux_6", "aux_8", "aux_4_8")
+    ]
+    assert len(stage_2) == 7
+    assert {name.split("/")[1] for name in stage_2[5:]} == {"run_1"}
+    assert len(of_stage(launched, 3)) == stage_3
+    assert [run.name for run in of_stage(launched, 4)] == [
+        f"{name}/run_{k}" for k in range(n_max) for name in ("final_baseline", "final_best")
+    ]
+    assert step.decisions[4].numbers["n_max"] == n_max
+
+
+def test_seeds_of_stage_4_are_shared_by_a_pair_and_used_nowhere_else():
+    launched, _, _ = carry_out(adaptive_experiment(stop_on="never"))
+    final = of_stage(launched, 4)
+    seeds = [run.seed for run in final]
+    assert seeds[::2] == seeds[1::2]
+    assert len(set(seeds)) == len(final) // 2
+    assert not set(seeds) & {run.seed for run in launched if run.stage < 4}
+
+
+@pytest.mark.parametrize("layers", [(6,), (4, 8)])
+def test_a_placement_that_screening_dropped_is_not_run_and_not_missing(layers):
+    launched, step, _ = carry_out(
+        adaptive_experiment(),
+        happens=lambda run, _: "diverged" if run.stage == 1 and run.arm.layers == layers else "ok",
+    )
+    assert layers not in {run.arm.layers for run in of_stage(launched, 2)}
+    assert step.decisions[2].missing == ()
+
+
+def test_the_plan_stops_when_screening_drops_everything():
+    launched, step, _ = carry_out(
+        adaptive_experiment(), happens=lambda run, _: "diverged" if run.arm.layers else "ok"
+    )
+    assert len(launched) == 5
+    assert step.at_gate
+
+
+def test_stage_4_ends_when_its_verdict_is_settled():
+    launched, step, _ = carry_out(adaptive_experiment(), improvement=-0.02)
+    assert len(of_stage(launched, 4)) == 8
+    assert step.decisions[4].numbers["verdict"] == HARMFUL
+    assert step.ended == "all runs are done"
+
+
+def test_a_broken_pair_is_repeated_with_its_seed_and_paid_for():
+    def happens(run, attempt):
+        return "crashed" if (run.name, attempt) == ("final_best/run_1", 1) else "ok"
+
+    launched, step, results = carry_out(adaptive_experiment(stop_on="never"), happens=happens)
+    tries = [run for run in launched if run.name == "final_best/run_1"]
+    assert len(tries) == 2
+    assert len({run.seed for run in tries}) == 1
+    assert step.decisions[4].missing == ()
+    # 18 runs were paid for, 8 pairs fit beside the one that was wasted
+    assert step.decisions[4].numbers["n"] == 8
+    assert machine_seconds(results) <= 28.1 * 900
+
+
+def test_a_pair_that_fails_for_good_is_given_up_and_replaced():
+    launched, step, _ = carry_out(
+        adaptive_experiment(60.0, stop_on="superiority"),
+        improvement=0.0,
+        happens=lambda run, _: "crashed" if run.name == "final_best/run_1" else "ok",
+    )
+    assert sum(run.name == "final_best/run_1" for run in launched) == MAX_ATTEMPTS
+    decision = step.decisions[4]
+    assert decision.missing == (f"1 pair(s) given up after {MAX_ATTEMPTS} attempts",)
+    assert decision.numbers["n"] >= 4
+    assert "final_best/run_4" in {run.name for run in launched}
+
+
+def test_pairs_that_always_fail_end_the_plan():
+    launched, step, _ = carry_out(
+        adaptive_experiment(200.0),
+        happens=lambda run, _: "crashed" if run.arm.name == "final_best" else "ok",
+    )
+    failed = [run for run in launched if run.arm.name == "final_best"]
+    assert len(failed) == (MAX_GIVEN_UP + 1) * MAX_ATTEMPTS
+    assert step.decisions[4].numbers["verdict"] == UNDECIDED
+    assert step.ended
+
+
+def test_an_interrupted_run_is_no_failure_of_its_pair():
+    _, step, _ = carry_out(
+        adaptive_experiment(60.0),
+        happens=lambda run, attempt: (
+            "interrupted" if run.name == "final_best/run_0" and attempt < 6 else "ok"
+        ),
+    )
+    assert step.decisions[4].missing == ()
+
+
+def test_a_divergence_in_stage_4_is_kept_and_counted():
+    _, step, _ = carry_out(
+        adaptive_experiment(),
+        improvement=0.01,
+        happens=lambda run, _: "diverged" if run.name == "final_best/run_0" else "ok",
+    )
+    numbers = step.decisions[4].numbers
+    assert numbers["best_diverged"] == 1
+    assert numbers["low"] is None
+    assert numbers["n"] == numbers["n_max"]  # one against many takes every pair
+
+
+def test_a_budget_that_shrinks_lowers_n_max_and_nothing_raises_it():
+    e = adaptive_experiment(stop_on="superiority")
+    cheaper = carry_out(e, improvement=0.0)[1].decisions[4].numbers
+    assert {k["n_max"] for k in cheaper["looks"]} == {9}
+    wasted = (
+        carry_out(
+            e,
+            improvement=0.0,
+            happens=lambda run, attempt: (
+                "crashed" if run.name == "final_best/run_5" and attempt < 3 else "ok"
+            ),
+        )[1]
+        .decisions[4]
+        .numbers
+    )
+    n_maxes = [k["n_max"] for k in wasted["looks"]]
+    assert n_maxes == sorted(n_maxes, reverse=True)
+    assert (n_maxes[0], n_maxes[-1]) == (9, 8)
+    assert wasted["n"] == 8
+    spent = [aux_stats.obrien_fleming_spending(k["n"] / k["n_max"], 0.025) for k in wasted["looks"]]
+    assert spent[-1] == pytest.approx(0.025)
+    bounds = aux_stats.bounds([k["n"] for k in wasted["looks"]], spent)
+    assert [k["z"] for k in wasted["looks"]] == pytest.approx(list(bounds))
+
+
+def test_validation_runs_caps_the_pairs():
+    launched, step, _ = carry_out(adaptive_experiment(validation_runs=3), improvement=0.0)
+    assert len(of_stage(launched, 4)) == 6
+    assert [k["n"] for k in step.decisions[4].numbers["looks"]] == [3]
+
+
+@pytest.mark.parametrize("full_runs", [0.5, 3.0, 9.0, 10.5, 12.0, 15.0, 28.0])
+@pytest.mark.parametrize("slots", [1, 2, 8])
+def test_no_budget_is_overrun_and_every_end_is_said(full_runs, slots):
+    e = adaptive_experiment(full_runs, slots=slots)
+    _, step, results = carry_out(e, improvement=0.0)
+    assert step.ended
+    assert machine_seconds(results) <= 900 * full_runs * 1.002
+
+
+def test_a_half_finished_pair_is_not_looked_at():
+    e = adaptive_experiment()
+    _, step, results = carry_out(e, improvement=-0.02)
+    assert len(step.decisions[4].numbers["looks"]) == 1
+    without = [r for r in results if r.run.name != "final_best/run_2"]
+    again = next_step(e, without)
+    assert [run.name for run in again.runs] == ["final_best/run_2"]
+    assert 4 not in again.decisions
+
+
+def test_side_by_side_the_budget_is_read_in_rounds():
+    """Four pairs that run at once and use up the budget are looked at once, at full alpha."""
+    e = adaptive_experiment(0.2 + 2 + 1 + 1.1, slots=8)
+    _, step, _ = carry_out(e, improvement=0.0)
+    (only,) = step.decisions[4].numbers["looks"]
+    assert (only["n"], only["n_max"]) == (4, 4)
+    assert only["z"] == pytest.approx(stats.norm.isf(0.025))
+
+
+def test_the_adaptive_plan_is_a_function_of_its_results():
+    e = adaptive_experiment(stop_on="superiority")
+    _, _, results = carry_out(e, improvement=0.001)
+    rng = random.Random(0)
+    for cut in range(0, len(results) + 1, 4):
+        some = results[:cut]
+        expected = next_step(e, some)
+        rng.shuffle(some)
+        assert next_step(e, some) == expected
+        assert next_step(e, some) == expected
