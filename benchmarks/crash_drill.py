@@ -5,8 +5,8 @@
 
 An undisturbed experiment comes first. Then the same experiment again, its orchestrator killed with
 SIGKILL at random moments and started again, until the plan ends; then another, until there were N
-kills. A fast fake trainer with invented losses runs through the real launcher (with --real: two
-short runs of the real one). Counted over all experiments:
+kills. A fast fake trainer with invented losses runs through the real launcher (with --real: the
+real one, in two very short runs with a very short validation). Counted over all experiments:
 
     lost        runs of the undisturbed experiment without a settled result, decisions not taken,
                 attempts without a whole record, machine time that the ledger misses
@@ -68,6 +68,14 @@ def wait_until_gone(token: str, patience_s: float = PATIENCE_S) -> int:
     return len(left)
 
 
+SHORTLY = f"""
+import runpy, sys
+sys.path.insert(0, {str(ROOT)!r})
+sys.argv += ["--val_tokens", "2048"]  # the last one counts
+runpy.run_path({str(ROOT / "train_gpt.py")!r}, run_name="__main__")
+"""
+
+
 class Drill:
     """One experiment: how it is begun and gone on with, and what it left."""
 
@@ -77,9 +85,13 @@ class Drill:
         self.trace = folder / "trace"
         self.output = folder / "output"
         folder.mkdir(parents=True)
+        self.script = ROOT / "tests" / "fake_train.py"
+        if real:
+            self.script = folder / "train_shortly.py"
+            self.script.write_text(SHORTLY)
         fakes = {
             "TORCHRUN": str(ROOT / "tests" / "fake_torchrun"),
-            "FAKE_SECONDS": "0.1",
+            "FAKE_SECONDS": "0.05",
             "FAKE_TRACE": str(self.trace),
         }
         self.env = {**os.environ, TOKEN: self.token, **({} if real else fakes)}
@@ -92,12 +104,12 @@ class Drill:
 
     def start(self) -> subprocess.Popen:
         """An orchestrator that begins the experiment, or goes on with it."""
-        how = ["--profile", "mini", "--max_budget_hours", "1"]
+        how = ["--profile", "mini", "--max_budget_hours", "1", "--train_script", self.script]
         if self.real:
-            how += ["--experiment", "quick_baseline,quick_aux_4_8", "--full_iterations", "100"]
+            how += ["--experiment", "quick_baseline,quick_aux_4_8", "--full_iterations", "20"]
             how += ["--num_gpus", "0", "--cpu_processes", "2"]
         else:
-            how += ["--staged", "--train_script", ROOT / "tests" / "fake_train.py"]
+            how += ["--staged"]
         how += ["--exp_dir", self.exp_dir] if self.exp_dir else ["--output_dir", self.folder]
         with open(self.output, "ab") as output:
             return subprocess.Popen(
@@ -131,10 +143,12 @@ class Drill:
         return found
 
 
-def disturb(drill: Drill, kills: int, moments: random.Random) -> tuple[int, int]:
-    """Kill orchestrators until the plan ends or so many are killed: (kills, survivors)."""
+def disturb(drill: Drill, kills: int, longest_s: float, moments: random.Random) -> tuple[int, int]:
+    """Kill orchestrators until the plan ends or so many are killed: (kills, survivors).
+
+    Each lives for a random time of at most longest_s.
+    """
     killed = left = 0
-    longest_s = 15.0 if drill.real else 0.9
     while killed < kills:
         orchestrator = drill.start()
         try:
@@ -208,14 +222,17 @@ def run(kills: int, seed: int, real: bool, say=print) -> dict[str, int]:
     total = Counter(kills=0, **dict.fromkeys(COUNTED, 0))
     with tempfile.TemporaryDirectory(prefix="crash_drill_") as scratch:
         undisturbed = Drill(Path(scratch) / "undisturbed", real)
+        began = time.monotonic()
         undisturbed.finish()
+        runs = len(undisturbed.records().results)
+        longest_s = 0.5 + (1 if real else 3) * (time.monotonic() - began) / runs
         head = " ".join(f"{name:>10}" for name in COUNTED)
         say(f"{'experiment':>10} {'kills':>6} {'attempts':>9} {head}")
         number = 0
         while total["kills"] < kills:
             number += 1
             drill = Drill(Path(scratch) / f"disturbed_{number}", real)
-            killed, left = disturb(drill, kills - total["kills"], moments)
+            killed, left = disturb(drill, kills - total["kills"], longest_s, moments)
             findings = compare(undisturbed, drill)
             left += wait_until_gone(drill.token)
             launchers.end_marked(drill.exp_dir.resolve())
