@@ -214,9 +214,7 @@ def operating_characteristics(
     tasks = [(e, world, some) for world in worlds for some in chunks]
     with Pool(jobs) as pool:
         parts = iter(pool.map(outcomes_of, tasks, chunksize=1))
-    return [
-        tally(world.name, e.plan, [o for _ in chunks for o in next(parts)]) for world in worlds
-    ]
+    return [tally(world.name, e.plan, [o for _ in chunks for o in next(parts)]) for world in worlds]
 
 
 UNGATED = tuple(Override("ignore_gate", stage) for stage in (1, 2, 3))

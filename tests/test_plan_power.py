@@ -1,0 +1,300 @@
+"""The simulation behind --plan_report and benchmarks/plan_power.py: truth, noise, plans, rates."""
+
+import json
+import random
+import statistics
+from dataclasses import replace
+
+import pytest
+
+import aux_stats
+import plan_report
+from adaptive import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
+from benchmarks import plan_power
+from benchmarks.plan_power import BUDGET, PLANS, WORLDS, cost_s, fixed_test, next_noise
+from plan_report import CELLS, Truth, World, additive_ranks, as_meant, plain_world, scattered_ranks
+from plans import PROFILES, Costs, Experiment, aux
+
+ROW = {
+    *("world", "plan", "p_improves", "p_harmful", "p_equivalent", "p_inconclusive"),
+    *("runs_mean", "runs_max", "replicates"),
+}
+
+
+def rates(world, plan, replicates, **changes):
+    """A row of the benchmark, in this process."""
+    e = plan_power.staged(plan, **changes)
+    outcomes = [
+        plan_report.outcome(e, Truth(WORLDS[world], f"test/{world}/{k}"), cost_s)
+        for k in range(replicates)
+    ]
+    return plan_report.tally(world, plan, outcomes)
+
+
+# ---------------------------------------------------------------------------------------------
+# Truth and noise
+
+
+@pytest.mark.parametrize("ranks_of", [additive_ranks, scattered_ranks])
+def test_one_cell_is_best_one_is_worst_and_the_order_is_drawn_anew(ranks_of):
+    rng = random.Random(0)
+    drawn = [ranks_of(rng) for _ in range(40)]
+    for ranks in drawn:
+        assert len(ranks) == len(CELLS) == 36
+        assert (min(ranks), max(ranks)) == (0.0, pytest.approx(1.0))
+        assert ranks.count(0.0) == 1
+    assert len({ranks.index(0.0) for ranks in drawn}) > 15
+
+
+def test_additive_ranks_add_up_over_placement_weight_and_schedule():
+    rank = dict(zip(CELLS, additive_ranks(random.Random(1)), strict=True))
+    layers, weight, schedule = CELLS[0]
+    for cell, value in rank.items():
+        of_layers = rank[cell[0], weight, schedule]
+        of_weight = rank[layers, cell[1], schedule]
+        of_schedule = rank[layers, weight, cell[2]]
+        assert value == pytest.approx(of_layers + of_weight + of_schedule - 2 * rank[CELLS[0]])
+
+
+def test_the_best_cell_has_the_effect_that_names_the_world():
+    for name in ("-.003", "-.010", "-.020"):
+        truth = Truth(WORLDS[name], "0")
+        improvements = [truth.improvement(cell) for cell in CELLS]
+        assert max(improvements) == pytest.approx(-float(name))
+        assert min(improvements) == pytest.approx(0.0)
+        assert truth.improvement(()) == 0.0
+
+
+def test_cells_are_configurations_of_arms():
+    layers, weight, schedule = CELLS[7]
+    assert aux(layers, weight=weight, schedule=schedule).configuration == CELLS[7]
+
+
+def test_effects_move_from_the_early_to_the_late_ones():
+    world = World("w", best=0.01, worst=0.0, early_best=-0.07, early_worst=0.02, sigma=0.001)
+    assert world.improvement(0.0, 0.1) == world.improvement(0.0, 0.2) == -0.07
+    assert world.improvement(0.0, 0.6) == pytest.approx(-0.03)
+    assert world.improvement(0.0, 1.0) == pytest.approx(0.01)
+    assert world.improvement(1.0, 0.2) == pytest.approx(0.02)
+    assert world.improvement(0.5, 1.0) == pytest.approx(0.005)
+
+
+def test_rank_reversal_turns_the_order_of_cells_around():
+    truth = Truth(WORLDS["rank reversal"], "0")
+    late = sorted(CELLS, key=truth.improvement)
+    assert truth.improvement(late[0], 0.2) > truth.improvement(late[-1], 0.2)
+
+
+@pytest.mark.parametrize(("fraction", "sd"), [(1000 / 5100, 0.004), (0.5, 0.0024), (1.0, 0.0013)])
+def test_noise_has_the_published_sd(fraction, sd):
+    truth = Truth(WORLDS["null"], "0")
+    losses = [truth.loss((), fraction) for _ in range(20_000)]
+    assert statistics.stdev(losses) == pytest.approx(sd, rel=0.02)
+
+
+def test_noise_of_a_run_has_the_published_correlation_with_its_end():
+    truth = Truth(WORLDS["null"], "0")
+    at_20 = [next_noise(truth, 0.2, 0.0, None) for _ in range(40_000)]
+    at_50 = [next_noise(truth, 0.5, 0.2, z) for z in at_20]
+    final = [next_noise(truth, 1.0, 0.5, z) for z in at_50]
+    assert statistics.correlation(at_20, final) == pytest.approx(0.34, abs=0.02)
+    assert statistics.correlation(at_50, final) == pytest.approx(0.70, abs=0.01)
+    assert statistics.stdev(final) == pytest.approx(1.0, abs=0.02)
+
+
+# ---------------------------------------------------------------------------------------------
+# Plans
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("plan", PLANS)
+def test_no_plan_spends_more_than_the_budget(plan, world):
+    for k in range(3):
+        found = PLANS[plan](Truth(WORLDS[world], f"{k}"))
+        assert 0 < found.runs <= BUDGET
+        assert found.verdict in plan_report.VERDICTS.values()
+
+
+def test_the_gate_of_the_classic_plan_stops_after_four_short_runs():
+    found = PLANS["classic"](Truth(WORLDS["-.020"], "0"))
+    assert (found.verdict, found.runs) == (UNDECIDED, pytest.approx(4 * 1000 / 5100))
+
+
+def test_the_bash_loop_claims_whatever_wins():
+    claims = [PLANS["bash loop"](Truth(WORLDS["null"], f"{k}")) for k in range(100)]
+    assert sum(found.verdict == IMPROVES for found in claims) > 90
+    assert PLANS["bash loop"](Truth(WORLDS["harmful"], "0")).verdict == UNDECIDED
+
+
+def test_successive_halving_follows_the_early_ranks():
+    """With next to no noise it finds the best cell; where ranks turn around, it loses it."""
+    kept = []
+    for name in ("-.010", "rank reversal"):
+        world = replace(WORLDS[name], sigma=1e-6)
+        truth = Truth(world, "0")
+        seen = []
+        truth.loss = lambda cell, fraction=1.0, t=truth, s=seen: (
+            s.append(cell),
+            Truth.loss(t, cell, fraction),
+        )[1]
+        plan_power.successive_halving(truth)
+        kept.append(truth.improvement(next(cell for cell in seen if cell)))
+    assert kept[0] == pytest.approx(0.01)
+    assert kept[1] < 0.008
+
+
+@pytest.mark.parametrize(
+    ("effect", "verdict"), [(0.01, IMPROVES), (-0.01, HARMFUL), (0.0, NO_EFFECT)]
+)
+def test_a_fixed_test_says_what_is_true(effect, verdict):
+    truth = Truth(plain_world("w", effect, effect, 1e-4), "1")
+    assert fixed_test(truth, CELLS[0], 8) == verdict
+
+
+def test_a_fixed_test_with_too_much_noise_is_inconclusive():
+    assert fixed_test(Truth(plain_world("w", 0.0, 0.0, 0.05), "1"), CELLS[0], 4) == UNDECIDED
+
+
+def test_the_oracle_tests_the_best_cell():
+    found = PLANS["oracle"](Truth(replace(WORLDS["-.003"], sigma=1e-5), "0"))
+    assert (found.verdict, found.runs) == (IMPROVES, 28.0)
+
+
+# ---------------------------------------------------------------------------------------------
+# Rates that the adaptive plan promises. Few replicates, fixed seeds: the bounds are wide enough
+# for these, benchmarks/plan_power.py measures them.
+
+
+@pytest.mark.parametrize("stop_on", ["any", "superiority"])
+def test_a_null_is_called_a_gain_as_rarely_as_promised(stop_on):
+    row = rates("null", "adaptive", 250, stop_on=stop_on)
+    assert row["p_improves"] <= 0.025 + 2 * plan_report.standard_error(0.025, 250)
+    assert row["runs_max"] <= BUDGET
+
+
+@pytest.mark.parametrize("world", ["delta_eq", "delta_eq noisy"])
+def test_the_smallest_effect_of_interest_is_rarely_called_none(world):
+    row = rates(world, "adaptive", 200)
+    assert row["p_equivalent"] <= 0.05 + 2 * plan_report.standard_error(0.05, 200)
+
+
+def test_plain_effects_are_found_and_cheaply():
+    row = rates("-.010", "adaptive", 200)
+    assert row["p_improves"] >= 0.99
+    assert row["runs_mean"] <= 21
+
+
+def test_the_target_effect_is_found():
+    assert rates("-.020", "adaptive", 60)["p_improves"] == 1.0
+
+
+def test_a_small_effect_is_found_more_often_without_equivalence_stops():
+    every = rates("-.003", "adaptive", 150)
+    superiority = rates("-.003", "adaptive", 150, stop_on="superiority")
+    assert superiority["p_improves"] > 0.65 > every["p_improves"]
+
+
+def test_early_harm_does_not_hide_a_late_gain():
+    assert rates("early-reversal", "adaptive", 60)["p_improves"] == 1.0
+
+
+def test_harm_is_called_harm():
+    assert rates("harmful", "adaptive", 60)["p_harmful"] == 1.0
+
+
+# ---------------------------------------------------------------------------------------------
+# The benchmark's command line
+
+
+def run_main(tmp_path, *args):
+    file = tmp_path / "rows.json"
+    code = plan_power.main(["--replicates", "60", "--json", str(file), *args])
+    return code, json.loads(file.read_text()) if file.exists() else None
+
+
+def test_rows_have_the_agreed_fields_and_equal_seeds_give_equal_rows(tmp_path, capsys):
+    asked = ["--worlds=null,-.010", "--plans", "oracle,adaptive"]
+    code, rows = run_main(tmp_path, *asked, "--jobs", "1")
+    assert code == 0
+    assert [(row["world"], row["plan"]) for row in rows] == [
+        *(("null", "oracle"), ("null", "adaptive")),
+        *(("-.010", "oracle"), ("-.010", "adaptive")),
+    ]
+    for row in rows:
+        assert row.keys() == ROW
+        assert sum(row[name] for name in plan_report.VERDICTS) == pytest.approx(1.0)
+        assert row["replicates"] == 60
+    assert "±" in capsys.readouterr().out
+    assert run_main(tmp_path, *asked, "--jobs", "3")[1] == rows
+    assert run_main(tmp_path, *asked, "--jobs", "1", "--seed", "1")[1] != rows
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--worlds=x"], "--worlds 'x': give some of null"),
+        (["--plans", "x"], "--plans 'x': give some of bash loop"),
+        (["--replicates", "0"], "give 1 or more"),
+        (["--jobs", "0"], "give 1 or more"),
+    ],
+)
+def test_bad_input_is_one_line(args, said, capsys):
+    assert plan_power.main(args) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------------------------
+# The report before the first run
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("plan", ["classic", "adaptive"])
+def test_the_report_has_its_parts(profile, plan):
+    text = plan_report.render(as_meant(PROFILES[profile], plan), replicates=2)
+    for part in ("Runs and hours", "MDE80", "power", "runs per arm", "± standard error", "seed 0"):
+        assert part in text
+    assert max(map(len, text.splitlines())) <= 125
+
+
+def test_the_report_says_how_many_pairs_fit():
+    text = plan_report.render(budget_of_full_runs(28), replicates=2)
+    small, plain = (line for line in text.splitlines() if "pairs fit" in line)
+    stage_4 = next(line for line in text.splitlines() if "final validation" in line)
+    for line in (small, plain):
+        n = int(line.split(":")[1].split()[0])
+        assert f"{2 * n} runs" in stage_4
+
+
+def test_a_budget_for_nothing_is_said():
+    text = plan_report.render(budget_of_full_runs(3), replicates=2)
+    assert "0 pair(s) fit: nothing can be concluded" in text
+
+
+def test_runs_side_by_side_are_paid_once():
+    alone, packed = (
+        plan_report.course(replace(budget_of_full_runs(28), slots=slots), "any", 0.0)
+        for slots in (1, 8)
+    )
+    assert packed.n_max > 2 * alone.n_max
+    assert packed.hours[1] < alone.hours[1]
+
+
+def test_sample_sizes_are_the_fewest_with_that_power():
+    e = as_meant(PROFILES["speedrun"])
+    rows = plan_report.sample_sizes(e)
+    assert [effect for effect, _, _ in rows] == pytest.approx(
+        [0.001, 0.002, 0.003, 0.005, 0.01, 0.02]
+    )
+    sigma = e.profile.design.sigma0
+    for effect, n, hours in rows:
+        assert aux_stats.power(effect, n, sigma) >= 0.8
+        assert n == 2 or aux_stats.power(effect, n - 1, sigma) < 0.8
+        assert hours == pytest.approx(n * plan_report.pair_hours(e))
+
+
+def budget_of_full_runs(n) -> Experiment:
+    e = as_meant(PROFILES["speedrun"])
+    one_s = Costs(e)(plan_report.full_run(e))
+    return replace(e, budget_hours=n * one_s / 3600)
