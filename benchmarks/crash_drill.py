@@ -60,6 +60,13 @@ def survivors(token: str) -> list[int]:
     return found
 
 
+def stand_in_shards(folder: Path) -> None:
+    """Shards that the fake trainer does not read, but every run needs."""
+    folder.mkdir(parents=True)
+    for name in ("none_train_000001.bin", "none_val_000000.bin"):
+        (folder / name).write_bytes(b"no tokens")
+
+
 def wait_until_gone(token: str, patience_s: float = PATIENCE_S) -> int:
     """How many processes of the drill are left after so many seconds."""
     deadline = time.monotonic() + patience_s
@@ -85,10 +92,12 @@ class Drill:
         self.trace = folder / "trace"
         self.output = folder / "output"
         folder.mkdir(parents=True)
-        self.script = ROOT / "tests" / "fake_train.py"
+        self.script, self.data = ROOT / "tests" / "fake_train.py", folder / "data"
         if real:
-            self.script = folder / "train_shortly.py"
+            self.script, self.data = folder / "train_shortly.py", ROOT / "data" / "stdlib"
             self.script.write_text(SHORTLY)
+        else:
+            stand_in_shards(self.data)
         fakes = {
             "TORCHRUN": str(ROOT / "tests" / "fake_torchrun"),
             "FAKE_SECONDS": "0.05",
@@ -104,7 +113,8 @@ class Drill:
 
     def start(self) -> subprocess.Popen:
         """An orchestrator that begins the experiment, or goes on with it."""
-        how = ["--profile", "mini", "--max_budget_hours", "1", "--train_script", self.script]
+        how = ["--profile", "mini", "--max_budget_hours", "1"]
+        how += ["--train_script", self.script, "--data_dir", self.data]
         if self.real:
             how += ["--experiment", "quick_baseline,quick_aux_4_8", "--full_iterations", "20"]
             how += ["--num_gpus", "0", "--cpu_processes", "2"]

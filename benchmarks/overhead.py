@@ -21,6 +21,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.crash_drill import stand_in_shards  # noqa: E402
+
 MOST_PERCENT, MOST_MS = 2.0, 150.0
 
 
@@ -61,7 +65,11 @@ def measure(seconds: float, rounds: int, real: bool, say=print) -> dict[str, flo
     for number in range(1, rounds + 1):
         with tempfile.TemporaryDirectory(prefix="overhead_") as folder:
             scratch = Path(folder)
-            what = [] if real else ["--train_script", str(ROOT / "tests" / "fake_train.py")]
+            what = []
+            if not real:
+                stand_in_shards(scratch / "data")
+                what = ["--train_script", str(ROOT / "tests" / "fake_train.py")]
+                what += ["--data_dir", str(scratch / "data")]
             orchestrate = [sys.executable, str(ROOT / "run_aux.py"), "--staged", *what]
             orchestrate += ["--profile", "mini", "--full_iterations", "200", "--num_gpus", "0"]
             orchestrate += ["--max_budget_hours", "24", "--output_dir", str(scratch / "exp")]

@@ -104,7 +104,7 @@ def test_the_budget_holds_when_costs_are_half_or_twice_the_forecast(plan, factor
     e = replace(e, budget_hours=hours(share * total_of(e)))
     prior = Costs(e)
     results, step = carry_out(e, lambda run: factor * prior(run))
-    assert machine_seconds(results) <= 3600 * e.budget_hours
+    assert machine_seconds(results) <= 3600 * e.budget_hours + 1e-6
     assert step.ended
     if plan == "classic" and factor > share:  # the adaptive one may stop early for good reasons
         assert step.cut
@@ -133,7 +133,7 @@ def test_a_budget_that_runs_out_in_a_stage_ends_there_with_a_decision(stage):
     assert step.stage == stage
     assert 1 <= sum(r.run.stage == stage for r in results) <= 2
     assert stage in step.decisions
-    assert machine_seconds(results) <= 3600 * e.budget_hours
+    assert machine_seconds(results) <= 3600 * e.budget_hours + 1e-6
     assert step.cut
 
 
@@ -146,7 +146,7 @@ def test_a_run_that_overstays_is_stopped_where_the_budget_ends_and_the_rest_coun
     )
     stopped = [r for r in results if r.status != "ok"]
     assert {r.run.arm.name for r in stopped} == {"dive_w0p2"}
-    assert machine_seconds(results) <= 3600 * e.budget_hours
+    assert machine_seconds(results) <= 3600 * e.budget_hours + 1e-6
     assert 3 in step.decisions
 
 
@@ -179,7 +179,7 @@ def test_whatever_runs_take_and_whatever_fails_the_budget_holds(seed, share, tro
 
     results, step = carry_out(e, lambda run: slow * chance.uniform(0.5, 2) * prior(run), happens)
     assert step.ended
-    assert machine_seconds(results) <= 3600 * e.budget_hours * (1 + 1e-9)
+    assert machine_seconds(results) <= 3600 * e.budget_hours + 1e-6
     settled = [r.run.name for r in results if r.settled]
     assert len(settled) == len(set(settled))  # nothing that was finished is run again
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.crash_drill import TOKEN, survivors, wait_until_gone
-from orchestrator import Display, Lock, holder, reconcile
+from benchmarks.crash_drill import TOKEN, stand_in_shards, survivors, wait_until_gone
+from orchestrator import Display, Lock, holder
 from plans import next_step
 from records import read_records, write_json
 from registration import experiment_of
@@ -30,8 +31,8 @@ TESTS = ROOT / "tests"
 class Sitting:
     """Starts run_aux.py with the fake trainer at the mini profile."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.token = folder, uuid.uuid4().hex
+    def __init__(self, folder: Path, data: Path):
+        self.folder, self.data, self.token = folder, data, uuid.uuid4().hex
 
     @property
     def exp_dir(self) -> Path:
@@ -49,7 +50,10 @@ class Sitting:
         }
         where = ["--output_dir", self.folder] if new else ["--exp_dir", self.exp_dir]
         program = [sys.executable, ROOT / "run_aux.py", "--profile", "mini", *where]
-        program += ["--num_gpus", "0", "--train_script", script, *arguments]
+        program += ["--num_gpus", "0", "--train_script", script]
+        program += ["--data_dir", self.data, *arguments]
+        if "--full_iterations" not in arguments:
+            program += ["--full_iterations", "200"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return launch([str(part) for part in program], env=env, **{**pipes, **how})
 
@@ -77,9 +81,24 @@ class Sitting:
         raise TimeoutError(pattern)
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards") / "data"
+    stand_in_shards(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data):
+    """The folder of an experiment of two runs that is done."""
+    sitting = Sitting(tmp_path_factory.mktemp("finished"), data)
+    assert sitting.run(*QUICK)[0] == 0
+    return sitting.exp_dir
+
+
 @pytest.fixture
-def sitting(tmp_path):
-    sitting = Sitting(tmp_path)
+def sitting(tmp_path, data):
+    sitting = Sitting(tmp_path, data)
     yield sitting
     left = survivors(sitting.token)
     for pid in left:
@@ -379,7 +398,7 @@ def test_a_second_orchestrator_is_refused_with_host_and_pid(sitting):
 
 def take(folder, together, answers):
     said = []
-    together.wait()
+    together.wait(10)
     try:
         lock = Lock(folder, said.append).__enter__()
         lock.touched_s = -1e9
@@ -387,7 +406,7 @@ def take(folder, together, answers):
         answers.put(("taken", len(said)))
     except ValueError:
         answers.put(("refused", len(said)))
-    together.wait()  # hold it until all have tried
+    together.wait(10)  # hold it until all have tried
 
 
 def test_of_many_that_find_a_stale_lock_one_takes_it(tmp_path):
@@ -401,7 +420,7 @@ def test_of_many_that_find_a_stale_lock_one_takes_it(tmp_path):
             taker.start()
         got = [answers.get(timeout=10) for _ in takers]
         for taker in takers:
-            taker.join()
+            taker.join(10)
         assert [answer for answer, _ in got].count("taken") == 1
         assert sum(said for _, said in got) == 1  # one of them removed the stale lock
 
@@ -459,8 +478,8 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 @pytest.mark.parametrize("file", ["result.json", "config.json"])
-def test_damage_is_named_set_aside_and_rerun(sitting, file, damage):
-    sitting.run(*QUICK)
+def test_damage_is_named_set_aside_and_rerun(sitting, finished, file, damage):
+    shutil.copytree(finished, sitting.folder / finished.name)
     good = sitting.records().results
     first, second = (sitting.exp_dir / name for name in (FIRST, SECOND))
     path = first / file
@@ -490,11 +509,10 @@ def test_a_record_in_a_folder_of_a_run_that_was_never_launched_is_not_believed(s
     (sitting.exp_dir / SECOND).mkdir(parents=True)
     stray = sitting.exp_dir / SECOND / "result.json"
     stray.write_bytes((sitting.exp_dir / FIRST / "result.json").read_bytes())
-    said = []
-    document = json.loads((sitting.exp_dir / "experiment_configs.json").read_bytes())
-    records = reconcile(sitting.exp_dir, document["experiment_id"], said.append)
-    assert [r.run.name for r in records.results] == [FIRST]
-    assert str(stray) in said[0]
+    code, out, _ = sitting.run(*BASELINE, new=False)
+    assert code == 0
+    assert f"Damaged record {stray}" in out
+    assert sitting.statuses() == {(FIRST, 1): "ok"}
 
 
 def test_nothing_finished_is_run_again(sitting):
