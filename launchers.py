@@ -52,9 +52,11 @@ def boot_clock() -> str:
 class LocalRun:
     """A run on this machine. `stop` asks, `poll` tells; neither blocks."""
 
+    begun = True  # nothing queues here
+
     def __init__(self, job: Job, program: Path):
         self.job = job
-        self.start_s = time.monotonic()
+        self.start_s, self.clock = time.monotonic(), boot_clock()
         self.watcher = subprocess.Popen(
             [sys.executable, "-I", str(program), str(job.folder), *job.command],
             stdin=subprocess.PIPE,
@@ -93,6 +95,13 @@ class LocalLauncher:
 
     def start(self, job: Job) -> LocalRun:
         return LocalRun(job, self.program)
+
+    def find(self, folder: Path) -> LocalRun | None:
+        """A run of an earlier sitting that goes on: never here, its watcher ended it."""
+        return None
+
+    def settle(self, exp_dir: Path) -> None:
+        settle(exp_dir)
 
     def wait(self, runs: list[LocalRun], timeout_s: float) -> None:
         """Return when one of the runs ends, at the latest after timeout_s."""
@@ -156,9 +165,16 @@ def end_marked(folder: Path) -> None:
 # The watcher's side
 
 
-def watch(folder: Path, command: list[str]) -> int:
-    """Run the command to its end, or to the first order; leave nothing behind; write exit.json."""
+def watch(folder: Path, command: list[str], job: str = "") -> int:
+    """Run the command to its end, or to the first order; leave nothing behind; write exit.json.
+
+    With a job, orders do not come through standard input but as SIGTERM, with the reason in
+    order.json, and the attempt has to be claimed first: only one job may ever run it.
+    """
     start_s = time.monotonic()
+    if job and not claim(folder, job):
+        return 0
+    finish = functools.partial(write_exit, folder, start_s=start_s, job=job)
     prctl(PR_SET_CHILD_SUBREAPER, 1)  # become the parent of every orphan below
     ask_for_sigterm = functools.partial(prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
     # Handlers, not SIG_IGN: an ignored signal would stay ignored in the trainer.
@@ -179,19 +195,43 @@ def watch(folder: Path, command: list[str]) -> int:
             )
         except OSError as error:
             log.write(f"cannot start {command[0]}: error: {error}\n".encode())
-            write_exit(folder, exit_record(127, "itself", start_s))
+            finish(127, "itself")
             return 0
 
     ended_by = "itself"
     while child.poll() is None and ended_by == "itself":
-        ready, _, _ = select.select([sys.stdin, wake], [], [])
+        ready, _, _ = select.select([wake] if job else [sys.stdin, wake], [], [])
         if sys.stdin in ready:
             ended_by = os.read(0, 64).decode().strip() or "the orchestrator died"
         elif {signal.SIGTERM, signal.SIGINT} & set(os.read(wake, 64)):
-            ended_by = "a signal to the watcher"
+            ended_by = read_order(folder) or A_SIGNAL
     end_descendants(child, 0.0 if ended_by == "itself" else GRACE_S)
-    write_exit(folder, exit_record(child.returncode, ended_by, start_s))
+    finish(child.returncode, ended_by)
     return 0
+
+
+A_SIGNAL = "a signal to the watcher"
+
+
+def claim(folder: Path, job: str) -> bool:
+    """True for the first job that asks, and only while the attempt has no result."""
+    mine = folder / f".claim.{job}"
+    mine.write_text(json.dumps({"job": job, "host": os.uname().nodename}) + "\n")
+    try:
+        os.link(mine, folder / "claim.json")  # atomic on shared file systems too
+    except FileExistsError:
+        return False
+    finally:
+        mine.unlink()
+    return not (folder / "result.json").exists()
+
+
+def read_order(folder: Path) -> str:
+    """Why a job was told to stop; empty when nobody of ours told it."""
+    try:
+        return str(json.loads((folder / "order.json").read_bytes())["why"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -240,20 +280,27 @@ def nothing_below(child: subprocess.Popen) -> bool:
     return False
 
 
-def exit_record(returncode: int | None, ended_by: str, start_s: float) -> dict:
+def exit_record(returncode: int | None, ended_by: str, start_s: float, job: str = "") -> dict:
     return {
         "returncode": returncode,
         "ended_by": ended_by,
-        "clock": boot_clock(),
+        "clock": f"job {job}" if job else boot_clock(),  # each job is paid for on its own
         "start_s": start_s,
         "end_s": time.monotonic(),
     }
 
 
-def write_exit(folder: Path, record: dict) -> None:
-    temporary = folder / ".exit.json.tmp"
-    temporary.write_text(json.dumps(record) + "\n")
-    os.replace(temporary, folder / "exit.json")
+def write_exit(
+    folder: Path, returncode: int | None, ended_by: str, start_s: float, job: str
+) -> None:
+    write_whole(folder / "exit.json", exit_record(returncode, ended_by, start_s, job))
+
+
+def write_whole(path: Path, value: dict) -> None:
+    """Write JSON so that a reader sees all of it or nothing."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value) + "\n")
+    os.replace(temporary, path)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -281,4 +328,6 @@ def output_of(*command: str, cwd: Path | None = None) -> str:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "--job":
+        sys.exit(watch(Path(sys.argv[2]), sys.argv[3:], os.environ["SLURM_JOB_ID"]))
     sys.exit(watch(Path(sys.argv[1]), sys.argv[2:]))

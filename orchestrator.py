@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import launchers
+import slurm
 from records import (
     Exit,
     Interval,
@@ -37,6 +38,8 @@ from records import (
     write_json,
     write_result,
 )
+
+Launcher = launchers.LocalLauncher | slurm.SlurmLauncher
 
 # ---------------------------------------------------------------------------------------------
 # One orchestrator per experiment
@@ -158,13 +161,17 @@ def process_birth(pid) -> float | None:
 # What an earlier orchestrator left behind
 
 
-def reconcile(exp_dir: Path, experiment_id: str, say: Callable[[str], None]) -> Records:
+def reconcile(
+    exp_dir: Path, experiment_id: str, launcher: Launcher, say: Callable[[str], None]
+) -> Records:
     """End what still runs of earlier sittings, and give every attempt a record to be believed.
+
+    What goes on elsewhere without us (a job in a queue) stays open, for `Orchestrator.adopt`.
 
     A file that cannot be believed is set aside under another name, with a line. The attempt is
     then closed as interrupted, its time paid for, and the plan asks for the run again.
     """
-    launchers.settle(exp_dir.resolve())
+    launcher.settle(exp_dir.resolve())
     records = read_records(exp_dir, experiment_id)
     distrust = {}
     for path, why in records.damaged:
@@ -173,7 +180,7 @@ def reconcile(exp_dir: Path, experiment_id: str, say: Callable[[str], None]) -> 
         say(f"Damaged record {path}: {why}; set aside as {aside.name}, the run will be run again.")
         distrust[path.parent] = f"its record was damaged ({why})"
     for name, attempt, folder in attempt_dirs(exp_dir) if distrust or records.open else ():
-        if (folder / "result.json").exists():
+        if (folder / "result.json").exists() or launcher.find(folder.resolve()):
             continue
         try:
             result = close_attempt(folder, name, attempt, experiment_id, distrust.get(folder, ""))
@@ -264,7 +271,7 @@ class Flight:
     run: RunConfig
     attempt: int
     folder: Path
-    process: launchers.LocalRun
+    process: launchers.LocalRun | slurm.SlurmRun
     limits: Limits
     log: LogReader
     started_s: float
@@ -294,7 +301,7 @@ class Orchestrator:
 
     exp_dir: Path
     experiment_id: str
-    launcher: launchers.LocalLauncher
+    launcher: Launcher
     slots: int = 1
     flights: dict[str, Flight] = field(default_factory=dict)
 
@@ -319,7 +326,7 @@ class Orchestrator:
         self, run: RunConfig, attempt: int, job: launchers.Job, facts: Mapping, limits: Limits
     ) -> None:
         """Launch an attempt, its record written first."""
-        slot, now = self.free_slot(), time.monotonic()
+        now = time.monotonic()
         launched = {
             "clock": launchers.boot_clock(),
             "monotonic_s": now,
@@ -328,22 +335,28 @@ class Orchestrator:
         record = {"run": asdict(run), "attempt": attempt, "command": job.command, "env": job.env}
         record |= {"launched": launched, "limit_s": limits.seconds, **facts}
         write_json(job.folder / "config.json", record)
+        self._follow(run, attempt, job.folder, self.launcher.start(job), limits)
+
+    def adopt(self, open_attempts: Sequence[tuple[str, int, Path]], stall_s: float) -> None:
+        """Follow the runs of an earlier sitting that went on without it."""
+        for name, attempt, folder in open_attempts:
+            run, config = read_config(folder, name, attempt)
+            limits = Limits(float(config["limit_s"]), "timeout", stall_s)
+            process = self.launcher.find(folder.resolve())
+            if process is not None:
+                self._follow(run, attempt, folder.resolve(), process, limits)
+
+    def _follow(self, run, attempt, folder, process, limits: Limits) -> None:
+        now = time.monotonic()
+        log, slot = LogReader(run.num_iterations), self.free_slot() or 0
         self.flights[run.name] = Flight(
-            run=run,
-            attempt=attempt,
-            folder=job.folder,
-            process=self.launcher.start(job),
-            limits=limits,
-            log=LogReader(run.num_iterations),
-            started_s=now,
-            heard_s=now,
-            slot=slot,
+            run, attempt, folder, process, limits, log, started_s=now, heard_s=now, slot=slot
         )
 
     def intervals(self) -> list[Interval]:
         """Machine time of the runs in flight so far."""
-        clock, now = launchers.boot_clock(), time.monotonic()
-        return [(clock, flight.started_s, now) for flight in self.flights.values()]
+        now, flights = time.monotonic(), self.flights.values()
+        return [(f.process.clock, f.started_s, now) for f in flights if f.process.begun]
 
     def wait(self, timeout_s: float) -> list[RunResult]:
         """Follow the runs in flight for at most timeout_s; results of those that ended."""
@@ -355,6 +368,8 @@ class Orchestrator:
         flight.follow()
         if exit is None:
             now = time.monotonic()
+            if not flight.process.begun:  # queued: neither running nor silent
+                flight.started_s = flight.heard_s = now
             if now - flight.started_s > flight.limits.seconds:
                 self._stop(flight, flight.limits.why)
             elif now - flight.heard_s > flight.limits.stall_s:
@@ -438,7 +453,8 @@ class Display:
 def flight_line(flight: Flight) -> str:
     """Run, step, val loss, time left; by the rate of training so far."""
     log, total = flight.log, flight.run.num_iterations
-    loss = f"val loss {log.curve[-1][1]:.4f}" if log.curve else "starting"
+    waiting = "starting" if flight.process.begun else "queued"
+    loss = f"val loss {log.curve[-1][1]:.4f}" if log.curve else waiting
     elapsed = time.monotonic() - flight.started_s
     left = f", {duration(elapsed / log.step * (total - log.step))} left" if log.step else ""
     width = 20

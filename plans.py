@@ -267,7 +267,9 @@ class Experiment:
     overrides: tuple[Override, ...] = ()
     stop_on: str = "any"  # plan "adaptive": "superiority" leaves equivalence stops out; forecasts
     # assume "never"
-    slots: int = 1  # runs side by side on the machine
+    slots: int = 1  # runs side by side
+    nodes: int = 1  # of one run, on Slurm
+    launcher: str = "local"  # or "slurm"
 
     def iterations(self, fraction: float) -> int:
         return max(1, round(self.full_iterations * fraction))

@@ -129,6 +129,8 @@ def machine(e: Experiment, gpus: Sequence[str]) -> dict:
         "device": e.device,
         "processes": e.processes,  # of one run
         "slots": e.slots,  # runs side by side
+        "nodes": e.nodes,  # of one run
+        "launcher": e.launcher,
         "gpus": list(gpus),
         "cpu": cpu_name(),
         "cpu_count": cores(),
@@ -266,6 +268,8 @@ def experiment_of(document: dict) -> Experiment:
         validation_runs=document["validation_runs"],
         processes=document["machine"]["processes"],
         slots=document["machine"]["slots"],
+        nodes=document["machine"]["nodes"],
+        launcher=document["machine"]["launcher"],
         device=document["machine"]["device"],
         arms=tuple(map(arm_from, document["arms"])),
         seeds=tuple(document["seeds"]),

@@ -26,9 +26,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import launchers
+import slurm
 import staged_analysis_helper as helper
 from orchestrator import (
     Display,
+    Launcher,
     Limits,
     Lock,
     Orchestrator,
@@ -104,7 +106,8 @@ def build_command(
         "log_file": log_file,
     }
     flags = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
-    return (torchrun(), "--standalone", f"--nproc_per_node={e.processes}", str(script), *flags)
+    per_node = f"--nproc_per_node={e.processes // e.nodes}"
+    return (torchrun(), "--standalone", per_node, str(script), *flags)
 
 
 def torchrun() -> str:
@@ -117,9 +120,12 @@ def torchrun() -> str:
 def extra_environment(e: Experiment, slot: int = 0) -> dict[str, str]:
     """A run's share of the machine: its GPUs, where runs are packed, and its CPU threads.
 
-    torchrun alone would give each of several workers one thread, and every run all GPUs.
+    torchrun alone would give each of several workers one thread, and every run all GPUs. On Slurm
+    the job has its share already.
     """
     env = {}
+    if e.launcher == "slurm":
+        return env
     if e.slots * e.processes > 1:
         threads = cores() // (e.slots * e.processes)
         env["OMP_NUM_THREADS"] = str(max(1, threads))
@@ -203,6 +209,8 @@ class Session:
     data_dir: Path
     facts: dict  # versions, machine, git: written into every run's config.json
     lock: Lock
+    launcher: Launcher
+    running: Sequence[tuple[str, int, Path]]  # attempts of an earlier sitting that go on
     until: int  # the last stage of this sitting
     ignore_gate: bool
     stall_s: float
@@ -220,8 +228,8 @@ def limits_of(e: Experiment, run: RunConfig, results, spent_s: float, stall_s: f
 def drive(e: Experiment, s: Session, results: list[RunResult], display: Display) -> int:
     """Run until the plan ends, the stage asked for is decided, or a person stops it."""
     stop = StopRequest()
-    launcher = launchers.LocalLauncher(s.exp_dir / "code")
-    orchestrator = Orchestrator(s.exp_dir, s.experiment_id, launcher, e.slots)
+    orchestrator = Orchestrator(s.exp_dir, s.experiment_id, s.launcher, e.slots)
+    orchestrator.adopt(s.running, s.stall_s)
     flights = orchestrator.flights
     shown = set(next_step(e, results).decisions) - {s.until}
     to_come = forecast(e, results)[0]
@@ -439,6 +447,9 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument("--num_gpus", type=int, metavar="N", help="GPUs of a run (all; 0: CPU)")
     where.add_argument("--gpus_per_run", type=int, metavar="K", help="pack runs, K GPUs each")
     where.add_argument("--parallel_runs", type=int, metavar="K", help="pack K runs on a CPU")
+    where.add_argument("--launcher", choices=("local", "slurm"), metavar="L", help="local or slurm")
+    where.add_argument("--slurm_args", metavar="ARGS", help="for sbatch, as one word")
+    where.add_argument("--nodes_per_run", type=int, metavar="N", help="nodes of a Slurm run (1)")
     where.add_argument("--cpu_processes", type=int, metavar="N", help="processes on a CPU (1)")
     where.add_argument("--device_batch_size", type=int, metavar="N", help="sequences per pass")
     where.add_argument("--data_dir", type=Path, metavar="DIR", help="token shards")
@@ -459,7 +470,8 @@ def int_list(text: str) -> tuple[int, ...]:
 def check_arguments(args) -> None:
     """Raise ValueError for a value that cannot be meant, naming it and what can be."""
     positive = ("max_budget_hours", "full_iterations", "validation_runs", "runs")
-    positive += ("cpu_processes", "gpus_per_run", "parallel_runs", "device_batch_size")
+    positive += ("cpu_processes", "gpus_per_run", "nodes_per_run", "parallel_runs")
+    positive += ("device_batch_size",)
     for name in (*positive, "stall_timeout"):
         value = getattr(args, name)
         if value is not None and not 0 < value < float("inf"):
@@ -542,11 +554,16 @@ def as_asked(e: Experiment, args, gpus: Sequence[str]) -> Experiment:
         e = replace(e, plan=plan, arms=(), seeds=())
     if args.runs or args.seeds:
         e = replace(e, seeds=args.seeds or tuple(range(42, 42 + args.runs)))
+    if args.launcher and args.launcher != e.launcher:
+        # this may be a login node without a GPU: what the cluster has is for --num_gpus to say
+        fits = e.profile.gpus or 1
+        device = "cuda" if e.profile.gpus else "cpu"
+        e = replace(e, launcher=args.launcher, device=device, processes=fits, slots=1)
     if args.num_gpus is not None:
         device = "cuda" if args.num_gpus else "cpu"
         e = replace(e, device=device, processes=args.num_gpus or 1, slots=1)
     used = e.processes * e.slots
-    if e.device == "cuda" and used > len(gpus):
+    if e.device == "cuda" and e.launcher == "local" and used > len(gpus):
         raise ValueError(
             f"{used} GPU(s) are asked for and {len(gpus)} visible;"
             f" give --num_gpus {len(gpus)}{' (the CPU)' if not gpus else ''}"
@@ -558,9 +575,16 @@ def as_asked(e: Experiment, args, gpus: Sequence[str]) -> Experiment:
                 " GPUs to share; on a CPU give --parallel_runs"
             )
         e = replace(e, processes=args.gpus_per_run, slots=used // args.gpus_per_run)
+    if args.nodes_per_run is not None:
+        if e.launcher != "slurm" or e.processes % args.nodes_per_run:
+            raise ValueError(
+                f"--nodes_per_run {args.nodes_per_run}: for --launcher slurm, and a divisor of the"
+                f" {e.processes} processes of a run"
+            )
+        e = replace(e, nodes=args.nodes_per_run)
     for name, field in (("cpu_processes", "processes"), ("parallel_runs", "slots")):
         if getattr(args, name) is not None:
-            if e.device == "cuda":
+            if e.device == "cuda" and e.launcher == "local":
                 raise ValueError(f"--{name}: for a CPU; with GPUs give --gpus_per_run")
             e = replace(e, **{field: getattr(args, name)})
     per_process = max(1, e.profile.batch_size // e.processes)
@@ -612,13 +636,15 @@ def run(args, display: Display) -> int:
     facts = {"machine": machine(e, gpus), "versions": versions(), "git": git_state()}
     if document is None:
         e = replace(e, budget_hours=args.max_budget_hours or e.budget_hours)
-        exp_dir = begin(e, m, output_dir, facts)
+        exp_dir = begin(e, m, output_dir, {**facts, "slurm_args": args.slurm_args or ""})
         document = read_document(exp_dir)
         display.say(f"New experiment: {exp_dir}")
     else:
         check_unchanged(document, registered(e, m), exp_dir)
     with Lock(exp_dir, display.say) as lock:
-        results = list(reconcile(exp_dir, document["experiment_id"], display.say).results)
+        launcher = launcher_of(e, args.slurm_args or document["slurm_args"], exp_dir / "code")
+        records = reconcile(exp_dir, document["experiment_id"], launcher, display.say)
+        results = list(records.results)
         e = with_overrides(args, e, exp_dir)
         until = args.stage or (4 if e.plan != "manual" else 0)
         if args.stage:
@@ -631,6 +657,8 @@ def run(args, display: Display) -> int:
             data_dir=m.data_dir,
             facts={**facts, "code": document["code"], "data": document["data"]},
             lock=lock,
+            launcher=launcher,
+            running=records.open,
             until=until,
             ignore_gate=args.ignore_gate,
             stall_s=60 * (args.stall_timeout or 10),
@@ -647,6 +675,14 @@ def run(args, display: Display) -> int:
                 f"{error}. What was finished is kept; when that is mended, go on:"
                 f" {resume_command(e, exp_dir)}"
             ) from error
+
+
+def launcher_of(e: Experiment, slurm_args: str, code_dir: Path) -> Launcher:
+    if e.launcher == "local":
+        return launchers.LocalLauncher(code_dir)
+    workers = e.processes // e.nodes
+    gpus = workers if e.device == "cuda" else 0
+    return slurm.SlurmLauncher(code_dir, tuple(shlex.split(slurm_args)), gpus, e.nodes, workers)
 
 
 def with_overrides(args, e: Experiment, exp_dir: Path) -> Experiment:

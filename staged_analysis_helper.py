@@ -346,7 +346,7 @@ def decide_final(results: Sequence[RunResult], expected: Sequence[str]) -> Decis
         f"Best:     val loss {pm(best.losses, 4)}, training time {pm(times[True], 1, ' s')}",
         f"Delta: {comparison.improvement:+.4f} nats/token "
         f"({numbers['relative_improvement']:+.2%}){interval(comparison)}",
-        f"p-value: {p_text(numbers['p'])} (Welch, two-sided)",
+        f"p-value: {p_text(numbers['p']).removeprefix('p ').removeprefix('= ')}",
         f"Speedup: {speedup_text(numbers['speedup'])}",
     ]
     if baseline.diverged or best.diverged:

@@ -1,0 +1,196 @@
+"""How are runs spread over a Slurm cluster?  The same launcher, with a job in place of a process.
+
+    orchestrator ──sbatch──► job script ──► watcher (launchers.py) ──► torchrun ──► workers
+
+Each attempt is one job, named after its folder, so that an orchestrator that died finds its jobs
+again without having kept anything. Inside the job the same watcher as on one machine ends what has
+to end and writes exit.json; a run is judged by that file and its log. Slurm's word is taken only
+for why a job ended that could not write it. The first job to write `claim.json` owns the attempt:
+a requeued job and its orphan, or a job that was submitted twice, cannot both run it.
+
+Files may become visible late on a shared file system: after a job has left the queue its exit.json
+is waited for. Machine time is each job's own, allocated time, however many share a node.
+"""
+
+import contextlib
+import hashlib
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import launchers
+from launchers import A_SIGNAL, Job, exit_record, read_exit, read_order
+
+POLL_S = 1.0  # between two questions to squeue
+VISIBLE_S = 10.0  # how long a file may take to show up here after its job has ended
+ENDED_BY = {  # Slurm's states of a job that left no exit.json: who ended it
+    "TIMEOUT": "timeout",
+    "CANCELLED": "it was cancelled in Slurm",
+    "PREEMPTED": "Slurm preempted it",
+    "NODE_FAIL": "its node failed",
+    "BOOT_FAIL": "its node failed",
+    "DEADLINE": "timeout",
+}
+
+
+def job_name(folder: Path) -> str:
+    """The run's own id in Slurm: from the attempt's folder, which is unique."""
+    return "aux-" + hashlib.sha256(str(folder).encode()).hexdigest()[:20]
+
+
+def slurm(*command: str) -> str:
+    """What a Slurm command prints. Raises OSError when it fails or its controller is silent."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        raise OSError(f"{command[0]} does not answer") from None
+    if done.returncode:
+        raise OSError(f"{command[0]}: {done.stderr.strip() or done.returncode}")
+    return done.stdout
+
+
+def job_script(job: Job, program: Path, nodes: int, workers: int) -> str:
+    """A shell script; on several nodes torchrun meets at the first of them. The CPU threads of a
+    node's share are divided among its workers."""
+    command = [shlex.quote(part) for part in job.command]
+    if nodes > 1:
+        port = 20000 + int(job_name(job.folder)[4:12], 16) % 20000
+        meeting = f"--rdzv_backend=c10d --rdzv_id={job_name(job.folder)} --nnodes={nodes}"
+        meeting += f' --rdzv_endpoint="$head:{port}"'
+        command = ["srun", "--ntasks-per-node=1", *command]
+        command[command.index("--standalone")] = meeting
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in job.env.items()]
+    head = 'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+    watcher = shlex.join([sys.executable, "-I", str(program), "--job", str(job.folder)])
+    threads = f"threads=$((${{SLURM_CPUS_ON_NODE:-1}} / {workers}))"
+    exports.append("export OMP_NUM_THREADS=$((threads > 1 ? threads : 1))")
+    lines = ["#!/bin/sh", threads, *exports, *([head] if nodes > 1 else [])]
+    return "\n".join([*lines, f"exec {watcher} {' '.join(command)}", ""])
+
+
+@dataclass
+class SlurmRun:
+    """An attempt as a job. Queued time is nobody's: the clock starts when the job does."""
+
+    job: Job
+    job_id: str
+    launcher: "SlurmLauncher"
+    gone_s: float | None = None  # when the job was first missing from the queue
+
+    @property
+    def clock(self) -> str:
+        return f"job {self.job_id}"
+
+    @property
+    def begun(self) -> bool:
+        return (self.job.folder / "claim.json").exists()
+
+    def stop(self, why: str) -> None:
+        """Say why, then cancel; the watcher ends the run and repeats the reason in exit.json."""
+        launchers.write_whole(self.job.folder / "order.json", {"why": why})
+        with contextlib.suppress(OSError):
+            slurm("scancel", self.job_id)
+
+    def poll(self) -> dict | None:
+        exit = read_exit(self.job.folder)
+        if exit is None and self.launcher.in_queue(self.job_id):
+            self.gone_s = None
+            return None
+        if exit is None:
+            self.gone_s = self.gone_s or time.monotonic()
+            if self.begun and time.monotonic() - self.gone_s < VISIBLE_S:
+                return None
+            start_s = time.monotonic() - run_time_s(job_facts(self.job_id).get("RunTime", ""))
+            exit = exit_record(None, A_SIGNAL, start_s, self.job_id)
+        if exit["ended_by"] == A_SIGNAL:
+            exit["ended_by"] = read_order(self.job.folder) or self.why_slurm_ended_it()
+        return exit
+
+    def why_slurm_ended_it(self) -> str:
+        state = job_facts(self.job_id).get("JobState", "").split("+")[0]
+        return ENDED_BY.get(state, "its job was ended")
+
+
+def job_facts(job_id: str) -> dict[str, str]:
+    """What scontrol still knows of a job; nothing once Slurm has forgotten it."""
+    try:
+        words = slurm("scontrol", "--oneliner", "show", "job", job_id).split()
+    except OSError:
+        return {}
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def run_time_s(text: str) -> float:
+    """Seconds of Slurm's [days-]hours:minutes:seconds."""
+    days, _, clock = text.rpartition("-")
+    try:
+        hours, minutes, seconds = map(int, clock.split(":"))
+        return 86400.0 * int(days or 0) + 3600 * hours + 60 * minutes + seconds
+    except ValueError:
+        return 0.0
+
+
+@dataclass
+class SlurmLauncher:
+    """Runs as jobs. `arguments` go to sbatch as they are: --partition, --account, --time, ..."""
+
+    code_dir: Path
+    arguments: tuple[str, ...] = ()
+    gpus_per_node: int = 0  # of one run
+    nodes: int = 1  # of one run
+    workers: int = 1  # processes of one run on each node
+    queue: dict[str, str] = field(default_factory=dict)  # job id -> name
+    asked_s: float = -1e9
+
+    def __post_init__(self):
+        if shutil.which("sbatch") is None:
+            raise ValueError("--launcher slurm: there is no sbatch here; use --launcher local")
+        self.program = self.code_dir.resolve() / Path(launchers.__file__).name
+        shutil.copyfile(launchers.__file__, self.program)
+
+    def start(self, job: Job) -> SlurmRun:
+        script = job.folder / "job.sh"
+        script.write_text(job_script(job, self.program, self.nodes, self.workers))
+        options = [
+            f"--job-name={job_name(job.folder)}",
+            f"--comment={job.folder}",
+            f"--output={job.folder}/slurm.log",
+            f"--nodes={self.nodes}",
+            "--no-requeue",
+            "--open-mode=append",
+        ]
+        if self.gpus_per_node:
+            options.append(f"--gres=gpu:{self.gpus_per_node}")
+        mark = f"--export=ALL,{launchers.MARK}={job.folder}"
+        answer = slurm("sbatch", "--parsable", mark, *options, *self.arguments, str(script))
+        job_id = answer.strip().split(";")[0]
+        self.queue[job_id] = job_name(job.folder)
+        return SlurmRun(job, job_id, self)
+
+    def find(self, folder: Path) -> SlurmRun | None:
+        """The job of an attempt that an earlier orchestrator submitted, if it still is one."""
+        self.ask()
+        ids = [job_id for job_id, name in self.queue.items() if name == job_name(folder)]
+        return SlurmRun(Job((), {}, folder), ids[0], self) if ids else None
+
+    def settle(self, exp_dir: Path) -> None:
+        """Jobs go on without an orchestrator: nothing is ended, `find` finds them again."""
+
+    def ask(self) -> None:
+        """Look at the queue again. A controller that does not answer changes nothing."""
+        with contextlib.suppress(OSError):
+            lines = slurm("squeue", "--noheader", "--me", "--format=%i %j").splitlines()
+            self.queue = dict(line.split(maxsplit=1) for line in lines)
+        self.asked_s = time.monotonic()
+
+    def in_queue(self, job_id: str) -> bool:
+        return job_id in self.queue
+
+    def wait(self, runs: list[SlurmRun], timeout_s: float) -> None:
+        time.sleep(timeout_s)
+        if time.monotonic() - self.asked_s > POLL_S:
+            self.ask()

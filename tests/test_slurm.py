@@ -1,0 +1,202 @@
+"""Runs as jobs of a real Slurm: two nodes of 8 fake GPUs on this machine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from slurm_cluster import SlurmCluster, why_not
+
+import slurm
+from launchers import Job
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can")
+
+ROOT = Path(__file__).resolve().parents[1]
+FAKE = ["--train_script", str(ROOT / "tests" / "fake_train.py")]
+ON_SLURM = ["--profile", "mini", "--launcher", "slurm"]
+PACKED = [*ON_SLURM, "--num_gpus", "16", "--gpus_per_run", "1"]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with SlurmCluster(tmp_path_factory.mktemp("slurm")) as running:
+        yield running
+
+
+@pytest.fixture
+def home(tmp_path):
+    (tmp_path / "shards").mkdir()
+    for kind in ("train", "val"):
+        (tmp_path / "shards" / f"x_{kind}_000000.bin").write_bytes(b"tokens")
+    return tmp_path
+
+
+def environment(cluster, seconds):
+    return {
+        **os.environ,
+        **cluster.env,
+        "TORCHRUN": str(ROOT / "tests" / "fake_torchrun"),
+        "FAKE_PYTHON": sys.executable,
+        "FAKE_SECONDS": str(seconds),
+    }
+
+
+def start(cluster, home, *arguments, seconds=0.5):
+    """run_aux in a process of its own, in the folder `home`."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "run_aux.py"), *arguments],
+        cwd=home,
+        env=environment(cluster, seconds),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process, seconds=120) -> str:
+    out, _ = process.communicate(timeout=seconds)
+    assert process.returncode == 0, out
+    return out
+
+
+def folder_of(home) -> Path:
+    return next((home / "experiments").glob("aux_heads_*"))
+
+
+def until(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.1)
+    return found
+
+
+def results(home) -> list[dict]:
+    found = [json.loads(path.read_text()) for path in home.rglob("result.json")]
+    return sorted(found, key=lambda r: r["attempt"])
+
+
+def test_a_whole_experiment_as_jobs(cluster, home):
+    out = finish(
+        start(cluster, home, "--staged", *PACKED, *FAKE, "--data_dir", "shards",
+              "--validation_runs", "3", "--slurm_args=--partition=main --time=10")
+    )  # fmt: skip
+    assert "DECISION: AUX HEADS HELP: target met" in out
+    assert "26 ok" in out
+    assert cluster.command("squeue", "-h") == ""
+    exits = [json.loads(path.read_text()) for path in home.rglob("exit.json")]
+    assert len({exit["clock"] for exit in exits}) == 26  # each job is paid for on its own
+
+
+def test_killed_in_the_middle_it_finds_its_jobs_again(cluster, home):
+    arguments = ["--staged", *PACKED, *FAKE, "--data_dir", "shards", "--validation_runs", "2"]
+    first = start(cluster, home, *arguments, seconds=6)
+    until(lambda: len(list(home.rglob("claim.json"))) == 4)  # stage 1 is running
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    assert cluster.command("squeue", "-h", "-t", "running").count("\n") == 4
+    out = finish(start(cluster, home, "--exp_dir", str(folder_of(home)), seconds=0.2))
+    assert "24 ok" in out
+    assert not list(home.rglob("attempt_2"))  # nothing was submitted twice
+    assert len(results(home)) == 24
+
+
+def test_what_ended_while_nobody_looked_counts(cluster, home):
+    arguments = ["--stage", "1", *PACKED, *FAKE, "--data_dir", "shards"]
+    first = start(cluster, home, *arguments, seconds=8)
+    until(lambda: len(list(home.rglob("claim.json"))) == 4)
+    first.kill()
+    first.communicate()
+    until(lambda: cluster.command("squeue", "-h") == "")
+    out = finish(start(cluster, home, "--stage", "1", "--exp_dir", str(folder_of(home))))
+    assert "without a result: val loss" in out
+    assert "4 ok" in out
+    assert not list(home.rglob("attempt_2"))
+
+
+def test_a_job_cancelled_by_hand_is_interrupted_and_run_again(cluster, home):
+    process = start(cluster, home, "--experiment", "aux_6", *PACKED, *FAKE,
+                    "--data_dir", "shards", seconds=5)  # fmt: skip
+    until(lambda: list(home.rglob("claim.json")))
+    job = cluster.command("squeue", "-h", "-o", "%i").split()[0]
+    cluster.command("scancel", job)
+    finish(process)
+    attempts = results(home)
+    assert [r["status"] for r in attempts] == ["interrupted", "ok"]
+    assert "cancelled" in attempts[0]["reason"]
+
+
+def test_a_stop_cancels_the_jobs_and_says_why(cluster, home):
+    process = start(cluster, home, "--stage", "1", *PACKED, *FAKE, "--data_dir", "shards",
+                    seconds=20)  # fmt: skip
+    until(lambda: len(list(home.rglob("claim.json"))) == 4)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert {r["status"] for r in results(home)} == {"interrupted"}
+    assert "operator" in results(home)[0]["reason"]
+    until(lambda: cluster.command("squeue", "-h") == "")
+
+
+def test_the_real_trainer_as_a_job(cluster, home):
+    subprocess.run([sys.executable, str(ROOT / "data" / "prepare.py")], check=True)
+    arguments = ["--experiment", "quick_aux_4_8", "--num_gpus", "0", "--full_iterations", "40"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run_aux.py"), *arguments, *ON_SLURM],
+        cwd=home,
+        env={**os.environ, **cluster.env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 ok" in done.stdout
+
+
+def test_only_one_job_can_claim_an_attempt(cluster, home):
+    """As after a requeue, when the orphan of a lost node runs on beside the new job."""
+    launcher = slurm.SlurmLauncher(home)
+    os.environ.update(cluster.env)
+    folder = home / "attempt"
+    folder.mkdir()
+    job = Job(("sh", "-c", "echo ran; sleep 1"), {}, folder)
+    runs = [launcher.start(job), launcher.start(job)]
+    until(lambda: cluster.command("squeue", "-h") == "")
+    assert (folder / "output.log").read_text().count("ran") == 1
+    assert [run.poll()["returncode"] for run in runs] == [0, 0]
+
+
+def test_a_lost_node_is_an_interruption_and_the_run_goes_elsewhere(cluster, home):
+    process = start(cluster, home, "--experiment", "aux_8", *PACKED, *FAKE,
+                    "--data_dir", "shards", seconds=6)  # fmt: skip
+    until(lambda: list(home.rglob("claim.json")))
+    node = int(cluster.command("squeue", "-h", "-o", "%N").strip()[1:])
+    cluster.kill_node(node)
+    try:
+        finish(process)
+    finally:
+        cluster.start_node(node)
+        cluster.command("scontrol", "update", f"nodename=n{node}", "state=resume")
+    attempts = results(home)
+    assert [r["status"] for r in attempts] == ["interrupted", "ok"]
+    assert "node" in attempts[0]["reason"] or "job" in attempts[0]["reason"]
+
+
+def test_script_of_a_run_that_spans_nodes(tmp_path):
+    job = Job(("torchrun", "--standalone", "--nproc_per_node=8", "train_gpt.py"), {}, tmp_path)
+    script = slurm.job_script(job, Path("launchers.py"), nodes=2, workers=8)
+    assert "srun --ntasks-per-node=1 torchrun --rdzv_backend=c10d" in script
+    assert "--nnodes=2" in script
+    assert "--standalone" not in script
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("00:01:05", 65), ("1-02:00:00", 93600), ("", 0), ("UNLIMITED", 0)]
+)
+def test_run_times_of_slurm(text, seconds):
+    assert slurm.run_time_s(text) == seconds
