@@ -16,20 +16,18 @@ import functools
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 GRACE_S = 4.0  # from SIGTERM to SIGKILL; torchrun alone would wait 30 s for its workers
 MARK = "AUX_HEADS_RUN"  # in the environment of every process of a run: the run's folder
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):  # not a dataclass: the watcher would import that for every run
     """One attempt at a run, as a command."""
 
     command: tuple[str, ...]
@@ -91,7 +89,7 @@ class LocalLauncher:
 
     def __init__(self, code_dir: Path):
         self.program = code_dir.resolve() / Path(__file__).name
-        shutil.copyfile(__file__, self.program)
+        self.program.write_bytes(Path(__file__).read_bytes())
 
     def start(self, job: Job) -> LocalRun:
         return LocalRun(job, self.program)
@@ -105,8 +103,9 @@ class LocalLauncher:
 
     def wait(self, runs: list[LocalRun], timeout_s: float) -> None:
         """Return when one of the runs ends, at the latest after timeout_s."""
-        pipes = [run.watcher.stdout for run in runs if not run.watcher.stdout.closed]
-        select.select(pipes, [], [], timeout_s)
+        running = {run.watcher.stdout: run for run in runs if not run.watcher.stdout.closed}
+        for pipe in select.select([*running], [], [], timeout_s)[0]:
+            running[pipe].watcher.wait()  # it closed the pipe by exiting
 
 
 def read_exit(folder: Path) -> dict | None:
