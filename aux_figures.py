@@ -1,0 +1,272 @@
+"""What do the figures show?  From the values of an experiment to matplotlib figures.
+
+Pure drawing: nothing is read, decided or written here. matplotlib is imported inside the functions
+only, and without pyplot: no display is ever asked for.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import aux_stats
+from aux_evidence import Block, Experiment, Group, blocks_of, field
+
+# ---------------------------------------------------------------------------------------------
+# What all figures share
+
+BLACK, BETTER, WORSE = "#000000", "#0072B2", "#D55E00"
+# Okabe & Ito (2008), told apart with any colour vision; yellow, faint on white, comes last
+PALETTE = (BETTER, WORSE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+DASHES = ("-", "--", ":", "-.")  # beyond seven configurations the line tells them apart
+STYLE = {
+    "font.size": 13,  # on 8 inches: in a column of 3.5 inches still 6 points
+    "axes.titlesize": 13,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 12,
+    "text.parse_math": False,  # names come from files
+    "savefig.dpi": 200,
+}
+A_RUN = {"linestyle": "", "marker": "o", "color": "white", "markeredgecolor": BLACK}
+A_MEAN = {"linestyle": "", "marker": "|", "color": BLACK, "markersize": 18, "markeredgewidth": 3}
+LOSS = "val loss (nats/token)"
+
+
+class NothingToDraw(Exception):
+    """Why there is no such figure, for the report."""
+
+
+def new_figure(size: tuple[float, float], rows: int, columns: int, **options):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def legend_entries(*more) -> list:
+    """Of both figures of improvements; bars pale, so that the runs on them stand out."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    return [
+        Line2D([], [], label="one run", **A_RUN),
+        Line2D([], [], color=BLACK, label="baseline's mean"),
+        Patch(color=BLACK, alpha=0.12, label="baseline ± sd (n > 1)"),
+        Patch(color=BETTER, alpha=0.5, label="arm's mean: better"),
+        Patch(color=WORSE, alpha=0.5, label="arm's mean: worse"),
+        *more,
+    ]
+
+
+def draw_comparison(x: Experiment):
+    """Final val loss, a panel for each stage and length: bars, runs as points, baseline as a line.
+
+    A bar from zero would hide every effect (0.02 of 3.28), and a cut one would exaggerate it. So
+    bars start at the baseline's mean: their length is the improvement, which has a true zero, while
+    the axis still reads as val loss. Without a baseline there are only points and their mean.
+    """
+    blocks = [b for b in blocks_of(x) if any(g.losses for g in b.groups)]
+    if not blocks:
+        raise NothingToDraw("no run has finished")
+    heights = [0.4 * len(b.groups) + 0.4 for b in blocks]
+    figure, axes = new_figure(
+        (9, sum(heights) + 0.75 * len(blocks) + 1.2), len(blocks), 1, height_ratios=heights
+    )
+    for ax, block in zip(axes[:, 0], blocks, strict=True):
+        draw_block(ax, block)
+        about = f"\nbest: {block.arms[0].arm.label}" if len(block.arms) == 1 else ""
+        ax.set_title(block.title + about)
+    axes[-1, 0].set_xlabel(f"final {LOSS}; left is better")
+    from matplotlib.lines import Line2D
+
+    lone = Line2D([], [], label="mean, no baseline", **A_MEAN)
+    more = () if all(b.baseline_losses for b in blocks) else (lone,)
+    figure.legend(handles=legend_entries(*more), loc="outside lower center", ncols=3)
+    return figure
+
+
+def draw_block(ax, block: Block) -> None:
+    base, base_sd = block.baseline.mean_sd() if block.baseline else (None, None)
+    if base is not None:
+        ax.axvline(base, color=BLACK, linewidth=1.5)
+    if base_sd is not None:
+        ax.axvspan(base - base_sd, base + base_sd, color=BLACK, alpha=0.12, linewidth=0)
+    for y, group in enumerate(block.groups):
+        mean, words = group.mean_sd()[0], [f"n = {len(group.losses)}"]
+        if mean is not None:
+            if base is not None and group.arm.layers:
+                colour = BETTER if mean < base else WORSE
+                ax.barh(y, mean - base, left=base, height=0.6, color=colour, alpha=0.5)
+                words.insert(0, f"{base - mean:+.4f}".replace("-", "\N{MINUS SIGN}"))
+            elif base is None:
+                ax.plot([mean], [y], **A_MEAN)
+            apart = 0.15 if len(group.losses) > 2 else 0  # so that equal losses stay countable
+            rows = [y + apart * (k % 3 - 1) for k in range(len(group.losses))]
+            ax.plot(group.losses, rows, markersize=6, **A_RUN)
+        words += [f"✕ {group.lost}"] if group.lost else []
+        ax.text(1.02, y, "  ".join(words), transform=ax.get_yaxis_transform(), va="center")
+    ax.set_yticks(range(len(block.groups)), [g.label for g in block.groups])
+    ax.set_ylim(len(block.groups) - 0.4, -0.6)
+    ax.use_sticky_edges = False  # room beyond the baseline, where bars begin
+    ax.margins(x=0.06)
+    ax.autoscale_view(scaley=False)
+    ax.locator_params(axis="x", nbins=5)
+    ax.ticklabel_format(axis="x", useOffset=False)
+
+
+def placements(blocks: Sequence[Block]) -> tuple[Block, list[Group]]:
+    """The block that tells most about layers, and its arms of one weight and schedule, by depth."""
+    for stage in (2, 0, 1):  # full runs about layers, runs by hand, short runs
+        for block in blocks:
+            usable = [g for g in block.arms if g.losses or g.diverged]
+            if block.stage == stage and block.baseline_losses and usable:
+                settings = Counter((g.arm.weight, g.arm.schedule) for g in usable)
+                most = settings.most_common(1)[0][0]
+                chosen = [g for g in usable if (g.arm.weight, g.arm.schedule) == most]
+                taps = sorted(chosen, key=lambda g: (len(g.arm.layers), sum(g.arm.layers)))
+                return block, taps
+    raise NothingToDraw("needs finished runs of a baseline and of an arm, of one stage and length")
+
+
+def draw_layers(x: Experiment):
+    """Improvement by placement, over a map of which layers are tapped: one head, two, more."""
+    block, groups = placements(blocks_of(x))
+    base, base_sd = block.baseline.mean_sd()
+    n_layer = field(x.registered, "profile", "n_layer") or 12
+    figure, axes = new_figure(
+        (max(7, 3 + 0.8 * len(groups)), 7), 2, 1, sharex=True, height_ratios=(3, 2)
+    )
+    effect, taps = axes[:, 0]
+    effect.axhline(0, color=BLACK, linewidth=1.5)
+    if base_sd is not None:
+        effect.axhspan(-base_sd, base_sd, color=BLACK, alpha=0.12, linewidth=0)
+    for k, group in enumerate(groups):
+        mean = group.mean_sd()[0]
+        colour = BLACK if mean is None else BETTER if mean < base else WORSE
+        if mean is not None:
+            effect.bar(k, base - mean, width=0.6, color=colour, alpha=0.5)
+        if group.lost:
+            where = (k + 0.4 * (mean is not None), 0.1)  # beside the bar, if there is one
+            at = {"transform": effect.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+            effect.text(*where, f"✕ {group.lost}", rotation=90, fontsize=11, **at)
+        effect.plot([k] * len(group.losses), [base - v for v in group.losses], **A_RUN)
+        taps.plot([k] * len(group.arm.layers), group.arm.layers, "-o", color=colour, markersize=10)
+    effect.use_sticky_edges = False  # room on both sides of zero
+    effect.autoscale_view(scalex=False)
+    arm = groups[0].arm
+    effect.set_title(f"{block.title}\nweight {arm.weight:g}, {arm.schedule}")
+    effect.set_ylabel("improvement\n(nats/token)")
+    taps.set_ylabel("tap layer")
+    taps.set_ylim(0.3, n_layer - 0.3)
+    taps.set_yticks(range(2, n_layer, 2))
+    taps.set_yticks(range(1, n_layer, 2), minor=True)
+    taps.set_xticks(range(len(groups)), [", ".join(map(str, g.arm.layers)) for g in groups])
+    taps.set_xlim(-0.6, len(groups) - 0.4)
+    taps.set_xlabel("tap layers of the heads")
+    taps.grid(axis="y", which="both", alpha=0.3)
+    figure.align_ylabels()
+    figure.legend(handles=legend_entries(), loc="outside lower center", ncols=2)
+    return figure
+
+
+STEP, MEAN, LOW, HIGH, TIME = range(5)  # columns of a mean curve
+
+
+def mean_curve(group: Group) -> list[tuple[int, float, float, float, float]]:
+    """Step; mean, lowest and highest val loss; mean training time in s. Only where all runs are."""
+    curves = [{step: (loss, t / 1000) for step, loss, t in r.curve} for r in group.ok]
+    steps = sorted(set.intersection(*map(set, curves))) if curves else []
+    rows = []
+    for step in steps:
+        losses, times = zip(*(curve[step] for curve in curves), strict=True)
+        mean, time_s = aux_stats.mean_sd(losses)[0], aux_stats.mean_sd(times)[0]
+        rows.append((step, mean, min(losses), max(losses), time_s))
+    return rows
+
+
+def draw_curves(x: Experiment):
+    """Val loss over steps and over training time, of the longest runs, a row for each stage.
+
+    A run begins by falling through several nats, and the effects are hundredths: the axis leaves
+    out the beginning, and an inset magnifies the end, where bands can be seen.
+    """
+    blocks = [b for b in blocks_of(x) if any(mean_curve(g) for g in b.groups)]
+    if not blocks:
+        raise NothingToDraw("no finished run has a curve")
+    longest = max(b.num_iterations for b in blocks)
+    blocks = [b for b in blocks if b.num_iterations == longest]
+    figure, axes = new_figure((12, 0.8 + 4.2 * len(blocks)), len(blocks), 2, sharey="row")
+    looks = curve_looks(blocks)
+    for panels, block in zip(axes, blocks, strict=True):
+        for ax, column in zip(panels, (STEP, TIME), strict=True):
+            draw_panel(ax, block, looks, column)
+        panels[0].set_title(block.title)
+        panels[0].set_ylabel(LOSS)
+        panels[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    axes[-1, 0].set_xlabel("steps")
+    axes[-1, 1].set_xlabel("training time (s)")
+    about = "Means over finished runs; bands: lowest to highest; ✕: where a run diverged."
+    figure.supxlabel(f"{about} Early losses lie above the axis.", fontsize=12)
+    return figure
+
+
+def curve_looks(blocks: Sequence[Block]) -> dict[tuple, tuple[str, str]]:
+    """(colour, line) of each configuration, the same in all panels; the baseline is black."""
+    keys = dict.fromkeys(g.key for b in blocks for g in b.arms)
+    looks = [(colour, dashes) for dashes in DASHES for colour in PALETTE]
+    return {((), False): (BLACK, "-"), **{key: looks[k % len(looks)] for k, key in enumerate(keys)}}
+
+
+def draw_panel(ax, block: Block, looks: Mapping, column: int) -> None:
+    """The curves; the axis is as high as keeps their right half below the inset."""
+    inset = ax.inset_axes((0.5, 0.54, 0.5, 0.46))
+    for group in block.groups:
+        for axes in (ax, inset):
+            draw_curve(axes, group, *looks[group.key], column)
+    curves = [rows for group in block.groups if (rows := mean_curve(group))]
+    for axes, share, height in ((ax, 0.4, 0.45), (inset, 0.85, 1.0)):
+        shown = [row for rows in curves for row in rows_from(rows, share * block.num_iterations)]
+        low, high = with_margin([loss for row in shown for loss in row[LOW:TIME]])
+        axes.set_ylim(low, low + (high - low) / height)
+    inset.set_xlim(*with_margin([row[column] for row in shown]))
+    inset.tick_params(labelsize=11)
+    inset.locator_params(nbins=4)
+    ax.set_xlim(left=0)
+
+
+def rows_from(rows: list[tuple], step: float) -> list[tuple]:
+    """The end of a curve, from its last point before a step on; two points at least."""
+    before = sum(row[STEP] <= step for row in rows)
+    return rows[max(0, min(before - 1, len(rows) - 2)) :]
+
+
+def with_margin(values: Sequence[float]) -> tuple[float, float]:
+    margin = 0.05 * (max(values) - min(values)) or 0.01
+    return min(values) - margin, max(values) + margin
+
+
+def draw_curve(ax, group: Group, colour: str, dashes: str, column: int) -> None:
+    label = f"{group.label} (n = {len(group.ok)})" + (f"\n✕ {group.lost}" if group.lost else "")
+    if rows := mean_curve(group):
+        columns = list(zip(*rows, strict=True))
+        at = columns[column]
+        front = 2 + (not group.arm.layers)  # the baseline lies on top
+        ax.plot(at, columns[MEAN], dashes, color=colour, linewidth=2, label=label, zorder=front)
+        if len(group.ok) > 1:
+            ax.fill_between(at, columns[LOW], columns[HIGH], color=colour, alpha=0.2, linewidth=0)
+        label = None
+    for r in group.runs:
+        if r.status == "diverged" and r.curve:
+            steps, losses, times = zip(*r.curve, strict=True)
+            at = steps if column == STEP else [t / 1000 for t in times]
+            ax.plot(at, losses, ":", color=colour, linewidth=1.5, label=label)
+            ax.plot(at[-1:], losses[-1:], "X", color=colour, markersize=9)
+            label = None
+
+
+FIGURES = {
+    "val_loss_comparison.png": draw_comparison,
+    "layer_ablation.png": draw_layers,
+    "training_curves.png": draw_curves,
+}
