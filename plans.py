@@ -52,6 +52,7 @@ class Profile:
     val_s: float  # one validation
     start_s: float  # start-up, compilation and end of a run
     design: Design  # statistical terms of the adaptive plan
+    cpu_threads: int = 0  # of a process on the CPU; 0: its share of the cores
     n_layer: int = 12
     cooldown_frac: float = 0.7
     aux_token_fraction: float = 0.125
@@ -145,6 +146,9 @@ PROFILES = {
             val_s=0.28,
             start_s=2.7,
             design=Design(sigma0=0.01, delta_eq=0.02, delta_target=0.05, drop=0.3),
+            # a second thread gains little on such small matrices, and threads that wait for each
+            # other on a busy machine lose it many times over; and packed runs give equal losses
+            cpu_threads=1,
         ),
     )
 }

@@ -126,9 +126,11 @@ def extra_environment(e: Experiment, slot: int = 0) -> dict[str, str]:
     env = {}
     if e.launcher == "slurm":
         return env
-    if e.slots * e.processes > 1:
-        threads = cores() // (e.slots * e.processes)
-        env["OMP_NUM_THREADS"] = str(max(1, threads))
+    share = max(1, cores() // (e.slots * e.processes))
+    if e.device == "cpu" and e.profile.cpu_threads:
+        env["OMP_NUM_THREADS"] = str(min(share, e.profile.cpu_threads))
+    elif e.slots * e.processes > 1:
+        env["OMP_NUM_THREADS"] = str(share)
     if e.device == "cuda" and e.slots > 1:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         ids = seen.split(",") if seen else [str(n) for n in range(e.slots * e.processes)]
