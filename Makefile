@@ -16,7 +16,7 @@ help:
 run: $(READY)
 	$(PY) data/prepare.py
 	$(PY) run_aux.py --staged --profile mini --plan adaptive
-	$(PY) analyze_aux.py
+	$(PY) analyze_aux.py --exp_dir "$$(ls -td experiments/aux_heads_* | head -n 1)"
 
 test: $(READY)
 	$(PY) data/prepare.py
