@@ -41,8 +41,16 @@ from aux_heads import SCHEDULES, AuxHeads, check_settings, sample_positions
 # Arguments: the defaults are the speedrun profile, 124M parameters on 8 GPUs
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        """One line and exit code 2, from the first process; argparse would print the usage too."""
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"train_gpt.py: error: {message}; see --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="train_gpt.py", allow_abbrev=False)
+    parser = Parser(prog="train_gpt.py", allow_abbrev=False)
     parser.add_argument("--n_layer", type=int, default=12)
     parser.add_argument("--n_head", type=int, default=6)
     parser.add_argument("--model_dim", type=int, default=768)
@@ -72,7 +80,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def int_list(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part.strip())
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        hint = f"'{text}': give layer numbers with commas between, such as 4,8"
+        raise argparse.ArgumentTypeError(hint) from None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -151,7 +163,13 @@ def open_shard(path: Path) -> np.ndarray:
             f"{path}: {tokens} tokens announced, but {size} bytes instead of"
             f" {HEADER_BYTES + 2 * tokens}; it is cut off or damaged, prepare it again"
         )
+    if tokens == 0:  # which cannot be mapped
+        return np.empty(0, dtype="<u2")
     return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(tokens,))
+
+
+class BadTokens(ValueError):
+    """A token outside the vocabulary: found before training, or in a batch far into a shard."""
 
 
 class Windows:
@@ -173,12 +191,16 @@ class Windows:
         counts = [max(0, (len(shard) - 1) // sequence_length) for shard in self.shards]
         self.ends = np.cumsum(counts)
         self.count = int(self.ends[-1])
-        for path, shard in zip(paths, self.shards, strict=True):
-            if (largest := int(shard[:1_000_000].max(initial=0))) >= vocab_size:
-                raise ValueError(
-                    f"{path}: token {largest}, but --vocab_size is {vocab_size};"
-                    " give the vocabulary of these shards, or another --data_dir"
-                )
+        self.paths = paths
+        for number, shard in enumerate(self.shards):  # of 27 shards, all tokens would take seconds
+            self.check_tokens(number, shard[:1_000_000])
+
+    def check_tokens(self, shard: int, tokens: np.ndarray) -> None:
+        if (largest := int(tokens.max(initial=0))) >= self.vocab_size:
+            raise BadTokens(
+                f"{self.paths[shard]}: token {largest}, but --vocab_size is {self.vocab_size};"
+                " give the vocabulary of these shards, or another --data_dir"
+            )
 
     def batch(self, numbers: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs and targets, (B, T) each, int64."""
@@ -187,6 +209,7 @@ class Windows:
             shard = int(np.searchsorted(self.ends, number, side="right"))
             start = (number - (self.ends[shard - 1] if shard else 0)) * self.T
             row[:] = self.shards[shard][start : start + self.T + 1]
+            self.check_tokens(shard, row)
         tokens = torch.from_numpy(rows)
         if device.type == "cuda":
             tokens = tokens.pin_memory().to(device, non_blocking=True)
@@ -489,6 +512,13 @@ def check_arguments(args: argparse.Namespace, world: World) -> None:
     for name in (*positive, "device_batch_size", "num_iterations", "val_loss_every"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} {getattr(args, name)}: give 1 or more")
+    if not 0 <= args.seed < 2**32:
+        raise ValueError(f"--seed {args.seed}: give 0 to {2**32 - 1}")
+    for name in ("muon_lr", "embed_lr", "head_lr", "scalar_lr"):
+        if not 0 <= getattr(args, name) < math.inf:
+            raise ValueError(f"--{name} {getattr(args, name)}: give a finite number, 0 or above")
+    if args.vocab_size > 65_536:
+        raise ValueError(f"--vocab_size {args.vocab_size}: tokens have 16 bits, give at most 65536")
     if not 0 < args.cooldown_frac <= 1:
         raise ValueError(f"--cooldown_frac {args.cooldown_frac}: give a number above 0, at most 1")
     if args.model_dim % args.n_head or args.model_dim // args.n_head % 4:
@@ -718,6 +748,7 @@ def main(argv: list[str] | None = None) -> int:
             for kind in ("train", "val")
         ]
         check(args, world, *windows)
+        log = Log(args.log_file, world, args.num_iterations)
     except (ValueError, OSError) as error:
         if rank == 0:
             print(f"train_gpt.py: error: {error}", file=sys.stderr)
@@ -726,11 +757,13 @@ def main(argv: list[str] | None = None) -> int:
         dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo")
     if world.device.type == "cpu":
         tune_cpu()
-    log = Log(args.log_file, world, args.num_iterations)
     try:
         log.line("summary: " + json.dumps(train(Trainer(args, world, *windows), log)))
     except Diverged:
         return 3
+    except BadTokens as error:  # only the process that read them knows
+        print(f"train_gpt.py: error: {error}", file=sys.stderr)
+        return 2
     finally:
         if world.grouped:
             dist.destroy_process_group()

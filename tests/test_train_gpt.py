@@ -1,0 +1,793 @@
+"""A run of the trainer: what it computes, against slow references; what it prints and refuses."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import train_gpt
+from aux_heads import SCHEDULES, sample_positions
+from train_gpt import (
+    GPT,
+    AdamW,
+    Muon,
+    Rotary,
+    Trainer,
+    Windows,
+    World,
+    build_parser,
+    cooldown,
+    norm,
+    open_shard,
+    orthogonalize,
+    relu_square,
+)
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).parents[1]
+V, T = 23, 16
+STEPS = 6
+SHAPE = {
+    "--n_layer": 4,
+    "--n_head": 2,
+    "--model_dim": 16,
+    "--vocab_size": V,
+    "--sequence_length": T,
+    "--num_iterations": STEPS,
+    "--batch_size": 8,
+    "--device_batch_size": 8,
+    "--val_tokens": 10 * T,
+    "--val_loss_every": 4,
+    "--muon_lr": 0.02,
+    "--embed_lr": 0.2,
+    "--head_lr": 0.06,
+    "--device": "cpu",
+}
+HEADS = {"--aux_head_layers": "1,3", "--aux_loss_weight": 0.5, "--aux_token_fraction": 0.25}
+
+
+def write_shard(path: Path, tokens, header=(20240520, 1, None)) -> Path:
+    """A shard of the FineWeb format; header fields and length may be made to lie."""
+    fields = np.zeros(256, dtype="<i4")
+    fields[:3] = [len(tokens) if field is None else field for field in header]
+    path.write_bytes(fields.tobytes() + np.asarray(tokens, dtype="<u2").tobytes())
+    return path
+
+
+def text(length: int, seed: int) -> np.ndarray:
+    """Tokens that a model can learn: each is the one before it plus a small random number."""
+    rng = np.random.default_rng(seed)
+    return np.cumsum(rng.integers(0, 3, length)) % V
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Two training shards and one for validation, no length a multiple of T."""
+    folder = tmp_path_factory.mktemp("data")
+    write_shard(folder / "text_train_000001.bin", text(9_000, 1))
+    write_shard(folder / "text_train_000002.bin", text(4_001, 2))
+    write_shard(folder / "text_val_000000.bin", text(1_000, 3))
+    return folder
+
+
+def arguments(data_dir: Path, changes: dict | None = None) -> list[str]:
+    options = SHAPE | {"--data_dir": data_dir} | (changes or {})
+    return [str(part) for option in options.items() for part in option if part is not None]
+
+
+@dataclass
+class Ran:
+    """What one run left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    def losses(self, kind: str) -> list[str]:
+        return re.findall(rf" {kind}_loss:(\S+)", self.out)
+
+    @property
+    def summary(self) -> dict:
+        return json.loads(self.out.splitlines()[-1].removeprefix("summary: "))
+
+
+@pytest.fixture
+def run(data, capsys):
+    """Run the trainer in this process."""
+
+    def run_with(changes: dict | None = None) -> Ran:
+        capsys.readouterr()
+        try:
+            code = train_gpt.main(arguments(data, changes))
+        except SystemExit as end:
+            code = end.code
+        return Ran(code, *capsys.readouterr())
+
+    return run_with
+
+
+def torchrun(processes: int, argv: list[str]) -> Ran:
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    done = subprocess.run(
+        [sys.executable, *command, str(ROOT / "train_gpt.py"), *argv],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def trainer(data: Path, changes: dict | None = None, world=None) -> Trainer:
+    args = build_parser().parse_args(arguments(data, changes))
+    world = world or World(0, 1, torch.device("cpu"))
+    windows = [Windows(data, kind, args.sequence_length, V) for kind in ("train", "val")]
+    return Trainer(args, world, *windows)
+
+
+# ---------------------------------------------------------------------------------------------
+# A run: lines, summary, seeds
+
+
+def test_a_run_prints_the_lines_of_modded_nanogpt_and_a_summary(run, tmp_path):
+    log = tmp_path / "logs" / "train_log.txt"
+    ran = run({"--log_file": log})
+    assert ran.code == 0, ran.err
+    number = r"\d+\.\d{6}"
+    time = r"train_time:\d+ms step_avg:\d+\.\d{2}ms"
+    patterns = [
+        f"step:0/6 val_loss:{number} train_time:0ms step_avg:0.00ms",
+        *[f"step:{n}/6 train_loss:{number} {time}" for n in (1, 2, 3, 4)],
+        f"step:4/6 val_loss:{number} {time}",
+        *[f"step:{n}/6 train_loss:{number} {time}" for n in (5, 6)],
+        f"step:6/6 val_loss:{number} {time}",
+        r"summary: \{.*\}",
+    ]
+    lines = ran.out.splitlines()
+    assert len(lines) == len(patterns)
+    assert all(re.fullmatch(p, line) for p, line in zip(patterns, lines, strict=True)), ran.out
+    assert log.read_text() == ran.out
+    summary = ran.summary
+    assert f"{summary['val_loss']:.6f}" == ran.losses("val")[-1]
+    assert summary["steps_done"] == STEPS
+    assert summary["tokens_seen"] == STEPS * 8 * T
+    assert summary["num_parameters"] == 2 * V * 16 + 4 * 12 * 16**2
+    assert (summary["world_size"], summary["device"]) == (1, "cpu")
+    assert summary["torch"] == torch.__version__
+    assert summary["step_avg_ms"] == pytest.approx(summary["train_time_ms"] / STEPS)
+    assert summary["peak_memory_mib"] > 10
+
+
+def test_the_first_loss_is_that_of_a_guess_and_then_it_falls(run):
+    losses = run({"--num_iterations": 60}).losses("val")
+    assert float(losses[0]) == pytest.approx(math.log(V), abs=1e-6)
+    assert float(losses[-1]) < 0.75 * math.log(V)
+
+
+@pytest.mark.parametrize("heads", [{}, HEADS], ids=["baseline", "heads"])
+def test_the_same_seed_gives_the_same_losses_bit_for_bit(run, heads):
+    first, again, other = run(heads), run(heads), run(heads | {"--seed": 43})
+    for kind in ("train", "val"):
+        assert first.losses(kind) == again.losses(kind)
+        assert first.losses(kind) != other.losses(kind)
+    assert first.summary["val_loss"] == again.summary["val_loss"]
+
+
+@pytest.mark.parametrize("fraction", [0.25, 1.0])
+def test_heads_of_weight_zero_leave_the_main_path_bit_identical(run, fraction):
+    plain = run()
+    off = run(HEADS | {"--aux_loss_weight": 0, "--aux_token_fraction": fraction})
+    assert off.losses("train") == plain.losses("train")
+    assert off.summary["val_loss"] == plain.summary["val_loss"]
+
+
+def test_arms_of_one_seed_share_initialisation_order_and_first_loss(data):
+    """Whatever their heads: what differs later is what the heads did."""
+    plain, arm = trainer(data), trainer(data, HEADS | {"--aux_unembedding": "own"})
+    for (name, a), (_, b) in zip(
+        plain.model.named_parameters(), arm.model.named_parameters(), strict=True
+    ):
+        assert torch.equal(a, b), name
+    assert np.array_equal(plain.order, arm.order)
+    assert torch.equal(plain.step(0), arm.step(0))
+
+
+def test_another_seed_is_another_initialisation_and_another_order(data):
+    one, other = trainer(data), trainer(data, {"--seed": 43})
+    assert not torch.equal(one.model.embedding.weight, other.model.embedding.weight)
+    assert not np.array_equal(one.order, other.order)
+
+
+def test_existing_heads_without_weight_do_not_touch_optimizer_or_trunk(data):
+    """A decay that has ended: the parameters are there, and nothing moves."""
+    arm = trainer(data, HEADS | {"--aux_loss_schedule": "linear_decay"})
+    plain = trainer(data)
+    for step in (4, 5):  # from 2/3 of 6 steps on the weight is zero
+        assert arm.step(step).item() == plain.step(step).item()
+    assert all(p.count_nonzero() == 0 for p in arm.heads.parameters())
+
+
+def test_heads_change_what_the_trunk_learns(run):
+    plain, arm = run(), run(HEADS)
+    assert arm.losses("train")[0] == plain.losses("train")[0]
+    assert arm.losses("train")[3:] != plain.losses("train")[3:]
+
+
+def test_heads_are_not_computed_once_their_weight_is_zero(data):
+    arm, called = trainer(data, HEADS | {"--aux_loss_schedule": "cosine_decay"}), []
+    arm.heads.register_forward_hook(lambda *_: called.append(1))
+    counts = []
+    for step in range(STEPS):
+        called.clear()
+        arm.step(step)
+        counts.append(len(called))
+    assert counts == [1, 1, 1, 1, 0, 0]
+
+
+def test_validation_sees_the_main_head_only(data):
+    arm = trainer(data, HEADS)
+    arm.heads.register_forward_hook(lambda *_: pytest.fail("a head was computed"))
+    assert arm.validate() == pytest.approx(math.log(V), abs=1e-6)
+
+
+def test_after_one_step_everything_learns(data):
+    """Zero-initialised projections, translators and unembeddings do not stay where they are."""
+    arm = trainer(data, HEADS | {"--aux_unembedding": "own"})
+    before = {}
+    for step in range(4):
+        arm.step(step)
+        if step == 1:
+            before = {n: p.detach().clone() for n, p in named(arm)}
+    assert all(not torch.equal(before[name], p) for name, p in named(arm))
+
+
+def named(t: Trainer):
+    return [*t.model.named_parameters(), *t.heads.named_parameters()]
+
+
+@pytest.mark.parametrize("schedule", sorted(SCHEDULES))
+def test_the_weight_of_the_heads_follows_the_schedule(data, schedule):
+    arm = trainer(data, HEADS | {"--aux_loss_schedule": schedule})
+    for step in range(STEPS):
+        assert arm.aux_weight(step) == 0.5 * SCHEDULES[schedule](step / STEPS)
+
+
+# ---------------------------------------------------------------------------------------------
+# The global batch: processes, passes, order
+
+
+def test_one_big_pass_and_many_small_ones_accumulate_the_same_gradient(data):
+    gradients = []
+    for size in (8, 4, 2, 1):
+        t = trainer(data, HEADS | {"--device_batch_size": size})
+        warm_up(t)
+        gradients.append(gradient(t))
+    for other in gradients[1:]:
+        for name, expected in gradients[0].items():
+            assert torch.allclose(other[name], expected, rtol=1e-4, atol=1e-7), name
+
+
+def warm_up(t: Trainer) -> None:
+    """Give every matrix values, so that every gradient has some."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for _, p in named(t):
+            p.normal_(std=0.3, generator=generator)
+
+
+def gradient(t: Trainer) -> dict[str, torch.Tensor]:
+    """What a step hands to the optimizers."""
+    found = {}
+
+    class Keep:
+        def step(self, multiplier: float) -> None:
+            found.update((name, p.grad.clone()) for name, p in named(t))
+
+    t.optimizers = [Keep()]
+    t.step(2)
+    return found
+
+
+def test_the_gradient_is_that_of_the_written_out_loss(data):
+    """Main loss plus weight times mean over heads, of the whole batch, at the sampled positions."""
+    t = trainer(data, HEADS | {"--device_batch_size": 2, "--aux_loss_schedule": "cosine_decay"})
+    warm_up(t)
+    accumulated = gradient(t)
+    inputs, targets = t.train.batch(t.order[16:24], torch.device("cpu"))
+    positions = sample_positions(8, T, 0.25, 42, 2)
+    x, taps = t.model(inputs)
+    log_p = t.model.unembed(x).log_softmax(-1)
+    loss = -log_p.gather(-1, targets[..., None]).mean()
+    for layer, head in zip((1, 3), t.heads.heads, strict=True):
+        log_p = head(taps[layer], t.model.unembed).log_softmax(-1)
+        all_losses = -log_p.gather(-1, targets[..., None]).squeeze(-1)
+        weight = 0.5 * 0.5 * (1 + math.cos(math.pi * (2 / 6) / (2 / 3)))
+        loss = loss + weight * all_losses.gather(1, positions).mean() / 2
+    loss.backward()
+    for name, p in named(t):
+        assert torch.allclose(accumulated[name], p.grad, rtol=1e-4, atol=1e-6), name
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_what_processes_add_up_is_the_gradient_of_the_whole_batch(data, monkeypatch, size):
+    """Its scale too, to which neither optimizer is sensitive. Here each sum is left undone."""
+    undone = SimpleNamespace(wait=lambda: None)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: undone)
+    parts = []
+    for rank in range(size):
+        t = trainer(data, HEADS, World(rank, size, torch.device("cpu")))
+        warm_up(t)
+        parts.append(gradient(t))
+    t = trainer(data, HEADS)
+    warm_up(t)
+    for name, expected in gradient(t).items():
+        total = sum(part[name] for part in parts)
+        assert torch.allclose(total, expected, rtol=1e-4, atol=1e-6), name
+
+
+@pytest.fixture(scope="module")
+def long_runs(data) -> dict:
+    """50 steps with heads and skips (every kind of parameter) on 1, 2 and 4 processes."""
+    changes = HEADS | {"--num_iterations": 50, "--unet_skips": None}
+    runs = {}
+    for processes, size in ((1, 8), (1, 2), (2, 2), (4, 1)):
+        argv = arguments(data, changes | {"--device_batch_size": size})
+        runs[processes, size] = torchrun(processes, argv)
+    return runs
+
+
+@pytest.mark.parametrize("split", [(1, 2), (2, 2), (4, 1)])
+def test_processes_and_passes_do_not_change_the_losses(long_runs, split):
+    """Within 1e-4 nats over 50 steps in fp32, heads on sampled positions included."""
+    one, other = long_runs[1, 8], long_runs[split]
+    assert one.code == other.code == 0, other.err
+    for kind, count in (("train", 50), ("val", 14)):
+        a, b = ([float(loss) for loss in r.losses(kind)] for r in (one, other))
+        assert len(a) == len(b) == count
+        assert np.abs(np.subtract(a, b)).max() < 1e-4
+    assert other.summary["world_size"] == split[0]
+
+
+def test_only_the_first_process_speaks(long_runs):
+    assert len(long_runs[2, 2].out.splitlines()) == 50 + 14 + 1
+
+
+def test_a_step_reads_its_windows_of_the_permutation_once(data, monkeypatch):
+    """Of all processes together: disjoint, in order, all of them."""
+    seen = {}
+    monkeypatch.setattr(World, "sum", lambda *_: None)
+    monkeypatch.setattr(Trainer, "average_gradients", lambda *_: None)
+    for size in (1, 2, 4):
+        for rank in range(size):
+            t = trainer(data, world=World(rank, size, torch.device("cpu")))
+            t.optimizers = []
+            read, original = [], t.train.batch
+            t.train.batch = lambda n, d, read=read, original=original: (
+                read.extend(n.tolist()) or original(n, d)
+            )
+            for step in (0, 1):
+                t.step(step)
+                seen.setdefault((size, step), []).extend(read)
+                read.clear()
+    order = trainer(data).order
+    for (_, step), numbers in seen.items():
+        assert numbers == order[8 * step : 8 * step + 8].tolist()
+
+
+# ---------------------------------------------------------------------------------------------
+# Shards
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=st.lists(st.integers(0, 60), min_size=1, max_size=4), width=st.integers(1, 9))
+def test_windows_tile_each_shard_up_to_its_tail(tmp_path_factory, lengths, width):
+    """Inputs of all windows: each shard from its start, without gap or repeat; targets are next."""
+    folder, first, expected = tmp_path_factory.mktemp("shards"), 0, []
+    for number, length in enumerate(lengths):
+        tokens = np.arange(first, first + length)
+        first += length
+        write_shard(folder / f"x_train_{number:06}.bin", tokens)
+        expected.extend(tokens[: max(0, length - 1) // width * width])
+    windows = Windows(folder, "train", width, 65_536)
+    assert windows.count == len(expected) // width
+    if windows.count:
+        inputs, targets = windows.batch(np.arange(windows.count), torch.device("cpu"))
+        assert inputs.flatten().tolist() == expected
+        assert torch.equal(targets, inputs + 1)
+
+
+def test_validation_is_the_mean_over_the_first_tokens_of_the_shard(data):
+    t = trainer(data, {"--device_batch_size": 3})
+    warm_up(t)
+    tokens = torch.from_numpy(text(1_000, 3)[: 10 * T + 1].copy())
+    losses = []
+    for start in range(0, 10 * T, T):
+        x, _ = t.model(tokens[None, start : start + T])
+        logits = t.model.unembed(x)[0]
+        losses.append(F.cross_entropy(logits, tokens[start + 1 : start + T + 1]).item())
+    assert t.validate() == pytest.approx(np.mean(losses), abs=1e-5)
+
+
+def complaint(ran: Ran) -> str:
+    """The one line of a refused run."""
+    assert ran.code == 2
+    assert ran.out == ""
+    (line,) = ran.err.splitlines()
+    assert line.startswith("train_gpt.py: error: ")
+    return line.removeprefix("train_gpt.py: error: ")
+
+
+GOOD = text(4_001, 1)
+DAMAGE = {
+    "magic": ({"header": (1, 1, None)}, "not a token shard (magic number or version)"),
+    "version": ({"header": (20240520, 2, None)}, "not a token shard (magic number or version)"),
+    "cut": ({"header": (20240520, 1, 4_002)}, "4002 tokens announced, but 9026 bytes instead of"),
+    "long": ({"header": (20240520, 1, 4_000)}, "4000 tokens announced, but 9026 bytes instead of"),
+    "negative": ({"header": (20240520, 1, -1)}, "-1 tokens announced"),
+    "token": ({"tokens": [*GOOD[:50], V, *GOOD[50:]]}, f"token {V}, but --vocab_size is {V}"),
+}
+
+
+@pytest.mark.parametrize("kind", ["train", "val"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_shard_is_named_before_training(run, tmp_path, kind, damage):
+    change, message = DAMAGE[damage]
+    for each in ("train", "val"):
+        write_shard(tmp_path / f"x_{each}_000001.bin", GOOD)
+    path = tmp_path / f"x_{kind}_000001.bin"
+    write_shard(path, **({"tokens": GOOD} | change))
+    line = complaint(run({"--data_dir": tmp_path}))
+    assert line.startswith(f"{path}: {message}")
+    assert "prepare it again" in line or "another --data_dir" in line
+
+
+@given(content=st.binary(max_size=1100))
+@settings(max_examples=60, deadline=None)
+def test_any_bytes_are_a_shard_or_are_refused(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "any_train_0.bin"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"not a token shard|tokens announced"):
+        open_shard(path)
+
+
+def test_a_token_beyond_the_vocabulary_far_into_a_shard_ends_the_run(run, tmp_path):
+    """Beyond the first million tokens it is found in the first batch that holds one."""
+    write_shard(tmp_path / "x_val_000001.bin", GOOD)
+    tokens = np.repeat([0, V + 1], [1_000_000, 3_000_000])
+    path = write_shard(tmp_path / "x_train_000001.bin", tokens)
+    ran = run({"--data_dir": tmp_path})
+    assert ran.code == 2
+    assert "summary" not in ran.out
+    (line,) = ran.err.splitlines()
+    assert line.startswith(f"train_gpt.py: error: {path}: token {V + 1}, but --vocab_size is {V};")
+
+
+def test_an_empty_shard_beside_others_holds_no_window(tmp_path):
+    write_shard(tmp_path / "x_train_000001.bin", [])
+    write_shard(tmp_path / "x_train_000002.bin", GOOD)
+    assert Windows(tmp_path, "train", T, V).count == 4_000 // T
+
+
+# ---------------------------------------------------------------------------------------------
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--batch_sise": 8}, "unrecognized arguments: --batch_sise 8; see --help"),
+        ({"--batch": 8}, "unrecognized arguments: --batch 8; see --help"),
+        ({"--num_iterations": "many"}, "argument --num_iterations: invalid int value: 'many'"),
+        ({"--num_iterations": 0}, "--num_iterations 0: give 1 or more"),
+        ({"--val_loss_every": 0}, "--val_loss_every 0: give 1 or more"),
+        ({"--device_batch_size": -1}, "--device_batch_size -1: give 1 or more"),
+        ({"--n_head": 3}, "--model_dim 16 and --n_head 3: the width of a head"),
+        ({"--n_head": 8}, "--model_dim 16 and --n_head 8: the width of a head"),
+        ({"--device_batch_size": 3}, "--device_batch_size 3 does not divide the 8 sequences"),
+        ({"--cooldown_frac": 1.5}, "--cooldown_frac 1.5: give a number above 0, at most 1"),
+        ({"--muon_lr": "nan"}, "--muon_lr nan: give a finite number, 0 or above"),
+        ({"--embed_lr": -1}, "--embed_lr -1.0: give a finite number, 0 or above"),
+        ({"--seed": -1}, "--seed -1: give 0 to 4294967295"),
+        ({"--vocab_size": 70_000}, "--vocab_size 70000: tokens have 16 bits, give at most 65536"),
+        ({"--aux_head_layers": "4"}, "--aux_head_layers 4: tap layers are 1 to 3"),
+        ({"--aux_head_layers": "0"}, "--aux_head_layers 0: tap layers are 1 to 3"),
+        ({"--aux_head_layers": "1;3"}, "argument --aux_head_layers: '1;3': give layer numbers"),
+        ({"--aux_head_layers": "2,2"}, "--aux_head_layers 2,2: give each layer once"),
+        ({"--aux_loss_weight": -0.1}, "--aux_loss_weight -0.1: give a finite number"),
+        ({"--aux_loss_schedule": "sawtooth"}, "--aux_loss_schedule sawtooth: give one of constant"),
+        ({"--aux_token_fraction": 0}, "--aux_token_fraction 0.0: give a number above 0"),
+        ({"--aux_unembedding": "two"}, "argument --aux_unembedding: invalid choice: 'two'"),
+        ({"--val_tokens": T - 1}, "--val_tokens 15: give 16 to 992"),
+        ({"--val_tokens": 2_000}, "--val_tokens 2000: give 16 to 992"),
+        ({"--num_iterations": 102}, "812 training windows of 16 tokens, but --num_iterations 102"),
+        ({"--vocab_size": V - 1}, f"token {V - 1}, but --vocab_size is {V - 1}"),
+        ({"--log_file": "/dev/null/log"}, "[Errno "),
+    ],
+    ids=lambda value: " ".join(map(str, *value.items())) if isinstance(value, dict) else "",
+)
+def test_bad_input_is_one_line_before_any_training(run, change, message):
+    assert message in complaint(run(change))
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "command"),
+    [(256, "python data/prepare.py"), (50_304, "python data/prepare.py fineweb --shards 27")],
+)
+def test_missing_shards_are_answered_with_the_command_that_makes_them(
+    run, tmp_path, vocab_size, command
+):
+    line = complaint(run({"--data_dir": tmp_path, "--vocab_size": vocab_size}))
+    assert line == f"no *_train_*.bin shard in {tmp_path}; make them: {command}"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_said(run):
+    line = complaint(run({"--device": "cuda"}))
+    assert line == "--device cuda: no GPU is visible to torch; give --device cpu"
+
+
+def test_an_uneven_batch_is_said_once_by_two_processes(data):
+    ran = torchrun(2, arguments(data, {"--batch_size": 7, "--device_batch_size": 1}))
+    assert ran.code == 1  # torchrun's, for any failure
+    assert ran.out == ""
+    lines = [line for line in ran.err.splitlines() if line.startswith("train_gpt.py: error:")]
+    assert lines == [
+        "train_gpt.py: error: --batch_size 7 does not divide over 2 processes; give a multiple of 2"
+    ]
+
+
+def test_an_unknown_option_is_said_once_by_two_processes(monkeypatch, capsys):
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit, match="2"):
+            build_parser().parse_args(["--unknown"])
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_divergence_is_an_outcome_with_its_step(run):
+    ran = run({"--muon_lr": 1e30})
+    assert ran.code == 3
+    *_, line, last = ran.out.splitlines()
+    step = re.fullmatch(r"step:(\d)/6 train_loss:nan .*", line).group(1)
+    assert last == f"diverged: train_loss is nan at step {step}/6"
+
+
+def test_divergence_seen_only_by_validation(run):
+    """The last update ruins the weights: no training loss shows it."""
+    ran = run({"--embed_lr": 0, "--muon_lr": 1e30, "--num_iterations": 1})
+    assert ran.code == 3
+    assert ran.out.splitlines()[-1] == "diverged: val_loss is nan at step 1/1"
+
+
+# ---------------------------------------------------------------------------------------------
+# Parts of the model, against references written out
+
+
+def test_rotary_turns_pairs_by_position_times_frequency():
+    K = 16
+    x = torch.randn(2, 3, T, K, generator=torch.Generator().manual_seed(0))
+    turned = Rotary(K, T)(x)
+    for t in range(T):
+        for k in range(K // 2):
+            # frequencies fall from 1 to 1/1024 over the first quarter; the second stands still
+            angle = t * (1 / 1024) ** (k / (K // 4 - 1)) if k < K // 4 else 0.0
+            a, b = x[..., t, k], x[..., t, k + K // 2]
+            first = a * math.cos(angle) + b * math.sin(angle)
+            second = -a * math.sin(angle) + b * math.cos(angle)
+            assert torch.allclose(turned[..., t, k], first, atol=1e-5)
+            assert torch.allclose(turned[..., t, k + K // 2], second, atol=1e-5)
+
+
+def test_rotary_scores_depend_on_distance_alone():
+    rotary = Rotary(16, T)
+    q, k = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    scores = rotary(q.expand(T, 16)) @ rotary(k.expand(T, 16)).T
+    for distance in range(T):
+        along = scores.diagonal(-distance)
+        assert torch.allclose(along, along[0].expand_as(along), atol=1e-4)
+
+
+def small_model(*flags: str) -> GPT:
+    torch.manual_seed(0)
+    changes = {flag: None for flag in flags}
+    model = GPT(build_parser().parse_args(arguments(Path(), changes)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    return model
+
+
+def test_logits_are_capped_at_15():
+    model = small_model()
+    x = torch.randn(5, 16) * 100
+    z = x.double() @ model.head.weight.double().T
+    expected = 15 * z / torch.sqrt(z**2 + 15**2)
+    capped = model.unembed(x)
+    assert torch.allclose(capped, expected.float(), atol=1e-4)
+    assert capped.abs().max() <= 15
+
+
+def slow_forward(model: GPT, tokens) -> torch.Tensor:
+    """One sequence, position by position, as the equations say."""
+    rms = lambda x: x / torch.sqrt((x * x).mean(-1, keepdim=True))  # noqa: E731
+    n, waiting = len(model.blocks), []
+    x = x0 = rms(model.embedding.weight[tokens])
+    for layer, block in enumerate(model.blocks):
+        if model.mix is not None:
+            if layer >= n // 2:
+                x = x + model.skips[layer - n // 2] * waiting.pop()
+            x = model.mix[layer, 0] * x + model.mix[layer, 1] * x0
+        heads, normed = [], rms(x)
+        for head in torch.arange(16).split(8):
+            q, k, v = (normed @ block.qkv[i, head].T for i in range(3))
+            q, k = model.rotary(rms(q)), model.rotary(rms(k))
+            rows = []
+            for t in range(len(tokens)):
+                scores = 1.36 / math.sqrt(8) * (k[: t + 1] @ q[t])
+                rows.append(scores.softmax(0) @ v[: t + 1])
+            heads.append(torch.stack(rows))
+        x = x + torch.cat(heads, dim=1) @ block.out.T
+        x = x + torch.relu(rms(x) @ block.up.T) ** 2 @ block.down.T
+        if layer < n // 2:
+            waiting.append(x)
+    return rms(x)
+
+
+@pytest.mark.parametrize("flags", [(), ("--unet_skips",)])
+def test_the_model_is_the_one_of_the_equations(flags):
+    model = small_model(*flags)
+    tokens = torch.from_numpy(text(T, 9).copy())
+    assert torch.allclose(model(tokens[None])[0][0], slow_forward(model, tokens), atol=2e-4)
+
+
+def test_a_position_sees_nothing_after_it():
+    model, tokens = small_model(), torch.from_numpy(text(T, 9).copy())[None]
+    changed = tokens.clone()
+    changed[0, 10:] = 0
+    assert torch.equal(model(tokens)[0][:, :10], model(changed)[0][:, :10])
+
+
+@pytest.mark.parametrize(
+    ("ours", "reference"),
+    [(norm, lambda x: F.rms_norm(x, (x.size(-1),))), (relu_square, lambda x: F.relu(x) ** 2)],
+)
+def test_written_out_backward_passes_agree_with_autograd(ours, reference):
+    torch.manual_seed(0)
+    weight = torch.randn(4, 5, 16)
+    results = []
+    for function in (ours, reference):
+        x = (torch.randn(4, 5, 16, generator=torch.Generator().manual_seed(3)) * 3).requires_grad_()
+        y = function(x)
+        (y * weight).sum().backward()
+        results.append((y.detach(), x.grad))
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------
+# Optimizers
+
+
+@pytest.mark.parametrize(
+    ("progress", "fraction", "multiplier"),
+    [
+        (0.0, 0.7, 1.0),
+        (0.29, 0.7, 1.0),
+        (0.3, 0.7, 1.0),
+        (0.65, 0.7, 0.5),
+        (1.0, 0.7, 0.0),
+        (0.0, 1.0, 1.0),
+        (0.5, 1.0, 0.5),
+        (0.99, 0.01, 1.0),
+    ],
+)
+def test_cooldown_is_constant_then_linear_to_zero(progress, fraction, multiplier):
+    assert cooldown(progress, fraction) == pytest.approx(multiplier)
+
+
+def test_both_optimizers_follow_the_cooldown(data):
+    t, seen = trainer(data), []
+    for optimizer in t.optimizers:
+        optimizer.step = seen.append
+    for step in range(STEPS):
+        t.step(step)
+    expected = [min(1.0, (1 - step / STEPS) / 0.7) for step in range(STEPS)]
+    assert seen == pytest.approx([m for m in expected for _ in t.optimizers])
+
+
+def test_adamw_is_that_of_torch():
+    ours, theirs = [nn.Parameter(torch.ones(5, 3)) for _ in range(2)]
+    mine = AdamW([ours], lr=0.1)
+    library = torch.optim.AdamW([theirs], 0.1, betas=(0.8, 0.95), eps=1e-10, weight_decay=0)
+    for step in range(5):
+        gradient = torch.randn(5, 3, generator=torch.Generator().manual_seed(step))
+        for p in (ours, theirs):
+            p.grad = gradient.clone()
+        library.param_groups[0]["lr"] = 0.1 * cooldown(step / 5, 0.7)
+        library.step()
+        mine.step(cooldown(step / 5, 0.7))
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+SHAPES = [(3, 16, 16), (16, 16), (64, 16), (16, 64)]
+
+
+def test_muon_is_that_of_torch():
+    """The library's works in bf16 and matrix by matrix; ours in batches, here in bf16 too."""
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for shape in SHAPES]
+    ours = [nn.Parameter(p.clone()) for p in start]
+    theirs = [nn.Parameter(m.clone()) for p in start for m in p.view(-1, *p.shape[-2:])]
+    world = type("Bf16", (World,), {"dtype": torch.bfloat16})(0, 1, torch.device("cpu"))
+    mine = Muon(ours, 0.02, world)
+    library = torch.optim.Muon(theirs, 0.02, weight_decay=0.05, momentum=0.95, nesterov=True)
+    for step in range(4):
+        generator = torch.Generator().manual_seed(step)
+        for p in ours:
+            p.grad = torch.randn(p.shape, generator=generator)
+        flat = [m for p in ours for m in p.grad.view(-1, *p.shape[-2:])]
+        for p, g in zip(theirs, flat, strict=True):
+            p.grad = g.clone()
+        library.param_groups[0]["lr"] = 0.02 * cooldown(step / 4, 0.7)
+        library.step()
+        mine.step(cooldown(step / 4, 0.7))
+    moved = [m for p in ours for m in p.detach().view(-1, *p.shape[-2:])]
+    first = [m for p in start for m in p.view(-1, *p.shape[-2:])]
+    for a, b, origin in zip(moved, theirs, first, strict=True):
+        assert (a - b).norm() < 0.02 * (b - origin).norm()
+
+
+def test_orthogonalized_singular_values_are_near_one():
+    x = torch.randn(3, 16, 64, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalize(x))
+    assert all(0.6 < value < 1.3 for value in values.flatten())
+
+
+def test_a_matrix_without_gradient_is_left_alone():
+    p = nn.Parameter(torch.ones(4, 4))
+    Muon([p], 0.1, World(0, 1, torch.device("cpu"))).step(1.0)
+    AdamW([p], 0.1).step(1.0)
+    assert torch.equal(p, torch.ones(4, 4))
+
+
+# ---------------------------------------------------------------------------------------------
+# Start-up
+
+
+def test_a_run_on_the_cpu_imports_no_compiler_and_importing_does_nothing(data):
+    """torch._dynamo alone would cost a second of each run."""
+    program = (
+        "import sys, train_gpt\n"
+        "assert 'argparse' in sys.modules\n"
+        f"code = train_gpt.main({arguments(data, HEADS)!r})\n"
+        "heavy = ('torch._dynamo', 'torch._inductor', 'sympy', 'scipy', 'matplotlib')\n"
+        "print([name for name in heavy if name in sys.modules], code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.stdout.splitlines()[-1] == "[] 0", done.stderr
+
+
+def test_help_has_every_option(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        train_gpt.main(["--help"])
+    text = capsys.readouterr().out
+    assert all(option in text for option in [*SHAPE, *HEADS, "--aux_unembedding", "--unet_skips"])
