@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import train_gpt
 from aux_heads import (
     DECAY_END,
     SCHEDULES,
@@ -37,6 +38,10 @@ def tiny(*arguments: str, n_layer: int = 4, seed: int = 0) -> GPT:
 def batch(size: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     tokens = torch.randint(V, (size, T + 1), generator=torch.Generator().manual_seed(seed))
     return tokens[:, :-1], tokens[:, 1:]
+
+
+def loss_of(model: GPT, heads: AuxHeads, taps, targets, positions=None) -> torch.Tensor:
+    return heads(taps, targets, positions, model.unembed)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -155,9 +160,9 @@ def test_a_sampled_loss_is_an_unbiased_estimate_of_the_full_loss():
     inputs, targets = batch(2)
     with torch.no_grad():
         _, taps = model(inputs)
-        full = heads(taps, targets, None, model.unembed).item()
+        full = loss_of(model, heads, taps, targets, None).item()
         losses = torch.tensor([
-            heads(taps, targets, sample_positions(2, T, 0.25, 5, draw), model.unembed).item()
+            loss_of(model, heads, taps, targets, sample_positions(2, T, 0.25, 5, draw)).item()
             for draw in range(4000)
         ])
     error = losses.std().item() / math.sqrt(len(losses))
@@ -179,20 +184,22 @@ def test_a_sampled_loss_is_the_mean_over_its_positions():
                 logits = head(taps[layer][b : b + 1, t : t + 1], model.unembed)[0, 0]
                 terms.append(-logits.log_softmax(-1)[targets[b, t]])
     expected = torch.stack(terms).mean()
-    assert torch.allclose(heads(taps, targets, positions, model.unembed), expected, atol=1e-5)
+    assert torch.allclose(loss_of(model, heads, taps, targets, positions), expected, atol=1e-5)
 
 
-def test_no_logits_are_built_for_positions_that_are_not_sampled():
+def test_no_logits_are_built_for_positions_that_are_not_sampled(monkeypatch):
     model, heads, seen = tiny("--aux_head_layers", "2"), AuxHeads((2,), D, V), []
     inputs, targets = batch(3)
     _, taps = model(inputs)
+    original = train_gpt.linear
 
-    def unembed(x):
-        seen.append(tuple(x.shape))
-        return model.unembed(x)
+    def linear(x, weight):
+        seen.append(x.numel() // D)
+        return original(x, weight)
 
-    heads(taps, targets, sample_positions(3, T, 0.25, 0, 0), unembed)
-    assert seen == [(3, 3, D)]
+    monkeypatch.setattr(train_gpt, "linear", linear)
+    loss_of(model, heads, taps, targets, sample_positions(3, T, 0.25, 0, 0))
+    assert seen == [3 * 3]
 
 
 @settings(max_examples=30)
@@ -233,7 +240,7 @@ def test_a_tap_is_the_stream_after_so_many_blocks():
     short.load_state_dict(model.state_dict(), strict=False)
     inputs, targets = batch(2)
     _, taps = model(inputs)
-    loss = AuxHeads((2,), D, V)(taps, targets, None, model.unembed)
+    loss = loss_of(model, AuxHeads((2,), D, V), taps, targets)
     assert torch.allclose(loss, short.main_loss(short(inputs)[0], targets), atol=1e-5)
 
 
@@ -247,7 +254,7 @@ def test_gradients_reach_the_blocks_at_and_below_the_tap_and_no_others(layers, o
             torch.nn.init.normal_(head.unembedding)
     inputs, targets = batch(2)
     _, taps = model(inputs)
-    heads(taps, targets, None, model.unembed).backward()
+    loss_of(model, heads, taps, targets, None).backward()
     for number, block in enumerate(model.blocks, 1):
         for name, parameter in block.named_parameters():
             reached = parameter.grad is not None and parameter.grad.norm() > 0
@@ -261,7 +268,7 @@ def test_an_own_unembedding_starts_without_an_opinion():
     model, heads = tiny("--aux_head_layers", "2"), AuxHeads((2,), D, V, own=True)
     inputs, targets = batch(2)
     _, taps = model(inputs)
-    loss = heads(taps, targets, None, model.unembed)
+    loss = loss_of(model, heads, taps, targets, None)
     assert loss.item() == pytest.approx(math.log(V), abs=1e-6)
 
 
@@ -270,8 +277,8 @@ def test_heads_share_one_mean():
     model = tiny("--aux_head_layers", "1,2,3")
     inputs, targets = batch(2)
     _, taps = model(inputs)
-    alone = [AuxHeads((n,), D, V)(taps, targets, None, model.unembed) for n in (1, 2, 3)]
-    together = AuxHeads((1, 2, 3), D, V)(taps, targets, None, model.unembed)
+    alone = [loss_of(model, AuxHeads((n,), D, V), taps, targets) for n in (1, 2, 3)]
+    together = loss_of(model, AuxHeads((1, 2, 3), D, V), taps, targets)
     assert torch.allclose(together, torch.stack(alone).mean())
 
 

@@ -38,6 +38,7 @@ from train_gpt import (
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
 V, T = 23, 16
 STEPS = 6
 SHAPE = {
@@ -133,9 +134,14 @@ def torchrun(processes: int, argv: list[str]) -> Ran:
 
 def trainer(data: Path, changes: dict | None = None, world=None) -> Trainer:
     args = build_parser().parse_args(arguments(data, changes))
-    world = world or World(0, 1, torch.device("cpu"))
+    world = world or World(0, 1, CPU)
     windows = [Windows(data, kind, args.sequence_length, V) for kind in ("train", "val")]
     return Trainer(args, world, *windows)
+
+
+def windows_of(windows: Windows, numbers) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets, (B, T) each."""
+    return windows.batch(np.asarray(numbers), CPU)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -306,7 +312,7 @@ def test_the_gradient_is_that_of_the_written_out_loss(data):
     t = trainer(data, HEADS | {"--device_batch_size": 2, "--aux_loss_schedule": "cosine_decay"})
     warm_up(t)
     accumulated = gradient(t)
-    inputs, targets = t.train.batch(t.order[16:24], torch.device("cpu"))
+    inputs, targets = windows_of(t.train, t.order[16:24])
     positions = sample_positions(8, T, 0.25, 42, 2)
     x, taps = t.model(inputs)
     log_p = t.model.unembed(x).log_softmax(-1)
@@ -328,7 +334,7 @@ def test_what_processes_add_up_is_the_gradient_of_the_whole_batch(data, monkeypa
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: undone)
     parts = []
     for rank in range(size):
-        t = trainer(data, HEADS, World(rank, size, torch.device("cpu")))
+        t = trainer(data, HEADS, World(rank, size, CPU))
         warm_up(t)
         parts.append(gradient(t))
     t = trainer(data, HEADS)
@@ -365,26 +371,30 @@ def test_only_the_first_process_speaks(long_runs):
     assert len(long_runs[2, 2].out.splitlines()) == 50 + 14 + 1
 
 
-def test_a_step_reads_its_windows_of_the_permutation_once(data, monkeypatch):
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_step_reads_its_windows_of_the_permutation_once(data, monkeypatch, size):
     """Of all processes together: disjoint, in order, all of them."""
-    seen = {}
-    monkeypatch.setattr(World, "sum", lambda *_: None)
-    monkeypatch.setattr(Trainer, "average_gradients", lambda *_: None)
-    for size in (1, 2, 4):
-        for rank in range(size):
-            t = trainer(data, world=World(rank, size, torch.device("cpu")))
-            t.optimizers = []
-            read, original = [], t.train.batch
-            t.train.batch = lambda n, d, read=read, original=original: (
-                read.extend(n.tolist()) or original(n, d)
-            )
-            for step in (0, 1):
-                t.step(step)
-                seen.setdefault((size, step), []).extend(read)
-                read.clear()
-    order = trainer(data).order
-    for (_, step), numbers in seen.items():
-        assert numbers == order[8 * step : 8 * step + 8].tolist()
+    undone = SimpleNamespace(wait=lambda: None)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: undone)
+    reads = []
+    for rank in range(size):
+        t = trainer(data, world=World(rank, size, CPU))
+        t.optimizers, t.train = [], Recorder(t.train)
+        for step in range(STEPS):
+            t.step(step)
+        reads.append(np.reshape(t.train.numbers, (STEPS, 8 // size)))
+    assert np.array_equal(np.hstack(reads), trainer(data).order[: 8 * STEPS].reshape(STEPS, 8))
+
+
+class Recorder:
+    """Windows that note which of them are read."""
+
+    def __init__(self, windows: Windows):
+        self.windows, self.numbers = windows, []
+
+    def batch(self, numbers, device):
+        self.numbers.extend(numbers)
+        return self.windows.batch(numbers, device)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -404,7 +414,7 @@ def test_windows_tile_each_shard_up_to_its_tail(tmp_path_factory, lengths, width
     windows = Windows(folder, "train", width, 65_536)
     assert windows.count == len(expected) // width
     if windows.count:
-        inputs, targets = windows.batch(np.arange(windows.count), torch.device("cpu"))
+        inputs, targets = windows_of(windows, range(windows.count))
         assert inputs.flatten().tolist() == expected
         assert torch.equal(targets, inputs + 1)
 
@@ -731,7 +741,7 @@ def test_muon_is_that_of_torch():
     start = [torch.randn(shape) for shape in SHAPES]
     ours = [nn.Parameter(p.clone()) for p in start]
     theirs = [nn.Parameter(m.clone()) for p in start for m in p.view(-1, *p.shape[-2:])]
-    world = type("Bf16", (World,), {"dtype": torch.bfloat16})(0, 1, torch.device("cpu"))
+    world = type("Bf16", (World,), {"dtype": torch.bfloat16})(0, 1, CPU)
     mine = Muon(ours, 0.02, world)
     library = torch.optim.Muon(theirs, 0.02, weight_decay=0.05, momentum=0.95, nesterov=True)
     for step in range(4):
@@ -758,7 +768,7 @@ def test_orthogonalized_singular_values_are_near_one():
 
 def test_a_matrix_without_gradient_is_left_alone():
     p = nn.Parameter(torch.ones(4, 4))
-    Muon([p], 0.1, World(0, 1, torch.device("cpu"))).step(1.0)
+    Muon([p], 0.1, World(0, 1, CPU)).step(1.0)
     AdamW([p], 0.1).step(1.0)
     assert torch.equal(p, torch.ones(4, 4))
 
