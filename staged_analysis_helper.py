@@ -61,7 +61,7 @@ STAGE_RULES = {
 
 
 def rule_text(stage: int) -> str:
-    return STAGE_RULES[stage].format(**CLASSIC_RULES) if stage in STAGE_RULES else "none"
+    return STAGE_RULES[stage].format(**CLASSIC_RULES)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -442,29 +442,35 @@ def speedup_text(value: float | None) -> str:
 
 
 def summarize(results: Sequence[RunResult], expected: Sequence[str]) -> Decision:
-    """Runs asked for by hand: what they gave, and no rule."""
-    baseline, _ = best_against_baseline(results)
+    """Runs asked for by hand: what they gave, and no rule. Runs of one length are compared."""
     facts = []
-    for group in groups_of(results).values():
-        name = ", ".join(group.names)
-        if not group.losses:
-            facts.append(f"{name}: no finished run")
-            continue
-        line = f"{name}: val loss {pm(group.losses, 4)}"
-        if baseline and group.arm.layers:
-            comparison = aux_stats.compare(baseline.losses, group.losses)
-            line += f", improvement {comparison.improvement:+.4f}{interval(comparison)}"
-        facts.append(line + (f"; {group.diverged} diverged" if group.diverged else ""))
+    for length in dict.fromkeys(r.run.num_iterations for r in results):
+        mine = [r for r in results if r.run.num_iterations == length]
+        baseline, _ = best_against_baseline(mine)
+        facts += [summary_line(group, baseline) for group in groups_of(mine).values()]
     return Decision(
         stage=0,
         verdict=FINAL,
         title="runs asked for by hand are done",
-        because=("No rule applies; python analyze_aux.py compares the arms.",),
+        because=("No rule applies.",),
         facts=tuple(facts),
-        rule=rule_text(0),
+        rule="none",
         numbers={},
         missing=missing_arms(results, expected),
     )
+
+
+def summary_line(group: Group, baseline: Group | None) -> str:
+    """An arm's losses, and their difference to the baseline where there is one."""
+    name = ", ".join(group.names)
+    if not group.losses:
+        return f"{name}: no finished run"
+    line = f"{name}: val loss {pm(group.losses, 4)}"
+    if baseline and group.arm.layers:
+        comparison = aux_stats.compare(baseline.losses, group.losses)
+        line += f", improvement {comparison.improvement:+.4f}{interval(comparison)}"
+    return line + (f"; {group.diverged} diverged" if group.diverged else "")
+
 
 # ---------------------------------------------------------------------------------------------
 # What a person reads
