@@ -1,0 +1,65 @@
+"""Runs side by side never share a GPU or a folder; each torchrun finds a port of its own."""
+
+import random
+from pathlib import Path
+
+import pytest
+from invent import arm, experiment
+
+import launchers
+import run_aux
+from orchestrator import Limits, Orchestrator
+from records import RunConfig
+
+
+class PretendedRun:
+    """Ends when the test says so."""
+
+    begun, clock, exit = True, "pretended", None
+
+    def __init__(self, job):
+        self.job = job
+
+    def poll(self):
+        return self.exit
+
+    def stop(self, why):
+        self.exit = {"returncode": 0, "ended_by": why, "clock": "c", "start_s": 0.0, "end_s": 1.0}
+
+
+class PretendedLauncher:
+    def start(self, job):
+        return PretendedRun(job)
+
+    def wait(self, runs, timeout_s):
+        pass
+
+
+@pytest.mark.parametrize(("gpus", "each"), [(8, 1), (8, 2), (8, 3), (16, 4)])
+def test_over_a_thousand_starts_nothing_is_shared(tmp_path, monkeypatch, gpus, each):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    rng = random.Random(gpus * 100 + each)
+    e = experiment(device="cuda", processes=each, slots=gpus // each)
+    orchestrator = Orchestrator(tmp_path, "id", PretendedLauncher(), e.slots)
+    started = 0
+    while started < 250:
+        while orchestrator.free_slot() is not None:
+            run = RunConfig(0, arm("aux_6", 6), rng.randrange(40), 1, 10)
+            if run.name in orchestrator.flights:
+                continue
+            folder, attempt = orchestrator.next_attempt(run)
+            env = run_aux.extra_environment(e, orchestrator.free_slot())
+            command = run_aux.build_command(e, run, Path("t.py"), Path("d"), folder / "log")
+            assert "--standalone" in command
+            job = launchers.Job(command, env, folder)
+            orchestrator.start(run, attempt, job, {}, Limits(9, "timeout", 9))
+            started += 1
+        jobs = [flight.process.job for flight in orchestrator.flights.values()]
+        used = [gpu for job in jobs for gpu in job.env["CUDA_VISIBLE_DEVICES"].split(",")]
+        assert len(used) == len(set(used)) == each * e.slots
+        assert len({job.folder for job in jobs}) == len(jobs)
+        for flight in rng.sample(list(orchestrator.flights.values()), rng.randint(1, e.slots)):
+            flight.process.stop("ended")
+        orchestrator.wait(0)
+    orchestrator.stop("the test is over")
+    assert len(list(tmp_path.rglob("result.json"))) == started
