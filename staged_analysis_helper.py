@@ -309,7 +309,8 @@ def decide_final(results: Sequence[RunResult], expected: Sequence[str]) -> Decis
     baseline = groups.pop((), None)
     best = next(iter(groups.values()), None)
     if baseline is None or best is None or not (baseline.losses and best.losses):
-        return no_comparison(4, results, baseline, best, missing)
+        finished = baseline if baseline and baseline.losses else None
+        return no_comparison(4, results, finished, best, missing)
     comparison = aux_stats.compare(baseline.losses, best.losses)
     times = {
         bool(layers): [
@@ -380,11 +381,11 @@ def final_verdict(numbers: dict) -> tuple[str, tuple[str, ...]]:
             ("Two runs an arm, not all equal, are the least a Welch test needs.",),
         )
     if not rules["significant"].holds(numbers["p"]):
-        reach = f"95 % interval {numbers['ci_low']:+.4f} to {numbers['ci_high']:+.4f} nats/token."
-        return (
-            "INCONCLUSIVE: no significant difference",
-            (f"{p_text(numbers['p'])}; improvements outside this are excluded: {reach}",),
-        )
+        because = f"{p_text(numbers['p'])}"
+        if numbers["ci_low"] is not None:  # one run that finished has no interval
+            reach = f"{numbers['ci_low']:+.4f} to {numbers['ci_high']:+.4f} nats/token"
+            because += f"; improvements outside this are excluded: 95 % interval {reach}"
+        return "INCONCLUSIVE: no significant difference", (f"{because}.",)
     if improvement <= 0:
         return "HARMFUL: aux heads make the final loss worse", (
             f"{improvement:+.4f} nats/token, {p_text(numbers['p'])}.",
