@@ -127,6 +127,8 @@ def test_other_numbers_that_are_not_finite_are_refused(bad):
         lambda: a.runs_needed(0.01, bad),
         lambda: a.mde80(bad, 5),
         lambda: a.time_ratio([10.0, 11.0], [9.0, bad]),
+        lambda: a.compare([3.3, 1e200], [3.2, 3.1]),  # its square is not
+        lambda: a.shifted_p([3.3, 3.4], [3.2, 3.1], bad),
     ):
         with pytest.raises(ValueError, match="finite"):
             statistic()
@@ -225,8 +227,18 @@ def test_dunnett_is_scipys_and_none_without_variance():
     x, arms = [3.30, 3.31, 3.29], [[3.2, 3.21, 3.22], [3.29, 3.30, 3.28]]
     reference = stats.dunnett(*arms, control=x, rng=np.random.default_rng(0)).pvalue
     assert a.dunnett(x, arms, np.random.default_rng(0)) == pytest.approx(list(reference))
-    assert a.dunnett([3.3], [[3.2]], np.random.default_rng(0)) is None
-    assert a.dunnett([3.3] * 3, [[3.1] * 3, [3.2]], np.random.default_rng(0)) is None  # rounding
+    assert a.dunnett(x, arms) == a.dunnett(x, arms, np.random.default_rng(0))
+    assert a.dunnett([3.3], [[3.2]]) == [None]
+    assert a.dunnett([3.3] * 3, [[3.1] * 3, [3.2]]) == [None, None]  # rounding
+    assert a.dunnett(x, []) == []
+
+
+def test_dunnett_of_one_arm_is_the_pooled_t_test_and_of_two_is_stricter():
+    x, y = [3.30, 3.31, 3.29], [3.29, 3.27, 3.28]
+    alone = stats.ttest_ind(x, y).pvalue
+    assert a.dunnett(x, [y])[0] == pytest.approx(alone, abs=1e-3)
+    one_of_two = a.dunnett(x, [y, [3.30, 3.29, 3.31]])[0]
+    assert alone < one_of_two < 2 * alone  # less strict than Bonferroni
 
 
 @settings(max_examples=60, deadline=None)
@@ -282,6 +294,31 @@ def test_worst_rank_errs_in_either_direction_at_half_its_level_at_most(n, m, div
         test = a.worst_rank(x, y, n - len(x), m - len(y))
         wrong[test.favours_arm] += test.p <= 0.05
     assert max(wrong.values()) / math.comb(n + m, n) <= 0.025
+
+
+def test_worst_rank_of_fifteen_a_group_with_ties_is_exact_and_symmetric():
+    """A normal approximation at such n is near; the exact p is a whole number of splits."""
+    rng = np.random.default_rng(15)
+    x, y = list(rng.normal(3.31, 0.01, 12)), list(rng.normal(3.30, 0.01, 13))
+    ours = a.worst_rank(x, y, 3, 2)
+    near = stats.mannwhitneyu([*x, *[9.0] * 3], [*y, *[9.0] * 2], method="asymptotic").pvalue
+    assert ours.p == pytest.approx(near, rel=0.1)
+    splits = ours.p * math.comb(30, 15) / 2
+    assert splits == pytest.approx(round(splits), abs=1e-3)
+    assert a.worst_rank(y, x, 2, 3).p == ours.p
+
+
+def test_worst_rank_knows_only_ranks():
+    x, y = [3.30, 3.31, 3.36], [3.29, 3.27]
+    logs = a.worst_rank([math.log(v) for v in x], [math.log(v) for v in y], 0, 1)
+    assert logs == a.worst_rank(x, y, 0, 1)
+    diverged_is_a_huge_loss = a.worst_rank(x, [*y, 1e9], 0, 0)
+    assert diverged_is_a_huge_loss == a.worst_rank(x, y, 0, 1)
+
+
+def test_worst_rank_refuses_a_negative_count():
+    with pytest.raises(ValueError, match="-1"):
+        a.worst_rank([3.3], [3.2], -1, 0)
 
 
 def test_worst_rank_at_its_ends():
@@ -454,47 +491,126 @@ def test_t_critical_has_the_same_tail():
             assert stats.t.sf(a.t_critical(z, df), df) == pytest.approx(stats.norm.sf(z), rel=1e-6)
 
 
+@pytest.mark.parametrize("z", [0.0, 0.5, 2.0, 4.333, 8.0, 20.0])
+def test_t_critical_in_closed_form_far_into_the_tail(z):
+    """One degree of freedom: cot(pi p). Two: (1 - 2 p) / sqrt(2 p (1 - p))."""
+    p = a.upper_tail(z)
+    assert a.t_critical(z, 1) == pytest.approx(1 / math.tan(math.pi * p), rel=1e-9, abs=1e-12)
+    two = (1 - 2 * p) / math.sqrt(2 * p * (1 - p))
+    assert a.t_critical(z, 2) == pytest.approx(two, rel=1e-9, abs=1e-12)
+    assert a.t_critical(-z, 2) == -a.t_critical(z, 2)
+    assert a.t_critical(z, math.inf) == pytest.approx(z, rel=1e-12, abs=1e-12)
+
+
+def test_t_critical_at_its_ends():
+    assert a.t_critical(math.inf, 5) == math.inf
+    for df in (0, -1, math.nan):
+        with pytest.raises(ValueError, match="above 0"):
+            a.t_critical(2.0, df)
+
+
+@pytest.mark.parametrize("ns", [(4, 5, 6), (100, 101, 102), (1, 1000, 1001)])
+def test_bounds_of_close_and_of_distant_looks_are_as_exact(ns):
+    """The probability of crossing by the last look, by scipy's multivariate normal."""
+    spent = [0.02, 0.03, 0.04]
+    covariance = [[math.sqrt(min(n, m) / max(n, m)) for m in ns] for n in ns]
+    stay = stats.multivariate_normal.cdf(
+        a.bounds(ns, spent), cov=covariance, abseps=1e-9, releps=1e-9, maxpts=10**6
+    )
+    assert 1 - stay == pytest.approx(0.04, abs=1e-6)
+
+
+def test_only_the_proportions_of_information_matter():
+    spent = [0.01, 0.02, 0.05]
+    assert a.bounds((400, 500, 900), spent) == pytest.approx(a.bounds((4, 5, 9), spent))
+
+
+def test_looks_too_close_to_integrate_are_refused():
+    with pytest.raises(ValueError, match="too close"):
+        a.bounds((10**9, 10**9 + 1), (0.01, 0.02))
+
+
+@pytest.mark.parametrize("bad", [-0.1, 1.0, math.nan, math.inf])
+def test_a_level_that_is_no_probability_is_refused(bad):
+    with pytest.raises(ValueError, match=r"in \[0, 1\)"):
+        a.bounds((4, 5), (0.01, bad))
+
+
+def test_a_new_look_costs_one_integration_and_no_earlier_one():
+    spent = [a.obrien_fleming_spending(n / 33, 0.0247) for n in range(4, 34)]  # asked nowhere else
+    a.bounds(range(4, 33), spent[:-1])
+    before = a._surviving.cache_info().misses
+    a.bounds(range(4, 34), spent)
+    assert a._surviving.cache_info().misses == before + 1
+    a.bounds(range(4, 34), spent)
+    assert a._surviving.cache_info().misses == before + 1
+
+
 @pytest.mark.parametrize(
     ("ns", "n_maxes"),
     [((4, 5), (10, 10)), ((4, 5, 6, 7), (14, 14, 9, 9)), (tuple(range(4, 14)), (13,) * 10)],
 )
 @pytest.mark.parametrize("alpha", [0.3, 0.05, 0.001])
-def test_repeated_p_is_alpha_where_the_bound_is_just_met(ns, n_maxes, alpha):
+@pytest.mark.parametrize("df", [3.7, 20.0, math.inf])
+def test_repeated_p_is_alpha_where_the_bound_is_just_met(ns, n_maxes, alpha, df):
     fractions = [n / m for n, m in zip(ns, n_maxes, strict=True)]
     z = a.bounds(ns, [a.obrien_fleming_spending(f, alpha / 2) for f in fractions])[-1]
-    assert a.repeated_p(ns, n_maxes, 2 * a.upper_tail(z)) == pytest.approx(alpha, rel=1e-3)
-    assert a.repeated_p(ns, n_maxes, 2 * a.upper_tail(z + 0.01)) < alpha
-    assert a.repeated_p(ns, n_maxes, 2 * a.upper_tail(z - 0.01)) > alpha
+    ts, dfs = [0.0] * len(ns), [df] * len(ns)
+    ts[-1] = a.t_critical(z, df)
+    assert a.repeated_p(ns, n_maxes, ts, dfs) == pytest.approx(alpha, rel=1e-3)
+    ts[-1] = -a.t_critical(z, df)
+    assert a.repeated_p(ns, n_maxes, ts, dfs) == pytest.approx(alpha, rel=1e-3)
+    ts[-1] = a.t_critical(z + 0.01, df)
+    assert a.repeated_p(ns, n_maxes, ts, dfs) < alpha
+    ts[-1] = a.t_critical(z - 0.01, df)
+    assert a.repeated_p(ns, n_maxes, ts, dfs) > alpha
+
+
+def test_repeated_p_of_a_single_look_is_the_t_tests():
+    x, y = [3.30, 3.31, 3.29, 3.32], [3.29, 3.28, 3.30, 3.28]
+    c = a.compare(x, y)
+    found = a.repeated_p((4,), (4,), [c.improvement / c.se], [c.df])
+    assert found == pytest.approx(c.p, rel=1e-3)
 
 
 def test_repeated_p_at_its_ends():
-    assert a.repeated_p((10,), (10,), 0.03) == pytest.approx(0.03, rel=1e-3)  # one look: nominal
-    assert a.repeated_p((4, 5), (10, 10), 1.0) == 1.0
-    assert a.repeated_p((4, 5), (10, 10), 0.0) == 1e-6
-    assert a.repeated_p((4, 5), (10, 10), None) is None
+    two = (4, 5), (10, 10)
+    assert a.repeated_p(*two, [0.0, 0.0], [6, 8]) == 1.0
+    assert a.repeated_p(*two, [0.0, 1e9], [6, 8]) == 1e-6
+    assert a.repeated_p(*two, [None, None], [None, None]) == 1.0
+    assert a.repeated_p((), (), [], []) == 1.0
+    with pytest.raises(ValueError, match="zip"):
+        a.repeated_p(*two, [0.0], [6])
 
 
-def test_repeated_p_grows_with_the_nominal_one_and_is_never_below_it():
-    nominal = [1e-5, 1e-3, 0.01, 0.04, 0.2, 0.6]
-    repeated = [a.repeated_p((4, 5, 6), (12, 12, 12), p) for p in nominal]
-    assert repeated == sorted(repeated)
-    assert all(r >= p for r, p in zip(repeated, nominal, strict=True))
+def test_repeated_p_is_the_smallest_of_its_looks_and_never_rises():
+    ns, n_maxes, ts = (4, 5, 6), (12, 12, 12), [3.0, 5.0, 2.0]
+    alone = [
+        a.repeated_p(ns, n_maxes, [t if j == k else None for j, t in enumerate(ts)], [8] * 3)
+        for k in range(3)
+    ]
+    assert a.repeated_p(ns, n_maxes, ts, [8] * 3) == pytest.approx(min(alone), rel=1e-3)
+    so_far = [a.repeated_p(ns[:k], n_maxes[:k], ts[:k], [8] * k) for k in (1, 2, 3)]
+    assert so_far[0] >= so_far[1] == pytest.approx(so_far[2], rel=1e-3)
 
 
-def test_repeated_p_is_at_most_alpha_at_any_look_in_at_most_alpha_of_the_experiments():
-    """Stopping at the look with the smallest p, under the null: 2,000 random walks."""
+def test_repeated_p_falls_as_t_grows_and_is_never_below_the_nominal_p():
+    ts = [0.1, 1.0, 2.0, 4.0, 8.0]
+    repeated = [a.repeated_p((4, 5), (12, 12), [0.0, t], [8, 8]) for t in ts]
+    assert repeated == sorted(repeated, reverse=True)
+    assert all(r >= 2 * stats.t.sf(t, 8) for r, t in zip(repeated, ts, strict=True))
+
+
+def test_repeated_p_is_at_most_alpha_in_at_most_alpha_of_the_experiments():
+    """2,000 random walks under the null, looked at thrice; the same verdicts as the bounds'."""
     rng = np.random.default_rng(5)
-    ns = (4, 6, 8)
+    ns, maxes, dfs = (4, 6, 8), (8, 8, 8), (math.inf,) * 3
     z = rng.standard_normal((2000, 8)).cumsum(axis=1)[:, [3, 5, 7]] / np.sqrt(ns)
-    smallest = z_at_alpha = 0
-    for walk in z:
-        ps = [2 * a.upper_tail(abs(v)) for v in walk]
-        promising = [k for k in (1, 2, 3) if ps[k - 1] < 0.06]  # the rest cannot be below .05
-        smallest += any(a.repeated_p(ns[:k], (8,) * k, ps[k - 1]) <= 0.05 for k in promising)
+    promising = z[np.abs(z).max(axis=1) > 1.9]  # the rest cannot be below .05
+    found = sum(a.repeated_p(ns, maxes, walk, dfs) <= 0.05 for walk in promising.tolist())
     spent = [a.obrien_fleming_spending(n / 8, 0.025) for n in ns]
-    z_at_alpha = (np.abs(z) >= np.array(a.bounds(ns, spent))).any(axis=1).sum()
-    assert smallest == z_at_alpha
-    assert smallest / 2000 <= 0.05 + 4 * math.sqrt(0.05 * 0.95 / 2000)
+    assert found == (np.abs(z) >= np.array(a.bounds(ns, spent))).any(axis=1).sum()
+    assert found / 2000 <= 0.05 + 4 * math.sqrt(0.05 * 0.95 / 2000)
 
 
 # ---------------------------------------------------------------------------------------------
