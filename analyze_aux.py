@@ -1,9 +1,11 @@
 """What did an experiment find, and how sure is that?  The report and the figures.
 
+    python analyze_aux.py                                      # the newest experiment
     python analyze_aux.py --exp_dir experiments/aux_heads_...
 
-reads the files of one experiment folder, finished or not, and writes four into it:
-analysis_report.txt, val_loss_comparison.png, layer_ablation.png, training_curves.png. It launches
+reads the files of one experiment folder, finished or not, and writes into it analysis_report.txt
+and what can be drawn of val_loss_comparison.png, layer_ablation.png, training_curves.png,
+verdict.png (adaptive plan) and gradient_flow.png (where runs logged gradient norms). It launches
 and decides nothing. Everywhere, improvement = mean val_loss(baseline) - mean val_loss(arm) in
 nats/token: positive is good. Runs are compared within a block only, the runs of one stage with one
 number of steps: other stages have other seeds, and other lengths other losses.
@@ -11,6 +13,7 @@ number of steps: other stages have other seeds, and other lengths other losses.
 
 import argparse
 import io
+import math
 import os
 import sys
 import textwrap
@@ -18,20 +21,33 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import aux_stats
+from adaptive import NO_EFFECT
 from aux_evidence import (
+    OUTPUT_DIR,
     SELECTING,
     Block,
+    Contrast,
     Experiment,
     Group,
+    Race,
     blocks_of,
+    by_packing,
     contrast,
+    dunnett,
     field,
+    final_block,
+    newest,
+    paired_losses,
+    race,
     ratio,
     read_experiment,
+    repeated_ps,
 )
 from aux_figures import FIGURES, STYLE, NothingToDraw
+from aux_stats import Comparison, Ratio
 from records import STATUSES, duration, is_number, machine_seconds, printable
-from staged_analysis_helper import p_text
+from staged_analysis_helper import STOP, p_text
 
 REPORT = "analysis_report.txt"
 
@@ -48,6 +64,14 @@ def cell(value) -> str:
 
 def number(value: float | None, form: str) -> str:
     return DASH if value is None else format(value, form)
+
+
+def span(low: float | None, high: float | None) -> str:
+    return DASH if low is None or high is None else f"{low:+.4f} to {high:+.4f}"
+
+
+def level(alpha: float) -> str:
+    return f"{100 * (1 - alpha):g} %"
 
 
 def paragraph(text: str, indent: int = 2, hang: int = 0) -> list[str]:
@@ -103,12 +127,17 @@ def answer(x: Experiment) -> list[str]:
     if not x.decisions:
         return paragraph(f"No stage is decided yet; {finished} run(s) have finished. {state}")
     last = x.decisions[max(x.decisions)]
-    lines = paragraph(f"{x.stage_name(last.stage)}: {last.title}.", hang=2)
+    stopped = "stopped by rule; inconclusive. " if last.verdict == STOP else ""
+    lines = paragraph(f"{x.stage_name(last.stage)}: {stopped}{last.title}.", hang=2)
     for because in last.because if last.stage else ():
+        if because.startswith("A null result is a result"):
+            continue  # said below, with its level
         lines += paragraph(because, indent=4)
-    for block in blocks_of(x):
-        if block.stage == last.stage == 4:
-            lines += paragraph(effect_line(block), indent=4)
+    if last.stage == 4:
+        block = final_block(x)
+        lines += paragraph(effect_line(x, block), indent=4)
+        if null := block and excluded(x, block):
+            lines += paragraph(f"A null result is a result: {null}.", indent=4)
     if last.stage == 0:
         lines += paragraph("No rule was registered, so nothing is concluded beyond the tables.")
     elif last.stage in SELECTING:
@@ -117,23 +146,210 @@ def answer(x: Experiment) -> list[str]:
             " seeds used nowhere else, can confirm an effect."
         )
         if last.stage == 1:
-            lines += paragraph("Short runs say little about full ones: inconclusive either way.")
+            lines += paragraph("Short runs say little about full ones.")
     return lines + paragraph(state)
 
 
-def effect_line(block: Block) -> str:
+def effect_line(x: Experiment, block: Block | None) -> str:
     """Of the final validation: the effect with all that qualifies it."""
-    group = block.arms[0] if block.arms else None
-    if not (group and contrast(block, group).comparison):
+    c = block and contrast(block, block.arms[0]).comparison
+    if not c:
         return "There are no finished runs of both arms to compare."
-    row = dict(zip(ARM_COLUMNS, arm_row(block, group), strict=True))
+    low, high, kind = primary_interval(x, c)
+    within = f"{kind} interval {span(low, high)}" if low is not None else "no interval"
     line = (
-        f"{group.arm.label}: improvement {row['>improvem.']} nats/token, 95 % interval"
-        f" {cell(row['>95 % interval'])}, n = {row['>n']} and {len(block.baseline.losses)} baseline"
+        f"{block.arms[0].arm.label}: improvement {c.improvement:+.4f} nats/token, {within},"
+        f" {p_text(final_p(x, block))}{' (repeated)' * bool(x.looks)},"
+        f" n = {c.n_arm} and {c.n_baseline} baseline"
     )
     lost = [f"{g.label} {g.lost}" for g in block.groups if g.lost]
     return line + (f"; not in these means: {', '.join(lost)}" if lost else "") + "."
 
+
+# ---------------------------------------------------------------------------------------------
+# The final validation: what may be claimed
+
+SEED = 0  # of the bootstrap and of Dunnett's integration: the same report again
+
+
+def generator():
+    import numpy as np
+
+    return np.random.default_rng(SEED)
+
+
+def primary_interval(x: Experiment, c: Comparison) -> tuple[float | None, float | None, str]:
+    """(low, high, what it is) of the interval that the verdict rests on."""
+    if x.looks:
+        return x.looks[-1].low, x.looks[-1].high, f"sequential {level(x.design.alpha)}"
+    return c.ci_low, c.ci_high, level(x.design.alpha)
+
+
+def validated(x: Experiment) -> list[str]:
+    """Everything about the one comparison that was planned before its runs."""
+    if x.plan == "manual":
+        return paragraph("Runs by hand have none: no test was registered before them.")
+    block = final_block(x)
+    if not block:
+        return paragraph("Nothing is confirmed: stage 4 has no finished runs of both arms.")
+    versus = f"{block.arms[0].arm.label}; against the baseline, on seeds used nowhere else"
+    verdict = x.decisions[4].title if 4 in x.decisions else "none yet"
+    rows = [("verdict", verdict), ("configuration", versus)]
+    found = contrast(block, block.arms[0])
+    if found.comparison:
+        rows += effect_rows(x, block, found.comparison)
+    rows += [("p", p_line(x, block, found))]
+    rows += [("baseline", spread_line(block.baseline)), ("arm", spread_line(block.arms[0]))]
+    if found.comparison:
+        rows += [*sensitivity_rows(x, block), *resolution_rows(x, block)]
+    rows += time_rows(x, block)
+    lines = pairs(rows)
+    if x.looks:
+        lines += ["", *paragraph(LOOK_NOTES), *table(look_columns(x), look_rows(x, block))]
+    return lines
+
+
+def effect_rows(x: Experiment, block: Block, c: Comparison) -> Iterable[tuple[str, str]]:
+    low, high, kind = primary_interval(x, c)
+    share = c.improvement / c.mean_baseline
+    yield "effect", f"improvement {c.improvement:+.4f} nats/token ({share:+.2%} of the baseline's)"
+    if low is None:
+        yield "interval", "none: ranks decide where a run diverged, and n = 1 or no spread has none"
+        return
+    yield "interval", f"{span(low, high)}, {kind}" + " over all looks" * bool(x.looks)
+    if null := excluded(x, block):
+        yield "excluded", null
+    eq_low, eq_high = equivalence_interval(x, block)
+    delta_eq = x.design.delta_eq
+    inside = "inside" if -delta_eq < eq_low and eq_high < delta_eq else "not inside"
+    about = f"{level(2 * x.design.alpha)}: {inside} ±{delta_eq:g} (delta_eq)"
+    yield "equivalence", f"{span(eq_low, eq_high)}, {about}"
+
+
+def equivalence_interval(x: Experiment, block: Block) -> tuple[float, float]:
+    """Two one-sided tests at alpha as an interval: of the last look, or Welch's."""
+    if x.looks:
+        return x.looks[-1].eq_low, x.looks[-1].eq_high
+    c = aux_stats.compare(block.baseline.losses, block.arms[0].losses, 2 * x.design.alpha)
+    return c.ci_low, c.ci_high
+
+
+def excluded(x: Experiment, block: Block) -> str:
+    """A null result is a result: what it excludes. Empty where there is an effect, or no test."""
+    c = contrast(block, block.arms[0]).comparison
+    low, high, kind = primary_interval(x, c) if c else (None, None, "")
+    if low is None or not low <= 0 <= high:
+        return ""
+    if x.looks and x.looks[-1].verdict == NO_EFFECT:  # shown at the level of that verdict
+        low, high = equivalence_interval(x, block)
+        kind = f"sequential {level(2 * x.design.alpha)}"
+    return f"effects beyond ±{max(-low, high):.4f} nats/token are excluded ({kind} interval)"
+
+
+def final_p(x: Experiment, block: Block) -> float | None:
+    return repeated_ps(x, block)[-1] if x.looks else contrast(block, block.arms[0]).p
+
+
+def p_line(x: Experiment, block: Block, found: Contrast) -> str:
+    test = "exact worst-rank test" if found.why and found.p is not None else "Welch"
+    if not x.looks:
+        return f"{p_text(final_p(x, block))}, two-sided, {test}"
+    return (
+        f"repeated {p_text(final_p(x, block))}, over {len(x.looks)} look(s); nominal"
+        f" {p_text(x.looks[-1].p)} ({test}), as if there had been one look"
+    )
+
+
+def spread_line(group: Group) -> str:
+    mean, sd = group.mean_sd()
+    lost = f"; {group.lost}" if group.lost else ""
+    return f"n = {len(group.losses)}, mean {number(mean, '.4f')}, sd {number(sd, '.4f')}{lost}"
+
+
+def sensitivity_rows(x: Experiment, block: Block) -> Iterable[tuple[str, str]]:
+    """Other ways to look at the same runs; none of them decides."""
+    base, group = block.baseline, block.arms[0]
+    sides = paired_losses(base, group)
+    if sides[0]:
+        test = aux_stats.paired(*sides, x.design.alpha)
+        about = f"{span(test.ci_low, test.ci_high)}, {p_text(test.p)}, n = {len(sides[0])} pairs"
+        yield "paired t", f"{test.improvement:+.4f}, {about} (sensitivity)"
+    bca = aux_stats.bootstrap_interval(base.losses, group.losses, generator(), x.design.alpha)
+    about = f"sensitivity: 9,999 resamples, seed {SEED}; covers too little at small n"
+    yield "BCa bootstrap", f"{span(*(bca or (None, None)))} ({about})"
+
+
+def resolution_rows(x: Experiment, block: Block) -> Iterable[tuple[str, str]]:
+    """What so many runs could have found, with the spread that they had."""
+    d, losses = x.design, [g.losses for g in block.groups]
+    n = min(map(len, losses))
+    if n < 2 or aux_stats.compare(*losses).se is None:
+        return
+    s = math.sqrt(aux_stats.pooled_variance(losses, 0.0, 0.0))
+    yield "sd", f"{s:.4f} pooled; {d.sigma0:g} was registered as expected"
+    yield "MDE80", f"{aux_stats.mde80(s, n, d.alpha):.4f} nats/token, for n = {n} with this sd"
+    powers = (
+        f"{aux_stats.power(effect, n, s, d.alpha):.3f} at {effect:g} ({name})"
+        for name, effect in (("delta_eq", d.delta_eq), ("delta_target", d.delta_target))
+    )
+    yield "power", f"{', '.join(powers)}, for n = {n} with this sd and one look"
+
+
+def time_rows(x: Experiment, block: Block) -> Iterable[tuple[str, str]]:
+    parts = by_packing(x, block)
+    for packing, part in parts.items():
+        about = f" ({packing})" if len(parts) > 1 else ""
+        run = part.arms and race(part, part.arms[0], x.design.alpha)
+        if not run:
+            continue
+        yield "overhead", f"{percent(run.overhead)} time per step{about}"
+        reached = f"{run.arrived} of {run.runs} runs got there"
+        yield (
+            "time saved",
+            f"{percent(run.saved)} to the baseline's mean final loss; {reached}{about}",
+        )
+        yield "speedup", f">= {x.design.speedup:.0%} {run.shows(x.design.speedup)}{about}"
+        if c := run.at_equal_time:
+            yield (
+                "equal time",
+                f"improvement {c.improvement:+.4f} ({span(c.ci_low, c.ci_high)}) after"
+                f" {run.equal_s:.1f} s of training, where the first run ends{about}",
+            )
+
+
+def percent(r: Ratio | None) -> str:
+    if r is None:
+        return DASH
+    return f"{r.ratio:+.1%}" + (f" ({r.low:+.1%} to {r.high:+.1%})" if r.low is not None else "")
+
+
+LOOK_NOTES = (
+    "Every look. most: pairs that the budget allowed then. The sequential intervals are the"
+    " improvement ± the next two columns: at the level of the verdict, and at that of equivalence."
+)
+
+
+def look_columns(x: Experiment) -> tuple[str, ...]:
+    spans = (f">± {level(x.design.alpha)}", f">± {level(2 * x.design.alpha)}")
+    return (">pairs", ">most", ">improvem.", *spans, ">nominal p", ">repeated p", "verdict")
+
+
+def look_rows(x: Experiment, block: Block) -> Iterable[tuple]:
+    for look, p in zip(x.looks, repeated_ps(x, block), strict=True):
+        yield (
+            look.n,
+            look.n_max,
+            f"{look.improvement:+.4f}",
+            None if look.high is None else f"{look.high - look.improvement:.4f}",
+            None if look.eq_high is None else f"{look.eq_high - look.improvement:.4f}",
+            None if look.p is None else bare_p(look.p),
+            bare_p(p),
+            ", ".join(filter(None, (look.verdict, look.label))),
+        )
+
+
+# ---------------------------------------------------------------------------------------------
+# What was asked, and what was held fixed
 
 SCALE = ("n_layer", "model_dim", "n_head", "sequence_length", "batch_size", "val_tokens")
 
@@ -161,21 +377,6 @@ def asked(x: Experiment) -> list[str]:
     return pairs(rows)
 
 
-ENVIRONMENT = {  # line of the report: where its value lies
-    "versions": ("versions",),
-    "host": ("machine", "host"),
-    "device": ("machine", "device"),
-    "GPUs": ("machine", "gpus"),
-    "CPU": ("machine", "cpu"),
-    "processes": ("machine", "processes"),
-    "side by side": ("machine", "slots"),
-    "code hash": ("code", "hash"),
-    "data": ("data", "fingerprint"),
-    "git commit": ("git", "commit"),
-    "uncommitted": ("git", "dirty"),
-}
-
-
 def in_words(value) -> str | None:
     if isinstance(value, dict):
         return ", ".join(f"{k} {v}" for k, v in value.items())
@@ -184,15 +385,58 @@ def in_words(value) -> str | None:
     return {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
 
 
-def environment(x: Experiment) -> list[str]:
-    """As registered; and where runs were made in another one, which makes their times differ."""
-    lines = pairs((name, in_words(field(x.registered, *at))) for name, at in ENVIRONMENT.items())
-    for name, at in ENVIRONMENT.items():
-        seen = Counter(str(in_words(field(config, *at))) for config in x.run_configs)
+FIXED = {  # line of the report: where its value lies; the first three vary with nothing we compare
+    "text": ("data", "fingerprint"),
+    "code": ("code", "hash"),
+    "versions": ("versions",),
+    "host": ("machine", "host"),
+    "device": ("machine", "device"),
+    "GPUs": ("machine", "gpus"),
+    "CPU": ("machine", "cpu"),
+    "processes": ("machine", "processes"),
+    "side by side": ("machine", "slots"),
+    "git commit": ("git", "commit"),
+    "uncommitted": ("git", "dirty"),
+}
+
+
+def held_fixed(x: Experiment) -> list[str]:
+    """As registered; where runs differ from it all the same is a deviation."""
+    profile, steps = x.registered["profile"], x.registered.get("full_iterations")
+    batch, length = profile.get("batch_size"), profile.get("sequence_length")
+    lines = []
+    if all(map(is_number, (steps, batch, length))):
+        count = f"{batch * length:,} a step, {steps * batch * length:,} a full run"
+        same = "arms that share a seed see the same ones in the same order"
+        lines += pairs([("tokens", f"{count}; {same}")])
+    lines += pairs((name, in_words(field(x.registered, *at))) for name, at in FIXED.items())
+    return lines + pairs(
+        [("not fixed", "training time and parameters: heads cost both, so see loss at equal time")]
+    )
+
+
+def deviations(x: Experiment) -> list[str]:
+    """What was done otherwise than registered, or could not be: all of it, on purpose or not."""
+    found = []
+    for o in field(x.derived, "overrides") or []:
+        words = (f"stage {field(o, 'stage')}", field(o, "kind"), in_words(field(o, "value")))
+        found.append(f"Override {field(o, 'when')}: {': '.join(filter(None, words))}")
+    found += [f"Cut by the budget: {cut}" for cut in field(x.derived, "cut") or []]
+    found += ["Files that could not be believed: see the answer, above."] * bool(x.notes)
+    for name, at in FIXED.items():
+        values = [field(config, *at) for config in x.run_configs.values()]
+        seen = Counter(str(in_words(value)) for value in values if value is not None)
         if len(seen) > 1:
             which = "; ".join(f"{value} ({n} runs)" for value, n in seen.most_common())
-            lines += paragraph(f"Beware, runs differ in {name}: {which}", hang=2)
-    return lines
+            found.append(f"Beware, runs differ in {name}: {which}")
+    counted = Counter(r.status for r in x.records.results if r.status != "ok")
+    if counted:
+        words = ", ".join(f"{counted[status]} {status}" for status in STATUSES if counted[status])
+        found.append(f"Attempts that failed: {words}; see below for each")
+    for n, decision in x.decisions.items():
+        if decision.missing:
+            found.append(f"{x.stage_name(n)}: no result of {', '.join(decision.missing)}")
+    return [line for text in found for line in paragraph(text, hang=2)] or ["  None."]
 
 
 def decided(x: Experiment) -> list[str]:
@@ -205,15 +449,8 @@ def decided(x: Experiment) -> list[str]:
         lines += paragraph(f"rule: {rule}", indent=4, hang=6)
         for line in (*decision.because, *decision.facts) if decision else ():
             lines += paragraph(line, indent=4, hang=2)
-        if decision and decision.missing:
-            lines += paragraph(f"no result of: {', '.join(decision.missing)}", indent=4, hang=2)
         if field(x.derived, "stages", n, "overridden"):
             lines += paragraph("OVERRIDDEN: --ignore_gate was given; the plan went on.", indent=4)
-    for o in field(x.derived, "overrides") or []:
-        words = (f"stage {field(o, 'stage')}", field(o, "kind"), in_words(field(o, "value")))
-        lines += paragraph(f"Override {field(o, 'when')}: {': '.join(filter(None, words))}", hang=2)
-    for cut in field(x.derived, "cut") or []:
-        lines += paragraph(f"Cut by the budget: {cut}", hang=2)
     return lines
 
 
@@ -221,13 +458,13 @@ def bare_p(p: float) -> str:
     return p_text(p).removeprefix("p ").removeprefix("= ").replace(" ", "")
 
 
-ARM_COLUMNS = ("arm", ">n", ">mean", ">sd", ">improvem.", ">95 % interval", ">p", ">d", ">step")
+ARM_COLUMNS = ("arm", ">n", ">mean", ">sd", ">improvem.", ">95 % interval", ">p", ">d")
 ARM_NOTES = (
     "n: runs that finished. improvem.: baseline mean - mean, nats/token, with its Welch interval;"
-    " p: Welch, two-sided; d: Cohen's; step: time per step over the baseline's. Stages are not"
-    f" pooled: they differ in seeds, and in length. Stages that select are {SELECTS}."
+    " p: Welch, two-sided; d: Cohen's. Stages are not pooled: they differ in seeds, and in length."
+    f" Stages that select are {SELECTS}."
 )
-MULTIPLE = "Several arms against one baseline: these p are not corrected for choosing among them."
+MULTIPLE = "Several arms against one baseline: p of the table are not corrected for their number."
 SEQUENTIAL = "The plan looked after every pair: its decision allows for that, a nominal p does not."
 
 
@@ -240,10 +477,9 @@ def arm_row(block: Block, group: Group) -> tuple:
         number(mean, ".4f"),
         number(sd, ".4f"),
         number(f and f.improvement, "+.4f"),
-        f"{f.ci_low:+.4f} to {f.ci_high:+.4f}" if f and f.ci_low is not None else None,
+        f and span(f.ci_low, f.ci_high),
         None if c.p is None else bare_p(c.p),
         number(f and f.cohens_d, "+.1f"),
-        number(ratio(block, group, "step_avg_ms"), ".3f"),
     )
 
 
@@ -261,7 +497,10 @@ def arm_notes(x: Experiment, block: Block) -> Iterable[str]:
     yield from (f"{group.label} = {group.arm.label}" for group in block.arms)
     if sum(bool(g.losses) for g in block.arms) > 1 and len(block.baseline_losses) > 1:
         yield MULTIPLE
-    if x.registered["plan"] == "adaptive" and block.stage == 4:
+        if corrected := dunnett(block, generator()):
+            listed = ", ".join(f"{name} {bare_p(p)}" for name, p in corrected.items())
+            yield f"Dunnett's p, corrected for {len(corrected)} arms: {listed}."
+    if x.plan == "adaptive" and block.stage == 4:
         yield SEQUENTIAL
 
 
@@ -275,30 +514,55 @@ def compared(x: Experiment) -> list[str]:
     return lines
 
 
-def timed(x: Experiment) -> list[str]:
-    """Time is compared on one machine only; the environment says whether there were several."""
-    lines = paragraph(
-        "Training time without start-up and validation, mean and sd; ratio to the baseline of the"
-        " same stage and length. Wall time is all of it, of runs that finished."
+TIME_NOTES = (
+    "Training time, without start-up and validation, compared between runs of equal packing only."
+    " ratio: of training time, to the baseline's. arrived: runs that reached the baseline's mean"
+    " final loss. to it: mean time to that, interpolated; a run that never got there enters with"
+    " its full time. saved: of that time, with its 95 % interval. equal steps, equal time:"
+    " improvement of the final loss, and after the training time at which the first run ended, when"
+    " a slower arm is not yet through its cooldown."
+)
+COST_COLUMNS = ("arm", ">n", ">train, s", ">sd", ">ratio", ">ms/step", ">wall, s", ">peak MiB")
+RACE_COLUMNS = ("arm", ">arrived", ">to it, s", ">saved", ">equal steps", ">equal time")
+
+
+def cost_row(block: Block, group: Group) -> tuple:
+    mean_ms, sd_ms = group.mean_sd("train_time_ms")
+    return (
+        group.label,
+        len(group.ok),
+        number(mean_ms and mean_ms / 1000, ".1f"),
+        number(sd_ms and sd_ms / 1000, ".1f"),
+        number(ratio(block, group, "train_time_ms"), ".3f"),
+        number(group.mean_sd("step_avg_ms")[0], ".2f"),
+        number(group.mean_sd("wall_s")[0], ".1f"),
+        number(group.mean_sd("peak_memory_mib")[0], ".0f"),
     )
-    for block in blocks_of(x):
-        rows = []
-        for group in block.groups:
-            mean_ms, sd_ms = group.mean_sd("train_time_ms")
-            rows.append(
-                (
-                    group.label,
-                    len(group.ok),
-                    number(mean_ms and mean_ms / 1000, ".1f"),
-                    number(sd_ms and sd_ms / 1000, ".1f"),
-                    number(ratio(block, group, "train_time_ms"), ".3f"),
-                    number(group.mean_sd("step_avg_ms")[0], ".2f"),
-                    number(group.mean_sd("wall_s")[0], ".1f"),
-                    number(group.mean_sd("peak_memory_mib")[0], ".0f"),
-                )
-            )
-        head = ("arm", ">n", ">train, s", ">sd", ">ratio", ">ms/step", ">wall, s", ">peak MiB")
-        lines += ["", *paragraph(block.title), *table(head, rows)]
+
+
+def race_row(block: Block, group: Group, run: Race) -> tuple:
+    steps, time = contrast(block, group).comparison, run.at_equal_time
+    return (
+        group.label,
+        f"{run.arrived} of {run.runs}",
+        number(run.time_s, ".1f"),
+        percent(run.saved),
+        number(steps and steps.improvement, "+.4f"),
+        number(time and time.improvement, "+.4f"),
+    )
+
+
+def timed(x: Experiment) -> list[str]:
+    packings = list(dict.fromkeys(map(x.packing, x.records.latest().values())))
+    lines = paragraph(TIME_NOTES) + paragraph(f"Packing: {'; '.join(packings) or 'no run yet'}.")
+    for whole in blocks_of(x):
+        for packing, block in by_packing(x, whole).items():
+            about = f": {packing}" if len(packings) > 1 else ""
+            lines += ["", *paragraph(whole.title + about, hang=2)]
+            lines += table(COST_COLUMNS, [cost_row(block, group) for group in block.groups])
+            races = [(g, race(block, g, x.design.alpha)) for g in block.arms]
+            rows = [race_row(block, g, run) for g, run in races if run]
+            lines += ["", *table(RACE_COLUMNS, rows)] if rows else []
     return lines
 
 
@@ -362,11 +626,13 @@ def spent(x: Experiment) -> list[str]:
 
 CHAPTERS: dict[str, Callable[[Experiment], list[str]]] = {
     "The answer": answer,
+    "Final validation": validated,
     "What was asked": asked,
-    "Environment": environment,
+    "What was held fixed": held_fixed,
+    "Deviations and overrides": deviations,
     "Decisions, with their rules": decided,
     "Arms against their baseline": compared,
-    "Training time": timed,
+    "Time": timed,
     "Every run, every attempt": every_run,
     "Runs that failed": failed,
     "Hours": spent,
@@ -428,10 +694,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Write the report and the figures of an experiment, finished or not.",
         allow_abbrev=False,
     )
-    parser.add_argument("--exp_dir", type=Path, required=True, help="the experiment's folder")
+    about = f"the experiment's folder (default: the newest in {OUTPUT_DIR}/)"
+    parser.add_argument("--exp_dir", type=Path, help=about)
     args = parser.parse_args(argv)
     try:
-        x = read_experiment(args.exp_dir)
+        x = read_experiment(args.exp_dir or newest())
     except (ValueError, OSError) as error:
         return refuse(error)
     try:

@@ -6,9 +6,10 @@ only, and without pyplot: no display is ever asked for.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import aux_stats
-from aux_evidence import Block, Experiment, Group, blocks_of, field
+from aux_evidence import Block, Experiment, Group, blocks_of, depth, field, mean_grad_norms
 
 # ---------------------------------------------------------------------------------------------
 # What all figures share
@@ -265,8 +266,153 @@ def draw_curve(ax, group: Group, colour: str, dashes: str, column: int) -> None:
             label = None
 
 
+# ---------------------------------------------------------------------------------------------
+# The verdict
+
+
+def draw_verdict(x: Experiment):
+    """The improvement and its sequential intervals, look by look.
+
+    A verdict falls where an interval lies on one side of zero: where the estimate is beyond the
+    bound, which is the same. Early intervals are many times as wide as late ones, so the axis is
+    cut at what the later half of the looks needs.
+    """
+    if x.plan != "adaptive":
+        raise NothingToDraw("only the adaptive plan looks more than once")
+    if not x.looks:
+        raise NothingToDraw("stage 4 has had no look yet")
+    d, looks = x.design, [look for look in x.looks if look.low is not None]
+    figure, ((ax,),) = new_figure((9, 5.5), 1, 1)
+    ax.axhspan(-d.delta_eq, d.delta_eq, color=BLACK, alpha=0.1, linewidth=0,
+               label=f"no meaningful effect: ±{d.delta_eq:g}")
+    ax.axhline(0, color=BLACK, linewidth=1.5)
+    ax.axhline(d.delta_target, color=PALETTE[2], linewidth=2, linestyle="--",
+               label=f"target: {d.delta_target:g}")
+    ns = [look.n for look in looks]
+    reach = [look.high - look.improvement for look in looks]
+    for sign in (1, -1):
+        ax.plot(ns, [sign * r for r in reach], ":", color=WORSE, linewidth=2, marker=".",
+                label="bound of the estimate" if sign == 1 else None)
+    middle = [look.improvement for look in looks]
+    eq_reach = [look.eq_high - look.improvement for look in looks]
+    sequential, equivalence = 1 - d.alpha, 1 - 2 * d.alpha
+    ax.errorbar(ns, middle, eq_reach, fmt="none", color=BETTER, alpha=0.35, elinewidth=9,
+                label=f"{equivalence:.0%} interval, for equivalence")
+    ax.errorbar(ns, middle, reach, fmt="none", color=BETTER, elinewidth=2, capsize=5,
+                label=f"{sequential:.0%} interval")
+    ax.plot(*zip(*((look.n, look.improvement) for look in x.looks), strict=True), "o",
+            color=BETTER, markersize=8, label="improvement")
+    for look in x.looks:
+        if look.low is None:
+            ax.annotate("ranks decide" if look.p is not None else "no spread",
+                        (look.n, look.improvement), (0, 12), textcoords="offset points",
+                        ha="center", fontsize=11)
+    shown = [0, -d.delta_eq, d.delta_eq, d.delta_target, *(look.improvement for look in x.looks)]
+    for look in looks[len(looks) // 2 :]:
+        shown += [look.low, look.high]
+    ax.set_ylim(*with_margin(shown))
+    first, last = x.looks[0].n, x.looks[-1].n
+    ax.set_xlim(first - 0.6, last + 0.6)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set_xlabel(f"complete pairs (at most {x.looks[0].n_max})")
+    ax.set_ylabel("improvement (nats/token)")
+    ax.set_title(verdict_title(x))
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def verdict_title(x: Experiment) -> str:
+    look, decision = x.looks[-1], x.decisions[4]
+    arm = decision.chosen.label if decision.chosen else "the arm"
+    return f"{decision.title}\n{arm}: {look.improvement:+.4f} at n = {look.n} pairs"
+
+
+# ---------------------------------------------------------------------------------------------
+# Gradients
+
+
+def gradient_pair(x: Experiment):
+    """(block, baseline's norms, arm, its norms): the block that tells most."""
+    for stage in (4, 2, 0, 3, 1):
+        for block in blocks_of(x):
+            base = mean_grad_norms(x, block.baseline) if block.baseline else {}
+            for group in block.arms if block.stage == stage and base else ():
+                norms = mean_grad_norms(x, group)
+                if base.keys() & norms.keys() and depth(base) == depth(norms):
+                    return block, base, group, norms
+    logged = "runs logged none (train_gpt.py --log_grad_norms)"
+    alone = "no baseline and arm of one stage and length logged them at the same steps"
+    raise NothingToDraw(f"needs gradient norms: {alone if x.grad_norms else logged}")
+
+
+def draw_gradients(x: Experiment):
+    """Gradient norm of each block: by depth at three moments, and arm over baseline throughout.
+
+    The hypothesis claims a mechanism: heads bring gradient to the blocks below their taps. The main
+    loss alone shows what is left of that once the weights have moved.
+    """
+    block, base, group, arm = gradient_pair(x)
+    steps = sorted(base.keys() & arm.keys())
+    chosen = (steps[min(1, len(steps) - 1)], steps[len(steps) // 2], steps[-1])
+    moments = list(dict.fromkeys(chosen))
+    figure, axes = new_figure((12, 8.5), 2, len(moments), height_ratios=(5, 4), sharex="row",
+                              sharey="row")
+    blocks = range(1, depth(base) + 1)
+    lines = (
+        ("baseline", base, "total", BLACK, "-"),
+        (f"{group.label}: main loss alone", arm, "main", BETTER, "--"),
+        (f"{group.label}: with its heads", arm, "total", BETTER, "-"),
+    )
+    for ax, step in zip(axes[0], moments, strict=True):
+        for label, norms, name, colour, dashes in lines:
+            values = getattr(norms[step], name)
+            ax.plot(blocks, [v if v > 0 else float("nan") for v in values], dashes, marker="o",
+                    markersize=5, color=colour, linewidth=2, label=label)
+        for tap in group.arm.layers:
+            ax.axvline(tap, color=BLACK, linewidth=1, linestyle=":")
+        ax.set_yscale("log")
+        ax.set_xlabel("block")
+        ax.set_title(f"step {step}")
+    axes[0, 0].set_ylabel("gradient norm")
+    for ax in axes[1]:
+        ax.remove()
+    draw_ratios(figure, axes[1, 0].get_gridspec(), base, group, arm, steps)
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3)
+    title = f"{block.title}: {group.arm.label}; dotted: taps"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13)
+    return figure
+
+
+def draw_ratios(figure, grid, base, group: Group, arm, steps) -> None:
+    """Arm over baseline, by block and step; white is equal, the scale is symmetric."""
+    import numpy as np
+
+    ax = figure.add_subplot(grid[1, :])
+    both = np.array([[norms[s].total for s in steps] for norms in (arm, base)], dtype=float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.log2(both[0] / both[1]).T
+    ratio[~np.isfinite(ratio)] = np.nan
+    most = max(0.1, np.nanpercentile(np.abs(ratio), 98)) if np.isfinite(ratio).any() else 1.0
+    edges = [steps[0], *((a + b) / 2 for a, b in pairwise(steps)), steps[-1]]
+    if len(steps) == 1:
+        edges = [steps[0] - 0.5, steps[0] + 0.5]
+    rows = np.arange(len(ratio) + 1) + 0.5
+    image = ax.pcolormesh(edges, rows, ratio, cmap="PuOr", vmin=-most, vmax=most)
+    for tap in group.arm.layers:
+        ax.axhline(tap, color=BLACK, linewidth=1, linestyle=":")
+    ax.set_xlabel("steps")
+    ax.set_ylabel("block")
+    ax.set_yticks(range(2, len(ratio) + 1, 2))
+    bar = figure.colorbar(image, ax=ax, pad=0.01)
+    bar.set_label("arm / baseline")
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{2**value:.2f}")
+
+
 FIGURES = {
     "val_loss_comparison.png": draw_comparison,
     "layer_ablation.png": draw_layers,
     "training_curves.png": draw_curves,
+    "verdict.png": draw_verdict,
+    "gradient_flow.png": draw_gradients,
 }

@@ -20,9 +20,12 @@ ARROWS = {  # file: the files of ours that it may import
     "adaptive": {"aux_stats", "records", "staged_analysis_helper"},
     "plans": {"adaptive", "records", "staged_analysis_helper"},
     "registration": {"launchers", "plans", "records", "staged_analysis_helper"},
-    "aux_evidence": {"aux_stats", "records", "staged_analysis_helper"},
+    "aux_evidence": {"adaptive", "aux_stats", "records", "staged_analysis_helper"},
     "aux_figures": {"aux_evidence", "aux_stats"},
-    "analyze_aux": {"aux_evidence", "aux_figures", "records", "staged_analysis_helper"},
+    "analyze_aux": {
+        *("adaptive", "aux_evidence", "aux_figures", "aux_stats"),
+        *("records", "staged_analysis_helper"),
+    },
     "plan_report": {"adaptive", "aux_stats", "plans", "records", "staged_analysis_helper"},
     "run_aux": {
         *("launchers", "orchestrator", "plan_report", "plans", "records"),
