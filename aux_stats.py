@@ -365,7 +365,7 @@ def _next_bound(ns: tuple[int, ...], earlier: tuple[float, ...], alpha: float) -
     from scipy.special import ndtr, ndtri
 
     if not earlier:
-        return min(NEVER, -float(ndtri(alpha)))
+        return -float(ndtri(alpha))
     grid, mass = _surviving(ns, earlier)
     drift, noise = _step(*ns[-2:])
 

@@ -520,6 +520,21 @@ def test_bounds_of_close_and_of_distant_looks_are_as_exact(ns):
     assert 1 - stay == pytest.approx(0.04, abs=1e-6)
 
 
+@pytest.mark.parametrize("ns", [(1, 2, 3, 4), (4, 5, 60), range(4, 15), range(4, 44), (300, 301)])
+@pytest.mark.parametrize("spending", [a.obrien_fleming_spending, a.pocock_spending])
+def test_more_nodes_move_no_bound(ns, spending, monkeypatch):
+    spent = [spending(n / max(ns), 0.025) for n in ns]
+    found, legendre = a.bounds(ns, spent), a._legendre
+    monkeypatch.setattr(a, "_legendre", lambda count: legendre(2 * count))
+    try:
+        for cached in (a._bounds, a._surviving):
+            cached.cache_clear()
+        assert a.bounds(ns, spent) == pytest.approx(found, abs=1e-8)
+    finally:
+        for cached in (a._bounds, a._surviving):
+            cached.cache_clear()
+
+
 def test_only_the_proportions_of_information_matter():
     spent = [0.01, 0.02, 0.05]
     assert a.bounds((400, 500, 900), spent) == pytest.approx(a.bounds((4, 5, 9), spent))
@@ -571,6 +586,7 @@ def test_repeated_p_of_a_single_look_is_the_t_tests():
     c = a.compare(x, y)
     found = a.repeated_p((4,), (4,), [c.improvement / c.se], [c.df])
     assert found == pytest.approx(c.p, rel=1e-3)
+    assert found >= c.p  # resolved from above
 
 
 def test_repeated_p_at_its_ends():
