@@ -137,7 +137,9 @@ def answer(x: Experiment) -> list[str]:
         block = final_block(x)
         lines += paragraph(effect_line(x, block), indent=4)
         if null := block and excluded(x, block):
-            lines += paragraph(f"A null result is a result: {null}.", indent=4)
+            settled = x.looks and x.looks[-1].verdict == NO_EFFECT
+            opening = "A null result is a result: " if settled else "Not shown either way, but "
+            lines += paragraph(f"{opening}{null}.", indent=4)
     if last.stage == 0:
         lines += paragraph("No rule was registered, so nothing is concluded beyond the tables.")
     elif last.stage in SELECTING:

@@ -4,12 +4,25 @@ Pure drawing: nothing is read, decided or written here. matplotlib is imported i
 only, and without pyplot: no display is ever asked for.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import aux_stats
-from aux_evidence import Block, Experiment, Group, blocks_of, depth, field, mean_grad_norms
+from adaptive import Design
+from aux_evidence import (
+    Block,
+    Experiment,
+    GradNorms,
+    Group,
+    blocks_of,
+    depth,
+    field,
+    mean_grad_norms,
+)
+
+Norms = Mapping[int, GradNorms]  # by step
 
 # ---------------------------------------------------------------------------------------------
 # What all figures share
@@ -99,7 +112,7 @@ def draw_block(ax, block: Block) -> None:
             if base is not None and group.arm.layers:
                 colour = BETTER if mean < base else WORSE
                 ax.barh(y, mean - base, left=base, height=0.6, color=colour, alpha=0.5)
-                words.insert(0, f"{base - mean:+.4f}".replace("-", "\N{MINUS SIGN}"))
+                words.insert(0, signed(base - mean))
             elif base is None:
                 ax.plot([mean], [y], **A_MEAN)
             apart = 0.15 if len(group.losses) > 2 else 0  # so that equal losses stay countable
@@ -281,39 +294,9 @@ def draw_verdict(x: Experiment):
         raise NothingToDraw("only the adaptive plan looks more than once")
     if not x.looks:
         raise NothingToDraw("stage 4 has had no look yet")
-    d, looks = x.design, [look for look in x.looks if look.low is not None]
     figure, ((ax,),) = new_figure((9, 5.5), 1, 1)
-    ax.axhspan(-d.delta_eq, d.delta_eq, color=BLACK, alpha=0.1, linewidth=0,
-               label=f"no meaningful effect: ±{d.delta_eq:g}")
-    ax.axhline(0, color=BLACK, linewidth=1.5)
-    ax.axhline(d.delta_target, color=PALETTE[2], linewidth=2, linestyle="--",
-               label=f"target: {d.delta_target:g}")
-    ns = [look.n for look in looks]
-    reach = [look.high - look.improvement for look in looks]
-    for sign in (1, -1):
-        ax.plot(ns, [sign * r for r in reach], ":", color=WORSE, linewidth=2, marker=".",
-                label="bound of the estimate" if sign == 1 else None)
-    middle = [look.improvement for look in looks]
-    eq_reach = [look.eq_high - look.improvement for look in looks]
-    sequential, equivalence = 1 - d.alpha, 1 - 2 * d.alpha
-    ax.errorbar(ns, middle, eq_reach, fmt="none", color=BETTER, alpha=0.35, elinewidth=9,
-                label=f"{equivalence:.0%} interval, for equivalence")
-    ax.errorbar(ns, middle, reach, fmt="none", color=BETTER, elinewidth=2, capsize=5,
-                label=f"{sequential:.0%} interval")
-    ax.plot(*zip(*((look.n, look.improvement) for look in x.looks), strict=True), "o",
-            color=BETTER, markersize=8, label="improvement")
-    for look in x.looks:
-        if look.low is None:
-            ax.annotate("ranks decide" if look.p is not None else "no spread",
-                        (look.n, look.improvement), (0, 12), textcoords="offset points",
-                        ha="center", fontsize=11)
-    shown = [0, -d.delta_eq, d.delta_eq, d.delta_target, *(look.improvement for look in x.looks)]
-    for look in looks[len(looks) // 2 :]:
-        shown += [look.low, look.high]
-    ax.set_ylim(*with_margin(shown))
-    first, last = x.looks[0].n, x.looks[-1].n
-    ax.set_xlim(first - 0.6, last + 0.6)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    draw_regions(ax, x.design)
+    draw_looks(ax, x)
     ax.set_xlabel(f"complete pairs (at most {x.looks[0].n_max})")
     ax.set_ylabel("improvement (nats/token)")
     ax.set_title(verdict_title(x))
@@ -321,10 +304,51 @@ def draw_verdict(x: Experiment):
     return figure
 
 
+def draw_regions(ax, d: Design) -> None:
+    about = f"no meaningful effect: within ±{d.delta_eq:g}"
+    ax.axhspan(-d.delta_eq, d.delta_eq, color=BLACK, alpha=0.1, linewidth=0, label=about)
+    ax.axhline(0, color=BLACK, linewidth=1.5)
+    target = {"color": PALETTE[2], "linewidth": 2, "linestyle": "--"}
+    ax.axhline(d.delta_target, label=f"target: {d.delta_target:g}", **target)
+
+
+def draw_looks(ax, x: Experiment) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    looks = [look for look in x.looks if look.low is not None]
+    ns, middle = [look.n for look in looks], [look.improvement for look in looks]
+    reach = [look.high - look.improvement for look in looks]
+    eq_reach = [look.eq_high - look.improvement for look in looks]
+    if looks:
+        bound = {"color": WORSE, "linestyle": ":", "linewidth": 2, "marker": "_", "markersize": 14}
+        ax.plot(ns, reach, label="bound: improves above, harmful below", **bound)
+        ax.plot(ns, [-r for r in reach], **bound)
+        bar, about = {"fmt": "none", "color": BETTER}, "sequential {:.0%} interval{}"
+        wide = about.format(1 - x.design.alpha, "")
+        narrow = about.format(1 - 2 * x.design.alpha, ", for equivalence")
+        ax.errorbar(ns, middle, eq_reach, alpha=0.35, elinewidth=9, label=narrow, **bar)
+        ax.errorbar(ns, middle, reach, elinewidth=2, capsize=5, label=wide, **bar)
+        ax.plot(ns, middle, "o", color=BETTER, markersize=8, label="improvement")
+    if other := [(look.n, look.improvement) for look in x.looks if look.low is None]:
+        about = "improvement of runs that finished; ranks decide"
+        about = "improvement, no spread" if x.looks[-1].p is None else about
+        ax.plot(*zip(*other, strict=True), markersize=8, label=about, **A_RUN)
+    every = [(look.n, look.improvement) for look in x.looks]
+    d, later = x.design, looks[len(looks) // 2 :]
+    shown = [0, -d.delta_eq, d.delta_eq, d.delta_target, *(y for _, y in every)]
+    ax.set_ylim(*with_margin([*shown, *(v for look in later for v in (look.low, look.high))]))
+    ax.set_xlim(every[0][0] - 0.6, every[-1][0] + 0.6)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
 def verdict_title(x: Experiment) -> str:
     look, decision = x.looks[-1], x.decisions[4]
     arm = decision.chosen.label if decision.chosen else "the arm"
-    return f"{decision.title}\n{arm}: {look.improvement:+.4f} at n = {look.n} pairs"
+    return f"{decision.title}\n{arm}: {signed(look.improvement)} at n = {look.n} pairs"
+
+
+def signed(value: float) -> str:
+    return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -355,57 +379,61 @@ def draw_gradients(x: Experiment):
     steps = sorted(base.keys() & arm.keys())
     chosen = (steps[min(1, len(steps) - 1)], steps[len(steps) // 2], steps[-1])
     moments = list(dict.fromkeys(chosen))
-    figure, axes = new_figure((12, 8.5), 2, len(moments), height_ratios=(5, 4), sharex="row",
-                              sharey="row")
-    blocks = range(1, depth(base) + 1)
+    from matplotlib.ticker import LogLocator
+
+    shape = {"height_ratios": (5, 4), "sharex": "row", "sharey": "row"}
+    figure, axes = new_figure((12, 8.5), 2, len(moments), **shape)
     lines = (
         ("baseline", base, "total", BLACK, "-"),
-        (f"{group.label}: main loss alone", arm, "main", BETTER, "--"),
-        (f"{group.label}: with its heads", arm, "total", BETTER, "-"),
+        (f"{group.label}, its main loss alone", arm, "main", BETTER, "--"),
+        (f"{group.label}, heads included", arm, "total", BETTER, "-"),
     )
     for ax, step in zip(axes[0], moments, strict=True):
         for label, norms, name, colour, dashes in lines:
-            values = getattr(norms[step], name)
-            ax.plot(blocks, [v if v > 0 else float("nan") for v in values], dashes, marker="o",
-                    markersize=5, color=colour, linewidth=2, label=label)
+            values = [v if v > 0 else math.nan for v in getattr(norms[step], name)]
+            look = {"color": colour, "marker": "o", "markersize": 5, "linewidth": 2}
+            ax.plot(range(1, len(values) + 1), values, dashes, label=label, **look)
         for tap in group.arm.layers:
             ax.axvline(tap, color=BLACK, linewidth=1, linestyle=":")
         ax.set_yscale("log")
+        ax.minorticks_off()
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.set_xticks(range(2, len(values) + 1, 2))
         ax.set_xlabel("block")
         ax.set_title(f"step {step}")
     axes[0, 0].set_ylabel("gradient norm")
+    entries = axes[0, 0].get_legend_handles_labels()
     for ax in axes[1]:
         ax.remove()
-    draw_ratios(figure, axes[1, 0].get_gridspec(), base, group, arm, steps)
-    handles = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=3)
+    draw_ratios(figure, axes[1, 0].get_gridspec()[1, :], base, group, arm, steps)
+    figure.legend(*entries, loc="outside lower center", ncols=3)
     title = f"{block.title}: {group.arm.label}; dotted: taps"
     figure.suptitle(title, x=0.01, ha="left", fontsize=13)
     return figure
 
 
-def draw_ratios(figure, grid, base, group: Group, arm, steps) -> None:
-    """Arm over baseline, by block and step; white is equal, the scale is symmetric."""
+def draw_ratios(figure, place, base: Norms, group: Group, arm: Norms, steps: Sequence[int]) -> None:
+    """Arm over baseline, by block and step; white is equal, and twice is as far as half."""
     import numpy as np
 
-    ax = figure.add_subplot(grid[1, :])
-    both = np.array([[norms[s].total for s in steps] for norms in (arm, base)], dtype=float)
+    norms = np.array([[side[step].total for step in steps] for side in (arm, base)])
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.log2(both[0] / both[1]).T
-    ratio[~np.isfinite(ratio)] = np.nan
-    most = max(0.1, np.nanpercentile(np.abs(ratio), 98)) if np.isfinite(ratio).any() else 1.0
-    edges = [steps[0], *((a + b) / 2 for a, b in pairwise(steps)), steps[-1]]
-    if len(steps) == 1:
-        edges = [steps[0] - 0.5, steps[0] + 0.5]
-    rows = np.arange(len(ratio) + 1) + 0.5
-    image = ax.pcolormesh(edges, rows, ratio, cmap="PuOr", vmin=-most, vmax=most)
+        ratios = np.log2(norms[0] / norms[1]).T
+    ratios[~np.isfinite(ratios)] = np.nan  # stays white
+    most = max(0.1, np.nanpercentile(np.abs(ratios), 98)) if np.isfinite(ratios).any() else 1.0
+    ends = (steps[0] - 0.5, steps[-1] + 0.5)
+    edges = [ends[0], *((a + b) / 2 for a, b in pairwise(steps)), ends[1]]
+    ax = figure.add_subplot(place)
+    rows = np.arange(len(ratios) + 1) + 0.5
+    image = ax.pcolormesh(edges, rows, ratios, cmap="PuOr", vmin=-most, vmax=most)
     for tap in group.arm.layers:
         ax.axhline(tap, color=BLACK, linewidth=1, linestyle=":")
     ax.set_xlabel("steps")
     ax.set_ylabel("block")
-    ax.set_yticks(range(2, len(ratio) + 1, 2))
+    ax.set_yticks(range(2, len(ratios) + 1, 2))
     bar = figure.colorbar(image, ax=ax, pad=0.01)
-    bar.set_label("arm / baseline")
+    bar.set_label("arm, heads included / baseline", fontsize=11)
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{2**value:.2f}")
 
 

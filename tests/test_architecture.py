@@ -21,7 +21,7 @@ ARROWS = {  # file: the files of ours that it may import
     "plans": {"adaptive", "records", "staged_analysis_helper"},
     "registration": {"launchers", "plans", "records", "staged_analysis_helper"},
     "aux_evidence": {"adaptive", "aux_stats", "records", "staged_analysis_helper"},
-    "aux_figures": {"aux_evidence", "aux_stats"},
+    "aux_figures": {"adaptive", "aux_evidence", "aux_stats"},
     "analyze_aux": {
         *("adaptive", "aux_evidence", "aux_figures", "aux_stats"),
         *("records", "staged_analysis_helper"),
