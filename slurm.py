@@ -79,7 +79,7 @@ class SlurmRun:
     job: Job
     job_id: str
     launcher: "SlurmLauncher"
-    gone_s: float | None = None  # when the job was first missing from the queue
+    ended_s: float | None = None  # when it was first seen to have ended
 
     @property
     def clock(self) -> str:
@@ -98,21 +98,24 @@ class SlurmRun:
     def poll(self) -> dict | None:
         exit = read_exit(self.job.folder)
         if exit is None and self.launcher.in_queue(self.job_id):
-            self.gone_s = None
+            self.ended_s = None
             return None
+        # the job has ended; its file, or Slurm's word for why, may be a moment late
+        self.ended_s = self.ended_s or time.monotonic()
+        patient = self.begun and time.monotonic() - self.ended_s < VISIBLE_S
+        if exit is None and patient:
+            return None
+        facts = job_facts(self.job_id)
         if exit is None:
-            self.gone_s = self.gone_s or time.monotonic()
-            if self.begun and time.monotonic() - self.gone_s < VISIBLE_S:
-                return None
-            start_s = time.monotonic() - run_time_s(job_facts(self.job_id).get("RunTime", ""))
+            start_s = time.monotonic() - run_time_s(facts.get("RunTime", ""))
             exit = exit_record(None, A_SIGNAL, start_s, self.job_id)
         if exit["ended_by"] == A_SIGNAL:
-            exit["ended_by"] = read_order(self.job.folder) or self.why_slurm_ended_it()
+            state = facts.get("JobState", "").split("+")[0]
+            why = read_order(self.job.folder) or ENDED_BY.get(state)
+            if why is None and patient:
+                return None
+            exit["ended_by"] = why or "its job was ended"
         return exit
-
-    def why_slurm_ended_it(self) -> str:
-        state = job_facts(self.job_id).get("JobState", "").split("+")[0]
-        return ENDED_BY.get(state, "its job was ended")
 
 
 def job_facts(job_id: str) -> dict[str, str]:
