@@ -501,7 +501,7 @@ def arm_notes(x: Experiment, block: Block) -> Iterable[str]:
         yield MULTIPLE
         if corrected := dunnett(block, generator()):
             listed = ", ".join(f"{name} {bare_p(p)}" for name, p in corrected.items())
-            yield f"Dunnett's p, corrected for {len(corrected)} arms: {listed}."
+            yield f"Dunnett's p, for {len(corrected)} arms, assuming one sd: {listed}."
     if x.plan == "adaptive" and block.stage == 4:
         yield SEQUENTIAL
 
@@ -520,7 +520,7 @@ TIME_NOTES = (
     "Training time, without start-up and validation, compared between runs of equal packing only."
     " ratio: of training time, to the baseline's. arrived: runs that reached the baseline's mean"
     " final loss. to it: mean time to that, interpolated; a run that never got there enters with"
-    " its full time. saved: of that time, with its 95 % interval. equal steps, equal time:"
+    " its full time. saved: of that time, with its interval for one look. equal steps, equal time:"
     " improvement of the final loss, and after the training time at which the first run ended, when"
     " a slower arm is not yet through its cooldown."
 )
