@@ -101,8 +101,9 @@ def pick(values: Tensor, positions_BS: Tensor | None) -> Tensor:
     """values (B, T, ...) at the sampled positions: (B, S, ...)."""
     if positions_BS is None:
         return values
-    rows = torch.arange(values.size(0), device=values.device).unsqueeze(1)
-    return values[rows, positions_BS]
+    starts = torch.arange(values.size(0), device=values.device) * values.size(1)
+    flat = (positions_BS + starts.unsqueeze(1)).flatten()
+    return values.flatten(0, 1).index_select(0, flat).unflatten(0, positions_BS.shape)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -121,7 +122,8 @@ class SharedHead(nn.Module):
         super().__init__()
         self.translator = nn.Parameter(torch.zeros(dim, dim))
 
-    def forward(self, stream_BSD: Tensor, unembed: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(self, stream_BSD: Tensor, unembed: Callable[..., Tensor]) -> Tensor:
+        """unembed: what is done with the translated stream: logits, or a loss of them."""
         normed = F.rms_norm(stream_BSD, (stream_BSD.size(-1),))
         return unembed(normed + F.linear(normed, self.translator.type_as(normed)))
 
@@ -152,16 +154,16 @@ class AuxHeads(nn.Module):
         taps: dict[int, Tensor],
         targets_BT: Tensor,
         positions_BS: Tensor | None,
-        unembed: Callable[..., Tensor],
+        loss: Callable[..., Tensor],
     ) -> Tensor:
         """Mean over heads of the mean cross-entropy at the sampled positions, nats/token.
 
-        taps: the residual stream (B, T, D) after each tap layer. unembed: normed stream to
-        logits, the model's own; takes another matrix as its second argument.
+        taps: the residual stream (B, T, D) after each tap layer. loss: normed stream and targets
+        to mean cross-entropy, the model's own; takes another matrix as its third argument.
         """
-        targets = pick(targets_BT, positions_BS).flatten()
-        losses = []
-        for layer, head in zip(self.layers, self.heads, strict=True):
-            logits = head(pick(taps[layer], positions_BS), unembed)
-            losses.append(F.cross_entropy(logits.flatten(0, 1), targets))
+        targets_BS = pick(targets_BT, positions_BS)
+        losses = [
+            head(pick(taps[layer], positions_BS), lambda x, *own: loss(x, targets_BS, *own))
+            for layer, head in zip(self.layers, self.heads, strict=True)
+        ]
         return torch.stack(losses).mean()

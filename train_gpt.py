@@ -25,7 +25,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +123,10 @@ class World:
         whole = part.new_empty(self.size * part.size(0), *part.shape[1:])
         return whole, dist.all_gather_into_tensor(whole, part, async_op=True).wait
 
+    def pinned(self, tensor: Tensor | None) -> Tensor | None:
+        """In memory that a GPU copies from without holding up this process."""
+        return tensor.pin_memory() if tensor is not None and self.device.type == "cuda" else tensor
+
     def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
@@ -202,18 +208,15 @@ class Windows:
                 " give the vocabulary of these shards, or another --data_dir"
             )
 
-    def batch(self, numbers: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, (B, T) each, int64."""
+    def read(self, numbers: np.ndarray) -> Tensor:
+        """These windows and the token after each, (B, T + 1), int64."""
         rows = np.empty((len(numbers), self.T + 1), dtype=np.int64)
         for row, number in zip(rows, numbers, strict=True):
             shard = int(np.searchsorted(self.ends, number, side="right"))
             start = (number - (self.ends[shard - 1] if shard else 0)) * self.T
             row[:] = self.shards[shard][start : start + self.T + 1]
             self.check_tokens(shard, row)
-        tokens = torch.from_numpy(rows)
-        if device.type == "cuda":
-            tokens = tokens.pin_memory().to(device, non_blocking=True)
-        return tokens[:, :-1], tokens[:, 1:]
+        return torch.from_numpy(rows)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -318,6 +321,54 @@ class Block(nn.Module):
         return linear(y_BHTK.transpose(1, 2).reshape(B, T, D), self.out)
 
 
+def softcapped(x: Tensor, matrix_VD: Tensor) -> Tensor:
+    """Logits in fp32, squeezed into (-15, 15)."""
+    z = linear(x, matrix_VD).float()
+    return 15 * z * torch.rsqrt(z * z + 15 * 15)
+
+
+def summed_loss(x_SD: Tensor, matrix_VD: Tensor, targets_S: Tensor) -> Tensor:
+    return F.cross_entropy(softcapped(x_SD, matrix_VD), targets_S, reduction="sum")
+
+
+LOGITS_AT_ONCE = {"cuda": 2**29, "cpu": 2**24}  # 2 GiB of GPU memory; the cache of a CPU
+
+
+def chunks(x_SD: Tensor, targets_S: Tensor, vocab_size: int):
+    """Pairs of equal parts, as few as keep the logits of one below the limit (a power of two)."""
+    over = len(targets_S) * vocab_size / LOGITS_AT_ONCE[x_SD.device.type]
+    count = 2 ** max(0, math.ceil(math.log2(over)))
+    return zip(x_SD.tensor_split(count), targets_S.tensor_split(count), strict=True)
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """The mean loss, whose logits exist for one chunk of positions at a time.
+
+    A chunk's gradient is taken along with its loss, so its logits are neither kept until the
+    backward pass nor computed twice. The whole would be 13 GB at 64 sequences of the 124M model.
+    """
+
+    @staticmethod
+    def forward(ctx, x_SD: Tensor, matrix_VD: Tensor, targets_S: Tensor, summed_loss) -> Tensor:
+        matrix = matrix_VD.detach().type_as(x_SD).requires_grad_()
+        total, grads_x, grad_matrix = 0, [], None
+        for x, targets in chunks(x_SD.detach(), targets_S, len(matrix)):
+            with torch.enable_grad():
+                loss = summed_loss(x.requires_grad_(), matrix, targets) / len(targets_S)
+            total += loss.detach()
+            grad_x, grad = torch.autograd.grad(loss, (x, matrix))
+            grads_x.append(grad_x)
+            grad_matrix = grad.float() if grad_matrix is None else grad_matrix.add_(grad)
+        ctx.grads = torch.cat(grads_x) if len(grads_x) > 1 else grads_x[0], grad_matrix
+        return total
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        grad_x, grad_matrix = ctx.grads
+        del ctx.grads  # of no use to a second backward: scaled in place
+        return grad_x.mul_(g), grad_matrix.mul_(g), None, None
+
+
 class GPT(nn.Module):
     """The main path. `taps` are the residual streams that auxiliary heads read."""
 
@@ -330,11 +381,19 @@ class GPT(nn.Module):
         self.head = nn.Linear(dim, args.vocab_size, bias=False)
         self.rotary = Rotary(dim // args.n_head, args.sequence_length)
         self.tap_layers = frozenset(args.aux_head_layers)
+        self.summed_loss = summed_loss
         # records 9 and 11: each block sees a mix of stream and embedding, and the second half of
         # the blocks sees the first half's outputs, last in first out
         self.skips = nn.Parameter(torch.ones(n // 2)) if args.unet_skips else None
         self.mix = nn.Parameter(torch.tensor([[1.0, 0.0]] * n)) if args.unet_skips else None
         nn.init.zeros_(self.head.weight)
+
+    def compile(self) -> None:
+        """Block by block: all share one compilation, and each one's gradients are there as soon
+        as its own backward pass ends. Shapes do not change, and no number that does is seen."""
+        for block in self.blocks:
+            block.compile(dynamic=False)
+        self.summed_loss = torch.compile(summed_loss, dynamic=False)
 
     def forward(self, inputs_BT: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """The normed last stream (B, T, D), and the stream after L blocks for each tap layer L."""
@@ -354,12 +413,19 @@ class GPT(nn.Module):
 
     def unembed(self, x: Tensor, matrix_VD: Tensor | None = None) -> Tensor:
         """Logits in fp32, softcapped at 15, by the model's head or by another matrix."""
-        z = linear(x, self.head.weight if matrix_VD is None else matrix_VD).float()
-        return 15 * z * torch.rsqrt(z * z + 15 * 15)
+        return softcapped(x, self.head.weight if matrix_VD is None else matrix_VD)
 
-    def main_loss(self, x_BTD: Tensor, targets_BT: Tensor, reduction="mean") -> Tensor:
-        logits = self.unembed(x_BTD)
-        return F.cross_entropy(logits.flatten(0, 1), targets_BT.flatten(), reduction=reduction)
+    def loss(self, x: Tensor, targets: Tensor, matrix_VD: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy of what `unembed` returns, nats/token, without ever holding all of it.
+
+        x: normed stream (..., D); targets (...) as its first axes.
+        """
+        matrix_VD = self.head.weight if matrix_VD is None else matrix_VD
+        x_SD, targets_S = x.flatten(0, -2), targets.flatten()
+        if torch.is_grad_enabled():
+            return ChunkedLoss.apply(x_SD, matrix_VD, targets_S, self.summed_loss)
+        pieces = chunks(x_SD, targets_S, matrix_VD.size(0))
+        return sum(self.summed_loss(x, matrix_VD, t) for x, t in pieces) / len(targets_S)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -422,34 +488,35 @@ class Muon:
     """
 
     def __init__(self, params: Sequence[nn.Parameter], lr: float, world: World):
-        self.lr, self.world = lr, world
+        self.lr, self.world, self.momenta = lr, world, {}
         self.batches: dict[tuple, list[nn.Parameter]] = {}
-        self.momenta: dict[tuple, Tensor] = {}
         for p in params:
             self.batches.setdefault(tuple(sorted(p.shape[-2:])), []).append(p)
+        self.weights, self.ratios = {}, {}
+        for shape, batch in self.batches.items():
+            self.weights[shape] = wide_matrices([p.detach() for p in batch])
+            ratios = [max(1, p.size(-2) / p.size(-1)) ** 0.5 for p in batch for _ in stack(p)]
+            self.ratios[shape] = torch.tensor(ratios, device=world.device).view(-1, 1, 1)
 
     @torch.no_grad()
     def step(self, multiplier: float, momentum: float = 0.95, weight_decay: float = 0.05) -> None:
-        lr, gathered = self.lr * multiplier, []
-        for shape, params in self.batches.items():
-            if params[0].grad is None:
+        lr, gathered = self.lr * multiplier, {}
+        for shape, batch in self.batches.items():
+            if batch[0].grad is None:
                 continue
-            grads = wide_matrices([p.grad for p in params])
+            grads = wide_matrices([p.grad for p in batch])
             share = math.ceil(len(grads) / self.world.size)
             mine = grads[self.world.rank * share :][:share]
-            mine += [torch.zeros_like(grads[0])] * (share - len(mine))
-            grad = torch.stack(mine)
+            grad = torch.stack(mine + [torch.zeros_like(grads[0])] * (share - len(mine)))
             if shape not in self.momenta:
                 self.momenta[shape] = torch.zeros_like(grad)
             self.momenta[shape].lerp_(grad, 1 - momentum)
             update = orthogonalize(grad.lerp_(self.momenta[shape], momentum).to(self.world.dtype))
-            gathered.append((params, *self.world.gather(update)))
-        for params, updates, ready in gathered:
-            ready()
-            weights = wide_matrices([p.detach() for p in params])
-            taller = [max(1, p.size(-2) / p.size(-1)) ** 0.5 for p in params for _ in stack(p)]
-            scales = torch.tensor(taller, device=updates.device).mul_(-lr).view(-1, 1, 1)
-            updates = updates[: len(weights)].float().mul_(scales)
+            gathered[shape] = self.world.gather(update)
+        for shape, (updates, wait) in gathered.items():
+            wait()
+            weights = self.weights[shape]
+            updates = updates[: len(weights)] * (-lr * self.ratios[shape])
             torch._foreach_mul_(weights, 1 - lr * weight_decay)
             torch._foreach_add_(weights, list(updates))
 
@@ -587,6 +654,44 @@ class Diverged(Exception):
 # Training
 
 
+class Buckets:
+    """Gradients of several processes, summed while the backward pass goes on below.
+
+    A bucket is one flat tensor of which the gradients of some parameters are views. Its sum starts
+    when the last of these is complete, in the last pass of a step. A bucket that the loss does
+    not depend on is left out: its gradients are None, as in a single process.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[nn.Parameter]]):
+        self.groups = [list(group) for group in groups if len(group)]
+        self.flat = [torch.cat([torch.zeros_like(p).flatten() for p in g]) for g in self.groups]
+        for bucket, group in enumerate(self.groups):
+            for p in group:
+                p.register_post_accumulate_grad_hook(partial(self.complete, bucket))
+
+    def begin(self) -> None:
+        self.last_pass, self.sums = False, {}
+        self.missing = [len(group) for group in self.groups]
+        for group, flat in zip(self.groups, self.flat, strict=True):
+            flat.zero_()
+            for p, part in zip(group, flat.split([p.numel() for p in group]), strict=True):
+                p.grad = part.view_as(p)
+
+    def complete(self, bucket: int, _: Tensor) -> None:
+        if self.last_pass:
+            self.missing[bucket] -= 1
+            if not self.missing[bucket]:
+                self.sums[bucket] = dist.all_reduce(self.flat[bucket], async_op=True)
+
+    def end(self) -> None:
+        for bucket, group in enumerate(self.groups):
+            if bucket in self.sums:
+                self.sums[bucket].wait()
+            else:
+                for p in group:
+                    p.grad = None
+
+
 class Trainer:
     """The state of a run, and its two acts: one step, one validation."""
 
@@ -602,6 +707,32 @@ class Trainer:
         self.share = args.batch_size // world.size
         self.passes = self.share // min(args.device_batch_size, self.share)
         self.parameters = [*self.model.parameters(), *self.heads.parameters()]
+        scalars = [p for p in (self.model.skips, self.model.mix) if p is not None]
+        modules = [self.model.embedding, *self.model.blocks, self.model.head, self.heads]
+        groups = [*(list(module.parameters()) for module in modules), scalars]
+        self.buckets = Buckets(groups) if world.grouped else None
+        self.reader, self.ahead = ThreadPoolExecutor(1), {}
+        if world.device.type == "cuda":
+            self.model.compile()
+
+    def read(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """This process's windows of global batch `step`, and the positions that heads predict."""
+        args = self.args
+        mine = slice(self.world.rank * self.share, (self.world.rank + 1) * self.share)
+        windows = self.train.read(self.order[step * args.batch_size :][mine])
+        positions = None
+        if self.heads.layers and args.aux_token_fraction < 1:
+            shape = args.batch_size, args.sequence_length
+            positions = sample_positions(*shape, args.aux_token_fraction, args.seed, step)[mine]
+        return self.world.pinned(windows), self.world.pinned(positions)
+
+    def read_ahead(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """What `read` returns, while a thread already reads the next step's."""
+        this: Future = self.ahead.pop(step, None) or self.reader.submit(self.read, step)
+        self.ahead.clear()
+        if step + 1 < self.args.num_iterations:
+            self.ahead[step + 1] = self.reader.submit(self.read, step + 1)
+        return this.result()
 
     def aux_weight(self, step: int) -> float:
         """The heads' weight at a step (from 0); 0 where there are none."""
@@ -612,49 +743,52 @@ class Trainer:
 
     def step(self, step: int) -> Tensor:
         """One update with the global batch number `step`; its mean main loss, before the update."""
-        args, world = self.args, self.world
-        weight = self.aux_weight(step)
-        positions = None
-        if weight:
-            positions = sample_positions(
-                args.batch_size, args.sequence_length, args.aux_token_fraction, args.seed, step
-            )
-        first = step * args.batch_size + world.rank * self.share
-        mine = self.order[first : first + self.share]
-        total = torch.zeros((), device=world.device)
-        for part in range(self.passes):
-            size = self.share // self.passes
-            inputs, targets = self.train.batch(mine[part * size :][:size], world.device)
-            picked = None
-            if positions is not None:
-                row = world.rank * self.share + part * size
-                picked = positions[row : row + size].to(world.device, non_blocking=True)
-            total += self.accumulate(inputs, targets, picked, weight)
-        self.average_gradients()
-        world.sum(total)
-        multiplier = cooldown(step / args.num_iterations, args.cooldown_frac)
+        loss = self.gradients(step, self.aux_weight(step))
+        multiplier = cooldown(step / self.args.num_iterations, self.args.cooldown_frac)
         for optimizer in self.optimizers:
             optimizer.step(multiplier)
-        for parameter in self.parameters:
-            parameter.grad = None
-        return total / world.size
+        self.forget_gradients()
+        return loss
+
+    def gradients(self, step: int, weight: float) -> Tensor:
+        """Leave the gradients of main + weight * auxiliary loss; the mean main loss."""
+        device, size = self.world.device, self.share // self.passes
+        windows, positions = self.read_ahead(step)
+        total = torch.zeros((), device=device)
+        if self.buckets:
+            self.buckets.begin()
+        for part in range(0, self.share, size):
+            tokens = windows[part : part + size].to(device, non_blocking=True)
+            picked = None
+            if weight and positions is not None:
+                picked = positions[part : part + size].to(device, non_blocking=True)
+            if self.buckets:
+                self.buckets.last_pass = part + size == self.share
+            total += self.accumulate(tokens[:, :-1], tokens[:, 1:], picked, weight)
+        if self.buckets:
+            self.buckets.end()
+        self.world.sum(total)
+        return total
 
     def accumulate(self, inputs, targets, positions, weight: float) -> Tensor:
         """Add this pass's share to the gradients; its share of the main loss."""
         x, taps = self.model(inputs)
-        loss = main = self.model.main_loss(x, targets)
+        loss = main = self.model.loss(x, targets)
         if weight:
-            loss = main + weight * self.heads(taps, targets, positions, self.model.unembed)
-        (loss / self.passes).backward()
-        return main.detach() / self.passes
+            loss = main + weight * self.heads(taps, targets, positions, self.model.loss)
+        share = 1 / (self.passes * self.world.size)
+        (loss * share).backward()
+        return main.detach() * share
 
-    def average_gradients(self) -> None:
-        """The mean over processes, so that the step is that of the whole batch."""
-        if self.world.grouped:
-            for p in self.parameters:
-                if p.grad is not None:
-                    dist.all_reduce(p.grad)
-                    p.grad /= self.world.size
+    def forget_gradients(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def warm_up(self) -> None:
+        """Compile everything that a step needs, heads included, outside the training clock."""
+        if self.world.device.type == "cuda":
+            self.gradients(0, weight=float(bool(self.heads.layers)))
+            self.forget_gradients()
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -665,11 +799,10 @@ class Trainer:
         sums = torch.zeros(2, dtype=torch.float64, device=world.device)
         for start in range(0, len(mine), args.device_batch_size):
             numbers = mine[start : start + args.device_batch_size]
-            inputs, targets = self.val.batch(numbers, world.device)
-            x, _ = self.model(inputs)
-            loss = self.model.main_loss(x, targets, reduction="sum")
-            sums += torch.tensor([0.0, targets.numel()], dtype=sums.dtype, device=sums.device)
-            sums[0] += loss.double()
+            tokens = world.pinned(self.val.read(numbers)).to(world.device, non_blocking=True)
+            x, _ = self.model(tokens[:, :-1])
+            sums[0] += self.model.loss(x, tokens[:, 1:]).double() * len(numbers)
+            sums[1] += len(numbers)
         world.sum(sums)
         return (sums[0] / sums[1]).item()
 
@@ -678,6 +811,7 @@ def train(trainer: Trainer, log: Log) -> dict:
     """The whole run; its summary. The training clock stands still during validation."""
     args, world = trainer.args, trainer.world
     train_time_s, val_loss, pending = 0.0, math.nan, None
+    trainer.warm_up()
     world.synchronize()
     started = time.perf_counter()
     for step in range(args.num_iterations + 1):

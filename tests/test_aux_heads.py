@@ -41,7 +41,7 @@ def batch(size: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def loss_of(model: GPT, heads: AuxHeads, taps, targets, positions=None) -> torch.Tensor:
-    return heads(taps, targets, positions, model.unembed)
+    return heads(taps, targets, positions, model.loss)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def test_a_tap_is_the_stream_after_so_many_blocks():
     inputs, targets = batch(2)
     _, taps = model(inputs)
     loss = loss_of(model, AuxHeads((2,), D, V), taps, targets)
-    assert torch.allclose(loss, short.main_loss(short(inputs)[0], targets), atol=1e-5)
+    assert torch.allclose(loss, short.loss(short(inputs)[0], targets), atol=1e-5)
 
 
 @pytest.mark.parametrize("layers", [(1,), (2,), (3,), (1, 3)])

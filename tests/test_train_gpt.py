@@ -141,7 +141,8 @@ def trainer(data: Path, changes: dict | None = None, world=None) -> Trainer:
 
 def windows_of(windows: Windows, numbers) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and targets, (B, T) each."""
-    return windows.batch(np.asarray(numbers), CPU)
+    rows = windows.read(np.asarray(numbers))
+    return rows[:, :-1], rows[:, 1:]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -392,9 +393,9 @@ class Recorder:
     def __init__(self, windows: Windows):
         self.windows, self.numbers = windows, []
 
-    def batch(self, numbers, device):
+    def read(self, numbers):
         self.numbers.extend(numbers)
-        return self.windows.batch(numbers, device)
+        return self.windows.read(numbers)
 
 
 # ---------------------------------------------------------------------------------------------
