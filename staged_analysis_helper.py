@@ -150,7 +150,7 @@ def loss_lines(results: Sequence[RunResult], baseline: Group | None) -> tuple[st
     for r in results:
         if r.status != "ok":
             lines.append(f"{r.run.name}: {r.status} ({r.reason})")
-        elif baseline and r.run.arm.layers:
+        elif baseline and baseline.losses and r.run.arm.layers:
             lines.append(f"{r.run.name}: {r.val_loss:.4f} ({baseline.mean - r.val_loss:+.4f})")
         else:
             lines.append(f"{r.run.name}: {r.val_loss:.4f}")
