@@ -45,7 +45,7 @@ from aux_evidence import (
     repeated_ps,
 )
 from aux_figures import FIGURES, STYLE, NothingToDraw
-from aux_stats import Comparison, Ratio
+from aux_stats import Ratio
 from records import STATUSES, duration, is_number, machine_seconds, printable
 from staged_analysis_helper import STOP, p_text
 
@@ -154,10 +154,11 @@ def answer(x: Experiment) -> list[str]:
 
 def effect_line(x: Experiment, block: Block | None) -> str:
     """Of the final validation: the effect with all that qualifies it."""
-    c = block and contrast(block, block.arms[0]).comparison
+    found = contrast(block, block.arms[0]) if block else Contrast()
+    c = found.comparison
     if not c:
         return "There are no finished runs of both arms to compare."
-    low, high, kind = primary_interval(x, c)
+    low, high, kind = primary_interval(x, found)
     within = f"{kind} interval {span(low, high)}" if low is not None else "no interval"
     line = (
         f"{block.arms[0].arm.label}: improvement {c.improvement:+.4f} nats/token, {within},"
@@ -180,11 +181,13 @@ def generator():
     return np.random.default_rng(SEED)
 
 
-def primary_interval(x: Experiment, c: Comparison) -> tuple[float | None, float | None, str]:
-    """(low, high, what it is) of the interval that the verdict rests on."""
+def primary_interval(x: Experiment, found: Contrast) -> tuple[float | None, float | None, str]:
+    """(low, high, what it is) of the interval that the verdict rests on; none where ranks decide,
+    as the runs that finished are then only the better ones."""
     if x.looks:
         return x.looks[-1].low, x.looks[-1].high, f"sequential {level(x.design.alpha)}"
-    return c.ci_low, c.ci_high, level(x.design.alpha)
+    c, kind = found.comparison, level(x.design.alpha)
+    return (None, None, kind) if found.ranked or not c else (c.ci_low, c.ci_high, kind)
 
 
 def validated(x: Experiment) -> list[str]:
@@ -195,11 +198,12 @@ def validated(x: Experiment) -> list[str]:
     if not block:
         return paragraph("Nothing is confirmed: stage 4 has no finished runs of both arms.")
     versus = f"{block.arms[0].arm.label}; against the baseline, on seeds used nowhere else"
-    verdict = x.decisions[4].title if 4 in x.decisions else "none yet"
+    verdict = "none yet; p and intervals are nominal, and do not allow for looking early"
+    verdict = x.decisions[4].title if 4 in x.decisions else verdict
     rows = [("verdict", verdict), ("configuration", versus)]
     found = contrast(block, block.arms[0])
     if found.comparison:
-        rows += effect_rows(x, block, found.comparison)
+        rows += effect_rows(x, block, found)
     rows += [("p", p_line(x, block, found))]
     rows += [("baseline", spread_line(block.baseline)), ("arm", spread_line(block.arms[0]))]
     if found.comparison:
@@ -211,8 +215,9 @@ def validated(x: Experiment) -> list[str]:
     return lines
 
 
-def effect_rows(x: Experiment, block: Block, c: Comparison) -> Iterable[tuple[str, str]]:
-    low, high, kind = primary_interval(x, c)
+def effect_rows(x: Experiment, block: Block, found: Contrast) -> Iterable[tuple[str, str]]:
+    low, high, kind = primary_interval(x, found)
+    c = found.comparison
     share = c.improvement / c.mean_baseline
     yield "effect", f"improvement {c.improvement:+.4f} nats/token ({share:+.2%} of the baseline's)"
     if low is None:
@@ -238,8 +243,7 @@ def equivalence_interval(x: Experiment, block: Block) -> tuple[float, float]:
 
 def excluded(x: Experiment, block: Block) -> str:
     """A null result is a result: what it excludes. Empty where there is an effect, or no test."""
-    c = contrast(block, block.arms[0]).comparison
-    low, high, kind = primary_interval(x, c) if c else (None, None, "")
+    low, high, kind = primary_interval(x, contrast(block, block.arms[0]))
     if low is None or not low <= 0 <= high:
         return ""
     if x.looks and x.looks[-1].verdict == NO_EFFECT:  # shown at the level of that verdict
@@ -253,7 +257,7 @@ def final_p(x: Experiment, block: Block) -> float | None:
 
 
 def p_line(x: Experiment, block: Block, found: Contrast) -> str:
-    test = "exact worst-rank test" if found.why and found.p is not None else "Welch"
+    test = "exact worst-rank test" if found.ranked else "Welch"
     if not x.looks:
         return f"{p_text(final_p(x, block))}, two-sided, {test}"
     return (

@@ -321,6 +321,7 @@ class Contrast:
     comparison: aux_stats.Comparison | None = None
     p: float | None = None
     why: str = ""
+    ranked: bool = False  # p is the exact worst-rank test's
 
 
 def contrast(block: Block, group: Group) -> Contrast:
@@ -335,7 +336,8 @@ def contrast(block: Block, group: Group) -> Contrast:
         found = aux_stats.compare(base.losses, group.losses)
     if base.diverged or group.diverged:
         test = aux_stats.worst_rank(base.losses, group.losses, base.diverged, group.diverged)
-        return Contrast(found, test.p, "p by the exact worst-rank test, diverged runs as the worst")
+        why = "p by the exact worst-rank test, diverged runs as the worst"
+        return Contrast(found, test.p, why, ranked=True)
     if found is None:
         return Contrast(why=f"no finished run of the {'arm' if base.losses else 'baseline'}")
     n = min(len(base.losses), len(group.losses))

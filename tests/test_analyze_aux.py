@@ -269,6 +269,7 @@ def test_diverged_runs_are_shown_counted_and_tested(tmp_path):
     assert "aux_8: 1 diverged, not in the mean" in arms
     assert "exact worst-rank test" in arms
     # eight baselines between seven runs that beat them all and one that none can be worse than
+    assert "ranks decide" in entry(text, "interval") and "excluded" not in entry(text, "p")
     p = stats.mannwhitneyu(range(10, 18), [*range(7), math.inf], method="exact").pvalue
     assert row(arms, "final_best")[6] == f"{p:.4f}"
     assert "final_best/run_2, attempt 1: diverged" in chapter(text, "Runs that failed")
@@ -519,6 +520,20 @@ def test_ranks_decide_where_a_run_of_stage_4_diverged(tmp_path):
     assert "ranks decide" in entry(text, "interval")
     assert "exact worst-rank test" in entry(text, "p")
     assert "1 diverged" in entry(text, "arm")
+
+
+def test_an_arm_that_always_diverges_is_told_without_its_losses(tmp_path):
+    failures = {f"final_best/run_{k}": ("diverged",) for k in range(9)}
+    text = report(make(tmp_path, adaptive_plan(), failures=failures))
+    assert "no finished runs of both arms" in chapter(text, "The answer")
+    assert entry(text, "arm").startswith("n = 0")
+
+
+def test_stage_4_underway_claims_nothing(tmp_path):
+    text = report(make(tmp_path, adaptive_plan(), most=26))
+    final = chapter(text, "Final validation")
+    assert entry(final, "verdict").startswith("none yet; p and intervals are nominal")
+    assert "repeated" not in final and "NOT FINISHED" in text
 
 
 def test_numbers_of_selecting_stages_are_marked(small_effect):
