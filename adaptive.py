@@ -453,9 +453,10 @@ def explain(last, verdict, numbers, baseline, best, pair_cost_s, design) -> list
         needed = aux_stats.runs_needed(effect, sd)
         if needed:
             numbers["runs_needed"] = needed
-            more = max(0, needed - last.n)
+            more = needed - last.n
+            still = f"{more} more pairs, {duration(more * pair_cost_s)}"
             lines.append(
-                f"For power .8 at {effect:.4f} it takes about {needed} runs per arm: {more} more"
-                f" pairs, {duration(more * pair_cost_s)}."
+                f"For power .8 at {effect:.4f} nats/token it takes about {needed} runs per arm:"
+                f" {still if more > 0 else 'as many as were run; chance decided, run it again'}."
             )
     return lines
