@@ -171,7 +171,7 @@ def test_a_run_may_take_three_times_its_cost_and_some_start_up_before_it_is_a_ti
 )
 def test_whatever_runs_take_and_whatever_fails_the_budget_holds(seed, share, trouble, plan, slow):
     chance = random.Random(seed)
-    e = experiment(plan=plan)
+    e = experiment(plan=plan, validation_runs=8)
     e = replace(e, budget_hours=hours(share * total_of(e)))
     prior = Costs(e)
 
