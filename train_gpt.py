@@ -76,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--aux_token_fraction", type=float, default=0.125, help="of positions")
     parser.add_argument("--aux_unembedding", choices=("shared", "own"), default="shared")
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--log_grad_norms", action="store_true", help="by block, when validating")
     parser.add_argument("--log_file", default="", help="a copy of what rank 0 prints")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser
@@ -121,7 +122,7 @@ class World:
         if not self.grouped:
             return part, lambda: None
         whole = part.new_empty(self.size * part.size(0), *part.shape[1:])
-        return whole, dist.all_gather_into_tensor(whole, part, async_op=True).wait
+        return whole, dist.all_gather([*whole.chunk(self.size)], part, async_op=True).wait
 
     def pinned(self, tensor: Tensor | None) -> Tensor | None:
         """In memory that a GPU copies from without holding up this process."""
@@ -435,8 +436,8 @@ class GPT(nn.Module):
 class AdamW:
     """torch.optim.AdamW without its class, whose first use imports the compiler: a second a run."""
 
-    def __init__(self, params: Sequence[nn.Parameter], lr: float):
-        self.params, self.lr = list(params), lr
+    def __init__(self, params: Sequence[nn.Parameter], lr: float, eps: float = 1e-10):
+        self.params, self.lr, self.eps = list(params), lr, eps
         self.means = [torch.zeros_like(p) for p in self.params]
         self.squares = [torch.zeros_like(p) for p in self.params]
         self.steps = [torch.zeros((), device=p.device) for p in self.params]
@@ -461,7 +462,7 @@ class AdamW:
             beta2=0.95,
             lr=self.lr * multiplier,
             weight_decay=0.0,
-            eps=1e-10,
+            eps=self.eps,
             maximize=False,
         )
 
@@ -538,14 +539,16 @@ def build_optimizers(model: GPT, heads: AuxHeads, args: argparse.Namespace, worl
     is shared between parameters: heads change nothing about how the main path is updated.
     """
     unembeddings = [p for name, p in heads.named_parameters() if name.endswith("unembedding")]
-    optimizers = [
+    scalars = [p for p in (model.skips, model.mix) if p is not None]
+    return [
         AdamW([model.embedding.weight], args.embed_lr),
         AdamW([model.head.weight, *unembeddings], args.head_lr),
-        AdamW([p for p in (model.skips, model.mix) if p is not None], args.scalar_lr),
-        Muon([p for p in model.blocks.parameters()], args.muon_lr, world),
+        # As long as the projections are zero, a scalar only scales what is normed at the end: its
+        # gradient is rounding, about 1e-8, and a small eps would make full steps of that
+        AdamW(scalars, args.scalar_lr, eps=1e-5),
+        Muon([*model.blocks.parameters()], args.muon_lr, world),
         Muon([head.translator for head in heads.heads], args.muon_lr, world),
     ]
-    return optimizers
 
 
 def cooldown(progress: float, fraction: float) -> float:
@@ -780,6 +783,20 @@ class Trainer:
         (loss * share).backward()
         return main.detach() * share
 
+    def gradient_norms(self, step: int) -> dict:
+        """By block, of the next global batch (at the end, of the last): main loss alone, and all.
+
+        The difference is what the heads add, by depth: the shortcut that is claimed to help.
+        """
+        step = min(step, self.args.num_iterations - 1)
+        norms = {}
+        for name, weight in (("main", 0.0), ("total", self.aux_weight(step))):
+            self.gradients(step, weight)
+            blocks = [[p.grad.norm() for p in block.parameters()] for block in self.model.blocks]
+            norms[name] = torch.stack([torch.stack(block).norm() for block in blocks]).tolist()
+            self.forget_gradients()
+        return norms
+
     def forget_gradients(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
@@ -824,6 +841,9 @@ def train(trainer: Trainer, log: Log) -> dict:
                 pending = None
             val_loss = trainer.validate()
             log.loss("val", step, val_loss, train_time_s)
+            if args.log_grad_norms:
+                norms = {"step": step} | trainer.gradient_norms(step)
+                log.line(f"grad_norms: {json.dumps(norms)}")
             world.synchronize()
             started = time.perf_counter()
         if last:
