@@ -336,9 +336,10 @@ def decide_final(results: Sequence[RunResult], expected: Sequence[str]) -> Decis
         "speedup": speedup(results),
     }
     if baseline.diverged or best.diverged:
-        numbers["p"] = aux_stats.worst_rank(
+        test = aux_stats.worst_rank(
             baseline.losses, best.losses, baseline.diverged, best.diverged
-        ).p
+        )
+        numbers |= {"p": test.p, "favours_arm": test.favours_arm}
     facts = [
         f"Layers: {','.join(map(str, best.arm.layers))}",
         f"Weight: {best.arm.weight:g}",
@@ -386,7 +387,8 @@ def final_verdict(numbers: dict) -> tuple[str, tuple[str, ...]]:
             reach = f"{numbers['ci_low']:+.4f} to {numbers['ci_high']:+.4f} nats/token"
             because += f"; improvements outside this are excluded: 95 % interval {reach}"
         return "INCONCLUSIVE: no significant difference", (f"{because}.",)
-    if improvement <= 0:
+    # where a run diverged, ranks decide the direction too: the means leave the diverged runs out
+    if not numbers.get("favours_arm", improvement > 0):
         return "HARMFUL: aux heads make the final loss worse", (
             f"{improvement:+.4f} nats/token, {p_text(numbers['p'])}.",
         )

@@ -272,6 +272,18 @@ def test_a_divergence_is_never_dropped_from_the_final_comparison():
     assert "Diverged: baseline 0, best 1" in render(decision)
 
 
+def test_where_baselines_diverged_ranks_give_the_direction():
+    results = [result(arm("final_baseline"), 3.10 + k / 1e3, stage=4, index=k) for k in range(2)]
+    results += [
+        result(arm("final_baseline"), status="diverged", stage=4, index=k) for k in range(2, 9)
+    ]
+    results += [result(arm("final_best", 6), 3.2 + k / 1e3, stage=4, index=k) for k in range(9)]
+    decision = decide_final(results, ())
+    assert decision.numbers["improvement"] < 0  # of the two survivors
+    assert decision.numbers["p"] < 0.05
+    assert "HELP" in decision.title
+
+
 def test_speedup_counts_only_when_every_run_gets_there():
     curve = ((0, 4.0, 0.0), (50, 3.2, 4000.0), (100, 3.1, 8000.0))
     assert final([3.2, 3.2], [3.1, 3.1], curve=curve).numbers["speedup"] == pytest.approx(0.5)
