@@ -47,7 +47,7 @@ def environment(cluster, seconds):
 
 
 def start(cluster, home, *arguments, seconds=0.5):
-    """run_aux in a process of its own, in the folder `home`."""
+    """run_aux in a process of its own, in the folder `home`; seconds for each 100 iterations."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / "run_aux.py"), *arguments],
         cwd=home,
@@ -95,7 +95,7 @@ def test_a_whole_experiment_as_jobs(cluster, home):
 
 def test_killed_in_the_middle_it_finds_its_jobs_again(cluster, home):
     arguments = ["--staged", *PACKED, *FAKE, "--data_dir", "shards", "--validation_runs", "2"]
-    first = start(cluster, home, *arguments, seconds=6)
+    first = start(cluster, home, *arguments, seconds=50)
     until(lambda: len(list(home.rglob("claim.json"))) == 4)  # stage 1 is running
     first.send_signal(signal.SIGKILL)
     first.communicate()
@@ -108,7 +108,7 @@ def test_killed_in_the_middle_it_finds_its_jobs_again(cluster, home):
 
 def test_what_ended_while_nobody_looked_counts(cluster, home):
     arguments = ["--stage", "1", *PACKED, *FAKE, "--data_dir", "shards"]
-    first = start(cluster, home, *arguments, seconds=8)
+    first = start(cluster, home, *arguments, seconds=30)
     until(lambda: len(list(home.rglob("claim.json"))) == 4)
     first.kill()
     first.communicate()
@@ -133,7 +133,7 @@ def test_a_job_cancelled_by_hand_is_interrupted_and_run_again(cluster, home):
 
 def test_a_stop_cancels_the_jobs_and_says_why(cluster, home):
     process = start(cluster, home, "--stage", "1", *PACKED, *FAKE, "--data_dir", "shards",
-                    seconds=20)  # fmt: skip
+                    seconds=99)  # fmt: skip
     until(lambda: len(list(home.rglob("claim.json"))) == 4)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
