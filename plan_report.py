@@ -21,22 +21,19 @@ from multiprocessing import Pool
 
 import aux_stats
 from adaptive import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
-from plans import (
+from experiment import (
     PLACEMENTS,
-    PLANS,
     SCHEDULES,
     WEIGHTS,
     Costs,
     Experiment,
     Override,
     Profile,
-    Step,
     aux,
     baseline,
-    play,
     seed_of,
-    span_s,
 )
+from plans import PLANS, Step, play, span_s
 from records import RunConfig, duration
 from staged_analysis_helper import CLASSIC_RULES
 

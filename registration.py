@@ -21,7 +21,8 @@ from pathlib import Path
 
 import launchers
 import staged_analysis_helper as helper
-from plans import MAX_ATTEMPTS, PLANS, PROFILES, QUESTION, Experiment, Override, Step, seed_of
+from experiment import PROFILES, QUESTION, Experiment, Override, seed_of
+from plans import MAX_ATTEMPTS, PLANS, Step
 from records import RunResult, arm_from, cores, machine_seconds, read_json, write_json
 
 ROOT = Path(__file__).resolve().parent
@@ -319,10 +320,7 @@ def write_results(
             continue
         stages[str(stage.number)] = {
             "name": stage.name,
-            "runs": [
-                {"run": r.run.name, "status": r.status, "val_loss": r.val_loss}
-                for r in mine
-            ],
+            "runs": [{"run": r.run.name, "status": r.status, "val_loss": r.val_loss} for r in mine],
             "decision": asdict(decision) if decision else None,
             "overridden": bool(
                 decision

@@ -28,6 +28,19 @@ from pathlib import Path
 import launchers
 import slurm
 import staged_analysis_helper as helper
+from experiment import (
+    ALL_SCHEDULES,
+    ARMS,
+    PHASES,
+    PROFILES,
+    QUESTION,
+    SCHEDULE,
+    TRAINER_FLAGS,
+    WEIGHT,
+    Costs,
+    Experiment,
+    default_profile,
+)
 from orchestrator import (
     Display,
     Launcher,
@@ -39,23 +52,7 @@ from orchestrator import (
     read_in_flight,
     reconcile,
 )
-from plans import (
-    ALL_SCHEDULES,
-    ARMS,
-    PHASES,
-    PLANS,
-    PROFILES,
-    QUESTION,
-    SCHEDULE,
-    TRAINER_FLAGS,
-    WEIGHT,
-    Costs,
-    Experiment,
-    default_profile,
-    forecast,
-    next_step,
-    span_s,
-)
+from plans import PLANS, forecast, next_step, span_s
 from records import (
     STATUSES,
     Arm,

@@ -22,6 +22,7 @@ import ctypes
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -871,6 +872,8 @@ def peak_memory_mib(world: World) -> float:
     """Of this process: on a GPU what torch allocated there, else resident memory."""
     if world.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
+    if (status := Path("/proc/self/status")).exists():  # ru_maxrss would start at the parent's
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 2**10
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss counts bytes there

@@ -44,8 +44,9 @@ sys.path.insert(0, str(ROOT))
 import aux_stats  # noqa: E402
 import plan_report  # noqa: E402
 from adaptive import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED  # noqa: E402
+from experiment import PROFILES, Experiment  # noqa: E402
 from plan_report import CELLS, NOISE, Outcome, Truth, World, as_meant, plain_world  # noqa: E402
-from plans import PROFILES, Experiment, RunConfig  # noqa: E402
+from plans import RunConfig  # noqa: E402
 
 SPEEDRUN = PROFILES["speedrun"]
 SIGMA = SPEEDRUN.design.sigma0

@@ -1,6 +1,6 @@
 """Invented runs and results, for tests of what is decided from them."""
 
-from plans import PROFILES, Experiment
+from experiment import PROFILES, Experiment
 from records import Arm, RunConfig, RunResult
 
 BASELINE = Arm("baseline")

@@ -37,7 +37,8 @@ from adaptive import (
     two_best,
     verdict_of,
 )
-from plans import MAX_ATTEMPTS, MAX_GIVEN_UP, PROFILES, Costs, invented, next_step
+from experiment import PROFILES, Costs
+from plans import MAX_ATTEMPTS, MAX_GIVEN_UP, invented, next_step
 from records import machine_seconds
 
 DESIGN = Design(sigma0=0.0013, delta_eq=0.005, delta_target=0.02, drop=0.125)

@@ -20,7 +20,8 @@ import analyze_aux
 import aux_evidence
 import aux_stats
 from adaptive import NO_EFFECT, Look
-from plans import ARMS, PROFILES, Override, next_step
+from experiment import ARMS, PROFILES, Override
+from plans import next_step
 from records import RunResult, attempt_dir, write_json, write_result
 from registration import Materials, begin, read_document, write_results
 
@@ -48,8 +49,10 @@ def train(run, attempt=1, status="ok", reason="", start_s=0.0, sd=0.0013, scale=
     """An invented run with a speedrun's shape of curve, noise and cost."""
     noise = random.Random(f"{run.arm.name} {run.seed}").gauss(0, sd)
     arm, total = run.arm, run.num_iterations
-    effect = EFFECTS.get(arm.layers, 0.0) + 0.01 * (arm.weight == 0.2) - 0.004 * (
-        arm.schedule == "linear_decay"
+    effect = (
+        EFFECTS.get(arm.layers, 0.0)
+        + 0.01 * (arm.weight == 0.2)
+        - 0.004 * (arm.schedule == "linear_decay")
     )
     effect *= scale
     short = 0.25 * (total < 1000)  # a short run ends higher, and its effects are larger
@@ -58,10 +61,7 @@ def train(run, attempt=1, status="ok", reason="", start_s=0.0, sd=0.0013, scale=
     steps = [*range(0, total, max(1, total // 20)), total]
     if status != "ok":
         steps = steps[: len(steps) // 2]
-    curve = [
-        (s, val_loss + fall(s / total), s * step_ms)
-        for s in steps
-    ]
+    curve = [(s, val_loss + fall(s / total), s * step_ms) for s in steps]
     ok = status == "ok"
     return RunResult(
         run=run,
@@ -453,7 +453,9 @@ def test_every_statistic_of_the_final_validation_is_that_of_aux_stats(small_effe
     assert entry(final, "equivalence").startswith(f"{span(last.eq_low, last.eq_high)}, 90 %")
     each = [aux_stats.compare(baseline[: k.n], best[: k.n]) for k in looks]
     repeated = aux_stats.repeated_p(
-        [k.n for k in looks], [k.n_max for k in looks], [e.improvement / e.se for e in each],
+        [k.n for k in looks],
+        [k.n_max for k in looks],
+        [e.improvement / e.se for e in each],
         [e.df for e in each],
     )
     assert f"repeated p = {repeated:.4f}, over {len(looks)} look(s)" in entry(final, "p")

@@ -18,17 +18,21 @@ ARROWS = {  # file: the files of ours that it may import
     "slurm": {"launchers"},
     "orchestrator": {"launchers", "records", "slurm"},
     "adaptive": {"aux_stats", "records", "staged_analysis_helper"},
-    "plans": {"adaptive", "records", "staged_analysis_helper"},
-    "registration": {"launchers", "plans", "records", "staged_analysis_helper"},
+    "experiment": {"adaptive", "records"},
+    "plans": {"adaptive", "experiment", "records", "staged_analysis_helper"},
+    "registration": {"experiment", "launchers", "plans", "records", "staged_analysis_helper"},
     "aux_evidence": {"adaptive", "aux_stats", "records", "staged_analysis_helper"},
     "aux_figures": {"adaptive", "aux_evidence", "aux_stats"},
     "analyze_aux": {
         *("adaptive", "aux_evidence", "aux_figures", "aux_stats"),
         *("records", "staged_analysis_helper"),
     },
-    "plan_report": {"adaptive", "aux_stats", "plans", "records", "staged_analysis_helper"},
+    "plan_report": {
+        *("adaptive", "aux_stats", "experiment", "plans"),
+        *("records", "staged_analysis_helper"),
+    },
     "run_aux": {
-        *("launchers", "orchestrator", "plan_report", "plans", "records"),
+        *("experiment", "launchers", "orchestrator", "plan_report", "plans", "records"),
         *("registration", "slurm", "staged_analysis_helper"),
     },
 }

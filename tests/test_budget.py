@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from invent import experiment, result
 
 import run_aux
-from plans import PLANS, PROFILES, Costs, forecast, next_step, span_s
+from experiment import PROFILES, Costs
+from plans import PLANS, forecast, next_step, span_s
 from records import machine_seconds
 
 STAGED = [name for name in PLANS if name != "manual"]
@@ -141,9 +142,7 @@ def test_a_run_that_overstays_is_stopped_where_the_budget_ends_and_the_rest_coun
     e = experiment()
     e = replace(e, budget_hours=hours(0.5 * total_of(e)))
     prior = Costs(e)
-    results, step = carry_out(
-        e, lambda run: 1e6 if run.arm.name == "dive_w0p2" else prior(run)
-    )
+    results, step = carry_out(e, lambda run: 1e6 if run.arm.name == "dive_w0p2" else prior(run))
     stopped = [r for r in results if r.status != "ok"]
     assert {r.run.arm.name for r in stopped} == {"dive_w0p2"}
     assert machine_seconds(results) <= 3600 * e.budget_hours + 1e-6

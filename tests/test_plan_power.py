@@ -12,8 +12,8 @@ import plan_report
 from adaptive import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
 from benchmarks import plan_power
 from benchmarks.plan_power import BUDGET, PLANS, WORLDS, cost_s, fixed_test, next_noise
+from experiment import PROFILES, Costs, Experiment, aux
 from plan_report import CELLS, Truth, World, additive_ranks, as_meant, plain_world, scattered_ranks
-from plans import PROFILES, Costs, Experiment, aux
 
 ROW = {
     *("world", "plan", "p_improves", "p_harmful", "p_equivalent", "p_inconclusive"),

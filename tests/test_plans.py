@@ -5,18 +5,8 @@ from dataclasses import replace
 import pytest
 from invent import experiment, result
 
-from plans import (
-    ARMS,
-    MAX_ATTEMPTS,
-    PHASES,
-    PLANS,
-    Costs,
-    Override,
-    default_profile,
-    forecast,
-    next_step,
-    seed_of,
-)
+from experiment import ARMS, PHASES, Costs, Override, default_profile, seed_of
+from plans import MAX_ATTEMPTS, PLANS, forecast, next_step
 from records import machine_seconds
 
 GOOD = {(): 3.3, (4,): 3.2, (6,): 3.1, (8,): 3.15, (4, 8): 3.0, (3, 6, 9): 3.25}
@@ -191,9 +181,7 @@ def test_an_interrupted_run_is_run_again_as_often_as_it_takes():
 
 
 def test_a_baseline_that_never_runs_is_inconclusive():
-    _, step, _ = play(
-        experiment(), happens=lambda run, _: "ok" if run.arm.layers else "crashed"
-    )
+    _, step, _ = play(experiment(), happens=lambda run, _: "ok" if run.arm.layers else "crashed")
     assert step.decisions[1].verdict == "INCONCLUSIVE"
     assert step.at_gate
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import adaptive
 import plan_report
-from plans import PLANS, PROFILES, SHORT
+from experiment import PROFILES, SHORT
+from plans import PLANS
 from run_aux import build_parser
 from staged_analysis_helper import CLASSIC_RULES, rule_text
 

@@ -15,7 +15,8 @@ from invent import experiment
 
 import run_aux
 import staged_analysis_helper
-from plans import ARMS, PROFILES, next_step
+from experiment import ARMS, PROFILES
+from plans import next_step
 from records import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,9 +162,9 @@ def test_runs_side_by_side_give_the_same_decisions(home):
     decisions = [
         {
             number: stage["decision"]["numbers"]
-            for number, stage in json.loads(
-                (folder / "staged_ablation_results.json").read_text()
-            )["stages"].items()
+            for number, stage in json.loads((folder / "staged_ablation_results.json").read_text())[
+                "stages"
+            ].items()
         }
         for folder in (alone, packed)
     ]
