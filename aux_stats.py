@@ -234,16 +234,23 @@ def worst_rank(
     ordered = sorted(values)
     # twice the midrank, a whole number: (first + last position, counted from 1)
     doubled = [2 * ordered.index(v) + ordered.count(v) + 1 for v in values]
+    ways = rank_sums(tuple(sorted(doubled)), n)
+    seen, expected = sum(doubled[:n]), n * (len(values) + 1)
+    above = sum(count for total, count in ways.items() if total >= seen)
+    below = sum(count for total, count in ways.items() if total <= seen)
+    p = min(1.0, 2 * min(above, below) / math.comb(len(values), n))
+    return WorstRank(p, seen > expected)
+
+
+@lru_cache(maxsize=1 << 8)  # the same for all samples with equal ties: every look asks again
+def rank_sums(ranks: tuple[int, ...], n: int) -> dict[int, int]:
+    """In how many ways n of the ranks have each sum."""
     ways: list[dict[int, int]] = [{0: 1}, *({} for _ in range(n))]  # by how many, by their sum
-    for rank in doubled:
+    for rank in ranks:
         for chosen in range(n, 0, -1):
             for total, count in ways[chosen - 1].items():
                 ways[chosen][total + rank] = ways[chosen].get(total + rank, 0) + count
-    seen, expected = sum(doubled[:n]), n * (len(values) + 1)
-    above = sum(count for total, count in ways[n].items() if total >= seen)
-    below = sum(count for total, count in ways[n].items() if total <= seen)
-    p = min(1.0, 2 * min(above, below) / math.comb(len(values), n))
-    return WorstRank(p, seen > expected)
+    return ways[n]
 
 
 # ---------------------------------------------------------------------------------------------

@@ -18,6 +18,12 @@ QUESTION = (
     " GPT, and which layers, weight and schedule do it best?"
 )
 
+HYPOTHESIS = (
+    "Heads that predict the next token from earlier layers give these layers gradients of their"
+    " own; with the best layers, weight and schedule the main head's final validation loss is lower"
+    " than the baseline's."
+)
+
 # ---------------------------------------------------------------------------------------------
 # Profiles: the scale that everything runs at
 
@@ -271,6 +277,13 @@ class Experiment:
     slots: int = 1  # runs side by side
     nodes: int = 1  # of one run, on Slurm
     launcher: str = "local"  # or "slurm"
+    unet_skips: bool = False  # in every arm, the baseline too
+    log_grad_norms: bool = False  # of every run, at each validation
+
+    @property
+    def paid_each(self) -> bool:
+        """A job of a cluster is paid for whatever runs beside it; a machine is paid for once."""
+        return self.launcher == "slurm"
 
     def iterations(self, fraction: float) -> int:
         return max(1, round(self.full_iterations * fraction))
@@ -326,9 +339,13 @@ class Costs:
         step_s *= 1 + 0.3 * p.aux_token_fraction * len(run.arm.layers)
         validations = 1 + math.ceil(run.num_iterations / p.val_loss_every)
         slower = step_s / p.step_s
-        return run.num_iterations * step_s, p.start_s + validations * p.val_s * max(1.0, slower)
+        val_s = p.val_s * max(1.0, slower) + 2 * step_s * e.log_grad_norms  # main, and all
+        return run.num_iterations * step_s, p.start_s + validations * val_s
 
     def __call__(self, run: RunConfig) -> float:
+        return self.wall_s(run) * self.experiment.nodes
+
+    def wall_s(self, run: RunConfig) -> float:
         if walls := self.measured.get(self._key(run)):
             return statistics.median(walls)
         train, rest = self.prior(run)

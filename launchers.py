@@ -51,6 +51,8 @@ class LocalRun:
     """A run on this machine. `stop` asks, `poll` tells; neither blocks."""
 
     begun = True  # nothing queues here
+    nodes = 1
+    age_s = 0.0  # when it came to us: it was started just now
 
     def __init__(self, job: Job, program: Path):
         self.job = job
@@ -279,20 +281,24 @@ def nothing_below(child: subprocess.Popen) -> bool:
     return False
 
 
-def exit_record(returncode: int | None, ended_by: str, start_s: float, job: str = "") -> dict:
+def exit_record(
+    returncode: int | None, ended_by: str, start_s: float, job: str = "", nodes: int = 1
+) -> dict:
     return {
         "returncode": returncode,
         "ended_by": ended_by,
         "clock": f"job {job}" if job else boot_clock(),  # each job is paid for on its own
         "start_s": start_s,
         "end_s": time.monotonic(),
+        "nodes": nodes,
     }
 
 
 def write_exit(
     folder: Path, returncode: int | None, ended_by: str, start_s: float, job: str
 ) -> None:
-    write_whole(folder / "exit.json", exit_record(returncode, ended_by, start_s, job))
+    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", 1)) if job else 1
+    write_whole(folder / "exit.json", exit_record(returncode, ended_by, start_s, job, nodes))
 
 
 def write_whole(path: Path, value: dict) -> None:

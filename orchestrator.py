@@ -219,7 +219,8 @@ def close_attempt(
         except (KeyError, TypeError) as error:
             raise ValueError(f"it does not say when the attempt began ({error!r})") from None
         ended_by = "the orchestrator and the watcher died"
-        exit = Exit(None, ended_by, clock, start_s, start_s + lived_s)
+        nodes = config.get("machine", {}).get("nodes", 1)
+        exit = Exit(None, ended_by, clock, start_s, start_s + lived_s, nodes)
     if distrust:
         exit = replace(exit, returncode=None, ended_by=distrust)
         log = LogReader(run.num_iterations)
@@ -348,15 +349,24 @@ class Orchestrator:
 
     def _follow(self, run, attempt, folder, process, limits: Limits) -> None:
         now = time.monotonic()
-        log, slot = LogReader(run.num_iterations), self.free_slot() or 0
         self.flights[run.name] = Flight(
-            run, attempt, folder, process, limits, log, started_s=now, heard_s=now, slot=slot
+            run,
+            attempt,
+            folder,
+            process,
+            limits,
+            log=LogReader(run.num_iterations),
+            started_s=now - process.age_s,
+            slot=self.free_slot() or 0,
+            heard_s=now,
         )
 
     def intervals(self) -> list[Interval]:
         """Machine time of the runs in flight so far."""
         now, flights = time.monotonic(), self.flights.values()
-        return [(f.process.clock, f.started_s, now) for f in flights if f.process.begun]
+        return [
+            (f.process.clock, f.started_s, now, f.process.nodes) for f in flights if f.process.begun
+        ]
 
     def wait(self, timeout_s: float) -> list[RunResult]:
         """Follow the runs in flight for at most timeout_s; results of those that ended."""

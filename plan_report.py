@@ -33,7 +33,7 @@ from experiment import (
     baseline,
     seed_of,
 )
-from plans import PLANS, Step, play, span_s
+from plans import PLANS, Step, paid_s, play
 from records import RunConfig, duration
 from staged_analysis_helper import CLASSIC_RULES
 
@@ -142,7 +142,7 @@ def outcome(e: Experiment, truth: Truth, cost_s: Callable[[RunConfig], float]) -
     planned, _, step = play(
         e, (), lambda run: truth.loss(run.arm.configuration, run.num_iterations / full), cost_s
     )
-    return Outcome(verdict_of(step), span_s(planned) / cost_s(full_run(e)))
+    return Outcome(verdict_of(step), paid_s(e, planned) / cost_s(full_run(e)))
 
 
 def full_run(e: Experiment) -> RunConfig:
@@ -242,7 +242,7 @@ def course(e: Experiment, name: str, improvement: float) -> Course:
     return Course(
         name,
         {stage: len(runs) for stage, runs in by_stage.items()},
-        {stage: span_s(runs) / 3600 for stage, runs in by_stage.items()},
+        {stage: paid_s(e, runs) / 3600 for stage, runs in by_stage.items()},
     )
 
 

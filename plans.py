@@ -64,8 +64,8 @@ class Situation:
         return [by_name[run.name] for run in self.stage.wanted(self) if run.name in by_name]
 
     def run(self, arm: Arm, seed_number: int = 0, index: int = 0) -> RunConfig:
-        stage = self.stage
-        iterations = self.experiment.iterations(stage.fraction)
+        stage, e = self.stage, self.experiment
+        iterations, arm = e.iterations(stage.fraction), replace(arm, unet_skips=e.unet_skips)
         return RunConfig(stage.number, arm, index, seed_of(stage.number, seed_number), iterations)
 
 
@@ -199,7 +199,7 @@ def most_pairs(s: Situation, complete: Sequence[adaptive.Pair]) -> list[int]:
 def affordable(s: Situation, costs: Costs, left_s: float) -> int:
     """How many pairs fit into what is left; side by side, their runs go in rounds."""
     times, slots = [costs(run) for run in pair_of(s, 0)], s.experiment.slots
-    if slots == 1:
+    if slots == 1 or s.experiment.paid_each:
         return max(0, math.floor(left_s / sum(times)))
     return max(0, math.floor(left_s / max(times))) * slots // 2
 
@@ -261,7 +261,8 @@ def every_seed(s: Situation) -> list[RunConfig]:
         for position, arm in enumerate(e.arms):
             repeat = earlier[:position].count(arm.configuration)
             iterations = e.iterations(LENGTHS.get(phase_of(arm), 1.0))
-            runs.append(RunConfig(0, arm, k, seed + 1000 * repeat, iterations))
+            as_run = replace(arm, unet_skips=e.unet_skips)
+            runs.append(RunConfig(0, as_run, k, seed + 1000 * repeat, iterations))
     return runs
 
 
@@ -464,26 +465,31 @@ class Planned:
     """A run that is still to come if every gate lets the plan pass."""
 
     run: RunConfig
-    start_s: float  # of machine time from now
-    cost_s: float
+    start_s: float  # from now
+    wall_s: float
 
 
 def span_s(planned: Sequence[Planned]) -> float:
-    """Machine time from the first start to the last end."""
-    ends = [p.start_s + p.cost_s for p in planned]
+    """From the first start to the last end."""
+    ends = [p.start_s + p.wall_s for p in planned]
     return max(ends) - min(p.start_s for p in planned) if planned else 0.0
+
+
+def paid_s(e: Experiment, planned: Sequence[Planned]) -> float:
+    """Machine time, as `machine_seconds` will count it."""
+    return sum(p.wall_s for p in planned) * e.nodes if e.paid_each else span_s(planned)
 
 
 def play(
     e: Experiment,
     results: Sequence[RunResult],
     loss: Callable[[RunConfig], float],
-    cost_s: Callable[[RunConfig], float] | None = None,
+    wall_s: Callable[[RunConfig], float] | None = None,
     conclude: bool = True,
 ) -> tuple[list[Planned], list[RunResult], Step]:
     """Carry the plan out from these results on, as the orchestrator would, with invented losses:
-    the runs in order, all results, and the last step. A run costs what the plan expects of it, or
-    cost_s."""
+    the runs in order, all results, and the last step. A run takes what the plan expects, or what
+    wall_s says."""
     results, planned = list(results), []
     clock_s = 0.0
     attempts: dict[str, int] = {}
@@ -493,16 +499,17 @@ def play(
         costs = Costs(e, results)
         left_s = 3600 * e.budget_hours - machine_seconds(results)  # as in next_step
         free_s = [clock_s] * e.slots  # when each slot is next free
+        launched = []
         for run in step.runs:
             slot = free_s.index(min(free_s))
-            start_s = free_s[slot]
-            if (start_s - clock_s) + costs(run) > left_s:
+            begun_s = paid_s(e, launched) if e.paid_each else free_s[slot] - clock_s
+            if begun_s + costs(run) > left_s:
                 break
-            cost = cost_s(run) if cost_s else costs(run)
-            free_s[slot] += cost
-            planned.append(Planned(run, start_s, cost))
+            launched.append(Planned(run, free_s[slot], (wall_s or costs.wall_s)(run)))
+            free_s[slot] += launched[-1].wall_s
             attempts[run.name] = attempts.get(run.name, 0) + 1
-            results.append(invented(run, attempts[run.name], loss(run), start_s, cost, costs))
+            results.append(invented(launched[-1], attempts[run.name], loss(run), costs))
+        planned += launched
         clock_s = max(free_s)
     return planned, results, step
 
@@ -527,7 +534,8 @@ def invented_loss(arm: Arm) -> float:
     return 0.9 + 0.01 * abs(len(arm.layers) - 2) + 0.001 * off_default
 
 
-def invented(run, attempt, val_loss, start_s, cost_s, costs: Costs) -> RunResult:
+def invented(planned: Planned, attempt: int, val_loss: float, costs: Costs) -> RunResult:
+    e, run = costs.experiment, planned.run
     train, rest = costs.prior(run)
     share = train * costs.train_ratio / (train * costs.train_ratio + rest * costs.rest_ratio)
     return RunResult(
@@ -535,11 +543,12 @@ def invented(run, attempt, val_loss, start_s, cost_s, costs: Costs) -> RunResult
         attempt=attempt,
         status="ok",
         reason="invented",
-        clock="forecast",
-        start_s=start_s,
-        end_s=start_s + cost_s,
+        clock=f"job {run.name} {attempt}" if e.paid_each else "forecast",
+        start_s=planned.start_s,
+        end_s=planned.start_s + planned.wall_s,
+        nodes=e.nodes,
         val_loss=val_loss,
         steps_done=run.num_iterations,
-        train_time_ms=1000 * share * cost_s,
-        step_avg_ms=1000 * share * cost_s / run.num_iterations,
+        train_time_ms=1000 * share * planned.wall_s,
+        step_avg_ms=1000 * share * planned.wall_s / run.num_iterations,
     )

@@ -36,10 +36,12 @@ class Arm:
     weight: float = 0.0  # of the mean auxiliary loss, against 1 for the main loss
     schedule: str = "constant"  # of the weight over training
     description: str = ""
+    unet_skips: bool = False  # of the model, baseline included: gradients have shortcuts anyway
 
     @property
     def configuration(self) -> tuple:
-        """What the trainer sees: arms of different names with one configuration are one arm."""
+        """What tells arms of one experiment apart; of different names with one configuration are
+        one arm. U-net skips are the same for all of them."""
         return (self.layers, self.weight, self.schedule) if self.layers else ()
 
     @property
@@ -47,7 +49,8 @@ class Arm:
         if not self.layers:
             return "baseline"
         taps = ",".join(map(str, self.layers))
-        return f"layers {taps}, weight {self.weight:g}, {self.schedule}"
+        skips = ", U-net skips" if self.unet_skips else ""
+        return f"layers {taps}, weight {self.weight:g}, {self.schedule}{skips}"
 
 
 NAME = re.compile(r"[A-Za-z0-9_]{1,64}")  # what may become a folder's name
@@ -100,6 +103,7 @@ class RunResult:
     peak_memory_mib: float | None = None
     tokens_seen: int | None = None
     num_parameters: int | None = None
+    nodes: int = 1  # of a cluster, that it had to itself
     curve: tuple[tuple[int, float, float], ...] = ()  # (step, val_loss, train_time_ms)
 
     def __post_init__(self):
@@ -116,6 +120,10 @@ class RunResult:
     @property
     def wall_s(self) -> float:
         return self.end_s - self.start_s
+
+    @property
+    def interval(self) -> "Interval":
+        return self.clock, self.start_s, self.end_s, self.nodes
 
     @property
     def settled(self) -> bool:
@@ -155,6 +163,10 @@ def printable(text: str, limit: int = 300) -> str:
 def is_number(value) -> bool:
     """A finite number, as JSON may hold one or not."""
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def is_count(value) -> bool:
+    return type(value) is int and value >= 1
 
 
 @dataclass
@@ -291,6 +303,7 @@ class Exit:
     clock: str
     start_s: float
     end_s: float
+    nodes: int = 1
 
 
 def exit_from(value) -> Exit | None:
@@ -301,7 +314,8 @@ def exit_from(value) -> Exit | None:
         return None
     texts = isinstance(exit.ended_by, str) and isinstance(exit.clock, str)
     times = is_number(exit.start_s) and is_number(exit.end_s) and exit.end_s >= exit.start_s
-    return exit if texts and times and isinstance(exit.returncode, int | None) else None
+    counts = isinstance(exit.returncode, int | None) and is_count(exit.nodes)
+    return exit if texts and times and counts else None
 
 
 def judge(run: RunConfig, attempt: int, log: LogReader, exit: Exit) -> RunResult:
@@ -331,6 +345,7 @@ def judge(run: RunConfig, attempt: int, log: LogReader, exit: Exit) -> RunResult
         clock=exit.clock,
         start_s=exit.start_s,
         end_s=exit.end_s,
+        nodes=exit.nodes,
         steps_done=log.step,
         curve=tuple(log.curve),
         **outcome,
@@ -395,8 +410,8 @@ def arm_from(value: dict) -> Arm:
     texts = (arm.name, arm.schedule, arm.description)
     if not (all(type(n) is int for n in arm.layers) and all(isinstance(t, str) for t in texts)):
         raise TypeError("an arm has whole numbers as layers, and texts as its other fields")
-    if not is_number(arm.weight):
-        raise TypeError(f"loss weight {arm.weight!r}")
+    if not is_number(arm.weight) or type(arm.unet_skips) is not bool:
+        raise TypeError(f"loss weight {arm.weight!r}, unet_skips {arm.unet_skips!r}")
     return arm
 
 
@@ -413,7 +428,7 @@ def result_from(value: dict) -> RunResult:
         earned = [value[name] for name in ("val_loss", *SUMMARY_TIMES, *SUMMARY_COUNTS)]
         numbers += [number for number in earned if value["status"] == "ok" or number is not None]
         whole = all(map(is_number, numbers)) and type(value["steps_done"]) is int
-        if not whole or not isinstance(value["clock"], str):
+        if not whole or not is_count(value["nodes"]) or not isinstance(value["clock"], str):
             raise ValueError("not a run's record: a field holds no number where one belongs")
         return RunResult(**{**fields, "reason": printable(value["reason"], limit=600)})
     except (TypeError, KeyError, AttributeError) as error:
@@ -506,20 +521,21 @@ def write_result(folder: Path, result: RunResult, experiment_id: str) -> None:
 # The ledger
 
 
-Interval = tuple[str, float, float]  # clock, start_s, end_s
+Interval = tuple[str, float, float, int]  # clock, start_s, end_s, nodes
 
 
 def machine_seconds(results: Sequence[RunResult], in_flight: Sequence[Interval] = ()) -> float:
     """Machine time paid for: the union of all attempts' intervals, failed ones included.
 
-    Attempts side by side on one machine are paid once; time between attempts is not paid.
+    Attempts side by side on one machine are paid once; time between attempts is not paid. A job
+    of a cluster has a clock of its own, and each of its nodes is paid for.
     """
-    intervals = [*((r.clock, r.start_s, r.end_s) for r in results), *in_flight]
+    intervals = [*(r.interval for r in results), *in_flight]
     total, covered_clock, covered = 0.0, "", -math.inf
-    for clock, start, end in sorted(intervals):
+    for clock, start, end, nodes in sorted(intervals):
         if clock != covered_clock:
             covered_clock, covered = clock, -math.inf
-        total += max(0.0, end - max(start, covered))
+        total += nodes * max(0.0, end - max(start, covered))
         covered = max(covered, end)
     return total
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import launchers
 import staged_analysis_helper as helper
-from experiment import PROFILES, QUESTION, Experiment, Override, seed_of
+from experiment import HYPOTHESIS, PROFILES, QUESTION, Experiment, Override, seed_of
 from plans import MAX_ATTEMPTS, PLANS, Step
 from records import RunResult, arm_from, cores, machine_seconds, read_json, write_json
 
@@ -98,13 +98,16 @@ def registered(e: Experiment, m: Materials) -> dict:
             "question": stage.question,
             "rule": stage.rule.format(**vars(e.profile.design)),
             "num_iterations": e.iterations(stage.fraction),
-            "arms": [asdict(arm) for arm in stage.arms or e.arms],
-            "seeds": list(e.seeds) if e.arms else [seed_of(stage.number, k) for k in (0, 999)],
+            "arms": [
+                asdict(replace(arm, unet_skips=e.unet_skips)) for arm in stage.arms or e.arms
+            ],
+            "seeds": list(e.seeds) if e.arms else seeds_of(stage.number),
         }
         for stage in PLANS[e.plan]
     }
     return {
         "question": QUESTION,
+        "hypothesis": HYPOTHESIS,
         "estimand": (
             f"mean val_loss(baseline) - mean val_loss(arm), nats/token, of the main head after"
             f" {e.full_iterations} steps, on the first {e.profile.val_tokens} validation tokens"
@@ -118,10 +121,18 @@ def registered(e: Experiment, m: Materials) -> dict:
         "profile": {k: v for k, v in asdict(e.profile).items() if k != "device_batch_size"},
         "full_iterations": e.full_iterations,
         "validation_runs": e.validation_runs,
+        "budget_hours": e.budget_hours,
+        "unet_skips": e.unet_skips,
+        "log_grad_norms": e.log_grad_norms,
         "stages": stages,
         "data": {"fingerprint": m.data_fingerprint},
         "code": {"hash": m.code_hash, "files": [file.name for file in m.code_files]},
     }
+
+
+def seeds_of(stage: int) -> dict[str, int]:
+    """A stage takes its seeds from the first on, as many as it needs."""
+    return {"first": seed_of(stage, 0), "last": seed_of(stage + 1, 0) - 1}
 
 
 def machine(e: Experiment, gpus: Sequence[str]) -> dict:
@@ -184,7 +195,6 @@ def begin(e: Experiment, m: Materials, output_dir: Path, facts: dict) -> Path:
         **fixed,
         "data": {"dir": str(m.data_dir), **fixed["data"]},
         "device_batch_size": e.profile.device_batch_size,  # free to change: the loss is the same
-        "budget_hours": e.budget_hours,
         "arms": [asdict(arm) for arm in e.arms],
         "seeds": list(e.seeds),
         "train_script": str(m.script),
@@ -251,6 +261,7 @@ def read_document(exp_dir: Path) -> dict:
         )
     document = read_json(path)
     expected = ("experiment_id", "plan", "profile", "full_iterations", "budget_hours", "data")
+    expected += ("unet_skips", "log_grad_norms")
     if lacking := [name for name in expected if name not in document]:
         raise ValueError(f"{path}: no field {', '.join(lacking)}; it is not an experiment of ours")
     if document["plan"] not in PLANS or document["profile"]["name"] not in PROFILES:
@@ -275,6 +286,8 @@ def experiment_of(document: dict) -> Experiment:
         arms=tuple(map(arm_from, document["arms"])),
         seeds=tuple(document["seeds"]),
         stop_on=document["stop_on"],
+        unet_skips=document["unet_skips"],
+        log_grad_norms=document["log_grad_norms"],
     )
 
 

@@ -52,7 +52,7 @@ from orchestrator import (
     read_in_flight,
     reconcile,
 )
-from plans import PLANS, forecast, next_step, span_s
+from plans import PLANS, forecast, next_step, paid_s, span_s
 from records import (
     STATUSES,
     Arm,
@@ -103,6 +103,8 @@ def build_command(
         "log_file": log_file,
     }
     flags = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
+    asked = {"--unet_skips": run.arm.unet_skips, "--log_grad_norms": e.log_grad_norms}
+    flags += [flag for flag, is_asked in asked.items() if is_asked]
     per_node = f"--nproc_per_node={e.processes // e.nodes}"
     return (torchrun(), "--standalone", per_node, str(script), *flags)
 
@@ -114,13 +116,16 @@ def torchrun() -> str:
     return os.environ.get("TORCHRUN", found)
 
 
-def extra_environment(e: Experiment, slot: int = 0) -> dict[str, str]:
-    """A run's share of the machine: its GPUs, where runs are packed, and its CPU threads.
+def extra_environment(e: Experiment, exp_dir: Path, slot: int = 0) -> dict[str, str]:
+    """A run's share of the machine: its GPUs, where runs are packed, and its CPU threads; and what
+    all runs of an experiment share: what torch compiled for the first of them.
 
     torchrun alone would give each of several workers one thread, and every run all GPUs. On Slurm
     the job has its share already.
     """
     env = {}
+    if e.device == "cuda":
+        env["TORCHINDUCTOR_CACHE_DIR"] = str(exp_dir.resolve() / "compile_cache")
     if e.launcher == "slurm":
         return env
     share = max(1, cores() // (e.slots * e.processes))
@@ -143,7 +148,7 @@ def announce(e: Experiment, results: Sequence[RunResult], say) -> None:
     """Runs and hours of each stage against the budget, and what the budget cuts."""
     planned, last = forecast(e, results)
     spent_s = machine_seconds(results)
-    total_s = spent_s + span_s(planned)
+    total_s = spent_s + paid_s(e, planned)
     for stage in PLANS[e.plan]:
         mine = [p for p in planned if p.run.stage == stage.number]
         done = sum(r.run.stage == stage.number and r.settled for r in results)
@@ -151,7 +156,7 @@ def announce(e: Experiment, results: Sequence[RunResult], say) -> None:
         if mine or done:
             say(
                 f"  {name:<26} {len(mine):>3} runs to do{f', {done} done' if done else ''},"
-                f" {duration(span_s(mine))}"
+                f" {duration(paid_s(e, mine))}"
             )
     say(f"  total: {duration(total_s)} of the budget of {duration(3600 * e.budget_hours)}")
     for cut in last.cut:
@@ -168,11 +173,11 @@ def dry_run(e: Experiment, m: Materials, exp_dir: Path, results: Sequence[RunRes
     print("Dry run: nothing is launched or written. Every gate is assumed to let the plan pass;")
     print("later stages are shown as if the layers 4,8 and the defaults won.\n")
     planned, _ = forecast(e, results)
-    environment = "".join(f"{k}={v} " for k, v in extra_environment(e).items())
+    environment = "".join(f"{k}={v} " for k, v in extra_environment(e, exp_dir).items())
     for number, p in enumerate(planned, 1):
         log_file = exp_dir / p.run.name / "train_log.txt"
         command = build_command(e, p.run, m.script, m.data_dir, log_file)
-        print(f"# {number}/{len(planned)} stage {p.run.stage}: {p.run.name}, {duration(p.cost_s)}")
+        print(f"# {number}/{len(planned)} stage {p.run.stage}: {p.run.name}, {duration(p.wall_s)}")
         print(environment + shlex.join(command))
     print()
     announce(e, results, print)
@@ -217,8 +222,8 @@ class Session:
 
 def limits_of(e: Experiment, run: RunConfig, results, spent_s: float, stall_s: float) -> Limits:
     """A run may take three times what is expected and a little more, but not past the budget."""
-    patience_s = 3 * Costs(e, results)(run) + 120
-    left_s = 3600 * e.budget_hours - spent_s
+    patience_s = 3 * Costs(e, results).wall_s(run) + 120
+    left_s = (3600 * e.budget_hours - spent_s) / e.nodes
     if left_s < patience_s:
         return Limits(left_s, "the budget is spent", stall_s)
     return Limits(patience_s, "timeout", stall_s)
@@ -232,7 +237,6 @@ def drive(e: Experiment, s: Session, results: list[RunResult], display: Display)
     flights = orchestrator.flights
     shown = set(next_step(e, results).decisions) - {s.until}
     to_come = forecast(e, results)[0]
-    done = len({r.run.name for r in results if r.settled})
 
     while True:
         spent_s = machine_seconds(results, orchestrator.intervals())
@@ -254,7 +258,7 @@ def drive(e: Experiment, s: Session, results: list[RunResult], display: Display)
             limits = limits_of(e, run, results, spent_s, s.stall_s)
             folder, attempt = orchestrator.next_attempt(run)
             command = build_command(e, run, s.script, s.data_dir, folder / "train_log.txt")
-            env = extra_environment(e, orchestrator.free_slot())
+            env = extra_environment(e, s.exp_dir, orchestrator.free_slot())
             job = launchers.Job(command, env, folder)
             orchestrator.start(run, attempt, job, s.facts, limits)
             continue
@@ -263,18 +267,18 @@ def drive(e: Experiment, s: Session, results: list[RunResult], display: Display)
             ended = orchestrator.wait(0.2)
             s.lock.touch()
             spent_s = machine_seconds(results, orchestrator.intervals())
+            done = finished(results)
             total = done + len(to_come)
             plan = plan_line(e, done + len(flights), total, spent_s, span_s(to_come))
             display.progress(list(flights.values()), plan)
         for result in ended:
             results.append(result)
             to_come = forecast(e, results)[0]
-            done = len({r.run.name for r in results if r.settled})
-            display.say(result_line(result, done, done + len(to_come)))
+            display.say(result_line(result, finished(results), len(to_come)))
 
     for result in orchestrator.stop("the operator stopped it"):
         results.append(result)
-        display.say(result_line(result, done, done + len(to_come)))
+        display.say(result_line(result, finished(results), len(forecast(e, results)[0])))
     step = next_step(e, results)
     write_results(s.exp_dir, s.experiment_id, e, results, step)
     close(e, s, results, step, stop.signal, display.say)
@@ -286,9 +290,13 @@ def plan_line(e: Experiment, number: int, total: int, spent_s: float, left_s: fl
     return f"run {number} of {total}, {budget}, about {duration(left_s)} to go"
 
 
-def result_line(r: RunResult, number: int, total: int) -> str:
+def finished(results: Sequence[RunResult]) -> int:
+    return len({r.run.name for r in results if r.settled})
+
+
+def result_line(r: RunResult, done: int, to_come: int) -> str:
     again = f", attempt {r.attempt}" if r.attempt > 1 else ""
-    return f"[{number}/{total}] {r.run.name}{again}: {outcome(r)} ({duration(r.wall_s)})"
+    return f"[{done}/{done + to_come}] {r.run.name}{again}: {outcome(r)} ({duration(r.wall_s)})"
 
 
 def close(e: Experiment, s: Session, results, step, stopped: str, say) -> None:
@@ -307,16 +315,21 @@ def close(e: Experiment, s: Session, results, step, stopped: str, say) -> None:
     else:
         say(f"Stage {s.until} is decided. {counted}; {spent}.")
     if step.at_gate:
-        say(f"Go on all the same: python run_aux.py --staged --ignore_gate --exp_dir {s.exp_dir}")
+        go_on = f"python run_aux.py --staged --ignore_gate --exp_dir {quoted(s.exp_dir)}"
+        say(f"Go on all the same: {go_on}")
     elif not step.ended:
         say(f"Go on: {resume_command(e, s.exp_dir)}")
-    say(f"Report and figures: python analyze_aux.py --exp_dir {s.exp_dir}")
+    say(f"Report and figures: python analyze_aux.py --exp_dir {quoted(s.exp_dir)}")
 
 
 def resume_command(e: Experiment, exp_dir: Path) -> str:
     by_hand = f"--experiment {','.join(arm.name for arm in e.arms)}"
     how = "--staged" if e.plan != "manual" else by_hand
-    return f"python run_aux.py {how} --exp_dir {exp_dir}"
+    return f"python run_aux.py {how} --exp_dir {quoted(exp_dir)}"
+
+
+def quoted(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -357,7 +370,7 @@ def status(exp_dir: Path) -> dict:
         "left": [p.run.name for p in planned],
         "decisions": decisions,
         "hours_spent": (machine_seconds(records.results) + in_flight_s) / 3600,
-        "hours_to_go": span_s(planned) / 3600,
+        "hours_to_go": paid_s(e, planned) / 3600,
         "budget_hours": e.budget_hours,
     }
 
@@ -438,6 +451,8 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--best_layers", type=int_list, metavar="L", help="stage 3 or 4 by hand: 4,8")
     how.add_argument("--best_weight", type=float, metavar="W", help="stage 4 by hand: loss weight")
     how.add_argument("--best_schedule", metavar="S", help="stage 4 by hand: weight schedule")
+    how.add_argument("--unet_skips", action="store_true", help="every model with U-net skips")
+    how.add_argument("--log_grad_norms", action="store_true", help="what heads add to gradients")
     how.add_argument("--ignore_gate", action="store_true", help="go on past a STOP, on record")
 
     where = parser.add_argument_group("where and with what")
@@ -543,8 +558,8 @@ def as_asked(e: Experiment, args, gpus: Sequence[str]) -> Experiment:
     """The experiment with everything that the command line names put in."""
     if args.profile:
         e = replace(e, profile=PROFILES[args.profile])
-    for name in ("full_iterations", "validation_runs", "stop_on"):
-        if getattr(args, name) is not None:
+    for name in ("full_iterations", "validation_runs", "stop_on", "unet_skips", "log_grad_norms"):
+        if getattr(args, name) not in (None, False):
             e = replace(e, **{name: getattr(args, name)})
     if arms := arms_asked(args):
         e = replace(e, plan="manual", arms=arms, seeds=e.seeds or (42,))
@@ -716,7 +731,7 @@ def check_turn(e: Experiment, results, stage: int, ignore_gate: bool, exp_dir: P
     raise ValueError(
         f"--stage {stage}: stage {step.stage} comes first"
         f"{' (' + step.ended + ')' if step.ended else ''};"
-        f" run: python run_aux.py --stage {step.stage} --exp_dir {exp_dir}{by_hand}"
+        f" run: python run_aux.py --stage {step.stage} --exp_dir {quoted(exp_dir)}{by_hand}"
     )
 
 

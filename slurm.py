@@ -9,7 +9,8 @@ for why a job ended that could not write it. The first job to write `claim.json`
 a requeued job and its orphan, or a job that was submitted twice, cannot both run it.
 
 Files may become visible late on a shared file system: after a job has left the queue its exit.json
-is waited for. Machine time is each job's own, allocated time, however many share a node.
+is waited for. Machine time is each job's own: its allocated time, on each of its nodes, however
+many jobs share a node.
 """
 
 import contextlib
@@ -89,6 +90,17 @@ class SlurmRun:
     def begun(self) -> bool:
         return (self.job.folder / "claim.json").exists()
 
+    @property
+    def nodes(self) -> int:
+        return self.launcher.nodes
+
+    @property
+    def age_s(self) -> float:
+        """Since the job began, by the clocks of this host and of the shared disk."""
+        with contextlib.suppress(FileNotFoundError):
+            return max(0.0, time.time() - (self.job.folder / "claim.json").stat().st_mtime)
+        return 0.0
+
     def stop(self, why: str) -> None:
         """Say why, then cancel; the watcher ends the run and repeats the reason in exit.json."""
         launchers.write_whole(self.job.folder / "order.json", {"why": why})
@@ -108,7 +120,7 @@ class SlurmRun:
         facts = job_facts(self.job_id)
         if exit is None:
             start_s = time.monotonic() - run_time_s(facts.get("RunTime", ""))
-            exit = exit_record(None, A_SIGNAL, start_s, self.job_id)
+            exit = exit_record(None, A_SIGNAL, start_s, self.job_id, self.nodes)
         if exit["ended_by"] == A_SIGNAL:
             state = facts.get("JobState", "").split("+")[0]
             why = read_order(self.job.folder) or ENDED_BY.get(state)

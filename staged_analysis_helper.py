@@ -158,7 +158,8 @@ def loss_lines(results: Sequence[RunResult], baseline: Group | None) -> tuple[st
 
 
 def no_comparison(stage, results, baseline, best, missing) -> Decision:
-    what = "no usable baseline run" if baseline is None else "no usable run of an auxiliary arm"
+    sides = {"the baseline": baseline, "an auxiliary arm": best}
+    what = f"no usable run of {' or '.join(side for side, g in sides.items() if g is None)}"
     return Decision(
         stage=stage,
         verdict=INCONCLUSIVE,

@@ -38,7 +38,7 @@ from adaptive import (
     verdict_of,
 )
 from experiment import PROFILES, Costs
-from plans import MAX_ATTEMPTS, MAX_GIVEN_UP, invented, next_step
+from plans import MAX_ATTEMPTS, MAX_GIVEN_UP, Planned, invented, next_step
 from records import machine_seconds
 
 DESIGN = Design(sigma0=0.0013, delta_eq=0.005, delta_target=0.02, drop=0.125)
@@ -587,14 +587,14 @@ def carry_out(e, improvement=0.003, happens=lambda run, attempt: "ok", seconds=9
     results, launched, now_s, running = [], [], 0.0, []
     while True:
         in_flight = frozenset(r.run.name for r in running)
-        spent_s = machine_seconds(results, [(r.clock, r.start_s, now_s) for r in running])
+        spent_s = machine_seconds(results, [(r.clock, r.start_s, now_s, 1) for r in running])
         step = next_step(e, results, in_flight, spent_s)
         assert not (step.ended and running)
         for run in step.runs[: e.slots - len(running)]:
             attempt = 1 + sum(r.run.name == run.name for r in results)
             took_s = seconds * run.num_iterations / e.full_iterations * rng.uniform(0.999, 1.001)
             loss = 3.28 - improvement * bool(run.arm.layers) + rng.gauss(0, 0.0013)
-            done = invented(run, attempt, loss, now_s, took_s, Costs(e, results))
+            done = invented(Planned(run, now_s, took_s), attempt, loss, Costs(e, results))
             if (status := happens(run, attempt)) != "ok":
                 done = replace(done, status=status, reason="invented", val_loss=None)
             running.append(done)

@@ -10,7 +10,7 @@ from invent import experiment, result
 
 import run_aux
 from experiment import PROFILES, Costs
-from plans import PLANS, forecast, next_step, span_s
+from plans import PLANS, forecast, next_step, paid_s, span_s
 from records import machine_seconds
 
 STAGED = [name for name in PLANS if name != "manual"]
@@ -93,6 +93,28 @@ def test_attempts_on_clocks_of_two_boots_are_both_paid_for():
     assert machine_seconds([one, replace(other, clock="a")]) == 10.0  # side by side: once
 
 
+def test_a_job_pays_for_each_of_its_nodes():
+    arm = next_step(experiment(), []).runs[0].arm
+    one, other = (replace(result(arm, 3.3, seconds=10.0), clock=f"job {k}") for k in (1, 2))
+    assert machine_seconds([one, replace(other, nodes=2)]) == 30.0
+    assert machine_seconds([one], [("job 2", 0.0, 4.0, 2)]) == 18.0
+
+
+@pytest.mark.parametrize("plan", STAGED)
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_on_a_cluster_every_run_is_paid_for_though_eight_run_side_by_side(plan, nodes):
+    """The same budget buys as many runs as one after the other, each at `nodes` times the price."""
+    alone = experiment(plan=plan)
+    alone = replace(alone, budget_hours=0.7 * total_of(alone) / 3600)
+    cluster = replace(alone, launcher="slurm", slots=8, nodes=nodes)
+    cluster = replace(cluster, budget_hours=nodes * alone.budget_hours)
+    planned, _ = forecast(cluster)
+    assert paid_s(cluster, planned) == pytest.approx(sum(p.wall_s for p in planned) * nodes)
+    assert paid_s(cluster, planned) <= 3600 * cluster.budget_hours
+    assert [p.run for p in planned] == [p.run for p in forecast(alone)[0]]
+    assert span_s(planned) < 0.6 * span_s(forecast(alone)[0])
+
+
 # ---------------------------------------------------------------------------------------------
 # What is started
 
@@ -127,7 +149,7 @@ def test_a_budget_that_runs_out_in_a_stage_ends_there_with_a_decision(stage):
     e = experiment()
     planned = forecast(replace(e, budget_hours=1e6))[0]
     first = next(p for p in planned if p.run.stage == stage)
-    begins, run_s = first.start_s, first.cost_s  # of the stage, in machine time
+    begins, run_s = first.start_s, first.wall_s  # of the stage, in machine time
     e = replace(e, budget_hours=hours(begins + 2.5 * run_s))
     prior = Costs(e)
     results, step = carry_out(e, prior)
@@ -234,6 +256,6 @@ def test_the_forecast_is_re_costed_after_each_run():
 @pytest.mark.parametrize("runs", [1, 7, 36])
 def test_a_forecast_ends_where_the_budget_holds_exactly_so_many_runs(runs):
     e = experiment()
-    costs = [p.cost_s for p in forecast(replace(e, budget_hours=1e6))[0]][:runs]
+    costs = [p.wall_s for p in forecast(replace(e, budget_hours=1e6))[0]][:runs]
     planned, _ = forecast(replace(e, budget_hours=hours(sum(costs))))
     assert len(planned) >= runs - 2

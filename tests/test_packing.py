@@ -15,7 +15,7 @@ from records import RunConfig
 class PretendedRun:
     """Ends when the test says so."""
 
-    begun, clock, exit = True, "pretended", None
+    begun, clock, nodes, age_s, exit = True, "pretended", 1, 0.0, None
 
     def __init__(self, job):
         self.job = job
@@ -48,7 +48,7 @@ def test_over_a_thousand_starts_nothing_is_shared(tmp_path, monkeypatch, gpus, e
             if run.name in orchestrator.flights:
                 continue
             folder, attempt = orchestrator.next_attempt(run)
-            env = run_aux.extra_environment(e, orchestrator.free_slot())
+            env = run_aux.extra_environment(e, tmp_path, orchestrator.free_slot())
             command = run_aux.build_command(e, run, Path("t.py"), Path("d"), folder / "log")
             assert "--standalone" in command
             job = launchers.Job(command, env, folder)

@@ -503,5 +503,5 @@ def test_the_ledger_is_the_union_of_all_attempts(intervals):
     ]
     seconds = {(clock, start + k) for clock, start, long in intervals for k in range(long)}
     assert machine_seconds(results) == len(seconds)
-    in_flight = [(r.clock, r.start_s, r.end_s) for r in results]
+    in_flight = [r.interval for r in results]
     assert machine_seconds(results[:3], in_flight[3:]) == len(seconds)

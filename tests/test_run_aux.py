@@ -153,6 +153,31 @@ def test_experiment_and_phase_by_hand(home):
     assert "screen_aux_3_6_9" in out
 
 
+def test_unet_skips_and_gradient_norms_are_of_every_run_and_on_record(home):
+    asked = ("--unet_skips", "--log_grad_norms")
+    code, _, err = call(home, "--experiment", "baseline,aux_4_8", *asked, *FIXED)
+    assert code == 0, err
+    exp_dir = newest(home)
+    for name in ("baseline", "aux_4_8"):
+        config = json.loads((exp_dir / name / "run_0" / "config.json").read_text())
+        assert config["run"]["arm"]["unet_skips"]
+        assert set(asked) <= set(config["command"])
+    document = json.loads((exp_dir / "experiment_configs.json").read_text())
+    assert document["unet_skips"] and document["stages"]["0"]["arms"][0]["unet_skips"]
+    assert call(home, "--exp_dir", str(exp_dir))[0] == 0  # as registered, without being told again
+
+    call(home, "--experiment", "baseline", *FIXED)
+    code, _, err = call(home, "--exp_dir", str(newest(home)), "--unet_skips")
+    assert code == 1
+    assert "unet_skips: registered false, now true" in err
+
+
+def test_a_folder_with_a_space_is_quoted_where_it_may_be_pasted(home):
+    _, out, _ = call(home, "--stage", "1", "--output_dir", "my runs", *FIXED)
+    (pasted,) = re.findall(r"Report and figures: (.*)", out)
+    assert shlex.split(pasted)[-1].startswith("my runs/aux_heads_")
+
+
 def test_runs_side_by_side_give_the_same_decisions(home):
     call(home, "--staged", *FIXED, "--validation_runs", "3")
     alone = newest(home)
@@ -228,10 +253,18 @@ def test_golden_command_line(monkeypatch):
     )
 
 
+def test_compiled_code_is_shared_by_the_runs_of_an_experiment():
+    for launcher in ("local", "slurm"):
+        e = experiment(device="cuda", launcher=launcher)
+        found = run_aux.extra_environment(e, Path("experiments/x"))["TORCHINDUCTOR_CACHE_DIR"]
+        assert found == str(Path("experiments/x/compile_cache").resolve())
+    assert "TORCHINDUCTOR_CACHE_DIR" not in run_aux.extra_environment(experiment(), Path())
+
+
 def test_packed_runs_share_no_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1,0,7")
     e = experiment(device="cuda", processes=2, slots=2)
-    shares = [run_aux.extra_environment(e, slot)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)]
+    shares = [run_aux.extra_environment(e, Path(), slot)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)]
     assert shares == ["3,1", "0,7"]
 
 
