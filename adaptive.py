@@ -9,6 +9,7 @@ Improvement = mean val_loss(baseline) - mean val_loss(arm), nats/token: positive
 """
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -239,7 +240,7 @@ class Look:
 
     n: int
     n_max: int
-    improvement: float
+    improvement: float | None  # of the runs that finished; None where a whole arm diverged
     z: float  # bound for the verdict, one-sided alpha/2 spent over the looks
     q: float  # bound for equivalence, one-sided alpha
     low: float | None  # sequential interval of the improvement; None where ranks had to decide
@@ -370,8 +371,9 @@ def ranked_look(n, n_max, z, q, baseline, best) -> Look:
     verdict = ""
     if test.p is not None and test.p <= level:
         verdict = IMPROVES if test.favours_arm else HARMFUL
-    means = [sum(v) / len(v) if v else math.nan for v in (baseline, best)]
-    improvement = means[0] - means[1] if baseline and best else 0.0
+    improvement = None
+    if baseline and best:
+        improvement = statistics.fmean(baseline) - statistics.fmean(best)
     return Look(n, n_max, improvement, z, q, None, None, None, None, test.p, verdict)
 
 
@@ -419,11 +421,12 @@ def decide_validation(
         span = "no interval: without variance there is no test"
     if last.low is not None:
         span = f"sequential interval {last.low:+.4f} to {last.high:+.4f}"
+    estimate = "unknown" if last.improvement is None else f"{last.improvement:+.4f} nats/token"
     facts = [
         f"Configuration: {chosen.label}",
         f"Baseline: val loss {pm(baseline, 4)}" if baseline else "Baseline: every run diverged",
         f"Best:     val loss {pm(best, 4)}" if best else "Best:     every run diverged",
-        f"Improvement: {last.improvement:+.4f} nats/token, {span}",
+        f"Improvement: {estimate}, {span}",
         f"Nominal {p_text(last.p)}; look {len(looks)} at {last.n} of at most {last.n_max} pairs",
     ]
     return Decision(

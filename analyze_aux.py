@@ -345,7 +345,7 @@ def look_rows(x: Experiment, block: Block) -> Iterable[tuple]:
         yield (
             look.n,
             look.n_max,
-            f"{look.improvement:+.4f}",
+            number(look.improvement, "+.4f"),
             None if look.high is None else f"{look.high - look.improvement:.4f}",
             None if look.eq_high is None else f"{look.eq_high - look.improvement:.4f}",
             None if look.p is None else bare_p(look.p),

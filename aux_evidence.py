@@ -168,10 +168,11 @@ def read_derived(exp_dir: Path, experiment_id: str, records: Records) -> Derived
 
 def look_from(value: dict) -> Look:
     look = Look(**value)
-    numbers = (look.n, look.n_max, look.improvement, look.z, look.q)
+    numbers = (look.n, look.n_max, look.z, look.q)
     interval = (look.low, look.high, look.eq_low, look.eq_high)
     whole = all(map(is_number, interval)) or interval == (None,) * 4
-    if not (whole and all(map(is_number, numbers)) and (look.p is None or is_number(look.p))):
+    optional = (value for value in (look.improvement, look.p) if value is not None)
+    if not (whole and all(map(is_number, (*numbers, *optional)))):
         raise ValueError(f"not a look: {printable(str(value), limit=80)}")
     return look
 

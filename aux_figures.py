@@ -329,22 +329,23 @@ def draw_looks(ax, x: Experiment) -> None:
         ax.errorbar(ns, middle, eq_reach, alpha=0.35, elinewidth=9, label=narrow, **bar)
         ax.errorbar(ns, middle, reach, elinewidth=2, capsize=5, label=wide, **bar)
         ax.plot(ns, middle, "o", color=BETTER, markersize=8, label="improvement")
-    if other := [(look.n, look.improvement) for look in x.looks if look.low is None]:
+    every = [(look.n, look.improvement) for look in x.looks if look.improvement is not None]
+    if other := [point for point in every if point[0] not in ns]:
         about = "improvement of runs that finished; ranks decide"
         about = "improvement, no spread" if x.looks[-1].p is None else about
         ax.plot(*zip(*other, strict=True), markersize=8, label=about, **A_RUN)
-    every = [(look.n, look.improvement) for look in x.looks]
     d, later = x.design, looks[len(looks) // 2 :]
     shown = [0, -d.delta_eq, d.delta_eq, d.delta_target, *(y for _, y in every)]
     ax.set_ylim(*with_margin([*shown, *(v for look in later for v in (look.low, look.high))]))
-    ax.set_xlim(every[0][0] - 0.6, every[-1][0] + 0.6)
+    ax.set_xlim(x.looks[0].n - 0.6, x.looks[-1].n + 0.6)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def verdict_title(x: Experiment) -> str:
     look, decision = x.looks[-1], x.decisions[4]
     arm = decision.chosen.label if decision.chosen else "the arm"
-    return f"{decision.title}\n{arm}: {signed(look.improvement)} at n = {look.n} pairs"
+    estimate = "a whole arm diverged" if look.improvement is None else signed(look.improvement)
+    return f"{decision.title}\n{arm}: {estimate} at n = {look.n} pairs"
 
 
 def signed(value: float) -> str:

@@ -255,7 +255,9 @@ def test_all_diverged_is_inconclusive():
 
 def test_an_arm_that_always_diverges_is_harmful():
     pairs = pairs_of([3.28 + k / 1e4 for k in range(8)], [None] * 8)
-    assert looks_at(pairs, [8] * 8, DESIGN)[-1].verdict == HARMFUL
+    last = looks_at(pairs, [8] * 8, DESIGN)[-1]
+    assert last.verdict == HARMFUL
+    assert last.improvement is None  # of losses that do not exist
 
 
 def test_one_divergence_switches_to_ranks():

@@ -526,7 +526,9 @@ def test_ranks_decide_where_a_run_of_stage_4_diverged(tmp_path):
 
 def test_an_arm_that_always_diverges_is_told_without_its_losses(tmp_path):
     failures = {f"final_best/run_{k}": ("diverged",) for k in range(9)}
-    text = report(make(tmp_path, adaptive_plan(), failures=failures))
+    exp_dir = make(tmp_path, adaptive_plan(), failures=failures)
+    text = analyze(exp_dir)
+    assert is_png(exp_dir / "verdict.png")
     assert "no finished runs of both arms" in chapter(text, "The answer")
     assert entry(text, "arm").startswith("n = 0")
 
