@@ -589,6 +589,11 @@ def as_asked(e: Experiment, args, gpus: Sequence[str]) -> Experiment:
                 " GPUs to share; on a CPU give --parallel_runs"
             )
         e = replace(e, processes=args.gpus_per_run, slots=used // args.gpus_per_run)
+    for name, field in (("cpu_processes", "processes"), ("parallel_runs", "slots")):
+        if getattr(args, name) is not None:
+            if e.device == "cuda" and e.launcher == "local":
+                raise ValueError(f"--{name}: for a CPU; with GPUs give --gpus_per_run")
+            e = replace(e, **{field: getattr(args, name)})
     if args.nodes_per_run is not None:
         if e.launcher != "slurm" or e.processes % args.nodes_per_run:
             raise ValueError(
@@ -596,11 +601,6 @@ def as_asked(e: Experiment, args, gpus: Sequence[str]) -> Experiment:
                 f" {e.processes} processes of a run"
             )
         e = replace(e, nodes=args.nodes_per_run)
-    for name, field in (("cpu_processes", "processes"), ("parallel_runs", "slots")):
-        if getattr(args, name) is not None:
-            if e.device == "cuda" and e.launcher == "local":
-                raise ValueError(f"--{name}: for a CPU; with GPUs give --gpus_per_run")
-            e = replace(e, **{field: getattr(args, name)})
     per_process = max(1, e.profile.batch_size // e.processes)
     sequences = args.device_batch_size or min(e.profile.device_batch_size, per_process)
     return replace(e, profile=replace(e.profile, device_batch_size=sequences))

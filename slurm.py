@@ -55,22 +55,20 @@ def slurm(*command: str) -> str:
 
 
 def job_script(job: Job, program: Path, nodes: int, workers: int) -> str:
-    """A shell script; on several nodes torchrun meets at the first of them. The CPU threads of a
-    node's share are divided among its workers."""
+    """A shell script; on several nodes torchrun meets at the first, which is where a job's script
+    runs. The CPU threads of a node's share are divided among its workers."""
     command = [shlex.quote(part) for part in job.command]
     if nodes > 1:
         port = 20000 + int(job_name(job.folder)[4:12], 16) % 20000
         meeting = f"--rdzv_backend=c10d --rdzv_id={job_name(job.folder)} --nnodes={nodes}"
-        meeting += f' --rdzv_endpoint="$head:{port}"'
+        meeting += f' --rdzv_endpoint="$(hostname):{port}"'
         command = ["srun", "--ntasks-per-node=1", *command]
         command[command.index("--standalone")] = meeting
     exports = [f"export {name}={shlex.quote(value)}" for name, value in job.env.items()]
-    head = 'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
     watcher = shlex.join([sys.executable, "-I", str(program), "--job", str(job.folder)])
     threads = f"threads=$((${{SLURM_CPUS_ON_NODE:-1}} / {workers}))"
     exports.append("export OMP_NUM_THREADS=$((threads > 1 ? threads : 1))")
-    lines = ["#!/bin/sh", threads, *exports, *([head] if nodes > 1 else [])]
-    return "\n".join([*lines, f"exec {watcher} {' '.join(command)}", ""])
+    return "\n".join(["#!/bin/sh", threads, *exports, f"exec {watcher} {' '.join(command)}", ""])
 
 
 @dataclass

@@ -158,6 +158,27 @@ def test_the_real_trainer_as_a_job(cluster, home):
     assert "1 ok" in done.stdout
 
 
+def test_one_run_over_two_nodes(cluster, home):
+    arguments = ["--experiment", "quick_aux_4_8", "--num_gpus", "0", "--full_iterations", "40"]
+    spread = ["--cpu_processes", "2", "--nodes_per_run", "2"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run_aux.py"), *arguments, *spread, *ON_SLURM],
+        cwd=home,
+        env={**os.environ, **cluster.env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    (result,) = results(home)
+    assert (result["status"], result["nodes"]) == ("ok", 2)
+    (log,) = home.rglob("output.log")
+    assert '"world_size": 2' in log.read_text()
+    spent_h = json.loads((folder_of(home) / "staged_ablation_results.json").read_text())["budget"]
+    wall_s = result["end_s"] - result["start_s"]
+    assert spent_h["spent_hours"] == pytest.approx(2 * wall_s / 3600)
+
+
 def test_only_one_job_can_claim_an_attempt(cluster, home):
     """As after a requeue, when the orphan of a lost node runs on beside the new job."""
     launcher = slurm.SlurmLauncher(home)
