@@ -363,21 +363,24 @@ SCALE = ("n_layer", "model_dim", "n_head", "sequence_length", "batch_size", "val
 def asked(x: Experiment) -> list[str]:
     r, profile = x.registered, x.registered["profile"]
     scale = ", ".join(f"{name} {profile[name]}" for name in SCALE if name in profile)
-    between = ", " if r["plan"] == "manual" else " to "  # by hand a list of seeds, else a range
     rows = [
         ("question", r.get("question")),
+        ("hypothesis", r.get("hypothesis")),
         ("plan", r["plan"]),
         ("profile", f"{profile.get('name')}: {scale}"),
         ("full run", f"{r.get('full_iterations')} steps"),
         ("estimand", r.get("estimand", "final val loss of the main head, nats/token")),
         ("improvement", "mean(baseline) - mean(arm), positive is good"),
         ("failures", r.get("failure_rule")),
+        ("budget", f"{r.get('budget_hours')} h of machine time"),
         ("registered", f"{r.get('created')}, {r.get('hash')}"),
     ]
     for n, stage in r["stages"].items():
         arms = ", ".join(str(field(arm, "name")) for arm in field(stage, "arms") or [])
         what, steps = field(stage, "question"), field(stage, "num_iterations")
-        seeds = between.join(map(str, field(stage, "seeds") or []))
+        seeds = field(stage, "seeds")
+        between = " to " if isinstance(seeds, dict) else ", "  # a stage's first and last, or a list
+        seeds = between.join(map(str, seeds.values() if isinstance(seeds, dict) else seeds or []))
         about = f"{field(stage, 'name')}: {what} {steps} steps, seeds {seeds}: {arms}"
         rows.append((f"stage {n}", about))
     return pairs(rows)
@@ -396,6 +399,7 @@ FIXED = {  # line of the report: where its value lies; the first three vary with
     "code": ("code", "hash"),
     "versions": ("versions",),
     "host": ("machine", "host"),
+    "U-net skips": ("unet_skips",),
     "device": ("machine", "device"),
     "GPUs": ("machine", "gpus"),
     "CPU": ("machine", "cpu"),
