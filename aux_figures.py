@@ -365,7 +365,7 @@ def gradient_pair(x: Experiment):
                 norms = mean_grad_norms(x, group)
                 if base.keys() & norms.keys() and depth(base) == depth(norms):
                     return block, base, group, norms
-    logged = "runs logged none (train_gpt.py --log_grad_norms)"
+    logged = "runs logged none (--log_grad_norms)"
     alone = "no baseline and arm of one stage and length logged them at the same steps"
     raise NothingToDraw(f"needs gradient norms: {alone if x.grad_norms else logged}")
 
