@@ -1,0 +1,104 @@
+"""What is fixed before the first run, and what happens when something else is asked later."""
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+
+import pytest
+from invent import experiment
+
+from experiment import ARMS, PROFILES
+from registration import (
+    Materials,
+    begin,
+    check_unchanged,
+    experiment_of,
+    machine,
+    read_document,
+    registered,
+)
+
+
+@pytest.fixture
+def materials(tmp_path):
+    script, data_dir = tmp_path / "train.py", tmp_path / "data"
+    script.write_text("print('training')\n")
+    data_dir.mkdir()
+    for kind in ("train", "val"):
+        (data_dir / f"x_{kind}_0.bin").write_bytes(b"tokens")
+    return Materials(script, data_dir)
+
+
+def facts(e):
+    return {"machine": machine(e, ()), "versions": {}, "git": {}, "slurm_args": ""}
+
+
+ADAPTIVE = experiment(plan="adaptive")
+MINI = PROFILES["mini"]
+CHANGED = {  # field that the refusal has to name: what is asked instead
+    "full_iterations": replace(ADAPTIVE, full_iterations=101),
+    "validation_runs": replace(ADAPTIVE, validation_runs=3),
+    "stop_on": replace(ADAPTIVE, stop_on="superiority"),
+    "plan": replace(ADAPTIVE, plan="classic"),
+    "profile.name": replace(ADAPTIVE, profile=PROFILES["small"]),
+    "profile.muon_lr": replace(ADAPTIVE, profile=replace(MINI, muon_lr=0.5)),
+    "profile.design.delta_eq": replace(
+        ADAPTIVE, profile=replace(MINI, design=replace(MINI.design, delta_eq=0.5))
+    ),
+    "budget_hours": replace(ADAPTIVE, budget_hours=1.0),
+    "unet_skips": replace(ADAPTIVE, unet_skips=True),
+    "log_grad_norms": replace(ADAPTIVE, log_grad_norms=True),
+}
+
+
+@pytest.mark.parametrize("field", CHANGED)
+def test_a_refusal_names_the_field_and_both_values(field, materials, tmp_path):
+    exp_dir = begin(ADAPTIVE, materials, tmp_path / "experiments", facts(ADAPTIVE))
+    check_unchanged(read_document(exp_dir), registered(ADAPTIVE, materials), exp_dir)
+    with pytest.raises(ValueError) as refusal:
+        check_unchanged(read_document(exp_dir), registered(CHANGED[field], materials), exp_dir)
+    said = str(refusal.value)
+    assert f"{field}: registered " in said
+    assert "give what was registered, or start a new experiment" in said
+
+
+def test_other_code_other_tokens_and_other_arms_are_named(materials, tmp_path):
+    by_hand = experiment(plan="manual", arms=(ARMS["aux_6"],), seeds=(1,))
+    exp_dir = begin(by_hand, materials, tmp_path / "experiments", facts(by_hand))
+    materials.script.write_text("print('something else')\n")
+    (materials.data_dir / "x_train_0.bin").write_bytes(b"other!")
+    asked = replace(by_hand, arms=(ARMS["aux_8"],), seeds=(2,))
+    with pytest.raises(ValueError) as refusal:
+        check_unchanged(read_document(exp_dir), registered(asked, materials), exp_dir)
+    for field in ("code.hash", "data.fingerprint", "stages.0.arms", "stages.0.seeds"):
+        assert f"{field}: registered " in str(refusal.value)
+
+
+def test_everything_that_a_verdict_rests_on_is_inside_the_hash(materials, tmp_path):
+    exp_dir = begin(ADAPTIVE, materials, tmp_path / "experiments", facts(ADAPTIVE))
+    document = read_document(exp_dir)
+    fixed = {name: document[name] for name in registered(ADAPTIVE, materials)}
+    fixed["data"] = {"fingerprint": document["data"]["fingerprint"]}  # where it lies is free
+    digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+    assert document["hash"] == f"sha256:{digest}"
+    assert {"hypothesis", "estimand", "failure_rule", "budget_hours"} <= fixed.keys()
+    design = fixed["profile"]["design"]
+    assert {"alpha", "delta_eq", "delta_target", "speedup", "sigma0"} <= design.keys()
+    stages = fixed["stages"].values()
+    assert all(stage["rule"] and stage["arms"] for stage in stages)
+    ranges = [range(s["seeds"]["first"], s["seeds"]["last"] + 1) for s in stages]
+    assert len(set().union(*ranges)) == sum(map(len, ranges))  # disjoint
+
+
+@pytest.mark.parametrize(
+    "e",
+    [
+        ADAPTIVE,
+        CHANGED["unet_skips"],
+        experiment(launcher="slurm", nodes=2, processes=4, slots=3, device="cuda"),
+        experiment(plan="manual", arms=(ARMS["aux_6"], ARMS["baseline"]), seeds=(1, 5)),
+    ],
+)
+def test_what_was_registered_is_what_is_read_back(e, materials, tmp_path):
+    exp_dir = begin(e, materials, tmp_path / "experiments", facts(e))
+    assert asdict(experiment_of(read_document(exp_dir))) == asdict(e)
