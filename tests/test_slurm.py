@@ -81,29 +81,23 @@ def results(home) -> list[dict]:
     return sorted(found, key=lambda r: r["attempt"])
 
 
-def test_a_whole_experiment_as_jobs(cluster, home):
-    out = finish(
-        start(cluster, home, "--staged", *PACKED, *FAKE, "--data_dir", "shards",
-              "--validation_runs", "3", "--slurm_args=--partition=main --time=10")
-    )  # fmt: skip
-    assert "DECISION: AUX HEADS HELP: target met" in out
-    assert "26 ok" in out
-    assert cluster.command("squeue", "-h") == ""
-    exits = [json.loads(path.read_text()) for path in home.rglob("exit.json")]
-    assert len({exit["clock"] for exit in exits}) == 26  # each job is paid for on its own
-
-
-def test_killed_in_the_middle_it_finds_its_jobs_again(cluster, home):
+def test_a_whole_experiment_as_jobs_killed_in_the_middle(cluster, home):
+    """The orchestrator is killed while stage 1 runs, started again, and finds its jobs."""
     arguments = ["--staged", *PACKED, *FAKE, "--data_dir", "shards", "--validation_runs", "2"]
-    first = start(cluster, home, *arguments, seconds=50)
+    arguments.append("--slurm_args=--partition=main --time=10")
+    first = start(cluster, home, *arguments, seconds=40)
     until(lambda: len(list(home.rglob("claim.json"))) == 4)  # stage 1 is running
     first.send_signal(signal.SIGKILL)
     first.communicate()
     assert cluster.command("squeue", "-h", "-t", "running").count("\n") == 4
     out = finish(start(cluster, home, "--exp_dir", str(folder_of(home)), seconds=0.2))
+    assert "DECISION: AUX HEADS HELP: target met" in out
     assert "24 ok" in out
+    assert cluster.command("squeue", "-h") == ""
     assert not list(home.rglob("attempt_2"))  # nothing was submitted twice
     assert len(results(home)) == 24
+    exits = [json.loads(path.read_text()) for path in home.rglob("exit.json")]
+    assert len({exit["clock"] for exit in exits}) == 24  # each job is paid for on its own
 
 
 def test_what_ended_while_nobody_looked_counts(cluster, home):

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -349,11 +350,10 @@ def test_what_processes_add_up_is_the_gradient_of_the_whole_batch(data, monkeypa
 def long_runs(data) -> dict:
     """50 steps with heads and skips (every kind of parameter) on 1, 2 and 4 processes."""
     changes = HEADS | {"--num_iterations": 50, "--unet_skips": None}
-    runs = {}
-    for processes, size in ((1, 8), (1, 2), (2, 2), (4, 1)):
-        argv = arguments(data, changes | {"--device_batch_size": size})
-        runs[processes, size] = torchrun(processes, argv)
-    return runs
+    splits = ((4, 1), (2, 2), (1, 2), (1, 8))  # processes, sequences a pass
+    runs = [(n, arguments(data, changes | {"--device_batch_size": size})) for n, size in splits]
+    with ThreadPoolExecutor(2) as two_at_a_time:
+        return dict(zip(splits, two_at_a_time.map(torchrun, *zip(*runs, strict=True)), strict=True))
 
 
 @pytest.mark.parametrize("split", [(1, 2), (2, 2), (4, 1)])

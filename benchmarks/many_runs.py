@@ -1,0 +1,107 @@
+"""How long do `--status` and a resume take on an experiment with many finished runs?
+
+    python benchmarks/many_runs.py                     # 1,000 runs, each command five times
+
+The records are invented, with curves as long as a speedrun's. A resume reads them all, starts the
+one run that is missing (a fake trainer that ends at once), and ends; each time is that of the whole
+process. The target is under 1 s for both.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.crash_drill import stand_in_shards  # noqa: E402
+from experiment import ARMS, PROFILES, Experiment  # noqa: E402
+from plans import next_step  # noqa: E402
+from records import RunResult, write_json, write_result  # noqa: E402
+from registration import Materials, begin, git_state, machine, versions  # noqa: E402
+
+WALL_S = 90.0
+
+
+def invent(folder: Path, runs: int) -> Path:
+    """An experiment by hand of which all runs but the last have finished."""
+    stand_in_shards(folder / "data")
+    e = Experiment(
+        profile=PROFILES["mini"],
+        plan="manual",
+        budget_hours=2 * runs * WALL_S / 3600,
+        full_iterations=200,
+        validation_runs=None,
+        processes=1,
+        device="cpu",
+        arms=(ARMS["baseline"],),
+        seeds=tuple(range(runs + 1)),
+    )
+    materials = Materials(ROOT / "tests" / "fake_train.py", folder / "data")
+    facts = {"machine": machine(e, ()), "versions": versions(), "git": git_state()}
+    exp_dir = begin(e, materials, folder, {**facts, "slurm_args": ""})
+    experiment_id = json.loads((exp_dir / "experiment_configs.json").read_bytes())["experiment_id"]
+    for number, run in enumerate(next_step(e, []).runs[:runs]):
+        result = RunResult(
+            run=run,
+            attempt=1,
+            status="ok",
+            reason="",
+            clock="invented",
+            start_s=2 * WALL_S * number,
+            end_s=2 * WALL_S * number + WALL_S,
+            val_loss=3.3 - 1e-6 * number,
+            steps_done=run.num_iterations,
+            train_time_ms=80_000.0,
+            step_avg_ms=400.0,
+            peak_memory_mib=1.0,
+            tokens_seen=1,
+            num_parameters=1,
+            curve=tuple((k, 4.0 - k / 100, 10.0 * k) for k in range(42)),
+        )
+        attempt = exp_dir / run.name
+        attempt.mkdir(parents=True)
+        write_json(attempt / "config.json", {"run": asdict(run), "attempt": 1}, durable=False)
+        write_result(attempt, result, experiment_id)
+    return exp_dir
+
+
+def timed(exp_dir: Path, *arguments: str) -> tuple[float, str]:
+    """(wall time in seconds of a command on the experiment, what it printed)"""
+    fakes = {"TORCHRUN": str(ROOT / "tests" / "fake_torchrun"), "FAKE_PYTHON": sys.executable}
+    command = [sys.executable, str(ROOT / "run_aux.py"), "--exp_dir", str(exp_dir), *arguments]
+    began = time.perf_counter()
+    done = subprocess.run(
+        command, env={**os.environ, **fakes}, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return time.perf_counter() - began, done.stdout
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=int, default=1000, help="that have finished (1000)")
+    parser.add_argument("--times", type=int, default=5, help="each command (5)")
+    args = parser.parse_args(argv)
+    taken = {"status": [], "resume": []}
+    with tempfile.TemporaryDirectory(prefix="many_runs_") as folder:
+        for number in range(args.times):
+            exp_dir = invent(Path(folder) / str(number), args.runs)
+            taken["status"].append(timed(exp_dir, "--status")[0])
+            taken["resume"].append(timed(exp_dir)[0])
+    print(f"{args.runs} finished runs; seconds of {args.times} each")
+    for name, seconds in taken.items():
+        print(f"{name}: median {statistics.median(seconds):.2f}, most {max(seconds):.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
