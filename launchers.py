@@ -112,9 +112,10 @@ class LocalLauncher:
 
 def read_exit(folder: Path) -> dict | None:
     try:
-        return json.loads((folder / "exit.json").read_bytes())
+        value = json.loads((folder / "exit.json").read_bytes())
     except (OSError, ValueError):
         return None
+    return value if isinstance(value, dict) else None
 
 
 def settle(folder: Path, patience_s: float = 2 * GRACE_S) -> None:
@@ -175,6 +176,7 @@ def watch(folder: Path, command: list[str], job: str = "") -> int:
     start_s = time.monotonic()
     if job and not claim(folder, job):
         return 0
+    limit_s, limit_why = limit_of(folder) if job else (None, "")
     finish = functools.partial(write_exit, folder, start_s=start_s, job=job)
     prctl(PR_SET_CHILD_SUBREAPER, 1)  # become the parent of every orphan below
     ask_for_sigterm = functools.partial(prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -201,8 +203,11 @@ def watch(folder: Path, command: list[str], job: str = "") -> int:
 
     ended_by = "itself"
     while child.poll() is None and ended_by == "itself":
-        ready, _, _ = select.select([wake] if job else [sys.stdin, wake], [], [])
-        if sys.stdin in ready:
+        left_s = limit_s and max(0.0, start_s + limit_s - time.monotonic())
+        ready, _, _ = select.select([wake] if job else [sys.stdin, wake], [], [], left_s)
+        if not ready:
+            ended_by = limit_why
+        elif sys.stdin in ready:
             ended_by = os.read(0, 64).decode().strip() or "the orchestrator died"
         elif {signal.SIGTERM, signal.SIGINT} & set(os.read(wake, 64)):
             ended_by = read_order(folder) or A_SIGNAL
@@ -225,6 +230,18 @@ def claim(folder: Path, job: str) -> bool:
     finally:
         mine.unlink()
     return not (folder / "result.json").exists()
+
+
+LATE_S = 30.0  # so much later than the orchestrator, which can say more
+
+
+def limit_of(folder: Path) -> tuple[float | None, str]:
+    """How long a job may take, and why no longer, should its orchestrator be gone."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        return float(config["limit_s"]) + LATE_S, str(config["limit_why"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, ""
 
 
 def read_order(folder: Path) -> str:

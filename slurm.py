@@ -15,6 +15,8 @@ many jobs share a node.
 
 import contextlib
 import hashlib
+import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -26,8 +28,10 @@ from pathlib import Path
 import launchers
 from launchers import A_SIGNAL, Job, exit_record, read_exit, read_order
 
-POLL_S = 1.0  # between two questions to squeue
-VISIBLE_S = 10.0  # how long a file may take to show up here after its job has ended
+POLL_S = 1.0  # between two questions to Slurm
+VISIBLE_S = 30.0  # how long a file may take to show up here after its job has ended
+PATIENCE_S, RETRY_S = 60.0, 3.0  # with a controller that does not answer
+TRANSIENT = re.compile(r"tim(?:ed|e) ?out|does not answer|contact|[Ss]ocket|onnection|temporarily")
 ENDED_BY = {  # Slurm's states of a job that left no exit.json: who ended it
     "TIMEOUT": "timeout",
     "CANCELLED": "it was cancelled in Slurm",
@@ -36,6 +40,7 @@ ENDED_BY = {  # Slurm's states of a job that left no exit.json: who ended it
     "BOOT_FAIL": "its node failed",
     "DEADLINE": "timeout",
 }
+ENDED = "its job was ended"  # the watcher was told to stop, and nobody says by whom
 
 
 def job_name(folder: Path) -> str:
@@ -79,6 +84,9 @@ class SlurmRun:
     job_id: str
     launcher: "SlurmLauncher"
     ended_s: float | None = None  # when it was first seen to have ended
+    told_s: float | None = None  # when it was last told to stop
+    facts: dict[str, str] = field(default_factory=dict)
+    asked_s: float = -1e9
 
     @property
     def clock(self) -> str:
@@ -102,30 +110,57 @@ class SlurmRun:
     def stop(self, why: str) -> None:
         """Say why, then cancel; the watcher ends the run and repeats the reason in exit.json."""
         launchers.write_whole(self.job.folder / "order.json", {"why": why})
-        with contextlib.suppress(OSError):
+        self._cancel()
+
+    def _cancel(self) -> None:
+        self.told_s = time.monotonic()
+        with contextlib.suppress(OSError):  # then it is told again
             slurm("scancel", self.job_id)
 
+    def _ask(self) -> dict[str, str]:
+        if time.monotonic() - self.asked_s > POLL_S:
+            self.facts, self.asked_s = job_facts(self.job_id) or self.facts, time.monotonic()
+        return self.facts
+
     def poll(self) -> dict | None:
+        """None while it runs, else the contents of exit.json, or what Slurm knows in its place.
+
+        Where the watcher left no exit.json, whoever ended the job is in Slurm's state of it. A
+        state that names nobody, a failure to start included, is the run's own crash.
+        """
         exit = read_exit(self.job.folder)
+        now = time.monotonic()
         if exit is None and self.launcher.in_queue(self.job_id):
             self.ended_s = None
+            if self.told_s is not None and now - self.told_s > RETRY_S:
+                self._cancel()
             return None
+        if exit is not None and exit["ended_by"] != A_SIGNAL:
+            return exit
         # the job has ended; its file, or Slurm's word for why, may be a moment late
-        self.ended_s = self.ended_s or time.monotonic()
-        patient = self.begun and time.monotonic() - self.ended_s < VISIBLE_S
-        if exit is None and patient:
+        self.ended_s = self.ended_s or now
+        facts = self._ask()
+        state, ran_s = facts.get("JobState", "").split("+")[0], run_time_s(facts.get("RunTime", ""))
+        why = read_order(self.job.folder) or ENDED_BY.get(state)
+        never_ran = bool(facts) and not self.begun and not ran_s
+        patient = not never_ran and now - self.ended_s < VISIBLE_S
+        if patient and (exit is None or why is None):
+            os.listdir(self.job.folder)  # makes a shared file system look again
             return None
-        facts = job_facts(self.job_id)
         if exit is None:
-            start_s = time.monotonic() - run_time_s(facts.get("RunTime", ""))
-            exit = exit_record(None, A_SIGNAL, start_s, self.job_id, self.nodes)
-        if exit["ended_by"] == A_SIGNAL:
-            state = facts.get("JobState", "").split("+")[0]
-            why = read_order(self.job.folder) or ENDED_BY.get(state)
-            if why is None and patient:
-                return None
-            exit["ended_by"] = why or "its job was ended"
+            exit = exit_record(None, why or "itself", now - ran_s, self.job_id, self.nodes)
+            if why is None:
+                self._explain(state)
+        exit["ended_by"] = why or (exit["ended_by"] if exit["ended_by"] != A_SIGNAL else ENDED)
         return exit
+
+    def _explain(self, state: str) -> None:
+        """Say in the run's log what is known of a job that ended without a word."""
+        said = b""
+        with contextlib.suppress(OSError):
+            said = (self.job.folder / "slurm.log").read_bytes()[-500:]
+        with open(self.job.folder / "output.log", "ab") as log:
+            log.write(f"job {self.job_id} ended as {state or 'unknown'}\n".encode() + said + b"\n")
 
 
 def job_facts(job_id: str) -> dict[str, str]:
@@ -179,26 +214,47 @@ class SlurmLauncher:
         if self.gpus_per_node:
             options.append(f"--gres=gpu:{self.gpus_per_node}")
         mark = f"--export=ALL,{launchers.MARK}={job.folder}"
-        answer = slurm("sbatch", "--parsable", mark, *options, *self.arguments, str(script))
-        job_id = answer.strip().split(";")[0]
+        command = ("sbatch", "--parsable", mark, *options, *self.arguments, str(script))
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                job_id = slurm(*command).strip().split(";")[0]
+                break
+            except OSError as error:
+                if not TRANSIENT.search(str(error)) or time.monotonic() > deadline:
+                    raise
+                time.sleep(RETRY_S)
+                self.ask()
+                if found := self.find(job.folder):  # it was accepted all the same
+                    return found
         self.queue[job_id] = job_name(job.folder)
         return SlurmRun(job, job_id, self)
 
     def find(self, folder: Path) -> SlurmRun | None:
         """The job of an attempt that an earlier orchestrator submitted, if it still is one."""
-        self.ask()
         ids = [job_id for job_id, name in self.queue.items() if name == job_name(folder)]
         return SlurmRun(Job((), {}, folder), ids[0], self) if ids else None
 
     def settle(self, exp_dir: Path) -> None:
-        """Jobs go on without an orchestrator: nothing is ended, `find` finds them again."""
+        """Jobs go on without an orchestrator: nothing is ended, `find` finds them again.
 
-    def ask(self) -> None:
-        """Look at the queue again. A controller that does not answer changes nothing."""
-        with contextlib.suppress(OSError):
-            lines = slurm("squeue", "--noheader", "--me", "--format=%i %j").splitlines()
-            self.queue = dict(line.split(maxsplit=1) for line in lines)
+        Raises OSError when the queue cannot be seen: no answer does not mean that there is no job.
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        while not self.ask():
+            if time.monotonic() > deadline:
+                raise OSError("squeue does not answer, so it is not known which jobs still run")
+            time.sleep(RETRY_S)
+
+    def ask(self) -> bool:
+        """Look at the queue again. A controller that does not answer changes nothing: False."""
         self.asked_s = time.monotonic()
+        try:
+            lines = slurm("squeue", "--noheader", "--me", "--format=%i %j").splitlines()
+        except OSError:
+            return False
+        self.queue = {job_id: name for job_id, _, name in (line.partition(" ") for line in lines)}
+        return True
 
     def in_queue(self, job_id: str) -> bool:
         return job_id in self.queue

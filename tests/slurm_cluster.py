@@ -145,10 +145,12 @@ class SlurmCluster:
                 if process.environ().get("SLURMD_NODENAME") == f"n{n}" or spool in " ".join(
                     process.cmdline()
                 ):
-                    victims += [process, *process.children(recursive=True)]
-        for process in victims:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+                    keeper = [p for p in process.parents() if "slurmstepd" in p.name()]
+                    victims += [*keeper, process, *process.children(recursive=True)]
+        for end in (psutil.Process.suspend, psutil.Process.kill):  # none outlives another
+            for process in victims:
+                with contextlib.suppress(psutil.Error):
+                    end(process)
         self.command("scontrol", "update", f"nodename=n{n}", "state=down", "reason=lost")
 
     def command(self, *command: str) -> str:

@@ -1,0 +1,193 @@
+"""A Slurm that fails in the ways a real one does, told by a stand-in for its commands."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from invent import arm
+
+import launchers
+import slurm
+from launchers import A_SIGNAL, Job
+from records import LogReader, RunConfig, exit_from, judge, read_log
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN = RunConfig(1, arm("aux_6", 6), 0, 1000, 10)
+
+
+class Commands:
+    """What sbatch, squeue, scontrol and scancel answer; `failing` names those that do not."""
+
+    def __init__(self):
+        self.queue, self.facts, self.failing, self.given = {}, "", {}, []
+
+    def __call__(self, *command):
+        program = command[0]
+        self.given.append(command)
+        if self.failing.get(program, 0) > 0:
+            self.failing[program] -= 1
+            raise OSError(f"{program}: Socket timed out on send/recv operation")
+        if program == "sbatch":
+            name = next(word for word in command if word.startswith("--job-name="))
+            self.queue[str(len(self.queue) + 1)] = name.removeprefix("--job-name=")
+            return f"{len(self.queue)}\n"
+        if program == "squeue":
+            return "".join(f"{job} {name}\n" for job, name in self.queue.items())
+        return self.facts
+
+    def count(self, program):
+        return sum(command[0] == program for command in self.given)
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    fake = Commands()
+    monkeypatch.setattr(slurm, "slurm", fake)
+    monkeypatch.setattr(slurm.shutil, "which", lambda _: "/usr/bin/sbatch")
+    monkeypatch.setattr(slurm, "RETRY_S", 0.01)
+    monkeypatch.setattr(slurm, "POLL_S", 0.0)
+    monkeypatch.setattr(slurm, "VISIBLE_S", 0.05)
+    monkeypatch.setattr(slurm, "PATIENCE_S", 0.3)
+    return fake
+
+
+@pytest.fixture
+def launcher(commands, tmp_path):
+    (tmp_path / "code").mkdir()
+    return slurm.SlurmLauncher(tmp_path / "code")
+
+
+@pytest.fixture
+def run(launcher, tmp_path):
+    (tmp_path / "attempt").mkdir()
+    return launcher.start(Job(("true",), {}, tmp_path / "attempt"))
+
+
+def leave_the_queue(commands, run):
+    commands.queue.clear()
+    run.launcher.ask()
+
+
+def end_of(run):
+    """What became of the attempt, as the orchestrator would judge it."""
+    deadline = time.monotonic() + 10
+    while (exit := run.poll()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    log = read_log(run.job.folder / "output.log", 10)
+    return judge(RUN, 1, log, exit_from(exit))
+
+
+def test_a_queue_that_cannot_be_seen_is_not_an_empty_one(commands, launcher, run, tmp_path):
+    commands.failing["squeue"] = 2
+    launcher.queue = {}
+    launcher.settle(tmp_path)
+    assert launcher.find(run.job.folder).job_id == run.job_id
+    commands.failing["squeue"] = 10**9
+    with pytest.raises(OSError, match="squeue does not answer"):
+        launcher.settle(tmp_path)
+
+
+def test_a_submission_that_timed_out_is_tried_again(commands, launcher, tmp_path):
+    commands.failing["sbatch"] = 2
+    launcher.start(Job(("true",), {}, tmp_path))
+    assert commands.count("sbatch") == 3
+    assert len(commands.queue) == 1
+
+
+def test_a_submission_that_timed_out_and_was_accepted_is_not_repeated(
+    commands, launcher, tmp_path
+):
+    commands.failing["sbatch"] = 1
+    commands.queue["77"] = slurm.job_name(tmp_path)
+    assert launcher.start(Job(("true",), {}, tmp_path)).job_id == "77"
+    assert commands.count("sbatch") == 1
+
+
+def test_a_submission_that_cannot_work_is_an_error_at_once(launcher, tmp_path, monkeypatch):
+    def refuse(*command):
+        raise OSError("sbatch: error: invalid partition specified: gpu")
+
+    monkeypatch.setattr(slurm, "slurm", refuse)
+    with pytest.raises(OSError, match="invalid partition"):
+        launcher.start(Job(("true",), {}, tmp_path))
+
+
+def test_a_stop_that_failed_is_repeated(commands, run):
+    commands.failing["scancel"] = 3
+    run.stop("timeout")
+    deadline = time.monotonic() + 10
+    while commands.failing["scancel"] and time.monotonic() < deadline:
+        assert run.poll() is None  # it is in the queue
+        time.sleep(0.005)
+    assert commands.count("scancel") >= 3
+    leave_the_queue(commands, run)
+    commands.facts = "JobId=1 JobState=CANCELLED RunTime=00:00:07"
+    assert end_of(run).status == "timeout"
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "word"),
+    [
+        ("FAILED", "crashed", "python: not found"),
+        ("OUT_OF_MEMORY", "crashed", "OUT_OF_MEMORY"),
+        ("COMPLETED", "crashed", "COMPLETED"),
+        ("CANCELLED", "interrupted", "cancelled in Slurm"),
+        ("NODE_FAIL", "interrupted", "its node failed"),
+        ("PREEMPTED", "interrupted", "preempted"),
+        ("TIMEOUT", "timeout", "time limit"),
+    ],
+)
+def test_what_became_of_a_job_that_left_no_exit_file(commands, run, state, status, word):
+    (run.job.folder / "slurm.log").write_text("sh: python: not found\n")
+    (run.job.folder / "claim.json").write_text("{}")
+    leave_the_queue(commands, run)
+    commands.facts = f"JobId=1 JobState={state} RunTime=00:00:07 NumNodes=1"
+    result = end_of(run)
+    assert (result.status, round(result.wall_s)) == (status, 7)
+    assert word in result.reason
+
+
+def test_a_job_that_slurm_forgot_is_a_crash_and_hence_tried_three_times_at_most(commands, run):
+    leave_the_queue(commands, run)
+    assert end_of(run).status == "crashed"
+
+
+def test_a_job_cancelled_while_it_waited_costs_nothing_and_is_known_at_once(
+    commands, run, monkeypatch
+):
+    monkeypatch.setattr(slurm, "VISIBLE_S", 1e9)
+    leave_the_queue(commands, run)
+    commands.facts = "JobId=1 JobState=CANCELLED RunTime=00:00:00"
+    result = end_of(run)
+    assert (result.status, result.wall_s < 0.1) == ("interrupted", True)
+
+
+def test_a_file_that_becomes_visible_late_is_waited_for(commands, run, monkeypatch):
+    monkeypatch.setattr(slurm, "VISIBLE_S", 1e9)
+    leave_the_queue(commands, run)
+    commands.facts = "JobId=1 JobState=COMPLETED RunTime=00:00:07"
+    assert [run.poll(), run.poll()] == [None, None]
+    exit = launchers.exit_record(0, "itself", 0.0, "1")
+    (run.job.folder / "exit.json").write_text(json.dumps(exit))
+    assert run.poll()["returncode"] == 0
+
+
+def test_a_signal_that_nobody_explains_is_an_interruption(commands, run):
+    leave_the_queue(commands, run)
+    exit = launchers.exit_record(-15, A_SIGNAL, 0.0, "1")
+    (run.job.folder / "exit.json").write_text(json.dumps(exit))
+    assert end_of(run).reason.startswith(slurm.ENDED)
+
+
+def test_a_job_whose_orchestrator_is_gone_keeps_to_its_limit(tmp_path):
+    limits = {"limit_s": 0.5 - launchers.LATE_S, "limit_why": "the budget is spent"}
+    (tmp_path / "config.json").write_text(json.dumps(limits))
+    program = [sys.executable, "-I", str(ROOT / "launchers.py"), "--job", str(tmp_path)]
+    subprocess.run([*program, "sleep", "60"], env={"SLURM_JOB_ID": "9"}, timeout=20, check=True)
+    exit = launchers.read_exit(tmp_path)
+    assert exit["ended_by"] == "the budget is spent"
+    assert judge(RUN, 1, LogReader(10), exit_from(exit)).status == "interrupted"
