@@ -288,6 +288,14 @@ class Experiment:
     def iterations(self, fraction: float) -> int:
         return max(1, round(self.full_iterations * fraction))
 
+    def budget_at(self, pairs: int) -> float:
+        """The budget in force when so many pairs of stage 4 were complete, in hours. What a look
+        was taken under does not change with a budget that is given later."""
+        for o in self.overrides:
+            if o.kind == "budget" and pairs <= o.value["pairs"]:
+                return o.value["was"]
+        return self.budget_hours
+
     def overridden(self, stage: int, kind: str) -> Override | None:
         """The latest override of this kind for this stage."""
         found = [o for o in self.overrides if (o.kind, o.stage) == (kind, stage)]

@@ -213,14 +213,10 @@ def close_attempt(
     exit = exit_from(launchers.read_exit(folder))
     if exit is None:
         try:
-            launched = config["launched"]
-            clock, start_s = str(launched["clock"]), float(launched["monotonic_s"])
-            lived_s = last_sign_of_life_s(folder, clock, start_s, float(config["limit_s"]))
+            interval = lived(folder, name, attempt, config)
         except (KeyError, TypeError) as error:
             raise ValueError(f"it does not say when the attempt began ({error!r})") from None
-        ended_by = "the orchestrator and the watcher died"
-        nodes = config.get("machine", {}).get("nodes", 1)
-        exit = Exit(None, ended_by, clock, start_s, start_s + lived_s, nodes)
+        exit = Exit(None, "the orchestrator and the watcher died", *interval)
     if distrust:
         exit = replace(exit, returncode=None, ended_by=distrust)
         log = LogReader(run.num_iterations)
@@ -231,18 +227,28 @@ def close_attempt(
     return result
 
 
-def last_sign_of_life_s(folder: Path, clock: str, start_s: float, limit_s: float) -> float:
-    """Seconds from the launch to the last line of the log, by the file system's clock.
+def lived(folder: Path, name: str, attempt: int, config: Mapping) -> Interval:
+    """From the launch to the last line of the log, by the file system's clock. A job begins when it
+    claims the attempt.
 
     Somebody may have set that clock meanwhile: not beyond the attempt's limit, nor beyond now.
     """
-    most_s = limit_s
-    if clock == launchers.boot_clock():
+    launched, most_s = config["launched"], float(config["limit_s"])
+    clock, start_s = str(launched["clock"]), float(launched["monotonic_s"])
+    begun, nodes = folder / "config.json", 1
+    if launched_on(config) == "slurm":
+        clock, start_s, nodes = f"job {name} {attempt}", 0.0, int(config["machine"]["nodes"])
+        begun = folder / "claim.json"
+    elif clock == launchers.boot_clock():
         most_s = min(most_s, time.monotonic() - start_s)
+    lived_s = 0.0
     with contextlib.suppress(OSError):
-        lived = (folder / "output.log").stat().st_mtime - (folder / "config.json").stat().st_mtime
-        return max(0.0, min(lived, most_s))
-    return 0.0
+        lived_s = (folder / "output.log").stat().st_mtime - begun.stat().st_mtime
+    return clock, start_s, start_s + max(0.0, min(lived_s, most_s)), nodes
+
+
+def launched_on(config: Mapping) -> str:
+    return config.get("machine", {}).get("launcher", "local")
 
 
 def next_free(path: Path, word: str) -> Path:
@@ -334,18 +340,26 @@ class Orchestrator:
             "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         record = {"run": asdict(run), "attempt": attempt, "command": job.command, "env": job.env}
-        record |= {"launched": launched, "limit_s": limits.seconds, **facts}
+        record |= {"limit_s": limits.seconds, "limit_why": limits.why, "launched": launched}
+        record |= facts
         write_json(job.folder / "config.json", record)
         self._follow(run, attempt, job.folder, self.launcher.start(job), limits)
 
-    def adopt(self, open_attempts: Sequence[tuple[str, int, Path]], stall_s: float) -> None:
-        """Follow the runs of an earlier sitting that went on without it."""
+    def adopt(
+        self, open_attempts: Sequence[tuple[str, int, Path]], stall_s: float
+    ) -> list[RunResult]:
+        """Follow the runs of an earlier sitting that went on without it; results of those that
+        ended just now."""
+        ended = []
         for name, attempt, folder in open_attempts:
             run, config = read_config(folder, name, attempt)
-            limits = Limits(float(config["limit_s"]), "timeout", stall_s)
+            limits = Limits(float(config["limit_s"]), config["limit_why"], stall_s)
             process = self.launcher.find(folder.resolve())
-            if process is not None:
+            if process is None:
+                ended.append(close_attempt(folder, name, attempt, self.experiment_id, ""))
+            else:
                 self._follow(run, attempt, folder.resolve(), process, limits)
+        return ended
 
     def _follow(self, run, attempt, folder, process, limits: Limits) -> None:
         now = time.monotonic()
@@ -363,10 +377,14 @@ class Orchestrator:
 
     def intervals(self) -> list[Interval]:
         """Machine time of the runs in flight so far."""
-        now, flights = time.monotonic(), self.flights.values()
-        return [
-            (f.process.clock, f.started_s, now, f.process.nodes) for f in flights if f.process.begun
-        ]
+        begun = (f for f in self.flights.values() if f.process.begun)
+        return [(f.process.clock, f.started_s, time.monotonic(), f.process.nodes) for f in begun]
+
+    def paid_so_far(self) -> list[tuple[RunConfig, float]]:
+        """Each run in flight with its machine time, seconds; 0 for one that waits in a queue."""
+        paid = {name: f.process.begun * f.process.nodes for name, f in self.flights.items()}
+        now = time.monotonic()
+        return [(f.run, paid[name] * (now - f.started_s)) for name, f in self.flights.items()]
 
     def wait(self, timeout_s: float) -> list[RunResult]:
         """Follow the runs in flight for at most timeout_s; results of those that ended."""
@@ -397,11 +415,14 @@ class Orchestrator:
             flight.stopped = why
             flight.process.stop(why)
 
+    def order_stop(self, why: str) -> None:
+        for flight in self.flights.values():
+            self._stop(flight, why)
+
     def stop(self, why: str) -> list[RunResult]:
         """End every run in flight and record it."""
         results = []
-        for flight in self.flights.values():
-            self._stop(flight, why)
+        self.order_stop(why)
         while self.flights:
             results += self.wait(0.2)
         return results
@@ -476,9 +497,7 @@ def read_in_flight(name: str, attempt: int, folder: Path) -> dict:
     """What an attempt without a result has logged so far, for a look from another terminal."""
     try:
         run, config = read_config(folder, name, attempt)
-        launched = config["launched"]
-        here = launched["clock"] == launchers.boot_clock()
-        seconds = time.monotonic() - launched["monotonic_s"] if here else None
+        interval = interval_so_far(name, attempt, folder, config)
     except (ValueError, OSError, KeyError, TypeError):
         return {}
     log = read_log(folder / "output.log", run.num_iterations)
@@ -489,5 +508,19 @@ def read_in_flight(name: str, attempt: int, folder: Path) -> dict:
         "step": log.step,
         "num_iterations": run.num_iterations,
         "val_loss": log.curve[-1][1] if log.curve else None,
-        "seconds": seconds,  # None: it began on another machine, or before this one's last start
+        "seconds": interval[2] - interval[1] if interval else None,
+        "interval": interval,
     }
+
+
+def interval_so_far(name: str, attempt: int, folder: Path, config: Mapping) -> Interval | None:
+    """Machine time of a run in flight. None: it waits in a queue, or began on another machine or
+    before this one's last start."""
+    launched = config["launched"]
+    if launched_on(config) == "slurm":
+        with contextlib.suppress(FileNotFoundError):
+            age_s = max(0.0, time.time() - (folder / "claim.json").stat().st_mtime)
+            return f"job {name} {attempt}", 0.0, age_s, config["machine"]["nodes"]
+    elif launched["clock"] == launchers.boot_clock():
+        return launched["clock"], launched["monotonic_s"], time.monotonic(), 1
+    return None

@@ -52,7 +52,7 @@ class Situation:
     stage: "Stage"
     choice: Arm | None  # layers, weight and schedule as decided so far
     decisions: Mapping[int, Decision]  # of the stages before
-    results: tuple[RunResult, ...]  # the last word on each of the stage's runs, in any order
+    results: Mapping[tuple, RunResult]  # by RunConfig.key: the last word on the stage's runs
     history: tuple[RunResult, ...]  # every attempt of this stage and of those before
     left_s: float  # of the budget, when the stage began
     costs: Costs  # as known when the stage began
@@ -60,8 +60,11 @@ class Situation:
     @property
     def told(self) -> list[RunResult]:
         """The results in the order in which the stage asked for them."""
-        by_name = {result.run.name: result for result in self.results}
-        return [by_name[run.name] for run in self.stage.wanted(self) if run.name in by_name]
+        return self.of(self.stage.wanted(self))
+
+    def of(self, runs: Sequence[RunConfig]) -> list[RunResult]:
+        """The results of these runs, as far as there are any."""
+        return [self.results[run.key] for run in runs if run.key in self.results]
 
     def run(self, arm: Arm, seed_number: int = 0, index: int = 0) -> RunConfig:
         stage, e = self.stage, self.experiment
@@ -102,10 +105,8 @@ def dives_then_validations(s: Situation) -> list[RunConfig]:
     """Weights and schedules at the chosen layers; then the best of them, with new seeds."""
     dives = each_arm_once(s)[: len(DIVES)]
     dives = [replace(run, arm=replace(run.arm, layers=s.choice.layers)) for run in dives]
-    if len(s.results) < len(dives):
-        return dives
-    best = helper.best_dive([r for r in s.results if r.run.arm.name.startswith("dive_")])
-    if best is None:
+    done = s.of(dives)
+    if len(done) < len(dives) or (best := helper.best_dive(done)) is None:
         return dives
     validations = [replace(best.arm, name=f"validation_{k}") for k in range(N_VALIDATIONS)]
     return dives + [s.run(arm, 2 + k) for k, arm in enumerate(validations)]
@@ -130,9 +131,10 @@ def placements_then_two_again(s: Situation) -> list[RunConfig]:
     """Every placement that screening left, once; then the two best with a new seed."""
     dropped = s.decisions[1].numbers["dropped"] if 1 in s.decisions else []
     first = [s.run(arm) for arm in s.stage.arms if list(arm.layers) not in dropped]
-    if len(s.results) < len(first):
+    done = s.of(first)
+    if len(done) < len(first):
         return first
-    return first + [s.run(arm, 1, index=1) for arm in adaptive.two_best(s.results)]
+    return first + [s.run(arm, 1, index=1) for arm in adaptive.two_best(done)]
 
 
 def cells(s: Situation) -> list[RunConfig]:
@@ -157,11 +159,10 @@ def pair_of(s: Situation, k: int) -> tuple[RunConfig, RunConfig]:
 def final_pairs(s: Situation) -> tuple[list[adaptive.Pair], int]:
     """(complete pairs in order, up to the first one that is still open; number of pairs given up
     after repeated failures)."""
-    by_name = {r.run.name: r for r in s.results}
     complete, given_up = [], 0
     for k in itertools.count():
-        pair = tuple(by_name.get(run.name) for run in pair_of(s, k))
-        if not all(pair):
+        pair = tuple(s.of(pair_of(s, k)))
+        if len(pair) < 2:
             return complete, given_up
         if all(r.settled for r in pair):
             complete.append(pair)
@@ -183,7 +184,8 @@ def together(s: Situation) -> int:
 def most_pairs(s: Situation, complete: Sequence[adaptive.Pair]) -> list[int]:
     """n_max on entry, and after each complete pair as the budget then allowed; it never rises."""
     e = s.experiment
-    limits = [min(e.validation_runs or MAX_PAIRS, affordable(s, s.costs, s.left_s))]
+    left_s = s.left_s + 3600 * (e.budget_at(0) - e.budget_hours)
+    limits = [min(e.validation_runs or MAX_PAIRS, affordable(s, s.costs, left_s))]
     for n in range(1, len(complete) + 1):
         end = n if e.slots == 1 else batch_end(s, n)
         if end > len(complete):  # others that were launched with it still run, and are paid for
@@ -191,17 +193,20 @@ def most_pairs(s: Situation, complete: Sequence[adaptive.Pair]) -> list[int]:
             continue
         last = complete[end - 1][0].run.index
         paid = [r for r in s.history if r.run.stage < 4 or r.run.index <= last]
-        left_s = 3600 * e.budget_hours - machine_seconds(paid)
+        left_s = 3600 * e.budget_at(n) - machine_seconds(paid)
         limits.append(min(limits[-1], end + affordable(s, Costs(e, paid), left_s)))
     return limits
 
 
 def affordable(s: Situation, costs: Costs, left_s: float) -> int:
-    """How many pairs fit into what is left; side by side, their runs go in rounds."""
-    times, slots = [costs(run) for run in pair_of(s, 0)], s.experiment.slots
-    if slots == 1 or s.experiment.paid_each:
+    """How many pairs fit into what is left; side by side on a machine, their runs go in rounds."""
+    e, times = s.experiment, [costs(run) for run in pair_of(s, 0)]
+    if e.slots == 1 or e.paid_each:
         return max(0, math.floor(left_s / sum(times)))
-    return max(0, math.floor(left_s / max(times))) * slots // 2
+    rounds = max(0, math.floor(left_s / max(times)))
+    if s.stage.wanted is pairs:  # all at once: an odd slot takes half of the next pair
+        return rounds * e.slots // 2
+    return rounds * together(s)
 
 
 def pairs_until_settled(s: Situation) -> list[RunConfig]:
@@ -217,6 +222,14 @@ def pairs_until_settled(s: Situation) -> list[RunConfig]:
         target = n
     count = min(target, max(n, n_max)) + given_up
     return [run for k in range(count) for run in pair_of(s, k)]
+
+
+def pairs_begun(results: Sequence[RunResult]) -> int:
+    """Complete pairs of stage 4; -1 before its first run."""
+    mine = [r for r in results if r.run.stage == 4]
+    settled = {(bool(r.run.arm.layers), r.run.index) for r in mine if r.settled}
+    complete = [index for is_best, index in settled if is_best and (False, index) in settled]
+    return len(complete) if mine else -1
 
 
 def looks_so_far(s: Situation, complete: Sequence[adaptive.Pair], limits: Sequence[int]):
@@ -398,14 +411,16 @@ def next_step(
     spent_s: float | None = None,
     conclude: bool = True,
 ) -> Step:
-    """The plan. `running` names the runs in flight, `spent_s` the machine time with theirs.
+    """The plan. `running` names the runs in flight, `spent_s` the machine time with theirs and with
+    what is set aside for them.
 
     Without `conclude`, the last stage's decision, on which no run depends, is left out: it is the
     one that needs tests, and scipy takes most of a second to import.
     """
-    attempts: dict[str, list[RunResult]] = {}
+    attempts: dict[tuple, list[RunResult]] = {}
     for r in sorted(results, key=lambda r: r.attempt):
-        attempts.setdefault(r.run.name, []).append(r)
+        attempts.setdefault(r.run.key, []).append(r)
+    last_words = {key: last for key, a in attempts.items() if (last := concluded(a))}
     left_s = 3600 * e.budget_hours - (machine_seconds(results) if spent_s is None else spent_s)
     costs = Costs(e, results)
     start = max((o.stage for o in e.overrides if o.kind == "by_hand"), default=0)
@@ -415,21 +430,22 @@ def next_step(
         earlier = [r for r in results if r.run.stage < stage.number]
         if by_hand := e.overridden(stage.number, "by_hand"):
             choice = Arm("by_hand", **{**by_hand.value, "layers": tuple(by_hand.value["layers"])})
-        elif stage.number < start and not any(r.run.stage == stage.number for r in results):
-            continue
-        mine = [concluded(a) for a in attempts.values() if a[0].run.stage == stage.number]
+        elif choice is None and stage.number > 2:
+            continue  # a person chose for a later stage
         situation = Situation(
             experiment=e,
             stage=stage,
             choice=choice,
             decisions=decisions,
-            results=tuple(r for r in mine if r),
+            results={key: r for key, r in last_words.items() if r.run.stage == stage.number},
             history=tuple(r for r in results if r.run.stage <= stage.number),
             left_s=3600 * e.budget_hours - machine_seconds(earlier),
             costs=Costs(e, earlier),
         )
         wanted = stage.wanted(situation)
-        open_runs = [run for run in wanted if not concluded(attempts.get(run.name, []))]
+        open_runs = [run for run in wanted if run.key not in last_words]
+        if open_runs and stage.number < start:
+            continue  # the same
         startable = tuple(run for run in open_runs if run.name not in running)
         asked = e.validation_runs or N_PAIRS
         if stage.wanted is pairs and len(wanted) < 2 * asked:

@@ -77,6 +77,13 @@ class RunConfig:
     def name(self) -> str:
         return f"{self.arm.name}/run_{self.index}"
 
+    @property
+    def key(self) -> tuple:
+        """What was trained, under which name. Results count for a run of the same key only: under
+        the name final_best, say, another choice of layers would be another run."""
+        trained = (self.arm.configuration, self.arm.unet_skips, self.seed, self.num_iterations)
+        return self.stage, self.name, *trained
+
 
 STATUSES = ("ok", "diverged", "crashed", "timeout", "interrupted")
 

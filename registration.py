@@ -21,14 +21,45 @@ from pathlib import Path
 
 import launchers
 import staged_analysis_helper as helper
-from experiment import HYPOTHESIS, PROFILES, QUESTION, Experiment, Override, seed_of
-from plans import MAX_ATTEMPTS, PLANS, Step
-from records import RunResult, arm_from, cores, machine_seconds, read_json, write_json
+from experiment import (
+    ALL_SCHEDULES,
+    HYPOTHESIS,
+    PROFILES,
+    QUESTION,
+    Experiment,
+    Override,
+    seed_of,
+)
+from plans import MAX_ATTEMPTS, MAX_GIVEN_UP, MAX_PAIRS, N_PAIRS, PLANS, Step
+from records import (
+    RunResult,
+    arm_from,
+    cores,
+    is_number,
+    machine_seconds,
+    printable,
+    read_json,
+    write_json,
+)
 
 ROOT = Path(__file__).resolve().parent
 
 # ---------------------------------------------------------------------------------------------
 # Registration: what is fixed before the first run
+
+# of the machine, for a run: losses do not depend on it, but costs, times and when looks are taken
+SHARE = ("device", "processes", "slots", "nodes", "launcher")
+RULES = (  # the files that decide
+    *("experiment.py", "plans.py", "adaptive.py"),
+    *("staged_analysis_helper.py", "aux_stats.py"),
+)
+
+
+def hash_of(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -45,10 +76,7 @@ class Materials:
 
     @property
     def code_hash(self) -> str:
-        digest = hashlib.sha256()
-        for file in self.code_files:
-            digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-        return digest.hexdigest()[:16]
+        return hash_of(self.code_files)
 
     @property
     def data_fingerprint(self) -> str:
@@ -122,11 +150,21 @@ def registered(e: Experiment, m: Materials) -> dict:
         "full_iterations": e.full_iterations,
         "validation_runs": e.validation_runs,
         "budget_hours": e.budget_hours,
+        "arms": [asdict(arm) for arm in e.arms],  # by hand
+        "seeds": list(e.seeds),  # by hand
         "unet_skips": e.unet_skips,
         "log_grad_norms": e.log_grad_norms,
         "stages": stages,
+        "counts": {
+            "attempts": MAX_ATTEMPTS,
+            "pairs": MAX_PAIRS if e.plan == "adaptive" else N_PAIRS,
+            "pairs_given_up": MAX_GIVEN_UP,
+        },
+        "spending": "Lan-DeMets, O'Brien-Fleming, by complete pairs over the most that fit",
+        "share": {name: getattr(e, name) for name in SHARE},
         "data": {"fingerprint": m.data_fingerprint},
         "code": {"hash": m.code_hash, "files": [file.name for file in m.code_files]},
+        "rules": {"hash": hash_of([ROOT / name for name in RULES]), "files": list(RULES)},
     }
 
 
@@ -191,12 +229,11 @@ def begin(e: Experiment, m: Materials, output_dir: Path, facts: dict) -> Path:
     document = {
         "experiment_id": uuid.uuid4().hex,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "hash": "sha256:" + hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest(),
+        "hash": digest_of(fixed),
+        "hashed": sorted(fixed),
         **fixed,
         "data": {"dir": str(m.data_dir), **fixed["data"]},
         "device_batch_size": e.profile.device_batch_size,  # free to change: the loss is the same
-        "arms": [asdict(arm) for arm in e.arms],
-        "seeds": list(e.seeds),
         "train_script": str(m.script),
         **facts,
     }
@@ -204,13 +241,23 @@ def begin(e: Experiment, m: Materials, output_dir: Path, facts: dict) -> Path:
     return exp_dir
 
 
+def digest_of(fixed: dict) -> str:
+    text = json.dumps(fixed, sort_keys=True)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def fixed_part(document: dict) -> dict:
+    """What `registered` returned when the experiment began."""
+    fixed = {name: document[name] for name in document["hashed"]}
+    return fixed | {"data": {"fingerprint": document["data"]["fingerprint"]}}
+
+
 def check_unchanged(document: dict, fixed: dict, exp_dir: Path) -> None:
     """Raise ValueError that names every registered field that differs from what is asked now."""
     now = json.loads(json.dumps(fixed))
     differing = [
-        f"{field}{inner}: registered {printable_value(was)}, now {printable_value(is_now)}"
-        for field in now
-        for inner, was, is_now in differences(document.get(field), now[field])
+        f"{path.lstrip('.')}: registered {printable_value(was)}, now {printable_value(is_now)}"
+        for path, was, is_now in differences(fixed_part(document), now)
     ]
     if differing:
         script = exp_dir / "code" / document["code"]["hash"] / document["code"]["files"][0]
@@ -224,7 +271,7 @@ def differences(was, now, path=""):
     """(path, was, now) of every leaf that differs between two JSON values."""
     if isinstance(was, dict) and isinstance(now, dict):
         named = was.get("name") != now.get("name")  # then all the rest differs too
-        for key in ["name"] if named else now:
+        for key in ["name"] if named else sorted({*was, *now}):
             yield from differences(was.get(key), now.get(key), f"{path}.{key}")
     elif was != now:
         yield path, was, now
@@ -260,12 +307,17 @@ def read_document(exp_dir: Path) -> dict:
             " (experiments/aux_heads_...)"
         )
     document = read_json(path)
-    expected = ("experiment_id", "plan", "profile", "full_iterations", "budget_hours", "data")
-    expected += ("unet_skips", "log_grad_norms")
-    if lacking := [name for name in expected if name not in document]:
-        raise ValueError(f"{path}: no field {', '.join(lacking)}; it is not an experiment of ours")
-    if document["plan"] not in PLANS or document["profile"]["name"] not in PROFILES:
-        raise ValueError(f"{path}: unknown plan {document['plan']!r} or profile")
+    try:
+        if digest_of(fixed_part(document)) != document["hash"]:
+            raise ValueError("what was registered is not what was hashed: it was edited since")
+        experiment_of(document)
+        paths = [document["data"]["dir"], document["train_script"]]
+        if not all(isinstance(text, str) for text in (document["experiment_id"], *paths)):
+            raise TypeError("experiment_id, train_script or data.dir is no text")
+    except KeyError as error:
+        raise ValueError(f"{path}: no field {error}; it is not an experiment of ours") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: {printable(str(error))}; start a new experiment") from None
     return document
 
 
@@ -278,11 +330,7 @@ def experiment_of(document: dict) -> Experiment:
         budget_hours=document["budget_hours"],
         full_iterations=document["full_iterations"],
         validation_runs=document["validation_runs"],
-        processes=document["machine"]["processes"],
-        slots=document["machine"]["slots"],
-        nodes=document["machine"]["nodes"],
-        launcher=document["machine"]["launcher"],
-        device=document["machine"]["device"],
+        **{name: document["share"][name] for name in SHARE},
         arms=tuple(map(arm_from, document["arms"])),
         seeds=tuple(document["seeds"]),
         stop_on=document["stop_on"],
@@ -296,9 +344,41 @@ def read_overrides(exp_dir: Path) -> tuple[Override, ...]:
     if not path.exists():
         return ()
     try:
-        return tuple(Override(**value) for value in read_json(path)["overrides"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a list of overrides ({error!r})") from None
+        found = read_json(path)["overrides"]
+        if not isinstance(found, list):
+            raise TypeError(f"holds a {type(found).__name__}, not a list")
+        return tuple(map(override_from, found))
+    except (KeyError, TypeError, ValueError) as error:
+        mend = "mend it, or remove it to go on without overrides"
+        raise ValueError(f"{path}: {printable(str(error))}; {mend}") from None
+
+
+def override_from(value: dict) -> Override:
+    """Raises ValueError, TypeError or KeyError for anything that nobody can have decided."""
+    o = Override(**value)
+    if type(o.stage) is not int or not 0 <= o.stage <= 4:
+        raise ValueError(f"stage {o.stage!r}")
+    if o.kind == "budget":
+        numbers = (o.value["hours"], o.value["was"])
+        if not all(is_number(n) and n > 0 for n in numbers) or type(o.value["pairs"]) is not int:
+            raise ValueError(f"a budget of {o.value}")
+    elif o.kind == "by_hand":
+        check_choice(o.value["layers"], o.value["weight"], o.value["schedule"])
+    elif o.kind != "ignore_gate":
+        raise ValueError(f"an override of the kind {o.kind!r}")
+    return o
+
+
+def check_choice(layers: Sequence[int], weight: float | None, schedule: str | None) -> None:
+    """Raise ValueError for an arm that the trainer would refuse."""
+    n_layer = next(iter(PROFILES.values())).n_layer
+    for layer in layers:
+        if type(layer) is not int or not 1 <= layer < n_layer:
+            raise ValueError(f"--best_layers {layer}: tap layers are 1 to {n_layer - 1}")
+    if weight is not None and not (is_number(weight) and weight > 0):
+        raise ValueError(f"--best_weight {weight}: give a number above 0")
+    if schedule is not None and schedule not in ALL_SCHEDULES:
+        raise ValueError(f"--best_schedule {schedule}: give one of {', '.join(ALL_SCHEDULES)}")
 
 
 def with_overrides_on_record(e: Experiment, exp_dir: Path) -> Experiment:
@@ -307,14 +387,18 @@ def with_overrides_on_record(e: Experiment, exp_dir: Path) -> Experiment:
     return replace(e, budget_hours=budget.value["hours"]) if budget else e
 
 
-def add_override(exp_dir: Path, e: Experiment, kind: str, stage: int, value: dict) -> Experiment:
-    """Record that a person decided; a second time for the same thing changes nothing."""
+def with_override(e: Experiment, kind: str, stage: int, value: dict) -> Experiment:
+    """A person decided; a second time for the same thing changes nothing."""
     known = e.overridden(stage, kind)
     if known and known.value == value:
         return e
     override = Override(kind, stage, value, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-    e = replace(e, overrides=(*e.overrides, override))
-    write_json(exp_dir / "overrides.json", {"overrides": [asdict(o) for o in e.overrides]})
+    return replace(e, overrides=(*e.overrides, override))
+
+
+def record_overrides(exp_dir: Path, e: Experiment) -> Experiment:
+    if e.overrides:
+        write_json(exp_dir / "overrides.json", {"overrides": [asdict(o) for o in e.overrides]})
     return e
 
 

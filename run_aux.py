@@ -29,7 +29,6 @@ import launchers
 import slurm
 import staged_analysis_helper as helper
 from experiment import (
-    ALL_SCHEDULES,
     ARMS,
     PHASES,
     PROFILES,
@@ -52,7 +51,7 @@ from orchestrator import (
     read_in_flight,
     reconcile,
 )
-from plans import PLANS, forecast, next_step, paid_s, span_s
+from plans import PLANS, forecast, next_step, paid_s, pairs_begun, span_s
 from records import (
     STATUSES,
     Arm,
@@ -68,8 +67,8 @@ from records import (
 from registration import (
     ROOT,
     Materials,
-    add_override,
     begin,
+    check_choice,
     check_materials,
     check_unchanged,
     experiment_of,
@@ -77,8 +76,10 @@ from registration import (
     machine,
     newest_experiment,
     read_document,
+    record_overrides,
     registered,
     versions,
+    with_override,
     with_overrides_on_record,
     write_results,
 )
@@ -220,12 +221,26 @@ class Session:
     stall_s: float
 
 
+BUDGET_SPENT = "the budget is spent"
+
+
+def set_aside_s(
+    e: Experiment, results: Sequence[RunResult], in_flight: Sequence[tuple[RunConfig, float]]
+) -> float:
+    """What runs in flight are still expected to cost, where each is paid for on its own.
+
+    in_flight: each run with the machine time that it has taken so far, seconds.
+    """
+    costs = Costs(e, results)
+    return sum(max(0.0, costs(run) - paid_s) for run, paid_s in in_flight) if e.paid_each else 0.0
+
+
 def limits_of(e: Experiment, run: RunConfig, results, spent_s: float, stall_s: float) -> Limits:
     """A run may take three times what is expected and a little more, but not past the budget."""
     patience_s = 3 * Costs(e, results).wall_s(run) + 120
     left_s = (3600 * e.budget_hours - spent_s) / e.nodes
     if left_s < patience_s:
-        return Limits(left_s, "the budget is spent", stall_s)
+        return Limits(left_s, BUDGET_SPENT, stall_s)
     return Limits(patience_s, "timeout", stall_s)
 
 
@@ -233,16 +248,19 @@ def drive(e: Experiment, s: Session, results: list[RunResult], display: Display)
     """Run until the plan ends, the stage asked for is decided, or a person stops it."""
     stop = StopRequest()
     orchestrator = Orchestrator(s.exp_dir, s.experiment_id, s.launcher, e.slots)
-    orchestrator.adopt(s.running, s.stall_s)
+    for result in orchestrator.adopt(s.running, s.stall_s):
+        results.append(result)
+        display.say(result_line(result, finished(results), len(forecast(e, results)[0])))
     flights = orchestrator.flights
     shown = set(next_step(e, results).decisions) - {s.until}
     to_come = forecast(e, results)[0]
 
     while True:
         spent_s = machine_seconds(results, orchestrator.intervals())
+        spent_s += set_aside_s(e, results, orchestrator.paid_so_far())
         step = next_step(e, results, frozenset(flights), spent_s)
         if step.at_gate and s.ignore_gate and step.stage <= s.until:
-            e = add_override(s.exp_dir, e, "ignore_gate", step.stage, {})
+            e = record_overrides(s.exp_dir, with_override(e, "ignore_gate", step.stage, {}))
             display.say(f"OVERRIDE, on record: going on past stage {step.stage} ({step.ended}).")
             continue
         for number in sorted(step.decisions.keys() - shown):
@@ -267,6 +285,8 @@ def drive(e: Experiment, s: Session, results: list[RunResult], display: Display)
             ended = orchestrator.wait(0.2)
             s.lock.touch()
             spent_s = machine_seconds(results, orchestrator.intervals())
+            if spent_s > 3600 * e.budget_hours:
+                orchestrator.order_stop(BUDGET_SPENT)
             done = finished(results)
             total = done + len(to_come)
             plan = plan_line(e, done + len(flights), total, spent_s, span_s(to_come))
@@ -355,7 +375,9 @@ def status(exp_dir: Path) -> dict:
         who, lives = holder(exp_dir / "lock.json", time.time())
         orchestrator = who if lives else f"gone ({who})"
     open_attempts = [found for attempt in records.open if (found := read_in_flight(*attempt))]
-    in_flight_s = sum(found["seconds"] or 0.0 for found in open_attempts) if lives else 0.0
+    in_flight = [found.pop("interval") for found in open_attempts]
+    spent_s = machine_seconds(records.results)
+    in_flight_s = machine_seconds((), [i for i in in_flight if i]) if lives else 0.0
     return {
         "exp_dir": str(exp_dir),
         "plan": e.plan,
@@ -369,8 +391,8 @@ def status(exp_dir: Path) -> dict:
         "damaged": {str(path): why for path, why in records.damaged},
         "left": [p.run.name for p in planned],
         "decisions": decisions,
-        "hours_spent": (machine_seconds(records.results) + in_flight_s) / 3600,
-        "hours_to_go": paid_s(e, planned) / 3600,
+        "hours_spent": (spent_s + in_flight_s) / 3600,
+        "hours_to_go": max(0.0, paid_s(e, planned) - in_flight_s) / 3600,
         "budget_hours": e.budget_hours,
     }
 
@@ -518,16 +540,7 @@ def check_arguments(args) -> None:
                 "--best_layers, --best_weight, --best_schedule go with --stage 3 or 4,"
                 " and --best_layers is needed"
             )
-        n_layer = next(iter(PROFILES.values())).n_layer
-        for layer in args.best_layers:
-            if not 1 <= layer < n_layer:
-                raise ValueError(f"--best_layers {layer}: tap layers are 1 to {n_layer - 1}")
-        if args.best_weight is not None and not 0 < args.best_weight < float("inf"):
-            raise ValueError(f"--best_weight {args.best_weight}: give a number above 0")
-        if args.best_schedule is not None and args.best_schedule not in ALL_SCHEDULES:
-            raise ValueError(
-                f"--best_schedule {args.best_schedule}: give one of {', '.join(ALL_SCHEDULES)}"
-            )
+        check_choice(args.best_layers, args.best_weight, args.best_schedule)
 
 
 def arms_asked(args) -> tuple[Arm, ...]:
@@ -572,10 +585,10 @@ def as_asked(e: Experiment, args, gpus: Sequence[str]) -> Experiment:
         # this may be a login node without a GPU: what the cluster has is for --num_gpus to say
         fits = e.profile.gpus or 1
         device = "cuda" if e.profile.gpus else "cpu"
-        e = replace(e, launcher=args.launcher, device=device, processes=fits, slots=1)
+        e = replace(e, launcher=args.launcher, device=device, processes=fits, slots=1, nodes=1)
     if args.num_gpus is not None:
         device = "cuda" if args.num_gpus else "cpu"
-        e = replace(e, device=device, processes=args.num_gpus or 1, slots=1)
+        e = replace(e, device=device, processes=args.num_gpus or 1, slots=1, nodes=1)
     used = e.processes * e.slots
     if e.device == "cuda" and e.launcher == "local" and used > len(gpus):
         raise ValueError(
@@ -594,6 +607,8 @@ def as_asked(e: Experiment, args, gpus: Sequence[str]) -> Experiment:
             if e.device == "cuda" and e.launcher == "local":
                 raise ValueError(f"--{name}: for a CPU; with GPUs give --gpus_per_run")
             e = replace(e, **{field: getattr(args, name)})
+    if e.processes % e.nodes:
+        raise ValueError(f"{e.processes} processes of a run do not divide over {e.nodes} nodes")
     if args.nodes_per_run is not None:
         if e.launcher != "slurm" or e.processes % args.nodes_per_run:
             raise ValueError(
@@ -601,6 +616,8 @@ def as_asked(e: Experiment, args, gpus: Sequence[str]) -> Experiment:
                 f" {e.processes} processes of a run"
             )
         e = replace(e, nodes=args.nodes_per_run)
+    if args.stop_on and e.plan != "adaptive":
+        raise ValueError(f"--stop_on {args.stop_on}: it is for --plan adaptive; leave it out")
     per_process = max(1, e.profile.batch_size // e.processes)
     sequences = args.device_batch_size or min(e.profile.device_batch_size, per_process)
     return replace(e, profile=replace(e.profile, device_batch_size=sequences))
@@ -641,7 +658,8 @@ def run(args, display: Display) -> int:
         results = ()
         if document:
             results = read_records(exp_dir, document["experiment_id"]).results
-        e = replace(e, budget_hours=args.max_budget_hours or e.budget_hours)
+            e = with_overrides_on_record(e, exp_dir)
+        e = with_overrides(args, e, results)
         dry_run(e, m, exp_dir or output_dir / time.strftime("aux_heads_%Y%m%d_%H%M%S"), results)
         return 0
     check_materials(m, e)
@@ -659,10 +677,11 @@ def run(args, display: Display) -> int:
         launcher = launcher_of(e, args.slurm_args or document["slurm_args"], exp_dir / "code")
         records = reconcile(exp_dir, document["experiment_id"], launcher, display.say)
         results = list(records.results)
-        e = with_overrides(args, e, exp_dir)
+        asked = with_overrides(args, with_overrides_on_record(e, exp_dir), results)
         until = args.stage or (4 if e.plan != "manual" else 0)
         if args.stage:
-            check_turn(e, results, args.stage, args.ignore_gate, exp_dir)
+            check_turn(asked, results, args.stage, args.ignore_gate, exp_dir)
+        e = record_overrides(exp_dir, asked)
         code_dir = (exp_dir / "code" / document["code"]["hash"]).resolve()
         session = Session(
             exp_dir=exp_dir,
@@ -699,19 +718,19 @@ def launcher_of(e: Experiment, slurm_args: str, code_dir: Path) -> Launcher:
     return slurm.SlurmLauncher(code_dir, tuple(shlex.split(slurm_args)), gpus, e.nodes, workers)
 
 
-def with_overrides(args, e: Experiment, exp_dir: Path) -> Experiment:
-    """Overrides on record, and those that this command adds."""
-    e = with_overrides_on_record(e, exp_dir)
+def with_overrides(args, e: Experiment, results: Sequence[RunResult]) -> Experiment:
+    """The experiment with what this command decides instead of a rule; not yet on record."""
     if args.best_layers:
         value = {
             "layers": list(args.best_layers),
             "weight": args.best_weight or WEIGHT,
             "schedule": args.best_schedule or SCHEDULE,
         }
-        e = add_override(exp_dir, e, "by_hand", args.stage, value)
+        e = with_override(e, "by_hand", args.stage, value)
     hours = args.max_budget_hours
     if hours not in (None, e.budget_hours):
-        e = replace(add_override(exp_dir, e, "budget", 0, {"hours": hours}), budget_hours=hours)
+        value = {"hours": hours, "was": e.budget_hours, "pairs": pairs_begun(results)}
+        e = replace(with_override(e, "budget", 0, value), budget_hours=hours)
     return e
 
 

@@ -38,8 +38,9 @@ from adaptive import (
     verdict_of,
 )
 from experiment import PROFILES, Costs
-from plans import MAX_ATTEMPTS, MAX_GIVEN_UP, Planned, invented, next_step
+from plans import MAX_ATTEMPTS, MAX_GIVEN_UP, Planned, invented, next_step, pairs_begun
 from records import machine_seconds
+from registration import with_override
 
 DESIGN = Design(sigma0=0.0013, delta_eq=0.005, delta_target=0.02, drop=0.125)
 BEST = arm("final_best", 4, 8)
@@ -755,6 +756,59 @@ def test_a_budget_that_shrinks_lowers_n_max_and_nothing_raises_it():
     assert spent[-1] == pytest.approx(0.025)
     bounds = aux_stats.bounds([k["n"] for k in wasted["looks"]], spent)
     assert [k["z"] for k in wasted["looks"]] == pytest.approx(list(bounds))
+
+
+def with_budget(e, hours, pairs):
+    """The experiment after a person gave another budget, when so many pairs were complete."""
+    value = {"hours": hours, "was": e.budget_hours, "pairs": pairs}
+    return replace(with_override(e, "budget", 0, value), budget_hours=hours)
+
+
+@pytest.mark.parametrize("factor", [0.9, 2.0])
+def test_a_budget_given_later_changes_no_look_that_was_taken(factor):
+    e = adaptive_experiment(stop_on="superiority")
+    _, _, results = carry_out(e, improvement=0.0)
+    looks = next_step(e, results).decisions[4].numbers["looks"]
+    assert pairs_begun(results) == looks[-1]["n"] == 9
+    later = with_budget(e, factor * e.budget_hours, 9)
+    assert next_step(later, results).decisions[4].numbers["looks"] == looks
+    assert next_step(later, results).ended
+
+    by_then = [r for r in results if r.run.stage < 4 or r.run.index < 6]
+    assert pairs_begun(by_then) == 6
+    changed = with_budget(e, factor * e.budget_hours, 6)
+    launched, _, everything = carry_out(changed, improvement=0.0)
+    again = next_step(changed, everything).decisions[4].numbers["looks"]
+    assert [k["n_max"] for k in again][:3] == [9, 9, 9]
+    assert len(of_stage(launched, 4)) <= 18  # fixed on entry: nothing raises it
+
+
+def test_a_budget_given_before_stage_4_counts_for_it():
+    e = adaptive_experiment(18.0)
+    raised = with_budget(e, 28 * 900 / 3600, -1)
+    same = adaptive_experiment(28.0)
+    assert [*carry_out(raised)[0]] == [*carry_out(same)[0]]
+
+
+def test_results_count_for_the_configuration_that_was_trained_only():
+    """Another choice by hand, after stage 4: its runs have the same names, and are other runs."""
+    launched, _, results = carry_out(adaptive_experiment(), improvement=0.02)
+    e = adaptive_experiment(60.0)
+    by_hand = {"layers": [3, 9], "weight": 0.1, "schedule": "constant"}
+    step = next_step(with_override(e, "by_hand", 4, by_hand), results)
+    assert step.runs and not step.ended
+    assert {run.arm.layers for run in step.runs} == {(3, 9)}  # the baseline's still count
+    names = {run.name for run in launched}
+    assert {run.name for run in step.runs} <= names
+
+
+def test_a_choice_by_hand_takes_the_place_of_a_stage_that_is_half_done():
+    e = adaptive_experiment()
+    _, _, results = carry_out(e)
+    half = [r for r in results if r.run.stage == 1 or r.run.name in ("aux_4/run_0", "aux_6/run_0")]
+    by_hand = {"layers": [3, 9], "weight": 0.1, "schedule": "constant"}
+    assert next_step(with_override(e, "by_hand", 4, by_hand), half).stage == 4
+    assert next_step(with_override(e, "by_hand", 3, by_hand), half).stage == 3
 
 
 def test_validation_runs_caps_the_pairs():

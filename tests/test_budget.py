@@ -10,7 +10,7 @@ from invent import experiment, result
 
 import run_aux
 from experiment import PROFILES, Costs
-from plans import PLANS, forecast, next_step, paid_s, span_s
+from plans import PLANS, Planned, forecast, invented, next_step, paid_s, span_s
 from records import machine_seconds
 
 STAGED = [name for name in PLANS if name != "manual"]
@@ -113,6 +113,37 @@ def test_on_a_cluster_every_run_is_paid_for_though_eight_run_side_by_side(plan, 
     assert paid_s(cluster, planned) <= 3600 * cluster.budget_hours
     assert [p.run for p in planned] == [p.run for p in forecast(alone)[0]]
     assert span_s(planned) < 0.6 * span_s(forecast(alone)[0])
+
+
+@pytest.mark.parametrize("plan", STAGED)
+@pytest.mark.parametrize("share", [0.15, 0.4, 0.8])
+@pytest.mark.parametrize(("slots", "nodes"), [(8, 1), (3, 2)])
+def test_jobs_in_flight_have_what_they_will_cost_set_aside(plan, share, slots, nodes):
+    """Jobs that all start at once must not each believe the whole rest of the budget theirs."""
+    e = experiment(plan=plan, launcher="slurm", slots=slots, nodes=nodes)
+    whole_s = paid_s(e, forecast(replace(e, budget_hours=1e6))[0])
+    e = replace(e, budget_hours=share * whole_s / 3600)
+    results, in_flight, now = [], {}, 0.0
+    while True:
+        spent_s = machine_seconds(
+            results, [(*r.interval[:2], now, nodes) for r in in_flight.values()]
+        )
+        paid = [(r.run, nodes * (now - r.start_s)) for r in in_flight.values()]
+        spent_s += run_aux.set_aside_s(e, results, paid)
+        step = next_step(e, results, frozenset(in_flight), spent_s)
+        if step.runs and len(in_flight) < slots:
+            run = step.runs[0]
+            planned = Planned(run, now, Costs(e, results).wall_s(run))
+            in_flight[run.name] = invented(planned, 1, loss_of(run), Costs(e, results))
+        elif in_flight:
+            done = min(in_flight.values(), key=lambda r: r.end_s)
+            results.append(in_flight.pop(done.run.name))
+            now = done.end_s
+        else:
+            break
+    assert step.ended
+    assert machine_seconds(results) <= 3600 * e.budget_hours + 1e-6
+    assert results or not next_step(e, []).runs
 
 
 # ---------------------------------------------------------------------------------------------

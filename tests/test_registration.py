@@ -15,7 +15,10 @@ from registration import (
     experiment_of,
     machine,
     read_document,
+    read_overrides,
+    record_overrides,
     registered,
+    with_override,
 )
 
 
@@ -48,6 +51,9 @@ CHANGED = {  # field that the refusal has to name: what is asked instead
     "budget_hours": replace(ADAPTIVE, budget_hours=1.0),
     "unet_skips": replace(ADAPTIVE, unet_skips=True),
     "log_grad_norms": replace(ADAPTIVE, log_grad_norms=True),
+    "share.slots": replace(ADAPTIVE, slots=2),
+    "share.processes": replace(ADAPTIVE, processes=4),
+    "share.launcher": replace(ADAPTIVE, launcher="slurm"),
 }
 
 
@@ -88,6 +94,64 @@ def test_everything_that_a_verdict_rests_on_is_inside_the_hash(materials, tmp_pa
     assert all(stage["rule"] and stage["arms"] for stage in stages)
     ranges = [range(s["seeds"]["first"], s["seeds"]["last"] + 1) for s in stages]
     assert len(set().union(*ranges)) == sum(map(len, ranges))  # disjoint
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("budget_hours", 99), ("stop_on", "superiority"), ("share", {}), ("hash", "sha256:0")],
+)
+def test_a_registration_that_was_edited_is_refused(field, value, materials, tmp_path):
+    exp_dir = begin(ADAPTIVE, materials, tmp_path / "experiments", facts(ADAPTIVE))
+    document = json.loads((exp_dir / "experiment_configs.json").read_text())
+    (exp_dir / "experiment_configs.json").write_text(json.dumps(document | {field: value}))
+    with pytest.raises(ValueError, match="edited since"):
+        read_document(exp_dir)
+
+
+@pytest.mark.parametrize("field", ["share", "train_script", "data", "experiment_id", "hashed"])
+def test_a_registration_that_lacks_something_is_one_line(field, materials, tmp_path):
+    exp_dir = begin(ADAPTIVE, materials, tmp_path / "experiments", facts(ADAPTIVE))
+    document = json.loads((exp_dir / "experiment_configs.json").read_text())
+    del document[field]
+    (exp_dir / "experiment_configs.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=f"no field '{field}'; it is not an experiment of ours"):
+        read_document(exp_dir)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        {"kind": "budget", "stage": 0, "value": {}},
+        {"kind": "budget", "stage": 0, "value": {"hours": "ten", "was": 1, "pairs": 0}},
+        {"kind": "budget", "stage": 0, "value": {"hours": float("nan"), "was": 1, "pairs": 0}},
+        {"kind": "by_hand", "stage": 3, "value": {"weight": 0.1, "schedule": "constant"}},
+        {
+            "kind": "by_hand",
+            "stage": 3,
+            "value": {"layers": [99], "weight": 0.1, "schedule": "constant"},
+        },
+        {"kind": "ignore_gate", "stage": "1"},
+        {"kind": "something", "stage": 1},
+        {"colour": "red"},
+        "ignore_gate",
+    ],
+)
+def test_an_override_that_nobody_can_have_given_is_one_line(override, tmp_path):
+    (tmp_path / "overrides.json").write_text(json.dumps({"overrides": [override]}))
+    with pytest.raises(ValueError, match=r"overrides\.json: .*mend it, or remove it"):
+        read_overrides(tmp_path)
+    (tmp_path / "overrides.json").write_text('{"overrides": {}}')
+    with pytest.raises(ValueError, match="not a list"):
+        read_overrides(tmp_path)
+
+
+def test_overrides_are_read_back_as_they_were_given(tmp_path):
+    e = with_override(ADAPTIVE, "budget", 0, {"hours": 3.0, "was": 2.0, "pairs": -1})
+    by_hand = {"layers": [4, 8], "weight": 0.1, "schedule": "constant"}
+    e = with_override(with_override(e, "by_hand", 3, by_hand), "ignore_gate", 1, {})
+    assert with_override(e, "ignore_gate", 1, {}) == e  # once is enough
+    record_overrides(tmp_path, e)
+    assert read_overrides(tmp_path) == e.overrides
 
 
 @pytest.mark.parametrize(

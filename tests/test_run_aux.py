@@ -130,6 +130,22 @@ def test_layers_by_hand(home):
     }
 
 
+def test_a_dry_run_shows_what_was_chosen_by_hand(home):
+    call(home, "--stage", "1", *FIXED, "--validation_runs", "2")
+    call(home, "--stage", "3", "--best_layers", "2,7", "--max_budget_hours", "5")
+    _, out, _ = call(home, "--staged", "--dry_run", "--exp_dir", str(newest(home)))
+    assert "--aux_head_layers 2,7" in out and "--aux_head_layers 4,8" not in out
+    assert "of the budget of 5.0 h" in out
+
+
+def test_a_refused_command_leaves_no_override(home):
+    call(home, "--stage", "1", *FIXED)
+    code, _, err = call(home, "--stage", "4", "--max_budget_hours", "55")
+    assert code == 1
+    assert "stage 2 comes first" in err
+    assert not (newest(home) / "overrides.json").exists()
+
+
 def test_adaptive_plan_from_end_to_end(home):
     code, out, _ = call(home, "--staged", "--plan", "adaptive", "--validation_runs", "6", *FIXED)
     assert code == 0
