@@ -137,24 +137,11 @@ def test_a_stop_cancels_the_jobs_and_says_why(cluster, home):
     until(lambda: cluster.command("squeue", "-h") == "")
 
 
-def test_the_real_trainer_as_a_job(cluster, home):
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_real_trainer_as_a_job_of_one_node_or_two(cluster, home, nodes):
     subprocess.run([sys.executable, str(ROOT / "data" / "prepare.py")], check=True)
     arguments = ["--experiment", "quick_aux_4_8", "--num_gpus", "0", "--full_iterations", "40"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "run_aux.py"), *arguments, *ON_SLURM],
-        cwd=home,
-        env={**os.environ, **cluster.env},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "1 ok" in done.stdout
-
-
-def test_one_run_over_two_nodes(cluster, home):
-    arguments = ["--experiment", "quick_aux_4_8", "--num_gpus", "0", "--full_iterations", "40"]
-    spread = ["--cpu_processes", "2", "--nodes_per_run", "2"]
+    spread = ["--cpu_processes", str(nodes), "--nodes_per_run", str(nodes)]
     done = subprocess.run(
         [sys.executable, str(ROOT / "run_aux.py"), *arguments, *spread, *ON_SLURM],
         cwd=home,
@@ -165,12 +152,12 @@ def test_one_run_over_two_nodes(cluster, home):
     )
     assert done.returncode == 0, done.stderr
     (result,) = results(home)
-    assert (result["status"], result["nodes"]) == ("ok", 2)
+    assert (result["status"], result["nodes"]) == ("ok", nodes)
     (log,) = home.rglob("output.log")
-    assert '"world_size": 2' in log.read_text()
-    spent_h = json.loads((folder_of(home) / "staged_ablation_results.json").read_text())["budget"]
+    assert f'"world_size": {nodes}' in log.read_text()
+    derived = json.loads((folder_of(home) / "staged_ablation_results.json").read_text())
     wall_s = result["end_s"] - result["start_s"]
-    assert spent_h["spent_hours"] == pytest.approx(2 * wall_s / 3600)
+    assert derived["budget"]["spent_hours"] == pytest.approx(nodes * wall_s / 3600)
 
 
 def test_only_one_job_can_claim_an_attempt(cluster, home):
