@@ -315,7 +315,8 @@ def read_document(exp_dir: Path) -> dict:
         if not all(isinstance(text, str) for text in (document["experiment_id"], *paths)):
             raise TypeError("experiment_id, train_script or data.dir is no text")
     except KeyError as error:
-        raise ValueError(f"{path}: no field {error}; it is not an experiment of ours") from None
+        what = "it is not an experiment of ours, or one of an older version"
+        raise ValueError(f"{path}: no field {error}; {what}") from None
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: {printable(str(error))}; start a new experiment") from None
     return document
