@@ -135,7 +135,7 @@ class SlurmRun:
             if self.told_s is not None and now - self.told_s > RETRY_S:
                 self._cancel()
             return None
-        if exit is not None and exit["ended_by"] != A_SIGNAL:
+        if exit is not None and exit.get("ended_by") != A_SIGNAL:
             return exit
         # the job has ended; its file, or Slurm's word for why, may be a moment late
         self.ended_s = self.ended_s or now

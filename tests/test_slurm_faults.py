@@ -1,18 +1,21 @@
 """A Slurm that fails in the ways a real one does, told by a stand-in for its commands."""
 
 import json
+import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from invent import arm
 
 import launchers
+import orchestrator
 import slurm
 from launchers import A_SIGNAL, Job
-from records import LogReader, RunConfig, exit_from, judge, read_log
+from records import LogReader, RunConfig, exit_from, judge, machine_seconds, read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = RunConfig(1, arm("aux_6", 6), 0, 1000, 10)
@@ -191,3 +194,42 @@ def test_a_job_whose_orchestrator_is_gone_keeps_to_its_limit(tmp_path):
     exit = launchers.read_exit(tmp_path)
     assert exit["ended_by"] == "the budget is spent"
     assert judge(RUN, 1, LogReader(10), exit_from(exit)).status == "interrupted"
+
+
+# ---------------------------------------------------------------------------------------------
+# What a job has cost, without its exit file
+
+
+@pytest.fixture
+def attempt(tmp_path):
+    """An attempt that was submitted 100 s ago and claimed 40 s ago, and last logged 10 s ago."""
+    folder = tmp_path / "aux_6" / "run_0"
+    folder.mkdir(parents=True)
+    now = time.time()
+    config = {
+        "run": asdict(RUN),
+        "attempt": 1,
+        "limit_s": 1000.0,
+        "machine": {"launcher": "slurm", "nodes": 2},
+        "launched": {"clock": launchers.boot_clock(), "monotonic_s": time.monotonic() - 100},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    for name, age_s in (("config.json", 100), ("claim.json", 40), ("output.log", 10)):
+        (folder / name).touch()
+        os.utime(folder / name, (now - age_s, now - age_s))
+    return folder
+
+
+def test_a_job_is_paid_for_from_its_claim_to_its_last_sign_of_life_on_each_node(attempt):
+    r = orchestrator.close_attempt(attempt, RUN.name, 1, "id", "")
+    assert r.status == "interrupted"
+    assert machine_seconds([r]) == pytest.approx(2 * 30, abs=1)
+    assert r.clock != launchers.boot_clock()  # others beside it are paid for on their own
+
+
+def test_a_job_that_still_waits_in_the_queue_has_cost_nothing(attempt):
+    found = orchestrator.read_in_flight(RUN.name, 1, attempt)
+    assert machine_seconds((), [found["interval"]]) == pytest.approx(2 * 40, abs=1)
+    (attempt / "claim.json").unlink()
+    assert orchestrator.read_in_flight(RUN.name, 1, attempt)["interval"] is None
+    assert orchestrator.close_attempt(attempt, RUN.name, 1, "id", "").wall_s == 0
