@@ -264,6 +264,9 @@ def check_unchanged(document: dict, fixed: dict, exp_dir: Path) -> None:
         remedy = "give what was registered, or start a new experiment"
         if any(line.startswith("code") for line in differing):
             remedy += f" (the registered trainer: --train_script {script})"
+        commit = document.get("git", {}).get("commit")
+        if commit and any(line.startswith("rules") for line in differing):
+            remedy += f" (the registered rules: git checkout {commit})"
         raise ValueError(f"{exp_dir} is another experiment: {'; '.join(differing)}. {remedy}")
 
 

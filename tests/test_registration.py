@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 from invent import experiment
 
+import registration
 from experiment import ARMS, PROFILES
 from registration import (
     Materials,
@@ -78,6 +79,17 @@ def test_other_code_other_tokens_and_other_arms_are_named(materials, tmp_path):
         check_unchanged(read_document(exp_dir), registered(asked, materials), exp_dir)
     for field in ("code.hash", "data.fingerprint", "stages.0.arms", "stages.0.seeds"):
         assert f"{field}: registered " in str(refusal.value)
+
+
+def test_rules_that_changed_are_named_with_the_commit_that_has_them(
+    materials, tmp_path, monkeypatch
+):
+    exp_dir = begin(
+        ADAPTIVE, materials, tmp_path / "e", facts(ADAPTIVE) | {"git": {"commit": "1a2b"}}
+    )
+    monkeypatch.setattr(registration, "RULES", ("plans.py",))
+    with pytest.raises(ValueError, match=r"rules\.hash: registered .*git checkout 1a2b"):
+        check_unchanged(read_document(exp_dir), registered(ADAPTIVE, materials), exp_dir)
 
 
 def test_everything_that_a_verdict_rests_on_is_inside_the_hash(materials, tmp_path):
