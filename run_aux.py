@@ -681,6 +681,9 @@ def run(args, display: Display) -> int:
         until = args.stage or (4 if e.plan != "manual" else 0)
         if args.stage:
             check_turn(asked, results, args.stage, args.ignore_gate, exp_dir)
+        raised = asked.budget_hours > with_overrides_on_record(e, exp_dir).budget_hours
+        if raised and e.plan == "adaptive" and pairs_begun(results) >= 0:
+            display.say("Stage 4 has begun: a larger budget does not raise its number of pairs.")
         e = record_overrides(exp_dir, asked)
         code_dir = (exp_dir / "code" / document["code"]["hash"]).resolve()
         session = Session(

@@ -153,6 +153,9 @@ def test_adaptive_plan_from_end_to_end(home):
     document = json.loads((newest(home) / "experiment_configs.json").read_text())
     assert document["plan"] == "adaptive"
     assert {"estimand", "failure_rule", "stop_on", "hash"} <= document.keys()
+    again = call(home, "--staged", "--exp_dir", str(newest(home)), "--max_budget_hours", "5")
+    assert "a larger budget does not raise its number of pairs" in again[1]
+    assert "runs to do" not in again[1]
     assert document["profile"]["design"]["alpha"] == 0.05
 
 
