@@ -162,13 +162,13 @@ PROFILES = {
 CPU_FLOPS = 3e10  # per core, what small fp32 matrix products reach in practice; for forecasts only
 
 
-def default_profile(gpus: int) -> tuple[str, str]:
-    """(profile, why) for a machine with so many visible GPUs."""
+def default_profile(gpus: int, how: str = "visible") -> tuple[str, str]:
+    """(profile, why) for so many GPUs: visible on this machine, or asked for on a cluster."""
     if gpus >= 4:
-        return "speedrun", f"{gpus} GPUs are visible (4 or more)"
+        return "speedrun", f"{gpus} GPUs are {how} (4 or more)"
     if gpus >= 1:
-        return "small", f"{gpus} GPU(s) visible (1 to 3)"
-    return "mini", "no GPU is visible"
+        return "small", f"{gpus} GPU(s) {how} (1 to 3)"
+    return "mini", f"no GPU is {how}"
 
 
 # ---------------------------------------------------------------------------------------------

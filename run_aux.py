@@ -553,7 +553,9 @@ def new_experiment(args, gpus: Sequence[str], say) -> Experiment:
     """What the command line leaves open comes from the profile, and the profile from the GPUs."""
     name = args.profile
     if name is None:
-        name, why = default_profile(len(gpus))
+        on_cluster = args.launcher == "slurm" and args.num_gpus is not None  # a login node has none
+        asked = (args.num_gpus, "asked for") if on_cluster else (len(gpus),)
+        name, why = default_profile(*asked)
         say(f"Profile {name}: {why}.")
     profile = PROFILES[name]
     return Experiment(

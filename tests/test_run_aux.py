@@ -272,6 +272,15 @@ def test_golden_command_line(monkeypatch):
     )
 
 
+def test_on_a_cluster_the_profile_goes_by_the_gpus_that_are_asked_for(home):
+    """The login node, where nobody names a profile, has no GPU."""
+    on_cluster = ("--staged", "--dry_run", "--launcher", "slurm", "--num_gpus")
+    _, out, _ = call(home, *on_cluster, "16", "--nodes_per_run", "2")
+    assert "Profile speedrun: 16 GPUs are asked for (4 or more)." in out
+    assert "--batch_size 512 --device_batch_size 32 " in out
+    assert "Profile mini: no GPU is asked for." in call(home, *on_cluster, "0")[1]
+
+
 def test_compiled_code_is_shared_by_the_runs_of_an_experiment():
     for launcher in ("local", "slurm"):
         e = experiment(device="cuda", launcher=launcher)
