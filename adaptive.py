@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import aux_stats
-from records import Arm, RunResult, duration
-from staged_analysis_helper import (
+from decision import (
     FINAL,
     PROCEED,
     STOP,
@@ -28,6 +27,7 @@ from staged_analysis_helper import (
     p_text,
     pm,
 )
+from records import Arm, RunResult, duration
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,8 @@ from aux_evidence import (
 )
 from aux_figures import FIGURES, STYLE, NothingToDraw
 from aux_stats import Ratio
+from decision import STOP, p_text
 from records import STATUSES, duration, is_number, machine_seconds, printable
-from staged_analysis_helper import STOP, p_text
 
 REPORT = "analysis_report.txt"
 

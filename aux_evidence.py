@@ -17,6 +17,7 @@ from statistics import NormalDist
 
 import aux_stats
 from adaptive import Design, Look
+from decision import Decision, decision_from
 from records import (
     STATUSES,
     Arm,
@@ -29,7 +30,6 @@ from records import (
     read_json,
     read_records,
 )
-from staged_analysis_helper import Decision, decision_from
 
 # ---------------------------------------------------------------------------------------------
 # Reading an experiment folder

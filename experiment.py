@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from adaptive import Design
-from records import Arm, RunConfig, RunResult, cores
+from records import Arm, RunConfig, RunResult
 
 QUESTION = (
     "Do auxiliary prediction heads at intermediate layers lower the final validation loss of a"
@@ -276,6 +276,7 @@ class Experiment:
     # assume "never"
     slots: int = 1  # runs side by side
     nodes: int = 1  # of one run, on Slurm
+    cores: int = 1  # processor cores of the machine, as registered: the plan asks no machine
     launcher: str = "local"  # or "slurm"
     unet_skips: bool = False  # in every arm, the baseline too
     log_grad_norms: bool = False  # of every run, at each validation
@@ -340,7 +341,7 @@ class Costs:
         """(training, remainder) in seconds, before anything was measured."""
         e, p = self.experiment, self.experiment.profile
         if p.gpus and e.device == "cpu":
-            step_s = p.flops_per_step / (CPU_FLOPS * cores() / e.slots)
+            step_s = p.flops_per_step / (CPU_FLOPS * e.cores / e.slots)
         else:
             step_s = p.step_s * (p.gpus / e.processes if p.gpus else 1)
         # a head on all positions costs about a third of the 124M model (README, "What heads cost")

@@ -325,30 +325,6 @@ def write_whole(path: Path, value: dict) -> None:
     os.replace(temporary, path)
 
 
-# ---------------------------------------------------------------------------------------------
-# Questions to the machine
-
-
-def visible_gpus() -> tuple[str, ...]:
-    """Names of the GPUs that a trainer would see, without importing torch."""
-    listed = output_of("nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader")
-    gpus = [line.split(", ", 2) for line in listed.splitlines() if line.count(", ") >= 2]
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None:
-        return tuple(name for _, _, name in gpus)
-    names = {key: name for index, uuid, name in gpus for key in (index, uuid)}
-    return tuple(names[key.strip()] for key in chosen.split(",") if key.strip() in names)
-
-
-def output_of(*command: str, cwd: Path | None = None) -> str:
-    """What a command prints; empty when it is missing, fails, or takes longer than 20 s."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=cwd)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
 if __name__ == "__main__":
     if sys.argv[1] == "--job":
         sys.exit(watch(Path(sys.argv[2]), sys.argv[3:], os.environ["SLURM_JOB_ID"]))

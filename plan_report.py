@@ -21,6 +21,7 @@ from multiprocessing import Pool
 
 import aux_stats
 from adaptive import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
+from decision import CLASSIC_RULES
 from experiment import (
     PLACEMENTS,
     SCHEDULES,
@@ -35,7 +36,6 @@ from experiment import (
 )
 from plans import PLANS, Step, paid_s, play
 from records import RunConfig, duration
-from staged_analysis_helper import CLASSIC_RULES
 
 # ---------------------------------------------------------------------------------------------
 # Worlds: what is true, and how noisy

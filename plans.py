@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import adaptive
-import staged_analysis_helper as helper
+import decision as helper
 from adaptive import Design
+from decision import FINAL, PROCEED, Decision
 from experiment import (
     DIVES,
     FINAL_ARMS,
@@ -34,7 +35,6 @@ from experiment import (
     weighted,
 )
 from records import Arm, RunConfig, RunResult, duration, machine_seconds
-from staged_analysis_helper import FINAL, PROCEED, Decision
 
 # ---------------------------------------------------------------------------------------------
 # Stages: which runs a stage asks for, given what is known

@@ -8,19 +8,14 @@ the records after every run, for people and other programs.
 
 import hashlib
 import json
-import platform
-import re
 import shutil
-import socket
 import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 
-import launchers
-import staged_analysis_helper as helper
+import decision as helper
 from experiment import (
     ALL_SCHEDULES,
     HYPOTHESIS,
@@ -30,92 +25,30 @@ from experiment import (
     Override,
     seed_of,
 )
-from plans import MAX_ATTEMPTS, MAX_GIVEN_UP, MAX_PAIRS, N_PAIRS, PLANS, Step
+from machine import ROOT
+from materials import Materials, hash_of
+from plans import MAX_ATTEMPTS, MAX_GIVEN_UP, MAX_PAIRS, N_PAIRS, PLANS, Step, next_step
 from records import (
+    Records,
     RunResult,
     arm_from,
-    cores,
     is_number,
     machine_seconds,
     printable,
     read_json,
+    read_records,
     write_json,
 )
-
-ROOT = Path(__file__).resolve().parent
 
 # ---------------------------------------------------------------------------------------------
 # Registration: what is fixed before the first run
 
 # of the machine, for a run: losses do not depend on it, but costs, times and when looks are taken
-SHARE = ("device", "processes", "slots", "nodes", "launcher")
+SHARE = ("device", "processes", "slots", "nodes", "launcher", "cores")
 RULES = (  # the files that decide
     *("experiment.py", "plans.py", "adaptive.py"),
-    *("staged_analysis_helper.py", "aux_stats.py"),
+    *("decision.py", "aux_stats.py"),
 )
-
-
-def hash_of(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Materials:
-    """The files that runs are made of."""
-
-    script: Path  # the trainer in the checkout
-    data_dir: Path
-
-    @property
-    def code_files(self) -> tuple[Path, ...]:
-        heads = self.script.with_name("aux_heads.py")
-        return (self.script, heads) if heads.exists() else (self.script,)
-
-    @property
-    def code_hash(self) -> str:
-        return hash_of(self.code_files)
-
-    @property
-    def data_fingerprint(self) -> str:
-        """prepare.py's own where it lies beside the shards, else of names, sizes and samples."""
-        shards = sorted(self.data_dir.glob("*.bin"))
-        meta = self.data_dir / "fingerprint.json"
-        if meta.exists():
-            listed = read_json(meta)
-            sizes = {file["name"]: file["bytes"] for file in listed["files"]}
-            if sizes == {shard.name: shard.stat().st_size for shard in shards}:
-                return listed["fingerprint"]
-        digest = hashlib.sha256()
-        for shard in shards:
-            size = shard.stat().st_size
-            digest.update(f"{shard.name} {size}\n".encode())
-            with open(shard, "rb") as file:
-                for part in range(16):
-                    file.seek(size * part // 16)
-                    digest.update(file.read(4096))
-        return f"sampled-sha256:{digest.hexdigest()}"
-
-
-def check_materials(m: Materials, e: Experiment) -> None:
-    """Raise ValueError with the remedy when a run could not even begin."""
-    if not m.script.is_file():
-        raise ValueError(f"--train_script {m.script}: no such file")
-    for kind in ("train", "val"):
-        if not any(m.data_dir.glob(f"*_{kind}_*.bin")):
-            prepare = "python data/prepare.py"
-            if e.profile.data_dir == "data/fineweb":
-                tokens = e.full_iterations * e.profile.batch_size * e.profile.sequence_length
-                prepare += f" fineweb --shards {-(-tokens // 100_000_000)}"
-            raise ValueError(f"no *_{kind}_*.bin shard in {m.data_dir}; make them: {prepare}")
-    if e.profile.batch_size % e.processes:
-        fit = [n for n in range(1, e.processes) if e.profile.batch_size % n == 0]
-        raise ValueError(
-            f"{e.processes} processes cannot share a batch of {e.profile.batch_size} sequences"
-            f" evenly; give --num_gpus {fit[-1]}"
-        )
 
 
 def registered(e: Experiment, m: Materials) -> dict:
@@ -173,44 +106,6 @@ def seeds_of(stage: int) -> dict[str, int]:
     return {"first": seed_of(stage, 0), "last": seed_of(stage + 1, 0) - 1}
 
 
-def machine(e: Experiment, gpus: Sequence[str]) -> dict:
-    return {
-        "host": socket.gethostname(),
-        "device": e.device,
-        "processes": e.processes,  # of one run
-        "slots": e.slots,  # runs side by side
-        "nodes": e.nodes,  # of one run
-        "launcher": e.launcher,
-        "gpus": list(gpus),
-        "cpu": cpu_name(),
-        "cpu_count": cores(),
-    }
-
-
-def cpu_name() -> str:
-    try:
-        return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
-    except (OSError, TypeError):
-        return platform.processor() or platform.machine()
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("torch", "numpy", "scipy"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def git_state() -> dict:
-    """Of the checkout this file lies in; `dirty` is None where there is no repository."""
-    commit = launchers.output_of("git", "rev-parse", "HEAD", cwd=ROOT)
-    changed = launchers.output_of("git", "status", "--porcelain", cwd=ROOT) if commit else None
-    return {"commit": commit, "dirty": None if changed is None else bool(changed)}
-
-
 def begin(e: Experiment, m: Materials, output_dir: Path, facts: dict) -> Path:
     """Make the experiment's folder: registration, and a copy of the code that will run."""
     stem = time.strftime("aux_heads_%Y%m%d_%H%M%S")
@@ -254,6 +149,8 @@ def fixed_part(document: dict) -> dict:
 
 def check_unchanged(document: dict, fixed: dict, exp_dir: Path) -> None:
     """Raise ValueError that names every registered field that differs from what is asked now."""
+    if changed := changes(document):
+        raise ValueError(f"{exp_dir} cannot be gone on with: {'; '.join(changed)}")
     now = json.loads(json.dumps(fixed))
     differing = [
         f"{path.lstrip('.')}: registered {printable_value(was)}, now {printable_value(is_now)}"
@@ -264,9 +161,6 @@ def check_unchanged(document: dict, fixed: dict, exp_dir: Path) -> None:
         remedy = "give what was registered, or start a new experiment"
         if any(line.startswith("code") for line in differing):
             remedy += f" (the registered trainer: --train_script {script})"
-        commit = document.get("git", {}).get("commit")
-        if commit and any(line.startswith("rules") for line in differing):
-            remedy += f" (the registered rules: git checkout {commit})"
         raise ValueError(f"{exp_dir} is another experiment: {'; '.join(differing)}. {remedy}")
 
 
@@ -302,7 +196,8 @@ def newest_experiment(output_dir: Path) -> Path:
 
 
 def read_document(exp_dir: Path) -> dict:
-    """experiment_configs.json. Raises ValueError when this is no folder of ours."""
+    """experiment_configs.json, whether or not it is what was registered (`changes` tells). Raises
+    ValueError when this is no folder of ours."""
     path = exp_dir / "experiment_configs.json"
     if not path.is_file():
         raise ValueError(
@@ -311,8 +206,7 @@ def read_document(exp_dir: Path) -> dict:
         )
     document = read_json(path)
     try:
-        if digest_of(fixed_part(document)) != document["hash"]:
-            raise ValueError("what was registered is not what was hashed: it was edited since")
+        digest_of(fixed_part(document))
         experiment_of(document)
         paths = [document["data"]["dir"], document["train_script"]]
         if not all(isinstance(text, str) for text in (document["experiment_id"], *paths)):
@@ -323,6 +217,43 @@ def read_document(exp_dir: Path) -> dict:
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: {printable(str(error))}; start a new experiment") from None
     return document
+
+
+def changes(document: dict) -> tuple[str, ...]:
+    """How the registration, or the code that decides, differs from what was registered before the
+    first run; empty where nothing does. Every program shows these words, and none decides."""
+    found = []
+    if digest_of(fixed_part(document)) != document["hash"]:
+        found.append("experiment_configs.json was edited since: it is not what was hashed")
+    was, now = document["rules"]["hash"], hash_of([ROOT / name for name in RULES])
+    if was != now:
+        commit = document.get("git", {}).get("commit")
+        at = f"; git checkout {commit} has them" if commit else ""
+        found.append(f"the files that decide are not those registered ({was}, now {now}{at})")
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where an experiment stands, by its files alone: what every program shows."""
+
+    exp_dir: Path
+    document: dict  # experiment_configs.json
+    experiment: Experiment  # with what a person decided
+    records: Records
+    step: Step | None  # the plan's next step, with every decision; None where `changed` says why
+    changed: tuple[str, ...]  # how the folder differs from what was registered
+
+
+def standing(exp_dir: Path, conclude: bool = True) -> Standing:
+    """Read a folder, and decide anew from its records by the registered rules. Launches and writes
+    nothing. Raises ValueError where this is no experiment."""
+    document = read_document(exp_dir)
+    e = with_overrides_on_record(experiment_of(document), exp_dir)
+    records = read_records(exp_dir, document["experiment_id"])
+    changed = changes(document)
+    step = None if changed else next_step(e, records.results, conclude=conclude)
+    return Standing(exp_dir, document, e, records, step, changed)
 
 
 def experiment_of(document: dict) -> Experiment:

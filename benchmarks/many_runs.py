@@ -23,9 +23,11 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.crash_drill import stand_in_shards  # noqa: E402
 from experiment import ARMS, PROFILES, Experiment  # noqa: E402
+from machine import git_state, machine, versions  # noqa: E402
+from materials import Materials  # noqa: E402
 from plans import next_step  # noqa: E402
 from records import RunResult, write_json, write_result  # noqa: E402
-from registration import Materials, begin, git_state, machine, versions  # noqa: E402
+from registration import begin  # noqa: E402
 
 WALL_S = 90.0
 

@@ -21,9 +21,10 @@ import aux_evidence
 import aux_stats
 from adaptive import NO_EFFECT, Look
 from experiment import ARMS, PROFILES, Override
+from materials import Materials
 from plans import next_step
 from records import RunResult, attempt_dir, write_json, write_result
-from registration import Materials, begin, read_document, write_results
+from registration import begin, read_document, write_results
 
 ROOT = Path(__file__).resolve().parents[1]
 FACTS = {

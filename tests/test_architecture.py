@@ -14,26 +14,32 @@ ARROWS = {  # file: the files of ours that it may import
     "launchers": set(),
     "records": set(),
     "train_gpt": {"aux_heads"},
-    "staged_analysis_helper": {"aux_stats", "records"},
+    "decision": {"aux_stats", "records"},
     "slurm": {"launchers"},
     "orchestrator": {"launchers", "records", "slurm"},
-    "adaptive": {"aux_stats", "records", "staged_analysis_helper"},
+    "display": {"orchestrator", "records"},
+    "environment": set(),
+    "adaptive": {"aux_stats", "decision", "records"},
     "experiment": {"adaptive", "records"},
-    "plans": {"adaptive", "experiment", "records", "staged_analysis_helper"},
-    "registration": {"experiment", "launchers", "plans", "records", "staged_analysis_helper"},
-    "aux_evidence": {"adaptive", "aux_stats", "records", "staged_analysis_helper"},
+    "plans": {"adaptive", "decision", "experiment", "records"},
+    "machine": {"experiment"},
+    "materials": {"experiment", "records"},
+    "command": {"experiment", "records"},
+    "registration": {"decision", "experiment", "machine", "materials", "plans", "records"},
+    "staged_analysis_helper": {"decision", "records"},
+    "aux_evidence": {"adaptive", "aux_stats", "decision", "records"},
     "aux_figures": {"adaptive", "aux_evidence", "aux_stats"},
     "analyze_aux": {
         *("adaptive", "aux_evidence", "aux_figures", "aux_stats"),
-        *("records", "staged_analysis_helper"),
+        *("decision", "records"),
     },
     "plan_report": {
-        *("adaptive", "aux_stats", "experiment", "plans"),
-        *("records", "staged_analysis_helper"),
+        *("adaptive", "aux_stats", "decision", "experiment", "plans"),
+        "records",
     },
     "run_aux": {
-        *("experiment", "launchers", "orchestrator", "plan_report", "plans", "records"),
-        *("registration", "slurm", "staged_analysis_helper"),
+        *("command", "decision", "display", "experiment", "launchers", "machine", "materials"),
+        *("orchestrator", "plan_report", "plans", "records", "registration", "slurm"),
     },
 }
 
@@ -74,6 +80,6 @@ def test_importing_loads_nothing_heavy(module):
     assert not {"torch", "scipy", "numpy", "matplotlib", "tqdm"} & set(loaded)
 
 
-def test_only_the_launchers_touch_processes():
-    for name in ARROWS.keys() - {"launchers", "slurm"}:
+def test_only_launchers_and_questions_to_the_machine_touch_processes():
+    for name in ARROWS.keys() - {"launchers", "machine", "slurm"}:
         assert "subprocess" not in imports(ROOT / f"{name}.py"), name

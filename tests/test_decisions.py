@@ -5,8 +5,7 @@ import math
 import pytest
 from invent import BASELINE, arm, result
 
-from records import RunResult
-from staged_analysis_helper import (
+from decision import (
     CLASSIC_RULES,
     FINAL,
     INCONCLUSIVE,
@@ -21,6 +20,7 @@ from staged_analysis_helper import (
     render,
     summarize,
 )
+from records import RunResult
 
 SCREENED = ("screen_baseline", "screen_aux_6")
 

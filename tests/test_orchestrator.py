@@ -19,7 +19,8 @@ import pytest
 
 from benchmarks import many_runs
 from benchmarks.crash_drill import TOKEN, stand_in_shards, survivors, wait_until_gone
-from orchestrator import Display, Lock, holder
+from display import Display
+from orchestrator import Lock, holder
 from records import read_records, write_json
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,7 +7,7 @@ import pytest
 from invent import arm, experiment
 
 import launchers
-import run_aux
+from command import build_command, extra_environment
 from orchestrator import Limits, Orchestrator
 from records import RunConfig
 
@@ -48,8 +48,8 @@ def test_over_a_thousand_starts_nothing_is_shared(tmp_path, monkeypatch, gpus, e
             if run.name in orchestrator.flights:
                 continue
             folder, attempt = orchestrator.next_attempt(run)
-            env = run_aux.extra_environment(e, tmp_path, orchestrator.free_slot())
-            command = run_aux.build_command(e, run, Path("t.py"), Path("d"), folder / "log")
+            env = extra_environment(e, tmp_path, orchestrator.free_slot())
+            command = build_command(e, run, Path("t.py"), Path("d"), folder / "log")
             assert "--standalone" in command
             job = launchers.Job(command, env, folder)
             orchestrator.start(run, attempt, job, {}, Limits(9, "timeout", 9))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import adaptive
 import plan_report
+from decision import CLASSIC_RULES, rule_text
 from experiment import PROFILES, SHORT
 from plans import PLANS
 from run_aux import build_parser
-from staged_analysis_helper import CLASSIC_RULES, rule_text
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 STAGE_OF = {"gate": 1, "layers": 2}

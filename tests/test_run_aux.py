@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from invent import experiment
 
-import run_aux
+import command
 import staged_analysis_helper
 from experiment import ARMS, PROFILES
 from plans import next_step
@@ -239,8 +239,8 @@ def test_dry_run_prints_every_command_and_writes_nothing(home):
 
 def test_a_printed_command_can_be_pasted(home):
     _, out, _ = call(home, "--staged", "--dry_run", *FIXED)
-    command = next(line for line in out.splitlines() if "--nproc_per_node" in line)
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=home)
+    printed = next(line for line in out.splitlines() if "--nproc_per_node" in line)
+    done = subprocess.run(["sh", "-c", printed], capture_output=True, text=True, cwd=home)
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1].startswith("summary: ")
 
@@ -261,7 +261,7 @@ def test_golden_command_line(monkeypatch):
     e = experiment(profile=PROFILES["speedrun"], full_iterations=5100, processes=8, device="cuda")
     run = RunConfig(2, ARMS["aux_4_8"], 0, 2000, 5100)
     script, data, log = Path("train_gpt.py"), Path("data/fineweb"), Path("train_log.txt")
-    assert shlex.join(run_aux.build_command(e, run, script, data, log)) == (
+    assert shlex.join(command.build_command(e, run, script, data, log)) == (
         "torchrun --standalone --nproc_per_node=8 train_gpt.py --num_iterations 5100"
         " --n_layer 12 --n_head 6 --model_dim 768 --vocab_size 50304 --sequence_length 1024"
         " --cooldown_frac 0.7 --batch_size 512 --device_batch_size 64 --muon_lr 0.025"
@@ -284,15 +284,15 @@ def test_on_a_cluster_the_profile_goes_by_the_gpus_that_are_asked_for(home):
 def test_compiled_code_is_shared_by_the_runs_of_an_experiment():
     for launcher in ("local", "slurm"):
         e = experiment(device="cuda", launcher=launcher)
-        found = run_aux.extra_environment(e, Path("experiments/x"))["TORCHINDUCTOR_CACHE_DIR"]
+        found = command.extra_environment(e, Path("experiments/x"))["TORCHINDUCTOR_CACHE_DIR"]
         assert found == str(Path("experiments/x/compile_cache").resolve())
-    assert "TORCHINDUCTOR_CACHE_DIR" not in run_aux.extra_environment(experiment(), Path())
+    assert "TORCHINDUCTOR_CACHE_DIR" not in command.extra_environment(experiment(), Path())
 
 
 def test_packed_runs_share_no_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1,0,7")
     e = experiment(device="cuda", processes=2, slots=2)
-    shares = [run_aux.extra_environment(e, Path(), slot)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)]
+    shares = [command.extra_environment(e, Path(), slot)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)]
     assert shares == ["3,1", "0,7"]
 
 
