@@ -5,11 +5,12 @@ apply, and the text that a person reads on screen. Everywhere, improvement =
 mean val_loss(baseline) - mean val_loss(arm) in nats/token: positive is good.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import aux_stats
-from records import Arm, RunResult, arm_from
+from records import STATUSES, Arm, RunResult, arm_from
 
 # ---------------------------------------------------------------------------------------------
 # The thresholds of the classic plan
@@ -127,6 +128,18 @@ def on_shared_seed(results: Sequence[RunResult]) -> list[RunResult]:
     return [r for r in results if r.run.seed == first or r.status == "diverged"]
 
 
+def baseline_losses(results: Sequence[RunResult]) -> dict[int, float]:
+    """Final val loss of the baseline, by seed, of the runs that finished."""
+    return {r.run.seed: r.val_loss for r in results if r.status == "ok" and not r.run.arm.layers}
+
+
+def counted(results: Sequence[RunResult]) -> str:
+    """How many there are of each status, in words; a run that is ok has finished."""
+    count = Counter(r.status for r in results)
+    words = {"ok": "finished"}
+    return ", ".join(f"{count[s]} {words.get(s, s)}" for s in STATUSES if count[s])
+
+
 def best_against_baseline(results: Sequence[RunResult]) -> tuple[Group | None, Group | None]:
     """The baseline, and the auxiliary configuration with the lowest mean loss; None if unusable."""
     groups = groups_of(results)
@@ -136,20 +149,28 @@ def best_against_baseline(results: Sequence[RunResult]) -> tuple[Group | None, G
     return (baseline if baseline and baseline.usable else None), best
 
 
-def loss_lines(results: Sequence[RunResult], baseline: Group | None) -> tuple[str, ...]:
-    """A line for each run, with its difference to the mean baseline where there is one."""
+def loss_lines(
+    results: Sequence[RunResult], baselines: Mapping[int, float] | None = None
+) -> tuple[str, ...]:
+    """A line for each run; with its improvement over the baseline's run of the same seed, where
+    there is one. baselines: final val loss by seed.
+
+    Two runs of one seed start from the same weights and see the same batches. Across seeds, a
+    difference would be that of the seeds as much as that of the arms.
+    """
     lines = []
     for r in results:
         if r.status != "ok":
             lines.append(f"{r.run.name}: {r.status} ({r.reason})")
-        elif baseline and baseline.losses and r.run.arm.layers:
-            lines.append(f"{r.run.name}: {r.val_loss:.4f} ({baseline.mean - r.val_loss:+.4f})")
-        else:
-            lines.append(f"{r.run.name}: {r.val_loss:.4f}")
+            continue
+        base = (baselines or {}).get(r.run.seed) if r.run.arm.layers else None
+        improvement = "" if base is None else f" ({base - r.val_loss:+.4f})"
+        lines.append(f"{r.run.name}: {r.val_loss:.4f}{improvement}")
     return tuple(lines)
 
 
 def no_comparison(stage, results, baseline, best, missing) -> Decision:
+    """INCONCLUSIVE: a side of the comparison has no usable run."""
     sides = {"the baseline": baseline, "an auxiliary arm": best}
     what = f"no usable run of {' or '.join(side for side, g in sides.items() if g is None)}"
     return Decision(
@@ -157,7 +178,7 @@ def no_comparison(stage, results, baseline, best, missing) -> Decision:
         verdict=INCONCLUSIVE,
         title=f"INCONCLUSIVE: {what}",
         because=("The rule cannot be applied; nothing is concluded about auxiliary heads.",),
-        facts=loss_lines(results, baseline),
+        facts=loss_lines(results, baseline_losses(results)),
         rule=rule_text(stage),
         numbers={},
         missing=missing,
@@ -216,7 +237,7 @@ def decide_layers(results: Sequence[RunResult], expected: Sequence[str]) -> Deci
     losses = {r.run.arm.name: r.val_loss for r in results if r.status == "ok"}
     facts = [
         f"Baseline loss: {baseline.mean:.4f}",
-        *loss_lines([r for r in results if r.run.arm.layers], baseline),
+        *loss_lines([r for r in results if r.run.arm.layers], baseline_losses(results)),
         f"Best aux loss: {best.mean:.4f} ({best.names[0]})",
         f"Improvement: {improvement / baseline.mean:+.2%} ({improvement:+.4f} nats/token)",
     ]
@@ -269,15 +290,14 @@ def decide_hyperparameters(results: Sequence[RunResult], expected: Sequence[str]
     validations = [r for r in results if r.run.arm.name.startswith("validation_")]
     losses = [r.val_loss for r in validations if r.status == "ok"]
     facts = [
-        *loss_lines([r for r in results if r not in validations], None),
+        *loss_lines([r for r in results if r not in validations]),
         f"Best: {best.mean:.4f} ({best.names[0]})",
     ]
     because = [f"Weight {best.arm.weight:g}, schedule {best.arm.schedule}."]
     numbers = {"best_loss": best.mean, "best_arm": best.names[0]}
     if losses:
         mean, sd = aux_stats.mean_sd(losses)
-        spread = f" ± {sd:.4f}" if sd is not None else ""
-        facts.append(f"Validation with new seeds: {mean:.4f}{spread} (n = {len(losses)})")
+        facts.append(f"Validation with new seeds: {mean_text(losses, 4)}")
         numbers |= {"validation_mean": mean, "validation_sd": sd, "validation_n": len(losses)}
     if diverged := sum(r.status == "diverged" for r in validations):
         because.append(f"Beware: {diverged} of {len(validations)} validation runs diverged.")
@@ -298,12 +318,13 @@ def decide_hyperparameters(results: Sequence[RunResult], expected: Sequence[str]
 def decide_final(results: Sequence[RunResult], expected: Sequence[str]) -> Decision:
     """Stage 4: does the finalized configuration beat the baseline on seeds used nowhere else?"""
     missing = missing_arms(results, expected)
+    results = complete_pairs(results)
     groups = groups_of(results)
     baseline = groups.pop((), None)
     best = next(iter(groups.values()), None)
-    if baseline is None or best is None or not (baseline.losses and best.losses):
-        finished = baseline if baseline and baseline.losses else None
-        return no_comparison(4, results, finished, best, missing)
+    sides = [side if side and side.losses else None for side in (baseline, best)]
+    if None in sides:
+        return no_comparison(4, results, *sides, missing)
     comparison = aux_stats.compare(baseline.losses, best.losses)
     times = {
         bool(layers): [
@@ -337,8 +358,10 @@ def decide_final(results: Sequence[RunResult], expected: Sequence[str]) -> Decis
         f"Layers: {','.join(map(str, best.arm.layers))}",
         f"Weight: {best.arm.weight:g}",
         f"Schedule: {best.arm.schedule}",
-        f"Baseline: val loss {pm(baseline.losses, 4)}, training time {pm(times[False], 1, ' s')}",
-        f"Best:     val loss {pm(best.losses, 4)}, training time {pm(times[True], 1, ' s')}",
+        f"Baseline: val loss {mean_text(baseline.losses, 4)}",
+        f"Best:     val loss {mean_text(best.losses, 4)}",
+        f"Training time: baseline {mean_text(times[False], 1, ' s')},"
+        f" best {mean_text(times[True], 1, ' s')}",
         f"Delta: {comparison.improvement:+.4f} nats/token "
         f"({numbers['relative_improvement']:+.2%}){interval(comparison)}",
         f"p-value: {p_text(numbers['p']).removeprefix('p ').removeprefix('= ')}",
@@ -363,6 +386,15 @@ def decide_final(results: Sequence[RunResult], expected: Sequence[str]) -> Decis
         chosen=best.arm,
         missing=missing,
     )
+
+
+def complete_pairs(results: Sequence[RunResult]) -> list[RunResult]:
+    """The results of the seeds on which baseline and best both have an outcome."""
+    seeds = {is_best: set() for is_best in (False, True)}
+    for r in results:
+        if r.settled:
+            seeds[bool(r.run.arm.layers)].add(r.run.seed)
+    return [r for r in results if r.settled and r.run.seed in seeds[False] & seeds[True]]
 
 
 def final_verdict(numbers: dict) -> tuple[str, tuple[str, ...]]:
@@ -416,11 +448,11 @@ def speedup(results: Sequence[RunResult]) -> float | None:
     return 1 - sum(times) / len(times) / full
 
 
-def pm(values: Sequence[float], digits: int, unit: str = "") -> str:
-    """mean ± sd (n), to so many digits."""
+def mean_text(values: Sequence[float], digits: int, unit: str = "") -> str:
+    """The mean, with the sd between runs and n, to so many digits."""
     mean, sd = aux_stats.mean_sd(values)
-    spread = f" ± {sd:.{digits}f}" if sd is not None else ""
-    return f"{mean:.{digits}f}{spread}{unit} (n = {len(values)})"
+    spread = f"sd {sd:.{digits}f}, " if sd is not None else ""
+    return f"{mean:.{digits}f}{unit} ({spread}n = {len(values)})"
 
 
 def interval(comparison) -> str:
@@ -442,8 +474,7 @@ def summarize(results: Sequence[RunResult], expected: Sequence[str]) -> Decision
     facts = []
     for length in dict.fromkeys(r.run.num_iterations for r in results):
         mine = [r for r in results if r.run.num_iterations == length]
-        baseline, _ = best_against_baseline(mine)
-        facts += [summary_line(group, baseline) for group in groups_of(mine).values()]
+        facts += [summary_line(group, mine) for group in groups_of(mine).values()]
     return Decision(
         stage=0,
         verdict=FINAL,
@@ -456,16 +487,21 @@ def summarize(results: Sequence[RunResult], expected: Sequence[str]) -> Decision
     )
 
 
-def summary_line(group: Group, baseline: Group | None) -> str:
-    """An arm's losses, and their difference to the baseline where there is one."""
+def summary_line(group: Group, results: Sequence[RunResult]) -> str:
+    """An arm's losses, and their difference to the baseline on the seeds that both have."""
     name = ", ".join(group.names)
+    lost = f"; {group.diverged} diverged" if group.diverged else ""
     if not group.losses:
-        return f"{name}: no finished run"
-    line = f"{name}: val loss {pm(group.losses, 4)}"
-    if baseline and group.arm.layers:
-        comparison = aux_stats.compare(baseline.losses, group.losses)
-        line += f", improvement {comparison.improvement:+.4f}{interval(comparison)}"
-    return line + (f"; {group.diverged} diverged" if group.diverged else "")
+        return f"{name}: no finished run{lost}"
+    line = f"{name}: val loss {mean_text(group.losses, 4)}{lost}"
+    baselines = baseline_losses(results)
+    mine = [r for r in results if r.run.arm.configuration == group.arm.configuration]
+    mine = [r for r in mine if r.status == "ok" and r.run.seed in baselines]
+    if not mine or not group.arm.layers:
+        return line
+    c = aux_stats.compare([baselines[r.run.seed] for r in mine], [r.val_loss for r in mine])
+    shared = f" on {len(mine)} shared seed(s)" * (len(mine) < len(group.losses))
+    return f"{line}, improvement {c.improvement:+.4f}{interval(c)}{shared}"
 
 
 # ---------------------------------------------------------------------------------------------

@@ -250,9 +250,10 @@ def phase_of(arm: Arm) -> str:
 
 @dataclass(frozen=True)
 class Override:
-    """Something that a person decided against, or instead of, a rule. Kept in overrides.json."""
+    """Something decided against, or instead of, a rule: by a person, or because the machine broke.
+    Kept in overrides.json."""
 
-    kind: str  # "ignore_gate", "by_hand" or "budget"
+    kind: str  # "ignore_gate", "by_hand", "budget" or "machine_fault"
     stage: int
     value: dict = field(default_factory=dict)
     when: str = ""
@@ -285,6 +286,12 @@ class Experiment:
     def paid_each(self) -> bool:
         """A job of a cluster is paid for whatever runs beside it; a machine is paid for once."""
         return self.launcher == "slurm"
+
+    @property
+    def forgiven(self) -> frozenset[tuple[str, int]]:
+        """(run, attempt) of crashes that were the machine's: paid for, not held against runs."""
+        faults = [o.value["attempts"] for o in self.overrides if o.kind == "machine_fault"]
+        return frozenset((name, attempt) for fault in faults for name, attempt in fault)
 
     def iterations(self, fraction: float) -> int:
         return max(1, round(self.full_iterations * fraction))

@@ -6,6 +6,7 @@ decides against a rule is kept in `overrides.json`; `staged_ablation_results.jso
 the records after every run, for people and other programs.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -13,6 +14,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import decision as helper
@@ -32,6 +34,7 @@ from records import (
     Records,
     RunResult,
     arm_from,
+    is_count,
     is_number,
     machine_seconds,
     printable,
@@ -45,9 +48,9 @@ from records import (
 
 # of the machine, for a run: losses do not depend on it, but costs, times and when looks are taken
 SHARE = ("device", "processes", "slots", "nodes", "launcher", "cores")
-RULES = (  # the files that decide
-    *("experiment.py", "plans.py", "adaptive.py"),
-    *("decision.py", "aux_stats.py"),
+RULES = (  # the files that a decision depends on, from the records on disk to its text
+    *("records.py", "experiment.py", "registration.py", "plans.py"),
+    *("decision.py", "adaptive.py", "aux_stats.py"),
 )
 
 
@@ -106,24 +109,36 @@ def seeds_of(stage: int) -> dict[str, int]:
     return {"first": seed_of(stage, 0), "last": seed_of(stage + 1, 0) - 1}
 
 
-def begin(e: Experiment, m: Materials, output_dir: Path, facts: dict) -> Path:
-    """Make the experiment's folder: registration, and a copy of the code that will run."""
-    stem = time.strftime("aux_heads_%Y%m%d_%H%M%S")
+def new_folder(output_dir: Path) -> Path:
+    """An empty folder for a new experiment, named by the time in UTC."""
+    stem = time.strftime("aux_heads_%Y%m%d_%H%M%S", time.gmtime())
     for suffix in ("", *(f"_{n}" for n in range(2, 100))):
-        exp_dir = output_dir / (stem + suffix)
         try:
-            exp_dir.mkdir(parents=True)
-            break
+            (output_dir / (stem + suffix)).mkdir(parents=True)
+            return output_dir / (stem + suffix)
         except FileExistsError:
             continue
+    raise ValueError(f"--output_dir {output_dir}: a hundred experiments began there this second")
+
+
+def begin(e: Experiment, m: Materials, output_dir: Path, facts: dict) -> Path:
+    """Make the folder of a new experiment, and register it there."""
+    exp_dir = new_folder(output_dir)
+    register(e, m, exp_dir, facts)
+    return exp_dir
+
+
+def register(e: Experiment, m: Materials, exp_dir: Path, facts: dict) -> dict:
+    """Copy the code that will run, then write the registration; returns what was written."""
     fixed = registered(e, m)
     code_dir = exp_dir / "code" / m.code_hash
-    code_dir.mkdir(parents=True)
+    code_dir.mkdir(parents=True, exist_ok=True)
     for file in m.code_files:
         shutil.copy2(file, code_dir / file.name)
+    created = datetime.now(UTC).isoformat(timespec="microseconds")
     document = {
         "experiment_id": uuid.uuid4().hex,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "created": created.replace("+00:00", "Z"),
         "hash": digest_of(fixed),
         "hashed": sorted(fixed),
         **fixed,
@@ -133,7 +148,7 @@ def begin(e: Experiment, m: Materials, output_dir: Path, facts: dict) -> Path:
         **facts,
     }
     write_json(exp_dir / "experiment_configs.json", document)
-    return exp_dir
+    return document
 
 
 def digest_of(fixed: dict) -> str:
@@ -184,15 +199,21 @@ def printable_value(value) -> str:
 
 
 def newest_experiment(output_dir: Path) -> Path:
-    """The newest staged experiment. Raises ValueError when there is none."""
-    for folder in sorted(output_dir.glob("aux_heads_*"), reverse=True):
-        try:
-            if read_json(folder / "experiment_configs.json")["plan"] != "manual":
-                return folder
-        except (ValueError, OSError, KeyError):
-            continue
-    begin_one = "python run_aux.py --stage 1"
-    raise ValueError(f"no staged experiment in {output_dir}/; begin one: {begin_one}")
+    """The experiment that was registered last, of any plan, whatever its folder is called.
+
+    Raises ValueError when there is none.
+    """
+    found = []
+    for path in output_dir.glob("*/experiment_configs.json"):
+        with contextlib.suppress(ValueError, OSError, TypeError, KeyError, OverflowError):
+            created = datetime.fromisoformat(read_json(path)["created"])
+            if created.tzinfo is None:
+                created = created.replace(tzinfo=UTC)
+            found.append((created.astimezone(UTC), path.parent.name, path.parent))
+    if not found:
+        begin_one = "begin one: python run_aux.py --staged, or name one: --exp_dir DIR"
+        raise ValueError(f"no experiment in {output_dir}/; {begin_one}")
+    return max(found)[-1]
 
 
 def read_document(exp_dir: Path) -> dict:
@@ -299,6 +320,10 @@ def override_from(value: dict) -> Override:
             raise ValueError(f"a budget of {o.value}")
     elif o.kind == "by_hand":
         check_choice(o.value["layers"], o.value["weight"], o.value["schedule"])
+    elif o.kind == "machine_fault":
+        for name, attempt in o.value["attempts"]:
+            if not isinstance(name, str) or not is_count(attempt):
+                raise ValueError(f"an attempt {attempt!r} at {name!r}")
     elif o.kind != "ignore_gate":
         raise ValueError(f"an override of the kind {o.kind!r}")
     return o
