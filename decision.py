@@ -134,10 +134,9 @@ def baseline_losses(results: Sequence[RunResult]) -> dict[int, float]:
 
 
 def counted(results: Sequence[RunResult]) -> str:
-    """How many there are of each status, in words; a run that is ok has finished."""
+    """How many there are of each status, in words. Those that are ok have finished."""
     count = Counter(r.status for r in results)
-    words = {"ok": "finished"}
-    return ", ".join(f"{count[s]} {words.get(s, s)}" for s in STATUSES if count[s])
+    return ", ".join(f"{count[status]} {status}" for status in STATUSES if count[status])
 
 
 def best_against_baseline(results: Sequence[RunResult]) -> tuple[Group | None, Group | None]:

@@ -296,6 +296,19 @@ def every_seed(s: Situation) -> list[RunConfig]:
     return runs
 
 
+def every_seed_once(e: Experiment) -> None:
+    """Raise ValueError where two runs by hand would be the same training: a copy is no repeat."""
+    seen: dict[tuple, RunConfig] = {}
+    for run in every_seed(Situation(e, PLANS["manual"][0], None, {}, {}, (), 0.0, Costs(e))):
+        trained = run.arm.configuration, run.seed, run.num_iterations
+        if other := seen.get(trained):
+            raise ValueError(
+                f"{other.name} and {run.name} would be the same training (seed {run.seed}):"
+                " a repeat of an arm takes its seed + 1000; give seeds that lie closer together"
+            )
+        seen[trained] = run
+
+
 PLANS = {
     "classic": (
         Stage(
@@ -433,11 +446,13 @@ def concluded(
 
 
 def baseline_lost(wanted: Sequence[RunConfig], outcomes: Mapping[tuple, RunResult]) -> bool:
-    """No usable baseline will come of these runs: one diverged, or all were given up."""
+    """No usable baseline will come of these runs: one diverged; or all were given up, while another
+    arm could be trained. Until one could, the machine may be what is broken."""
     mine = [outcomes.get(run.key) for run in wanted if not run.arm.layers]
     if any(r is not None and r.status == "diverged" for r in mine):
         return True
-    return bool(mine) and all(r is not None and r.status != "ok" for r in mine)
+    lost = bool(mine) and all(r is not None and not r.settled for r in mine)
+    return lost and any(r.settled for run in wanted if (r := outcomes.get(run.key)))
 
 
 def equal_losses(results: Sequence[RunResult]) -> tuple[int, str]:

@@ -28,12 +28,17 @@ def main() -> int:
     effect = EFFECTS.get(layers, 0.0)
     if layers:
         effect += HYPER.get(weight, 0.0) + HYPER.get(schedule, 0.0)
+    if mischief == "unseeded":
+        seed = "the same for all"
     noise = random.Random(f"{layers}/{weight}/{schedule}/{seed}/{total}").gauss(0, 0.0013)
     final = 3.3 - effect + noise
 
     if mischief == "crash":
         print("Traceback (most recent call last):\nRuntimeError: a cable was cut", flush=True)
         return 1
+    if mischief == "refuse":
+        print("train.py: error: --batch_size 3: give a multiple of 2", flush=True)
+        return 2
     if mischief == "oom":
         print("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", flush=True)
         return 1

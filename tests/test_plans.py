@@ -1,11 +1,13 @@
 """The plan: what comes next, given what is known."""
 
+import os
+import time
 from dataclasses import replace
 
 import pytest
 from invent import experiment, result
 
-from experiment import ARMS, PHASES, Costs, Override, default_profile, seed_of
+from experiment import ARMS, PHASES, PROFILES, Costs, Override, default_profile, seed_of
 from plans import MAX_ATTEMPTS, PLANS, forecast, next_step
 from records import machine_seconds
 
@@ -291,3 +293,51 @@ def test_quick_runs_are_a_tenth_and_screening_runs_short():
 def test_every_stage_has_seeds_of_its_own():
     first = [seed_of(stage.number, 0) for stage in PLANS["classic"]]
     assert len(set(first)) == len(first)
+
+
+def test_the_plan_asks_no_machine_no_clock_and_no_folder(monkeypatch, tmp_path):
+    """The same experiment and results give the same step, wherever and whenever."""
+    e = experiment(plan="adaptive", profile=PROFILES["small"], budget_hours=3.0, cores=4)
+    expected = next_step(e, []), forecast(e)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    for name in ("time", "monotonic", "perf_counter"):
+        monkeypatch.setattr(time, name, lambda: 0.0)
+    assert (next_step(e, []), forecast(e)) == expected
+    assert forecast(replace(e, cores=16))[0] != expected[1][0]  # registered, and it matters
+
+
+def test_copies_of_a_run_end_the_plan_and_near_copies_do_not():
+    e = experiment(plan="manual", arms=(ARMS["baseline"],), seeds=(1, 2, 3))
+    runs = next_step(e, []).runs
+    same = [replace(result(run.arm, 3.25), run=run) for run in runs[:2]]
+    step = next_step(e, same)
+    assert step.fault and not step.runs
+    assert "have exactly the same val loss 3.25" in step.ended
+    near = [same[0], replace(same[1], val_loss=3.25 + 1e-12)]
+    assert next_step(e, near).runs == runs[2:]
+    assert next_step(e, [same[0], replace(same[0], attempt=2)]).runs == runs[1:]  # one seed
+
+
+@pytest.mark.parametrize("plan", ["classic", "adaptive"])
+@pytest.mark.parametrize("status", ["diverged", "crashed"])
+def test_a_stage_whose_baseline_is_lost_asks_for_nothing_more(plan, status):
+    """A crash may be the machine's, until another arm has trained."""
+    lost = lambda run, attempt: "ok" if run.arm.layers else status  # noqa: E731
+    launched, step, results = play(experiment(plan=plan), happens=lost)
+    assert {run.stage for run in launched} == {1}
+    most = 1 if status == "diverged" else 2 if plan == "classic" else 5  # which has two baselines
+    assert len({run.name for run in launched}) == most
+    assert step.at_gate and "no usable run of the baseline" in step.ended
+    waiting = next_step(experiment(plan=plan), results, frozenset({"screen_aux_4_8/run_0"}))
+    assert not waiting.runs and not waiting.ended
+
+
+def test_the_verdict_says_of_which_configuration_and_how_many_were_run():
+    for plan in ("classic", "adaptive"):
+        launched, step, _ = play(experiment(plan=plan, validation_runs=4))
+        full = {run.arm.configuration for run in launched if run.stage > 1 and run.arm.layers}
+        about = f"The verdict is of the configuration chosen; {len(full)} of 36 were run."
+        assert about in step.decisions[4].because
+        assert {8, 10} >= {len(full)}
