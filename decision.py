@@ -7,7 +7,7 @@ mean val_loss(baseline) - mean val_loss(arm) in nats/token: positive is good.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import aux_stats
 from records import STATUSES, Arm, RunResult, arm_from
@@ -231,7 +231,8 @@ def decide_layers(results: Sequence[RunResult], expected: Sequence[str]) -> Deci
     missing = missing_arms(results, expected)
     baseline, best = best_against_baseline(on_shared_seed(results))
     if baseline is None or best is None:
-        return no_comparison(2, results, baseline, best, missing)
+        undecided = no_comparison(2, results, baseline, best, missing)
+        return replace(undecided, chosen=best and best.arm)  # should a person go on all the same
     improvement = baseline.mean - best.mean
     losses = {r.run.arm.name: r.val_loss for r in results if r.status == "ok"}
     facts = [

@@ -145,7 +145,7 @@ def twice_the_baseline(s: Situation) -> list[RunConfig]:
 
 def placements_then_two_again(s: Situation) -> list[RunConfig]:
     """Every placement that screening left, once; then the two best with a new seed."""
-    dropped = s.decisions[1].numbers["dropped"] if 1 in s.decisions else []
+    dropped = s.decisions[1].numbers.get("dropped", []) if 1 in s.decisions else []
     first = [s.run(arm) for arm in s.stage.arms if list(arm.layers) not in dropped]
     done = s.of(first)
     if len(done) < len(first):
