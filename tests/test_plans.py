@@ -1,6 +1,8 @@
 """The plan: what comes next, given what is known."""
 
+import itertools
 import os
+import random
 import time
 from dataclasses import replace
 
@@ -8,7 +10,7 @@ import pytest
 from invent import experiment, result
 
 from experiment import ARMS, PHASES, PROFILES, Costs, Override, default_profile, seed_of
-from plans import MAX_ATTEMPTS, PLANS, forecast, next_step
+from plans import MAX_ATTEMPTS, PLANS, forecast, next_step, span_s
 from records import machine_seconds
 
 GOOD = {(): 3.3, (4,): 3.2, (6,): 3.1, (8,): 3.15, (4, 8): 3.0, (3, 6, 9): 3.25}
@@ -341,3 +343,35 @@ def test_the_verdict_says_of_which_configuration_and_how_many_were_run():
         about = f"The verdict is of the configuration chosen; {len(full)} of 36 were run."
         assert about in step.decisions[4].because
         assert {8, 10} >= {len(full)}
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("rounds", [1, 2, 5])
+def test_packed_pairs_are_as_many_as_the_rounds_hold(slots, rounds):
+    """The classic plan launches all at once: an odd slot takes half of the next pair."""
+    e = experiment(slots=slots, validation_runs=100)
+    whole = forecast(replace(e, budget_hours=1e6))[0]
+    before = [p for p in whole if p.run.stage < 4]
+    run_s = max(p.wall_s for p in whole if p.run.stage == 4)
+    stage_4_s = rounds * run_s if slots > 1 else rounds * 2 * run_s
+    hours = (span_s(before) + stage_4_s * 1.001) / 3600
+    planned = [p for p in forecast(replace(e, budget_hours=hours))[0] if p.run.stage == 4]
+    most = rounds if slots == 1 else rounds * slots // 2
+    assert len(planned) // 2 in (most, most + (slots == 1))  # two heads cost a little more
+    assert span_s(planned) <= stage_4_s * 1.001
+
+
+@pytest.mark.parametrize(("slots", "looks"), [(1, [4, 5, 6, 7, 8]), (4, [4, 6, 8]), (8, [4, 8])])
+def test_the_adaptive_plan_fills_a_packed_machine_between_looks(slots, looks):
+    """Pairs are asked for in batches that fill the slots; a look comes after each batch."""
+    e = experiment(plan="adaptive", slots=slots, validation_runs=8, stop_on="superiority")
+    noise = random.Random(1)
+    results, asked = [], []
+    while (step := next_step(e, results)).runs:
+        if step.stage == 4:
+            asked.append(len(step.runs))
+        for run in step.runs:
+            loss = 3.3 + noise.gauss(0, 0.02) - 0.3 * (run.arm.layers == (4, 8)) * (run.stage < 4)
+            results.append(replace(result(run.arm, loss), run=run))
+    assert [look["n"] for look in step.decisions[4].numbers["looks"]] == looks
+    assert asked == [8, *[2 * (b - a) for a, b in itertools.pairwise(looks)]]
