@@ -355,9 +355,12 @@ def test_packed_pairs_are_as_many_as_the_rounds_hold(slots, rounds):
     run_s = max(p.wall_s for p in whole if p.run.stage == 4)
     stage_4_s = rounds * run_s if slots > 1 else rounds * 2 * run_s
     hours = (span_s(before) + stage_4_s * 1.001) / 3600
-    planned = [p for p in forecast(replace(e, budget_hours=hours))[0] if p.run.stage == 4]
+    planned, step = forecast(replace(e, budget_hours=hours))
+    planned = [p for p in planned if p.run.stage == 4]
+    pairs = len(planned) // 2
     most = rounds if slots == 1 else rounds * slots // 2
-    assert len(planned) // 2 in (most, most + (slots == 1))  # two heads cost a little more
+    assert pairs in (most, most + (slots == 1))  # two heads cost a little more
+    assert f"stage 4: {pairs} of 100 pairs fit into what is left" in step.cut
     assert span_s(planned) <= stage_4_s * 1.001
 
 
