@@ -288,8 +288,8 @@ def read_document(exp_dir: Path) -> dict:
             raise TypeError("experiment_id, slurm_args, train_script or data.dir is no text")
         check_code(document["code"])
     except KeyError as error:
-        what = "it is not an experiment of ours, or one of an older version"
-        raise ValueError(f"{path}: no field {error}; {what}") from None
+        what = "it is not an experiment of ours, or one of another version"
+        raise ValueError(f"{path}: no field {error}; {what}{version_of(document)}") from None
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: {printable(str(error))}; start a new experiment") from None
     return document
@@ -313,10 +313,17 @@ def changes(document: dict) -> tuple[str, ...]:
         found.append("experiment_configs.json was edited since: it is not what was hashed")
     was, now = document["rules"]["hash"], hash_of([ROOT / name for name in RULES])
     if was != now:
-        commit = document.get("git", {}).get("commit")
-        at = f"; git checkout {commit} has them" if commit else ""
-        found.append(f"the files that decide are not those registered ({was}, now {now}{at})")
+        about = f"{printable_value(was)}, now {printable_value(now)}{version_of(document)}"
+        found.append(f"the files that decide are not those registered ({about})")
     return tuple(found)
+
+
+def version_of(document: dict) -> str:
+    """Which commit made an experiment, as a remedy; empty where that is not known."""
+    git = document.get("git")
+    commit = git.get("commit") if isinstance(git, dict) else None
+    known = isinstance(commit, str) and re.fullmatch(r"[0-9a-f]{4,64}", commit)
+    return f"; git checkout {commit} has what made it" if known else ""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import shlex
 import shutil
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -422,7 +423,8 @@ def show_plan(args, exp_dir, document, e: Experiment, gpus: Sequence[str], displ
         results = read_records(exp_dir, document["experiment_id"]).results
         e = with_overrides_on_record(e, exp_dir)
     e = with_overrides(args, e, results)
-    shown_as = exp_dir or (args.output_dir or Path("experiments")) / "aux_heads_NEW"
+    stem = time.strftime("aux_heads_%Y%m%d_%H%M%S", time.gmtime())
+    shown_as = exp_dir or (args.output_dir or Path("experiments")) / stem
     dry_run(e, materials_of(args, document, exp_dir, e), shown_as, results)
     return exit_codes.DONE
 
