@@ -27,7 +27,6 @@ from untrusted import open_regular, printable, unique
 CONTROLS = re.compile(  # of terminals: colours and cursor movements, titles, single ones
     rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])"
 )
-LINE_END = re.compile(rb"[\r\n]")
 MAX_LINE = 4096  # bytes; what is longer is no line of ours
 
 
@@ -101,9 +100,11 @@ class Field:
         seen = f"{self.name} {printable(repr(value), 40)}"
         if type(value) is not int and (self.whole or type(value) is not float):
             return f"{seen}: give {an}"
-        if not self.least <= value <= self.most:  # also where it is NaN
+        if value < self.least:
             above = "above 0" if self.least == LEAST else f"of {self.least:g} or more"
-            return f"{seen}: give {an} {above}, up to {self.most:g}"
+            return f"{seen}: give {an} {above}"
+        if not value <= self.most:  # NaN as well
+            return f"{seen}: give {an} up to {self.most:g}"
         return ""
 
     def differs(self, one: dict, other: dict) -> bool:
@@ -186,12 +187,14 @@ class LogReader:
 
     def feed(self, data: bytes) -> None:
         if self._skipping:
-            if not (end := LINE_END.search(data)):
+            ends = [at for end in (b"\n", b"\r") if (at := data.find(end)) >= 0]
+            if not ends:
                 self.signs_of_life += bool(data)
                 return
-            self._skipping, data = False, data[end.start() :]
+            self._skipping, data = False, data[min(ends) :]
         alive, data = bool(data), self._rest + data
         *lines, rest = data.split(b"\n")
+        lines = list(filter(None, lines))
         self.signs_of_life += alive and any(map(is_sign_of_life, (rest, *lines)))
         if not any(mark in data for mark in MARKS):
             lines = last_shown(lines)  # a flood of something else: it can only be the last words
@@ -213,7 +216,7 @@ class LogReader:
         if b"\r" not in line and len(line) <= MAX_LINE:
             return line
         last = b""
-        for part in line.split(b"\r"):
+        for part in filter(None, line.split(b"\r")):
             if len(part) > MAX_LINE:
                 self._explain_head(part)
                 last = b""
@@ -303,7 +306,7 @@ class LogReader:
                 self.unread = self.unread or f"more than {MAX_CURVE} val_loss lines"
         elif self.curve[at][1] != loss:
             both = f"val_loss {self.curve[at][1]:.6f} and {loss:.6f}"
-            self.conflict = self.conflict or f"it says {both} at step {step}"
+            self.conflict = self.conflict or f"the log says {both} at step {step}"
 
     def _summary(self, text: bytes, own: bool, rank: bytes | None) -> None:
         try:
@@ -330,27 +333,30 @@ class LogReader:
         for number in SUMMARY_FIELDS:
             if number.differs(was, summary) and not self.conflict:
                 both = f"{number.name} {was[number.name]} and {summary[number.name]}"
-                self.conflict = f"its summaries say {both}"
+                self.conflict = f"the summaries say {both}"
 
     def _explain(self, line: bytes) -> None:
         if KERNEL_KILLED in line:
             self.killed_for_memory = True
             return
-        if match := FIRST_FAILED.search(line):
-            self._first_failed = int(match[1])
-        elif ROOT_CAUSE in line:
-            self._in_root = True
-        elif match := EXIT_CODE.search(line):
-            codes = self.roots if self._in_root else self.siblings
-            codes.add(int(match[1]))
-            self._in_root = False
-        if OUT_OF_MEMORY.search(line):
+        if b"xitcode" in line or ROOT_CAUSE in line:
+            self._report(line)
+        if b"emory" in line and OUT_OF_MEMORY.search(line):
             self.out_of_memory = line
         # torchrun's own last words only say that a worker failed, not why
         if (match := ERROR_LINE.match(line)) and b"ChildFailedError" not in line:
             self.error, self.refusal = line, line if match[1] else self.refusal
         if self._first_failed is None and not CHATTER.match(line):
             self.tail.append(line)
+
+    def _report(self, line: bytes) -> None:
+        """A line of torchrun's report."""
+        if match := FIRST_FAILED.search(line):
+            self._first_failed = int(match[1])
+        elif match := EXIT_CODE.search(line):
+            codes = self.roots if self._in_root else self.siblings
+            codes.add(int(match[1]))
+        self._in_root = ROOT_CAUSE in line
 
     # -- what it comes to
 
@@ -430,7 +436,7 @@ def last_shown(lines: list[bytes]) -> list[bytes]:
     """The last lines of which a terminal would show anything: enough for a crash's last words."""
     found = []
     for line in reversed(lines):
-        if line and any(plain(part[:MAX_LINE]) for part in line.split(b"\r")):
+        if any(plain(part[:MAX_LINE]) for part in filter(None, line.split(b"\r"))):
             found.append(line)
             if len(found) == TAIL:
                 break
@@ -440,7 +446,7 @@ def last_shown(lines: list[bytes]) -> list[bytes]:
 # ---------------------------------------------------------------------------------------------
 # Logs on disk
 
-MAX_LOG = 8 << 30  # bytes that are read of a log, some 20 s; a complete one has less than 1 MiB
+MAX_LOG = 1 << 30  # bytes that are read of a log, some 10 s; a complete one has less than 1 MiB
 LAST = 1 << 26  # bytes at the end of a longer one
 
 

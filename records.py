@@ -21,7 +21,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 from logs import MAX_LINE as MAX_LINE
-from logs import SAME_LOSS, SUMMARY_FIELDS, LogReader, evidence, read_log, text_of
+from logs import NOTHING, SAME_LOSS, SUMMARY_FIELDS, LogReader, evidence, read_log, text_of
 from untrusted import is_count, is_number, printable, printable_path, read_json, write_json
 from untrusted import open_regular as open_regular
 
@@ -245,8 +245,8 @@ def overlong(numbers: dict | None, wall_s: float) -> str:
     """What is wrong with a training time that the attempt did not have; empty for nothing."""
     if not numbers or numbers["train_time_ms"] <= 1000 * (1.01 * wall_s + 0.1):
         return ""
-    took = f"the attempt took {wall_s:.1f} s by the clock"
-    return f"train_time_ms is {numbers['train_time_ms']:.0f}, and {took}"
+    took = f"more than the {wall_s:.1f} s that the attempt took by the clock"
+    return f"train_time_ms {numbers['train_time_ms']}: {took}"
 
 
 def refusal(log: LogReader, returncode: int | None) -> str:
@@ -280,9 +280,9 @@ def explained(how: str, log: LogReader) -> str:
     """How an attempt ended, with the last words of its log, or with what else it holds."""
     if not log.incomplete:
         how = f"{how}, but {log.contents}"
-    if log.last_words:
-        return f"{how}: {log.last_words}"
-    return f"{how}, {log.contents}" if log.incomplete else how
+    elif not log.last_words:
+        how = f"{how}{', ' if log.contents == NOTHING else '; '}{log.contents}"
+    return f"{how}: {log.last_words}" if log.last_words else how
 
 
 # ---------------------------------------------------------------------------------------------
@@ -376,7 +376,11 @@ def attempt_dirs(exp_dir: Path) -> list[tuple[str, int, Path]]:
 def found_below(exp_dir: Path) -> Iterator[tuple[str, int, Path]]:
     """Attempts as (run name, attempt, folder). A link in such a folder's place has the number 0:
     whatever it leads to lies elsewhere, and is not looked at."""
-    for arm, _ in folders(exp_dir, NAME, links=False):
+    for arm, is_link in folders(exp_dir, NAME):
+        if is_link:
+            if any(folders(arm, RUN_FOLDER)):
+                yield arm.name, 0, arm
+            continue
         for run_dir, is_link in folders(arm, RUN_FOLDER):
             name = f"{arm.name}/{run_dir.name}"
             if is_link:
@@ -390,18 +394,18 @@ def found_below(exp_dir: Path) -> Iterator[tuple[str, int, Path]]:
                     yield name, 0 if is_link else number, folder
 
 
-def folders(parent: Path, form: re.Pattern, links: bool = True) -> list[tuple[Path, bool]]:
-    """Folders of names of a form, each with whether it is a link."""
+def folders(parent: Path, form: re.Pattern) -> list[tuple[Path, bool]]:
+    """Folders of names of a form, each with whether it is a link (to whatever)."""
     try:
         with os.scandir(parent) as entries:
-            entries = [entry for entry in islice(entries, MAX_FOUND + 1)]
-    except FileNotFoundError:
+            entries = list(islice(entries, MAX_FOUND + 1))
+    except (FileNotFoundError, NotADirectoryError):
         return []
     if len(entries) > MAX_FOUND:
         raise ValueError(f"{printable_path(parent)}: holds more than {MAX_FOUND} files")
     named = [entry for entry in entries if form.fullmatch(entry.name)]
-    real = [(parent / e.name, False) for e in named if e.is_dir(follow_symlinks=False)]
-    return real + [(parent / e.name, True) for e in named if links and e.is_symlink()]
+    found = [entry for entry in named if entry.is_symlink() or entry.is_dir()]
+    return [(parent / entry.name, entry.is_symlink()) for entry in found]
 
 
 def holds_attempt(folder: Path) -> bool:

@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
+import re
 import resource
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
@@ -15,6 +18,7 @@ from records import (
     Arm,
     Exit,
     LogReader,
+    Records,
     RunConfig,
     RunResult,
     attempt_dirs,
@@ -201,6 +205,11 @@ PIECES = st.sampled_from(
         *(val(3, loss).encode() for loss in ("nan", "inf", "1e5", "-0")),
         *(b"\n", b"\r", b"\xff\xfe", b"\x00", b"summary: {", b"step:8/8 val_loss:", b"x" * 5000),
         *(b"CUDA out of memory", b"ValueError: \x1b[31m", summary(steps_done=1).encode()),
+        *(b"\x1b[0m", b" \r", b"  ", b"> ", b"50%|## | 4/8\r", b"UserWarning: x ", b"[rank1]: "),
+        *(b"2: ", val(TOTAL, 3.3).encode(), summary(val_loss=3.3).encode()),
+        *(COMPLETE.strip().encode(), val(TOTAL).strip().encode(), b"[W1125 ", b"\r" * 5000),
+        *(b"  exitcode  : 2 (pid: 3)\n", b"Root Cause (first observed failure):\n"),
+        *(b"failed (exitcode: 2) local_rank: 0 \n", b"x.py: error: y\n"),
     ]
 )
 LOGS = st.lists(PIECES | st.binary(max_size=40), max_size=12).map(b"".join)
@@ -210,16 +219,31 @@ EXITS = st.builds(
     ended_by=st.sampled_from(["itself", "timeout", "stall", "the budget is spent"]) | st.text(),
     clock=st.just("boot"),
     start_s=st.just(1.0),
-    end_s=st.floats(1.0, 1e9),
+    end_s=st.floats(1.0, 1e9) | st.just(1e6),
 )
+
+
+LABELS = (b"", b"[rank1]: ", b"2: ")
+
+
+def shown(line: bytes) -> bytes:
+    """A line as a terminal shows it, slowly."""
+    parts = [re.sub(rb"\x1b\[[0-9;]*[a-zA-Z]", b"", part).rstrip() for part in line.split(b"\r")]
+    return ([b"", *filter(None, parts)])[-1]
 
 
 def is_complete(log: bytes) -> bool:
     """What `ok` asks of a log, said once more and slowly."""
-    lines = [line.rstrip(b"\r") for line in log.split(b"\n")[:-1]]
-    summaries = [n for n, line in enumerate(lines) if line.startswith(b"summary: ")]
-    last = [n for n, line in enumerate(lines) if line == val(TOTAL).strip().encode()]
-    return len(summaries) == 1 and bool(last) and last[0] < summaries[0]
+    last, other, one, two = (
+        text.strip().encode()
+        for text in (val(TOTAL), val(TOTAL, 3.3), summary(), summary(val_loss=3.3))
+    )
+    lines = [shown(line) for line in log.split(b"\n")[:-1]]
+    own = {line.removeprefix(label) for line in lines for label in LABELS}
+    evident = any(last in line for line in lines) and any(one in line for line in lines)
+    begun_anew = b"\n".join(lines).partition(one)[2].split(b"\n")[1:]
+    again = val(0).strip().encode() in begun_anew
+    return evident and not again and not own & {other, two}
 
 
 @settings(max_examples=400, deadline=None)
@@ -501,6 +525,82 @@ def test_any_value_in_any_field_is_read_or_refused(field, value):
     assert (result.status == "ok") == (result.val_loss is not None)
 
 
+def test_a_copied_arm_is_passed_over_and_left_alone(tmp_path):
+    put(tmp_path, verdict(COMPLETE))
+    put(tmp_path, attempt=2)
+    shutil.copytree(tmp_path / "aux_4_8", tmp_path / "aux_4_8_copy")
+    shutil.copytree(tmp_path / "aux_4_8" / "run_0", tmp_path / "aux_4_8" / "run_7")
+    copy, again = tmp_path / "aux_4_8_copy" / "run_0", tmp_path / "aux_4_8" / "run_7"
+    before = sorted(tmp_path.rglob("*"))
+    records = read_records(tmp_path, ID)
+    assert records.results == (verdict(COMPLETE),)
+    assert records.open == ((RUN.name, 2, tmp_path / RUN.name / "attempt_2"),)
+    assert records.damaged == ()
+    assert {*records.stray} == {copy, copy / "attempt_2", again, again / "attempt_2"}
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_record_whose_config_was_edited_is_damaged_and_not_stray(tmp_path):
+    path = put(tmp_path, verdict(COMPLETE)) / "config.json"
+    path.write_text(path.read_text().replace("aux_4_8", "aux_4"))
+    records = read_records(tmp_path, ID)
+    assert not records.stray
+    assert "config.json is that of aux_4/run_0" in records.damaged[0][1]
+
+
+def test_a_copy_with_a_damaged_record_is_damaged(tmp_path):
+    put(tmp_path)
+    copy = shutil.copytree(tmp_path / "aux_4_8", tmp_path / "copy") / "run_0"
+    (copy / "result.json").write_text("{")
+    assert [path for path, _ in read_records(tmp_path, ID).damaged] == [copy / "result.json"]
+
+
+@pytest.mark.parametrize("linked", ["aux_4/run_0", "aux_4_8/run_1", "aux_4_8/run_0/attempt_2"])
+def test_linked_folders_are_named_and_not_followed(tmp_path, linked):
+    folder = put(tmp_path / "elsewhere", verdict(COMPLETE))
+    exp_dir = tmp_path / "exp"
+    put(exp_dir, verdict(COMPLETE))
+    link = exp_dir / linked
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(folder)
+    records = read_records(exp_dir, ID)
+    assert records.results == (verdict(COMPLETE),)
+    assert records.stray == (link,)
+    assert not records.damaged
+    assert [folder for *_, folder in attempt_dirs(exp_dir)] == [exp_dir / RUN.name]
+
+
+def test_a_linked_arm_is_named_and_not_followed(tmp_path):
+    put(tmp_path / "elsewhere", verdict(COMPLETE))
+    exp_dir = tmp_path / "exp"
+    exp_dir.mkdir()
+    (exp_dir / "aux_4_8").symlink_to(tmp_path / "elsewhere" / "aux_4_8")
+    (exp_dir / "notes").symlink_to(tmp_path)  # of no concern: no run in it
+    records = read_records(exp_dir, ID)
+    assert records == Records(stray=(exp_dir / "aux_4_8",))
+    assert attempt_dirs(exp_dir) == []
+
+
+def test_more_folders_than_any_experiment_has_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("records.MAX_FOUND", 5)
+    for number in range(5):
+        put(tmp_path, run=replace(RUN, index=number))
+    assert len(attempt_dirs(tmp_path)) == 5
+    put(tmp_path, run=replace(RUN, index=5))
+    with pytest.raises(ValueError, match="holds more than 5 files"):
+        attempt_dirs(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "result.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_a_record_that_is_no_file_is_damaged(tmp_path, name, make):
+    path = put(tmp_path, verdict(COMPLETE)) / name
+    path.unlink()
+    make(path)
+    (why,) = damaged(tmp_path)
+    assert name in why
+
+
 def test_folders_that_are_no_runs_are_passed_over(tmp_path):
     for name in ("aux_4/run_x", "a b/run_0", "aux_4/run_0/attempt_x", "aux_4/sub/run_0"):
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
@@ -517,7 +617,9 @@ def test_a_config_of_another_run_is_not_believed(tmp_path):
 
 @pytest.mark.parametrize("value", [None, [], {}, {"returncode": 0}, {**asdict(CLEAN), "x": 1},
     {**asdict(CLEAN), "end_s": 1.0}, {**asdict(CLEAN), "start_s": "1"},
-    {**asdict(CLEAN), "returncode": "0"}, {**asdict(CLEAN), "ended_by": None}])  # fmt: skip
+    {**asdict(CLEAN), "returncode": "0"}, {**asdict(CLEAN), "ended_by": None},
+    {**asdict(CLEAN), "returncode": False}, {**asdict(CLEAN), "returncode": 10**30},
+    {**asdict(CLEAN), "end_s": 1e300}, {**asdict(CLEAN), "nodes": 10**30}])  # fmt: skip
 def test_a_damaged_exit_was_seen_by_nobody(value):
     assert exit_from(value) is None
     assert exit_from(asdict(CLEAN)) == CLEAN
