@@ -438,7 +438,7 @@ def concluded(
 
     forgiven: (run, attempt) of failures that are not held against their runs.
     """
-    if attempts and attempts[-1].settled:
+    if attempts and (attempts[-1].settled or attempts[-1].final):
         return attempts[-1]
     failures = [a for a in attempts if a.status in ("crashed", "timeout")]
     failures = [a for a in failures if (a.run.name, a.attempt) not in forgiven]

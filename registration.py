@@ -51,7 +51,7 @@ from records import (
 # of the machine, for a run: losses do not depend on it, but costs, times and when looks are taken
 SHARE = ("device", "processes", "slots", "nodes", "launcher", "cores")
 RULES = (  # the files that a decision depends on, from the records on disk to its text
-    *("records.py", "experiment.py", "registration.py", "plans.py"),
+    *("untrusted.py", "logs.py", "records.py", "experiment.py", "registration.py", "plans.py"),
     *("decision.py", "adaptive.py", "aux_stats.py"),
 )
 
