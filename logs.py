@@ -250,7 +250,7 @@ class LogReader:
         self._look_for_divergence(line)
         label = LABEL.match(line)
         begin = label.end() if label else 0
-        own = line.startswith((b"step:", SUMMARY), begin)
+        own = line.startswith((b"step:", SUMMARY + b"{" if begin else SUMMARY), begin)
         starts = [match.start() for match in BEGINNING.finditer(line, begin)]
         if own:
             starts = sorted({begin, *starts})

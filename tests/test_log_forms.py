@@ -6,6 +6,8 @@ import json
 import math
 import os
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import asdict, replace
 from types import SimpleNamespace
@@ -98,6 +100,8 @@ HONEST = {
     "another step counter": COMPLETE.replace(LAST, "global_" + val(TOTAL, 9.0) + LAST),
     "another program's summary": COMPLETE + 'model summary: {"layers": 12}\n',
     "another program's torn summary": COMPLETE + "model summary: {layers: 12\n",
+    "a look back at the end": COMPLETE + "the first was " + val(0, 10.8),
+    "another logger's summary": COMPLETE + "INFO summary: 12 files\n",
     "late lines of another length": COMPLETE + val(0, total=5),
 }  # fmt: skip
 
@@ -367,6 +371,24 @@ def test_the_workers_end_is_read_in_torchruns_report(words, codes, root, status,
     result = verdict(head + words + report, FAILED)
     assert result.status == status
     assert result.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(("end", "status", "reason"), [
+    ("print('x.py: error: no shard', flush=True); sys.exit(2)", "refused", "x.py: error: no shard"),
+    ("import os; os.kill(os.getpid(), 9)", "crashed", "killed by signal 9, nothing printed"),
+])  # fmt: skip
+def test_the_installed_torchrun_reports_in_the_words_that_are_read(tmp_path, end, status, reason):
+    (tmp_path / "x.py").write_text(f"import sys\n{end}\n")
+    words = "-m torch.distributed.run --standalone --local-addr=127.0.0.1 --nproc_per_node=1 x.py"
+    done = subprocess.run(
+        [sys.executable, *words.split()],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=120,
+    )
+    result = judge(RUN, 1, read(done.stdout), replace(FAILED, returncode=done.returncode))
+    assert (result.status, result.reason) == (status, reason)
 
 
 def test_a_report_that_is_torn_refuses_nothing():
