@@ -75,7 +75,11 @@ QUOTATIONS = {  # texts in front of what looks like a step line, that say it is 
     "    ": rb"[ \t]+",  # the example in a docstring
     "> ": rb"[ \t]*>.*",
     "# the last line is ": rb"[ \t]*(?:#[^#]|//|[-*+] ).*",
-    "print('": rb".*[\"'`({\[=][ \t]*",
+    "x = [": rb".*[({\[=][ \t]*",
+    # a quote that opens: the third, the fifth of its kind, but not the one behind a word
+    "print('": rb"[^']*'(?:[^']*'[^']*')*[ \t]*",
+    'print("': rb'[^"]*"(?:[^"]*"[^"]*")*[ \t]*',
+    "`": rb"[^`]*`(?:[^`]*`[^`]*`)*[ \t]*",
 }
 QUOTED = re.compile(rb"|".join(QUOTATIONS.values()), re.DOTALL)
 

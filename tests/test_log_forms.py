@@ -50,6 +50,8 @@ DECORATIONS = {  # (in front of a line, behind it)
     "many of them and no return": (f"\r{BAR}" * 500, ""),
     "a bar that is moved up": (f"{BAR}\x1b[A\r", ""),
     "a warning without line end": ("x.py:3: UserWarning: 'a' is deprecated (see b).", ""),
+    "one that ends in a quotation": ("UserWarning: 'a' is deprecated, take 'b'", ""),
+    "one that ends in code": ("UserWarning: take `b`", ""),
     "one with a blank": ("UserWarning: something ", ""),
     "torchrun's label": ("[default0]:", ""),
     "pytorch's label": ("[rank0]: ", ""),
@@ -125,7 +127,8 @@ def test_a_label_names_its_rank(label, rank):
 # ---------------------------------------------------------------------------------------------
 # What must not count
 
-QUOTES = [*QUOTATIONS, "\t", "> [rank0]: ", "// ", "- ", "best = '", 'x = {"']
+QUOTES = [*QUOTATIONS, "\t", "// ", "- ", "best = '", 'x = {"', "f('a', 'b', '"]
+QUOTES += ["> [rank0]: ", "[rank0]: > ", "INFO: # "]
 
 
 @pytest.mark.parametrize("front", QUOTATIONS)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from logs import MAX_LINE
 from records import (
-    MAX_LINE,
     STATUSES,
     Arm,
     Exit,
