@@ -208,9 +208,10 @@ class LogReader:
         self._rest = self._unfinished(rest)
 
     def close(self) -> "LogReader":
-        """A last line without its newline was cut off: it can explain, but never count."""
+        """A last line without its newline was cut off: it can explain, but never count for a
+        result."""
         if not self._skipping and (shown := plain(self._last_part(self._rest))):
-            self._look_for_divergence(shown[: -len(shown.split()[-1])])  # what is surely whole
+            self._look_for_divergence(shown)
             self._explain(shown)
         self._rest, self._skipping = b"", False
         return self

@@ -168,6 +168,8 @@ NOT_ONE_RUN = {
     "another one in its line": (COMPLETE[:-1] + summary(val_loss=3.3), "3.2741123 and 3.3"),
     "another one behind text": (COMPLETE + "done " + summary(val_loss=3.3), "3.2741123 and 3.3"),
     "another one with a label": (COMPLETE + "[rank1]: " + summary(tokens_seen=5), "1024 and 5"),
+    "a summary beside its last step": (COMPLETE.replace(summary(), summary(val_loss=3.27415)),
+                                       "not that of the last step (3.27415 and 3.274112)"),
     "other training times": (COMPLETE + summary(train_time_ms=9999.0), "12345.6 and 9999.0"),
     "a damaged one beside it": (COMPLETE + 'x summary: {"val_loss": 3.2, "st\n', "is damaged"),
     "one that says a thing twice": (
@@ -203,6 +205,7 @@ def test_a_word_about_divergences_is_none(text):
 
 def test_a_divergence_is_seen_in_a_line_that_was_cut_off():
     assert verdict(val(0) + "step:3/8 train_loss:nan train_ti", FAILED).status == "diverged"
+    assert verdict(val(0) + "step:3/8 train_loss:nan", FAILED).status == "diverged"
     assert verdict(val(0) + "step:3/8 train_loss:na", FAILED).status == "crashed"
 
 
@@ -394,6 +397,13 @@ def test_the_installed_torchrun_reports_in_the_words_that_are_read(tmp_path, end
     assert (result.status, result.reason) == (status, reason)
 
 
+def test_the_reports_of_two_nodes_are_read_together():
+    reports = torchrun(2)[1] + torchrun(-15, 2, root=1)[1]
+    assert verdict(REFUSAL + reports, FAILED).status == "refused"
+    reports = torchrun(2)[1] + torchrun(1, -15)[1]  # which was first is not known
+    assert verdict(REFUSAL + reports, FAILED).status == "crashed"
+
+
 def test_a_report_that_is_torn_refuses_nothing():
     head, report = torchrun(2, torn=True)
     result = verdict(head + REFUSAL + report, FAILED)
@@ -468,6 +478,8 @@ TWO_LOGS = {  # output.log, train_log.txt: status, a word of the reason
     "a half each": (HALF + summary(), HALF + LAST, "ok", ""),
     "a summary on neither side": (HALF + LAST, HALF + LAST, "crashed", "no summary"),
     "damaged on both sides": (COMPLETE[:-2] + "x\n", HALF + LAST, "crashed", "damaged"),
+    "half a summary more on screen": (COMPLETE + 'summary: {"val_\n', "", "crashed", "damaged"),
+    "half a summary more in both": (COMPLETE + 'summary: {"val_\n',) * 2 + ("crashed", "damaged"),
     "NaN on screen": (COMPLETE.replace(LAST, val(4, "nan") + LAST), COMPLETE, "diverged", "nan"),
     "NaN in its own": (COMPLETE, COMPLETE.replace(LAST, val(4, "nan") + LAST), "diverged", "nan"),
     "another loss": (COMPLETE, COMPLETE.replace(LAST, val(TOTAL, 3.3)), "crashed",
