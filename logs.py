@@ -186,8 +186,9 @@ class LogReader:
     _first_failed: int | None = None
     _in_root: bool = False
     _summary_rank: bytes | None = None
-    _rest: bytes = b""  # of the line that is not complete: its last part, and what is shown if
-    _skipping: bool = False  # that turns out blank
+    # The line that is not complete: the part that is seen so far, a return, the part behind it.
+    _rest: bytes = b""
+    _skipping: bool = False  # to the end of a part that is too long
 
     def feed(self, data: bytes) -> None:
         if self._skipping:
