@@ -196,10 +196,12 @@ class LogReader:
     out_of_memory: bytes = b""
     error: bytes = b""
     tail: deque[bytes] = field(default_factory=lambda: deque(maxlen=TAIL))
+    signs_of_life: int = 0
     _rest: bytes = b""
     _skipping: bool = False
 
     def feed(self, data: bytes) -> None:
+        self.signs_of_life += bool(data)
         if self._skipping:
             _, newline, data = data.partition(b"\n")
             self._skipping = not newline
