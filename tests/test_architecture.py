@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ARROWS = {  # file: the files of ours that it may import
     "aux_heads": set(),
     "aux_stats": set(),
-    "launchers": set(),
+    "launchers": {"environment"},
     "records": set(),
     "train_gpt": {"aux_heads"},
     "decision": {"aux_stats", "records"},
