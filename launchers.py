@@ -35,6 +35,7 @@ from typing import NamedTuple
 GRACE_S = 4.0  # from SIGTERM to SIGKILL; torchrun alone would wait 30 s for its workers
 MARGIN_S = 2.0  # beyond what is due, for a busy machine: first the guard, then the orchestrator
 UNKILLABLE_S = 10.0  # a process that SIGKILL did not end by then hangs in the kernel
+TELLING = {signal.SIGTERM, signal.SIGINT}  # a guard or a watcher to end its run
 MARK = "AUX_HEADS_RUN"  # in the environment of every process of a run: the run's folder
 CANNOT_START = "the launcher could not be started"  # who ended a run that never began
 
@@ -308,7 +309,7 @@ def guarded(watcher: int, deadline_s: float, late: str, takes_orders: bool) -> t
         if left_s <= 0:
             return -1, (takes_orders and order_left()) or late
         happened = dict(poll.poll(1000 * min(left_s, 3600)))
-        told = {signal.SIGTERM, signal.SIGINT} & set(os.read(wake, 64) if wake in happened else b"")
+        told = TELLING & set(os.read(wake, 64) if wake in happened else b"")
         if told:
             with contextlib.suppress(OSError):
                 os.kill(watcher, signal.SIGTERM)
@@ -412,9 +413,21 @@ def follow(child, wake: int, start_s: float, limit, job: str, folder: Path) -> s
             return limit_why
         if 0 in ready:
             return os.read(0, ORDER_BYTES).decode(errors="replace").strip() or ORPHANED
-        if {signal.SIGTERM, signal.SIGINT} & set(os.read(wake, 64)):
+        if TELLING & set(os.read(wake, 64)):
             return read_order(folder) or A_SIGNAL
+    # Slurm signals all processes of a job, and the command may end before the watcher hears of it
+    if job and child.returncode:
+        return read_order(folder) or (A_SIGNAL if is_told(wake, patience_s=1.0) else "itself")
     return "itself"
+
+
+def is_told(wake: int, patience_s: float) -> bool:
+    """Whether a signal to end comes, or came."""
+    deadline = time.monotonic() + patience_s
+    while select.select([wake], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        if TELLING & set(os.read(wake, 64)):
+            return True
+    return False
 
 
 def claim(folder: Path, job: str) -> bool:

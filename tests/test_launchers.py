@@ -399,6 +399,24 @@ def test_runs_start_from_a_copy_so_that_an_edit_changes_nothing(tmp_path, token)
     assert launcher.program.read_bytes() == Path(launchers.__file__).read_bytes()
 
 
+def test_of_a_job_whose_command_heard_of_the_end_first_it_is_told_all_the_same(tmp_path, token):
+    """Slurm signals all processes of a job at once."""
+    command = (sys.executable, "-c", "print('ready', flush=True); import time; time.sleep(600)")
+    program = [sys.executable, "-I", launchers.__file__, "--job", str(tmp_path), *command]
+    process = subprocess.Popen(program, env={**os.environ, "SLURM_JOB_ID": "7"})
+    log = tmp_path / "output.log"
+    while not (log.exists() and log.stat().st_size):
+        time.sleep(0.01)
+    (watcher,) = children_of(process.pid)
+    os.kill(*children_of(watcher), signal.SIGTERM)
+    while children_of(watcher):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.wait(10)
+    exit = read_exit(tmp_path)
+    assert (exit["returncode"], exit["ended_by"]) == (-15, launchers.A_SIGNAL)
+
+
 # ---------------------------------------------------------------------------------------------
 # Memory
 
