@@ -23,6 +23,14 @@ ON_SLURM = ["--profile", "mini", "--launcher", "slurm"]
 PACKED = [*ON_SLURM, "--num_gpus", "16", "--gpus_per_run", "1"]
 
 
+OTHER_WORK = {  # settings that somebody has for other work, in all tests with run_aux.py
+    **{"SQUEUE_STATES": "COMPLETED", "SQUEUE_FORMAT": "%j", "SQUEUE_NAMES": "other"},
+    **{"SCANCEL_STATE": "PENDING", "SCANCEL_NAME": "other", "SLURM_TIME_FORMAT": "relative"},
+    **{"SBATCH_WAIT": "1", "SBATCH_ARRAY_INX": "1-2", "SBATCH_JOB_NAME": "other"},
+    **{"SBATCH_REQUEUE": "1", "SLURM_JOB_ID": "1", "SLURM_MEM_PER_CPU": "1", "LANG": "C.UTF-8"},
+}
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     if why_not():
@@ -43,6 +51,7 @@ def environment(cluster, seconds):
     return {
         **os.environ,
         **cluster.env,
+        **OTHER_WORK,
         "TORCHRUN": str(ROOT / "tests" / "fake_torchrun"),
         "FAKE_PYTHON": sys.executable,
         "FAKE_SECONDS": str(seconds),
