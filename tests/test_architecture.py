@@ -22,7 +22,7 @@ ARROWS = {  # file: the files of ours that it may import
     "adaptive": {"aux_stats", "decision", "records"},
     "experiment": {"adaptive", "records"},
     "plans": {"adaptive", "decision", "experiment", "records"},
-    "machine": {"experiment"},
+    "machine": {"environment", "experiment", "records"},
     "materials": {"experiment", "records"},
     "command": {"experiment", "records"},
     "registration": {"decision", "experiment", "machine", "materials", "plans", "records"},
