@@ -285,7 +285,7 @@ def located(wanted: Import, root: Path) -> tuple[list[Module], str]:
         part, package = ".".join(parts[:depth]), ".".join(parts[: depth - 1])
         spec = FileFinder(folder, *LOADERS).find_spec(part)
         if depth == 1 and not (spec and is_first(part, regular=spec.origin is not None)):
-            return [], "" if is_installed(part) else f"{part}, which is not beside it nor installed"
+            return [], elsewhere(part)
         if spec is None:
             return found, f"{part}, which is not in {folder}"
         places = spec.submodule_search_locations
@@ -303,11 +303,20 @@ def is_first(name: str, regular: bool) -> bool:
     built in; a folder without __init__.py comes last."""
     if BuiltinImporter.find_spec(name) or FrozenImporter.find_spec(name):
         return False
-    return regular or not (elsewhere := spec_elsewhere(name)) or elsewhere.origin is None
+    return regular or not (other := spec_elsewhere(name)) or other.origin is None
 
 
-def is_installed(name: str) -> bool:
-    return name in sys.stdlib_module_names or spec_elsewhere(name) is not None
+def elsewhere(name: str) -> str:
+    """Nothing to say of what is installed; of code that may change underway, where it lies."""
+    if name in sys.stdlib_module_names:
+        return ""
+    spec = spec_elsewhere(name)
+    if spec is None:
+        return f"{name}, which is not beside it nor installed"
+    place = Path(spec.origin or "site-packages")
+    if {"site-packages", "dist-packages"} & set(place.parts):
+        return ""
+    return f"{name}, which is not copied from {place.parent}"
 
 
 def spec_elsewhere(name: str):

@@ -304,6 +304,16 @@ def test_what_may_be_missing_or_is_elsewhere_is_not_named(text, tmp_path):
     assert read_code(write(tmp_path / "trainer", {"train.py": text})).left_out == ()
 
 
+def test_code_from_another_folder_of_the_path_is_named_with_that_folder(tmp_path, monkeypatch):
+    write(tmp_path / "shared", {"mylib/__init__.py": "", "single.py": ""})
+    monkeypatch.syspath_prepend(str(tmp_path / "shared"))
+    script = write(tmp_path / "trainer", {"train.py": "import mylib.a, single, psutil"})
+    assert read_code(script).left_out == (
+        f"train.py, line 1: imports mylib, which is not copied from {tmp_path}/shared/mylib",
+        f"train.py, line 1: imports single, which is not copied from {tmp_path}/shared",
+    )
+
+
 def test_a_long_list_of_what_is_left_outside_is_cut(tmp_path):
     text = "\n".join(f"import no_such_{n}" for n in range(40))
     lines = list(read_code(write(tmp_path, {"train.py": text})).told())
