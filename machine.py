@@ -85,10 +85,12 @@ def ask(*command: str, cwd: Path | None = None) -> Answer:
         return Answer(failed=f"cannot be started ({error.strerror})")
     try:
         out, err = asked.communicate(timeout=PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        # one that waits for a broken driver does not even die: it is not waited for
+    except BaseException as error:  # Ctrl-C too leaves no program behind
         with contextlib.suppress(ProcessLookupError):
             os.killpg(asked.pid, signal.SIGKILL)
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+        # one that waits for a broken driver does not even die: it is not waited for
         return Answer(failed=f"did not answer within {PATIENCE_S:g} s")
     if asked.returncode == 0:
         return Answer(out.strip())
@@ -173,7 +175,7 @@ def meant(visible: str) -> list[str]:
     keys: list[str] = []
     for entry in visible.split(","):
         number = re.match(r"\s*\+?(\d+)", entry, re.ASCII)
-        key = entry.strip() if kind else number and str(int(number[1]))
+        key = entry if kind else number and str(int(number[1]))  # blanks count in names
         if not key or not key.startswith(kind):
             break
         if key in keys:

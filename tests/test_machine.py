@@ -1,7 +1,10 @@
 """What the machine is found to have, and what the checkout is found to be."""
 
+import contextlib
 import os
+import signal
 import subprocess
+import time
 
 import pytest
 import torch
@@ -46,6 +49,9 @@ ROWS = [  # CUDA_VISIBLE_DEVICES of three whole GPUs, and which are seen
     ("GPU-bb33,GPU-aa11", "bb33 aa11"),
     ("GPU-bb", "bb33"),
     ("GPU-a", ""),
+    ("GPU-aa, GPU-bb", "aa11"),
+    ("GPU-aa ,GPU-bb", ""),
+    (" GPU-aa", ""),
     ("GPU-aa,GPU-a,GPU-bb", "aa11"),
     ("GPU-aa,GPU-zz,GPU-bb", "aa11"),
     ("GPU-aa,GPU-aa11", ""),
@@ -194,6 +200,24 @@ def test_who_says_how_many_gpus_there_are_is_believed_where_the_tool_fails(smi, 
     smi(script)
     assert machine.visible_gpus(asked=2) == ("unknown", "unknown")
     assert machine.visible_gpus(asked=0) == ()
+
+
+def test_a_program_that_is_asked_ends_with_the_question(smi, tmp_path, monkeypatch):
+    smi(f"echo $$ > {tmp_path}/pid; {HANGS}")
+    ask_once = subprocess.Popen.communicate
+
+    def interrupted(asked, timeout=None):
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        machine.visible_gpus()
+    monkeypatch.setattr(subprocess.Popen, "communicate", ask_once)
+    pid = int((tmp_path / "pid").read_text())
+    with contextlib.suppress(ChildProcessError):  # it has been waited for: it ended
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
 def test_instances_that_cannot_be_listed_are_not_taken_for_none(smi, monkeypatch):
