@@ -5,8 +5,10 @@ what is hashed is what is copied. Nothing of it is executed to find out.
 """
 
 import ast
+import contextlib
 import hashlib
 import os
+import shutil
 import stat
 import sys
 import warnings
@@ -79,6 +81,9 @@ class Code:
         return hashed(self.files)
 
     def copy_to(self, folder: Path) -> None:
+        """Afterwards the folder holds these files and no others; no link in it is followed."""
+        with contextlib.suppress(FileNotFoundError):
+            folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
         for name, contents in self.files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             with open(folder / name, "xb") as file:

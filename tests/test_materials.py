@@ -398,14 +398,34 @@ def test_a_library_is_not_a_trainer(name, limit, tmp_path, monkeypatch):
         read_code(script)
 
 
-def test_the_copy_does_not_write_through_what_lies_there(tmp_path):
-    code = read_code(write(tmp_path / "a", {"train.py": "import m", "m.py": "x = 1\n"}))
-    (tmp_path / "copy").mkdir()
-    (tmp_path / "outside").write_text("precious")
-    (tmp_path / "copy" / "m.py").symlink_to(tmp_path / "outside")
-    with pytest.raises(FileExistsError):
-        code.copy_to(tmp_path / "copy")
-    assert (tmp_path / "outside").read_text() == "precious"
+def as_link(copy, outside):
+    copy.symlink_to(outside)
+
+
+def of_links(copy, outside):
+    (copy / "deep").mkdir(parents=True)
+    (copy / "m.py").symlink_to(outside / "m.py")
+    (copy / "pkg").symlink_to(outside)
+
+
+def half_made(copy, outside):
+    copy.mkdir()
+    (copy / "train.py").write_text("half")
+    (copy / "random.py").write_text("left by somebody")
+
+
+@pytest.mark.parametrize("found", [as_link, of_links, half_made])
+def test_the_copy_replaces_what_lies_there_and_follows_no_link(found, tmp_path):
+    files = {"train.py": "import m, pkg", "m.py": "x = 1\n", "pkg/__init__.py": "x = 2\n"}
+    code = read_code(write(tmp_path / "trainer", files))
+    outside = {"m.py": "precious", "__init__.py": "precious"}
+    write(tmp_path / "outside", outside)
+    found(tmp_path / "copy", tmp_path / "outside")
+    code.copy_to(tmp_path / "copy")
+    assert {p.name: p.read_text() for p in (tmp_path / "outside").iterdir()} == outside
+    copied = [p for p in (tmp_path / "copy").rglob("*") if p.is_file()]
+    assert {p.relative_to(tmp_path / "copy").as_posix() for p in copied} == set(code.names)
+    assert read_code(tmp_path / "copy" / "train.py").hash == code.hash
 
 
 def test_the_files_of_a_program_of_this_project_are_those_that_it_loads():
