@@ -21,7 +21,6 @@ from records import RunConfig, printable
 MAGIC, VERSION, HEADER_BYTES = 20240520, 1, 1024
 SHARD_TOKENS, HUB_SHARDS = 100_000_000, 103  # of a FineWeb shard; train shards on the hub
 SEEDS = 2**32
-MOST_ITERATIONS = 10**9  # at a millisecond each, eleven days
 
 
 def check_materials(m: Materials, e: Experiment) -> None:
@@ -58,11 +57,6 @@ def check_arguments(e: Experiment) -> None:
                 f"--seeds: {run.arm.name} would run with seed {run.seed}; give numbers from 0 to"
                 f" {SEEDS - 1}, and a repeat of an arm takes a seed 1000 above"
             )
-    if e.full_iterations > MOST_ITERATIONS:
-        raise ValueError(
-            f"--full_iterations {e.full_iterations}: give at most {MOST_ITERATIONS:,}; a full run"
-            f" of this profile has {e.profile.full_iterations}"
-        )
     if e.profile.batch_size % e.processes:
         fit = max(n for n in range(1, e.processes) if e.profile.batch_size % n == 0)
         option = "--num_gpus" if e.device == "cuda" else "--cpu_processes"
