@@ -10,7 +10,7 @@ Improvement = mean val_loss(baseline) - mean val_loss(arm), nats/token: positive
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import aux_stats
@@ -20,12 +20,14 @@ from decision import (
     STOP,
     Decision,
     Group,
+    baseline_losses,
     groups_of,
     loss_lines,
+    mean_text,
     missing_arms,
     no_comparison,
+    on_shared_seed,
     p_text,
-    pm,
 )
 from records import Arm, RunResult, duration
 
@@ -76,8 +78,9 @@ def rule_text(stage: int, design: Design) -> str:
 
 
 def dropped_by_screening(results: Sequence[RunResult], design: Design) -> set[tuple[int, ...]]:
-    """Tap layers that diverged or were clearly worse; early gain is never required."""
-    groups = groups_of(results)
+    """Tap layers that diverged or were clearly worse than the baseline on the seed that all share;
+    early gain is never required."""
+    groups = groups_of(on_shared_seed(results))
     baseline = groups.pop((), None)
     return {
         group.arm.layers
@@ -92,14 +95,31 @@ def dropped_by_screening(results: Sequence[RunResult], design: Design) -> set[tu
     }
 
 
+def usable_baseline(results: Sequence[RunResult]) -> Group | None:
+    """The baseline's runs; None where there is nothing to compare with: none finished, or one
+    diverged."""
+    group = groups_of(results).get(())
+    return group if group and group.usable else None
+
+
+def without_comparison(stage, results, baseline, best, missing, design: Design) -> Decision:
+    undecided = no_comparison(stage, results, baseline, best, missing)
+    return replace(undecided, rule=rule_text(stage, design))
+
+
 def decide_screening(results: Sequence[RunResult], expected, design: Design) -> Decision:
+    missing = missing_arms(results, expected)
+    usable = usable_baseline(results)
+    tried_any = any(r.run.arm.layers and r.settled for r in results)
+    if usable is None or not tried_any:
+        arms = Group((), Arm(""), (), 0) if tried_any else None
+        return without_comparison(1, results, usable, arms, missing, design)
     dropped = dropped_by_screening(results, design)
     groups = groups_of(results)
-    baseline = groups.pop((), None)
+    del groups[()]
     tried = {group.arm.layers for group in groups.values()}
     names = [g.names[0] for g in groups.values() if g.arm.layers in dropped]
-    stop = bool(tried) and tried == dropped
-    usable = baseline if baseline and baseline.usable else None
+    stop = tried == dropped
     return Decision(
         stage=1,
         verdict=STOP if stop else PROCEED,
@@ -109,12 +129,12 @@ def decide_screening(results: Sequence[RunResult], expected, design: Design) -> 
             "Early losses hardly predict final ones: only divergence and plain harm drop an arm.",
         ),
         facts=(
-            *(f"Baseline loss: {pm(usable.losses, 4)}" for _ in [0] if usable),
-            *loss_lines([r for r in results if r.run.arm.layers], usable),
+            f"Baseline loss: {mean_text(usable.losses, 4)}",
+            *loss_lines([r for r in results if r.run.arm.layers], baseline_losses(results)),
         ),
         rule=rule_text(1, design),
         numbers={"dropped": [list(layers) for layers in sorted(dropped)]},
-        missing=missing_arms(results, expected),
+        missing=missing,
     )
 
 
@@ -126,22 +146,18 @@ def two_best(results: Sequence[RunResult]) -> list[Arm]:
 
 def decide_layers(results: Sequence[RunResult], expected, design: Design) -> Decision:
     groups = groups_of(results)
-    baseline = groups.pop((), None)
+    groups.pop((), None)
+    baseline = usable_baseline(results)
     again = {arm.configuration for arm in two_best(results)}
     finalists = [g for c, g in groups.items() if c in again and g.usable]
     best = min(finalists, key=lambda group: group.mean, default=None)
     missing = missing_arms(results, expected)
-    if best is None:
-        return replace(
-            no_comparison(2, results, baseline, None, missing), rule=rule_text(2, design)
-        )
-    samples = [g.losses for g in (baseline, *groups.values()) if g is not None]
+    if best is None or baseline is None:
+        return without_comparison(2, results, baseline, best, missing, design)
+    samples = [g.losses for g in (baseline, *groups.values())]
     s = math.sqrt(aux_stats.pooled_variance(samples, design.sigma0**2, design.nu0))
-    z2 = None
-    if baseline is not None and baseline.usable:
-        n, m = len(best.losses), len(baseline.losses)
-        z2 = (baseline.mean - best.mean) / (s * math.sqrt(1 / n + 1 / m))
-    usable = baseline if baseline and baseline.usable else None
+    n, m = len(best.losses), len(baseline.losses)
+    z2 = (baseline.mean - best.mean) / (s * math.sqrt(1 / n + 1 / m))
     taps = ",".join(map(str, best.arm.layers))
     return Decision(
         stage=2,
@@ -149,12 +165,12 @@ def decide_layers(results: Sequence[RunResult], expected, design: Design) -> Dec
         title="PROCEED to Stage 3",
         because=(
             f"Layers {taps}: the lowest mean of those run twice. Exploratory, biased upwards.",
-            f"z2 = {'none' if z2 is None else f'{z2:.1f}'}: used to allocate stage 3, no evidence.",
+            f"z2 = {z2:.1f}: used to allocate stage 3, no evidence.",
         ),
         facts=(
-            *(f"Baseline loss: {usable.mean:.4f}" for _ in [0] if usable),
-            *loss_lines([r for r in results if r.run.arm.layers], usable),
-            f"Best: {pm(best.losses, 4)} ({best.names[0]}); sd with the prior's {s:.4f}",
+            f"Baseline loss: {baseline.mean:.4f}",
+            *loss_lines([r for r in results if r.run.arm.layers], baseline_losses(results)),
+            f"Best: {best.names[0]}, {mean_text(best.losses, 4)}; sd with the prior's {s:.4f}",
         ),
         rule=rule_text(2, design),
         numbers={"z2": z2, "s": s, "best_loss": best.mean, "best_n": len(best.losses)},
@@ -185,8 +201,7 @@ def decide_hyperparameters(
         observed[DEFAULT_CELL] = numbers["best_loss"]
     missing = missing_arms(results, expected)
     if not observed:
-        empty = no_comparison(3, results, Group((), Arm(""), (), 0), None, missing)
-        return replace(empty, rule=rule_text(3, design))
+        return without_comparison(3, results, Group((), Arm(""), (), 0), None, missing, design)
     rich = cells_to_run(numbers.get("z2")) == MANY_CELLS
     predicted = additive_fit(observed) if rich else observed
     predicted = {cell: loss for cell, loss in predicted.items() if cell in observed}
@@ -407,10 +422,16 @@ def decide_validation(
         )
     baseline = [b.val_loss for b, _ in pairs[: last.n] if b.status == "ok"]
     best = [a.val_loss for _, a in pairs[: last.n] if a.status == "ok"]
-    verdict = last.verdict or UNDECIDED
+    diverged = 2 * last.n - len(baseline) - len(best)
+    verdict, label = last.verdict or UNDECIDED, last.label
+    if not last.verdict and diverged and level_among_finished(last, baseline, best, design):
+        verdict = NO_EFFECT
+        label = f"among the runs that finished ({diverged} of {2 * last.n} diverged)"
+    fell = next((k for k, look in enumerate(looks, 1) if look.verdict), len(looks))
     numbers = {
         "verdict": verdict,
-        "label": last.label,
+        "label": label,
+        "fell_at_look": fell if last.verdict else None,
         "n": last.n,
         "n_max": last.n_max,
         "improvement": last.improvement,
@@ -429,16 +450,19 @@ def decide_validation(
     estimate = "unknown" if last.improvement is None else f"{last.improvement:+.4f} nats/token"
     facts = [
         f"Configuration: {chosen.label}",
-        f"Baseline: val loss {pm(baseline, 4)}" if baseline else "Baseline: every run diverged",
-        f"Best:     val loss {pm(best, 4)}" if best else "Best:     every run diverged",
+        f"Baseline: {losses_text(baseline)}",
+        f"Best:     {losses_text(best)}",
         f"Improvement: {estimate}, {span}",
         f"Nominal {p_text(last.p)}; look {len(looks)} at {last.n} of at most {last.n_max} pairs",
     ]
     return Decision(
         stage=4,
         verdict=FINAL,
-        title=f"{verdict}{f', {last.label}' if last.label else ''}",
-        because=tuple(explain(last, verdict, numbers, baseline, best, pair_cost_s, design)),
+        title=title_of(verdict, label, fell, len(looks)),
+        because=(
+            *explain(last, verdict, numbers, baseline, best, pair_cost_s, design),
+            *when_it_fell(looks, fell),
+        ),
         facts=tuple(facts),
         rule=rule,
         numbers=numbers,
@@ -447,8 +471,44 @@ def decide_validation(
     )
 
 
+def level_among_finished(last: Look, baseline, best, design: Design) -> bool:
+    """Where runs diverged and ranks show nothing: whether those that finished are equivalent, at
+    the look's bound."""
+    if last.p is None or min(len(baseline), len(best)) < 2:
+        return False
+    c = aux_stats.compare(baseline, best)
+    if c.se is None:
+        return False
+    reach = aux_stats.t_critical(last.q, c.df) * c.se
+    return abs(c.improvement) + reach < design.delta_eq
+
+
+def losses_text(losses: Sequence[float]) -> str:
+    return f"val loss {mean_text(losses, 4)}" if losses else "every run diverged"
+
+
+def title_of(verdict: str, label: str, fell: int, looks: int) -> str:
+    """A verdict as it fell: later looks can only settle its label."""
+    if verdict == NO_EFFECT:
+        return f"{verdict} {label}".rstrip()
+    when = f" at look {fell}" if fell < looks else ""
+    return f"{verdict}{when}{f', {label}' if label else ''}"
+
+
+def when_it_fell(looks: Sequence[Look], fell: int) -> Iterable[str]:
+    look = looks[fell - 1]
+    if fell < len(looks):
+        by = "by ranks" if look.low is None else f"at {look.low:+.4f} to {look.high:+.4f}"
+        yield f"It fell at {look.n} pairs {by}; later looks settle its label only."
+
+
 def explain(last, verdict, numbers, baseline, best, pair_cost_s, design) -> list[str]:
     """What the verdict means, and what it would still take where there is none."""
+    if verdict == NO_EFFECT and not last.verdict:
+        return [
+            f"Ranks, in which a diverged run is the worst, show no difference (p = {last.p:.4f});"
+            f" the runs that finished are equivalent within ±{design.delta_eq:g} nats/token."
+        ]
     if verdict == NO_EFFECT:
         excluded = max(abs(last.eq_low), abs(last.eq_high))
         return [f"A null result is a result: effects beyond ±{excluded:.4f} are excluded."]
@@ -463,8 +523,13 @@ def explain(last, verdict, numbers, baseline, best, pair_cost_s, design) -> list
             numbers["runs_needed"] = needed
             more = needed - last.n
             still = f"{more} more pairs, {duration(more * pair_cost_s)}"
+            if more <= 0:
+                still = (
+                    "as many as were run, so chance decided. A new experiment is a second test:"
+                    " its p-value does not undo this one"
+                )
             lines.append(
                 f"For power .8 at {effect:.4f} nats/token it takes about {needed} runs per arm:"
-                f" {still if more > 0 else 'as many as were run; chance decided, run it again'}."
+                f" {still}."
             )
     return lines

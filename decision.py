@@ -449,10 +449,10 @@ def speedup(results: Sequence[RunResult]) -> float | None:
 
 
 def mean_text(values: Sequence[float], digits: int, unit: str = "") -> str:
-    """The mean, with the sd between runs and n, to so many digits."""
+    """The mean ± the standard deviation between runs, and n, to so many digits."""
     mean, sd = aux_stats.mean_sd(values)
-    spread = f"sd {sd:.{digits}f}, " if sd is not None else ""
-    return f"{mean:.{digits}f}{unit} ({spread}n = {len(values)})"
+    spread = f" ± {sd:.{digits}f} sd" if sd is not None else ""
+    return f"{mean:.{digits}f}{spread}{unit} (n = {len(values)})"
 
 
 def interval(comparison) -> str:

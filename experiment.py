@@ -5,6 +5,7 @@ fixed before the first run; together with the results on disk it determines ever
 (plans.py).
 """
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -180,6 +181,7 @@ SCHEDULES = ("constant", "linear_decay", "cosine_decay")
 ALL_SCHEDULES = (*SCHEDULES, "warmup_decay")  # that the trainer knows
 PLACEMENTS = ((4,), (6,), (8,), (4, 8))
 SCREENED = ((6,), (4, 8), (3, 6, 9))
+GRID = tuple(itertools.product(PLACEMENTS, WEIGHTS, SCHEDULES))  # 36: as Arm.configuration
 
 
 def aux(layers: Sequence[int], name="", weight=WEIGHT, schedule=SCHEDULE, about="") -> Arm:

@@ -11,7 +11,6 @@ that also runs experiments, is fed with invented results of worlds whose truth i
 Improvement = mean val_loss(baseline) - mean val_loss(arm), nats/token: positive is good.
 """
 
-import itertools
 import math
 import random
 from collections import Counter
@@ -23,6 +22,7 @@ import aux_stats
 from adaptive import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
 from decision import CLASSIC_RULES
 from experiment import (
+    GRID,
     PLACEMENTS,
     SCHEDULES,
     WEIGHTS,
@@ -40,7 +40,6 @@ from records import RunConfig, duration
 # ---------------------------------------------------------------------------------------------
 # Worlds: what is true, and how noisy
 
-CELLS = tuple(itertools.product(PLACEMENTS, WEIGHTS, SCHEDULES))  # 36: as Arm.configuration
 EARLY = 0.2  # of a run: a world's early improvements hold here; then they move linearly to the end
 BASELINE_LOSS = 3.28
 NOISE = {  # fraction of a run: (sd over that of a final loss, correlation with the final loss)
@@ -58,12 +57,12 @@ def additive_ranks(rng: random.Random) -> list[float]:
         steps = [k / (len(levels) - 1) / 3 for k in range(len(levels))]
         rng.shuffle(steps)
         ranks |= zip(levels, steps, strict=True)
-    return [sum(ranks[level] for level in cell) for cell in CELLS]
+    return [sum(ranks[level] for level in cell) for cell in GRID]
 
 
 def scattered_ranks(rng: random.Random) -> list[float]:
     """36 evenly spaced ranks in any order: nothing is learnt about a cell but by running it."""
-    ranks = [k / (len(CELLS) - 1) for k in range(len(CELLS))]
+    ranks = [k / (len(GRID) - 1) for k in range(len(GRID))]
     rng.shuffle(ranks)
     return ranks
 
@@ -101,7 +100,7 @@ class Truth:
 
     def __init__(self, world: World, seed: str):
         self.world, self.rng = world, random.Random(seed)
-        self.rank = dict(zip(CELLS, world.ranks(self.rng), strict=True))
+        self.rank = dict(zip(GRID, world.ranks(self.rng), strict=True))
 
     def improvement(self, configuration: tuple, fraction: float = 1.0) -> float:
         """The true one. A configuration outside the grid (layers 3,6,9) is a middling one."""
@@ -234,7 +233,9 @@ def course(e: Experiment, name: str, improvement: float) -> Course:
     """The longest that the budget allows: every gate passed, every pair run."""
     longest = replace(e, overrides=(*e.overrides, *UNGATED), stop_on="never")
     planned, _, _ = play(
-        longest, (), lambda run: BASELINE_LOSS - (improvement if run.arm.layers else 0.0)
+        longest,
+        (),
+        lambda run: BASELINE_LOSS - (improvement if run.arm.layers else 0.0) + 1e-9 * run.seed,
     )
     by_stage = {
         stage.number: [p for p in planned if p.run.stage == stage.number] for stage in PLANS[e.plan]

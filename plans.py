@@ -17,6 +17,7 @@ from decision import FINAL, PROCEED, Decision
 from experiment import (
     DIVES,
     FINAL_ARMS,
+    GRID,
     LAYERS,
     LENGTHS,
     N_VALIDATIONS,
@@ -84,11 +85,26 @@ class Stage:
     fraction: float  # of a full run
     wanted: Callable[[Situation], list[RunConfig]]  # all runs asked for so far, in order
     decide: Callable[[Situation], Decision]
+    needs_baseline: bool = False  # without a usable one its other runs could be compared with none
 
 
 def classic(rule: Callable[[Sequence[RunResult], Sequence[str]], Decision]):
     """A rule of the classic plan as the `decide` of a stage: it sees the results and the arms."""
     return lambda s: rule(s.told, [arm.name for arm in s.stage.arms or s.experiment.arms])
+
+
+def decide_final(s: Situation) -> Decision:
+    return of_what(s, classic(helper.decide_final)(s))
+
+
+def of_what(s: Situation, decision: Decision) -> Decision:
+    """The decision, with what it is about: one configuration, chosen from those that were run."""
+    full = s.experiment.iterations(1.0)
+    run = {r.run.arm.configuration for r in s.history if r.settled and r.run.num_iterations == full}
+    about = f"of the configuration chosen; {len(run & {*GRID})} of {len(GRID)} were run"
+    if s.choice.configuration not in GRID:
+        about += ", this one outside of these"
+    return replace(decision, because=(*decision.because, f"The verdict is {about}."))
 
 
 def each_arm_once(s: Situation) -> list[RunConfig]:
@@ -250,7 +266,8 @@ def decide_pairs(s: Situation) -> Decision:
     cost_s = sum(map(s.costs, pair_of(s, 0)))
     missing = (f"{given_up} pair(s) given up after {MAX_ATTEMPTS} attempts",) if given_up else ()
     design = s.experiment.profile.design
-    return adaptive.decide_validation(looks, complete, cost_s, design, s.choice, missing)
+    decision = adaptive.decide_validation(looks, complete, cost_s, design, s.choice, missing)
+    return of_what(s, decision)
 
 
 def with_design(rule: Callable[[Sequence[RunResult], Sequence[str], Design], Decision]):
@@ -290,6 +307,7 @@ PLANS = {
             fraction=SHORT,
             wanted=each_arm_once,
             decide=classic(helper.decide_screening),
+            needs_baseline=True,
         ),
         Stage(
             number=2,
@@ -300,6 +318,7 @@ PLANS = {
             fraction=1.0,
             wanted=each_arm_once,
             decide=classic(helper.decide_layers),
+            needs_baseline=True,
         ),
         Stage(
             number=3,
@@ -319,7 +338,7 @@ PLANS = {
             arms=FINAL_ARMS,
             fraction=1.0,
             wanted=pairs,
-            decide=classic(helper.decide_final),
+            decide=decide_final,
         ),
     ),
     "adaptive": (
@@ -332,6 +351,7 @@ PLANS = {
             fraction=SHORT,
             wanted=twice_the_baseline,
             decide=with_design(adaptive.decide_screening),
+            needs_baseline=True,
         ),
         Stage(
             number=2,
@@ -342,6 +362,7 @@ PLANS = {
             fraction=1.0,
             wanted=placements_then_two_again,
             decide=with_design(adaptive.decide_layers),
+            needs_baseline=True,
         ),
         Stage(
             number=3,
@@ -393,15 +414,49 @@ class Step:
     decisions: dict[int, Decision] = field(default_factory=dict)
     ended: str = ""  # why the plan goes no further
     at_gate: bool = False  # it ended because a decision did not let it pass
+    fault: bool = False  # it ended because results cannot be what they claim to be
     cut: tuple[str, ...] = ()  # what the budget took away
 
 
-def concluded(attempts: Sequence[RunResult]) -> RunResult | None:
-    """The result that stands for a run; None if it has to be run (again)."""
+def concluded(
+    attempts: Sequence[RunResult], forgiven: frozenset[tuple[str, int]] = frozenset()
+) -> RunResult | None:
+    """The result that stands for a run; None if it has to be run (again).
+
+    forgiven: (run, attempt) of failures that are not held against their runs.
+    """
     if attempts and attempts[-1].settled:
         return attempts[-1]
     failures = [a for a in attempts if a.status in ("crashed", "timeout")]
+    failures = [a for a in failures if (a.run.name, a.attempt) not in forgiven]
     return failures[-1] if len(failures) >= MAX_ATTEMPTS else None
+
+
+def baseline_lost(wanted: Sequence[RunConfig], outcomes: Mapping[tuple, RunResult]) -> bool:
+    """No usable baseline will come of these runs: one diverged, or all were given up."""
+    mine = [outcomes.get(run.key) for run in wanted if not run.arm.layers]
+    if any(r is not None and r.status == "diverged" for r in mine):
+        return True
+    return bool(mine) and all(r is not None and r.status != "ok" for r in mine)
+
+
+def equal_losses(results: Sequence[RunResult]) -> tuple[int, str]:
+    """(stage, what was seen) where two seeds of an arm gave exactly the same loss; (0, "") else.
+
+    With two seeds, weights and batches differ, and so do losses, at full precision. Repeats that
+    are copies would make every interval too narrow.
+    """
+    seen: dict[tuple, RunResult] = {}
+    for r in sorted(results, key=lambda r: r.run.stage):
+        if r.status == "ok":
+            trained = (r.run.arm.configuration, r.run.arm.unet_skips, r.run.num_iterations)
+            other = seen.setdefault((*trained, r.val_loss), r)
+            if other.run.seed != r.run.seed:
+                seeds = f"seeds {other.run.seed} and {r.run.seed}"
+                both = f"{other.run.name} and {r.run.name}"
+                what = f"{both} ({seeds}) have exactly the same val loss {r.val_loss!r}"
+                return r.run.stage, f"{what}: does the trainer use its seed?"
+    return 0, ""
 
 
 def next_step(
@@ -420,7 +475,8 @@ def next_step(
     attempts: dict[tuple, list[RunResult]] = {}
     for r in sorted(results, key=lambda r: r.attempt):
         attempts.setdefault(r.run.key, []).append(r)
-    last_words = {key: last for key, a in attempts.items() if (last := concluded(a))}
+    last_words = {key: r for key, a in attempts.items() if (r := concluded(a, e.forgiven))}
+    fault_stage, fault = equal_losses(results)
     left_s = 3600 * e.budget_hours - (machine_seconds(results) if spent_s is None else spent_s)
     costs = Costs(e, results)
     start = max((o.stage for o in e.overrides if o.kind == "by_hand"), default=0)
@@ -442,10 +498,16 @@ def next_step(
             left_s=3600 * e.budget_hours - machine_seconds(earlier),
             costs=Costs(e, earlier),
         )
+        if fault and stage.number >= fault_stage:
+            return Step(stage.number, (), decisions, fault, fault=True, cut=tuple(cut))
         wanted = stage.wanted(situation)
         open_runs = [run for run in wanted if run.key not in last_words]
         if open_runs and stage.number < start:
             continue  # the same
+        if stage.needs_baseline and baseline_lost(wanted, last_words):
+            if running:
+                return Step(stage.number, (), decisions, cut=tuple(cut))
+            open_runs = []  # could be compared with nothing
         startable = tuple(run for run in open_runs if run.name not in running)
         asked = e.validation_runs or N_PAIRS
         if stage.wanted is pairs and len(wanted) < 2 * asked:
@@ -537,17 +599,19 @@ def forecast(e: Experiment, results: Sequence[RunResult] = ()) -> tuple[list[Pla
     gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
     everything = replace(e, overrides=(*e.overrides, *gates), stop_on="never")
     planned, _, step = play(
-        everything, results, lambda run: scale * invented_loss(run.arm), conclude=False
+        everything, results, lambda run: scale * invented_loss(run), conclude=False
     )
     return planned, step
 
 
-def invented_loss(arm: Arm) -> float:
-    """Of a baseline at 1: two layers win, then the default weight and schedule."""
+def invented_loss(run: RunConfig) -> float:
+    """Of a baseline at 1: two layers win, then the default weight and schedule. No two seeds give
+    the same, or the plan would stop."""
+    arm, of_seed = run.arm, 1e-9 * (run.seed % 1_000_003)
     if not arm.layers:
-        return 1.0
+        return 1.0 + of_seed
     off_default = (arm.weight != WEIGHT) + (arm.schedule != SCHEDULE)
-    return 0.9 + 0.01 * abs(len(arm.layers) - 2) + 0.001 * off_default
+    return 0.9 + 0.01 * abs(len(arm.layers) - 2) + 0.001 * off_default + of_seed
 
 
 def invented(planned: Planned, attempt: int, val_loss: float, costs: Costs) -> RunResult:

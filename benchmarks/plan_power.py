@@ -45,7 +45,7 @@ import aux_stats  # noqa: E402
 import plan_report  # noqa: E402
 from adaptive import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED  # noqa: E402
 from experiment import PROFILES, Experiment  # noqa: E402
-from plan_report import CELLS, NOISE, Outcome, Truth, World, as_meant, plain_world  # noqa: E402
+from plan_report import GRID, NOISE, Outcome, Truth, World, as_meant, plain_world  # noqa: E402
 from plans import RunConfig  # noqa: E402
 
 SPEEDRUN = PROFILES["speedrun"]
@@ -92,7 +92,7 @@ def by_next_step(e: Experiment):
 def bash_loop(truth: Truth) -> Outcome:
     """The baseline and 27 cells once (three of the placements); the lowest loss wins. Its claim:
     heads help if the winner is below the one baseline run, by however little."""
-    losses = [truth.loss(cell) for cell in CELLS[:27]]
+    losses = [truth.loss(cell) for cell in GRID[:27]]
     improved = min(losses) < truth.loss(())
     return Outcome(IMPROVES if improved else UNDECIDED, 28.0)
 
@@ -103,7 +103,7 @@ RUNGS = ((0.2, 12), (0.5, 4), (1.0, 1))  # length, cells that stay
 def successive_halving(truth: Truth) -> Outcome:
     """All 36 cells to 20 % of a run, the best 12 on to 50 %, the best 4 on to the end; the winner
     against the baseline on fresh seeds, as many pairs as are left (7), one Welch test."""
-    cells, noise, before, spent = list(CELLS), {}, 0.0, 0.0
+    cells, noise, before, spent = list(GRID), {}, 0.0, 0.0
     for fraction, stay in RUNGS:
         spent += len(cells) * (fraction - before)
         noise = {cell: next_noise(truth, fraction, before, noise.get(cell)) for cell in cells}
@@ -129,7 +129,7 @@ def next_noise(truth: Truth, fraction: float, before: float, z: float | None) ->
 
 def oracle(truth: Truth) -> Outcome:
     """Knows the best cell, and spends all on 14 pairs and one Welch test."""
-    best = min(CELLS, key=truth.rank.get)
+    best = min(GRID, key=truth.rank.get)
     return Outcome(fixed_test(truth, best, BUDGET // 2), 2.0 * (BUDGET // 2))
 
 

@@ -311,7 +311,34 @@ def conclude(looks, pairs):
 )
 def test_the_title_is_verdict_and_label(improvement, title):
     pairs = noisy_pairs(9, improvement)
-    assert conclude(looks_at(pairs, [9] * 9, DESIGN), pairs).title == title
+    (look,) = looks_at(pairs, [9] * 9, DESIGN)[-1:]
+    assert conclude([look], pairs).title == title
+
+
+def test_a_verdict_is_told_as_it_fell_whatever_later_looks_show():
+    pairs = [*noisy_pairs(4, 0.03), *noisy_pairs(9, -0.03)[4:]]
+    looks = looks_at(pairs, [9] * 9, DESIGN)
+    assert looks[0].verdict == IMPROVES and looks[-1].low < 0 < looks[-1].high
+    decision = conclude(looks, pairs)
+    assert decision.title == f"{IMPROVES} at look 1, {decision.numbers['label']}"
+    assert f"It fell at 4 pairs at {looks[0].low:+.4f} to" in decision.because[-1]
+
+
+@pytest.mark.parametrize(
+    ("sd", "title"),
+    [
+        (0.0013, f"{NO_EFFECT} among the runs that finished (2 of 18 diverged)"),
+        (0.02, UNDECIDED),
+    ],
+)
+def test_level_runs_beside_diverged_ones_are_called_so_and_no_more(sd, title):
+    """Ranks show nothing where as many diverge on either side."""
+    pairs = noisy_pairs(9, 0.0, sd=sd)
+    lost = [replace(r, status="diverged", val_loss=None) for r in (pairs[0][0], pairs[1][1])]
+    pairs[0], pairs[1] = (lost[0], pairs[0][1]), (pairs[1][0], lost[1])
+    looks = looks_at(pairs, [9] * 9, DESIGN)
+    assert not any(look.verdict for look in looks)  # not before the last pair
+    assert conclude(looks, pairs).title == title
 
 
 def test_inconclusive_says_what_it_would_still_take():
@@ -369,9 +396,9 @@ def test_screening_drops_above_its_threshold_only(loss, dropped):
     assert dropped_by_screening(screening(a6=loss, a48=3.0), DESIGN) == dropped
 
 
-def test_screening_compares_with_the_mean_of_both_baselines():
-    assert dropped_by_screening(screening((2.75, 3.25), a6=3.125), DESIGN) == set()
-    assert dropped_by_screening(screening((2.75, 3.0), a6=3.125), DESIGN) == {(6,)}
+def test_screening_compares_on_the_seed_that_all_share():
+    assert dropped_by_screening(screening((3.0, 2.0), a6=3.125), DESIGN) == set()
+    assert dropped_by_screening(screening((2.75, 9.0), a6=3.125), DESIGN) == {(6,)}
 
 
 def test_without_a_usable_baseline_only_a_divergence_drops():
@@ -385,7 +412,7 @@ def test_without_a_usable_baseline_only_a_divergence_drops():
         ({"a6": 9.0, "a48": 9.0, "a369": None}, "STOP"),
         ({"a6": 9.0, "a48": 9.0, "a369": 3.0}, "PROCEED"),
         ({"a6": 3.1, "a48": 3.1, "a369": 3.1}, "PROCEED"),  # early gain is never required
-        ({}, "PROCEED"),
+        ({}, "INCONCLUSIVE"),
     ],
 )
 def test_screening_stops_only_if_every_arm_is_dropped(losses, verdict):
@@ -452,10 +479,17 @@ def test_stage_3_is_as_large_as_the_losses_of_stage_2_are_worth(z2, runs):
     assert len(cells_to_run(decision.numbers["z2"])) == runs
 
 
-def test_no_baseline_no_z2_but_a_choice():
-    decision = decide_layers(placements({"a6": 3.26}, baseline=None, **FIRST), [], DESIGN)
-    assert decision.numbers["z2"] is None
-    assert decision.chosen.layers == (6,)
+@pytest.mark.parametrize("status", ["crashed", "diverged", None])
+def test_no_stage_proceeds_without_a_usable_baseline(status):
+    lost = [result(BASELINE, status=status, stage=2)] if status else []
+    layers = decide_layers([*lost, *placements({"a6": 3.26}, None, **FIRST)], ["baseline"], DESIGN)
+    lost = [replace(r, run=replace(r.run, arm=arm("screen_baseline"))) for r in lost]
+    screened = decide_screening([*lost, *screening((), a6=3.0)], ["screen_baseline"], DESIGN)
+    for decision in (layers, screened):
+        assert decision.verdict == "INCONCLUSIVE"
+        assert "no usable run of the baseline" in decision.title
+        assert decision.chosen is None
+    assert status == "diverged" or layers.missing == ("baseline",)
 
 
 def test_a_finalist_that_diverges_the_second_time_is_out():

@@ -26,7 +26,7 @@ SPEEDRUN = {
 def loss_of(run):
     """Every gate lets the plan pass: two layers are best."""
     better = {0: 0.0, 1: 0.1, 2: 0.3, 3: 0.2}[len(run.arm.layers)]
-    return 3.3 - better + run.seed % 7 / 1e4
+    return 3.3 - better + run.seed % 7 / 1e4 + run.seed / 1e9
 
 
 def carry_out(e, true_s, happens=lambda run, attempt: "ok", downtime_s=0.0):

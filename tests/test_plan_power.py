@@ -13,7 +13,7 @@ from adaptive import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
 from benchmarks import plan_power
 from benchmarks.plan_power import BUDGET, PLANS, WORLDS, cost_s, fixed_test, next_noise
 from experiment import PROFILES, Costs, Experiment, aux
-from plan_report import CELLS, Truth, World, additive_ranks, as_meant, plain_world, scattered_ranks
+from plan_report import GRID, Truth, World, additive_ranks, as_meant, plain_world, scattered_ranks
 
 ROW = {
     *("world", "plan", "p_improves", "p_harmful", "p_equivalent", "p_inconclusive"),
@@ -40,34 +40,34 @@ def test_one_cell_is_best_one_is_worst_and_the_order_is_drawn_anew(ranks_of):
     rng = random.Random(0)
     drawn = [ranks_of(rng) for _ in range(40)]
     for ranks in drawn:
-        assert len(ranks) == len(CELLS) == 36
+        assert len(ranks) == len(GRID) == 36
         assert (min(ranks), max(ranks)) == (0.0, pytest.approx(1.0))
         assert ranks.count(0.0) == 1
     assert len({ranks.index(0.0) for ranks in drawn}) > 15
 
 
 def test_additive_ranks_add_up_over_placement_weight_and_schedule():
-    rank = dict(zip(CELLS, additive_ranks(random.Random(1)), strict=True))
-    layers, weight, schedule = CELLS[0]
+    rank = dict(zip(GRID, additive_ranks(random.Random(1)), strict=True))
+    layers, weight, schedule = GRID[0]
     for cell, value in rank.items():
         of_layers = rank[cell[0], weight, schedule]
         of_weight = rank[layers, cell[1], schedule]
         of_schedule = rank[layers, weight, cell[2]]
-        assert value == pytest.approx(of_layers + of_weight + of_schedule - 2 * rank[CELLS[0]])
+        assert value == pytest.approx(of_layers + of_weight + of_schedule - 2 * rank[GRID[0]])
 
 
 def test_the_best_cell_has_the_effect_that_names_the_world():
     for name in ("-.003", "-.010", "-.020"):
         truth = Truth(WORLDS[name], "0")
-        improvements = [truth.improvement(cell) for cell in CELLS]
+        improvements = [truth.improvement(cell) for cell in GRID]
         assert max(improvements) == pytest.approx(-float(name))
         assert min(improvements) == pytest.approx(0.0)
         assert truth.improvement(()) == 0.0
 
 
 def test_cells_are_configurations_of_arms():
-    layers, weight, schedule = CELLS[7]
-    assert aux(layers, weight=weight, schedule=schedule).configuration == CELLS[7]
+    layers, weight, schedule = GRID[7]
+    assert aux(layers, weight=weight, schedule=schedule).configuration == GRID[7]
 
 
 def test_effects_move_from_the_early_to_the_late_ones():
@@ -81,7 +81,7 @@ def test_effects_move_from_the_early_to_the_late_ones():
 
 def test_rank_reversal_turns_the_order_of_cells_around():
     truth = Truth(WORLDS["rank reversal"], "0")
-    late = sorted(CELLS, key=truth.improvement)
+    late = sorted(GRID, key=truth.improvement)
     assert truth.improvement(late[0], 0.2) > truth.improvement(late[-1], 0.2)
 
 
@@ -148,11 +148,11 @@ def test_successive_halving_follows_the_early_ranks():
 )
 def test_a_fixed_test_says_what_is_true(effect, verdict):
     truth = Truth(plain_world("w", effect, effect, 1e-4), "1")
-    assert fixed_test(truth, CELLS[0], 8) == verdict
+    assert fixed_test(truth, GRID[0], 8) == verdict
 
 
 def test_a_fixed_test_with_too_much_noise_is_inconclusive():
-    assert fixed_test(Truth(plain_world("w", 0.0, 0.0, 0.05), "1"), CELLS[0], 4) == UNDECIDED
+    assert fixed_test(Truth(plain_world("w", 0.0, 0.0, 0.05), "1"), GRID[0], 4) == UNDECIDED
 
 
 def test_the_oracle_tests_the_best_cell():
