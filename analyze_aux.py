@@ -284,8 +284,7 @@ def p_line(x: Experiment, block: Block, found: Contrast) -> str:
 def spread_line(group: Group) -> str:
     mean, sd = group.mean_sd()
     lost = f"; {group.lost}" if group.lost else ""
-    runs = f"n = {len(group.losses)}, mean {number(mean, '.4f')}, sd of runs {number(sd, '.4f')}"
-    return runs + lost
+    return f"n = {len(group.losses)}, mean {number(mean, '.4f')}, sd {number(sd, '.4f')}{lost}"
 
 
 def sensitivity_rows(x: Experiment, block: Block) -> Iterable[tuple[str, str]]:
@@ -747,7 +746,7 @@ def write_figures(folder: Path, pictures: Mapping[str, Picture]) -> dict[str, st
 
 
 def say(text: str, file=None) -> None:
-    print(text, file=file or sys.stdout)
+    print(text.removesuffix("\n"), file=file or sys.stdout)
 
 
 def complain(error: Exception | str) -> int:
@@ -793,9 +792,9 @@ def write_all(x: Experiment, into: Path) -> int:
         say(chapters(x, told))
         remedy = "--output_dir DIR writes elsewhere"
         return complain(f"cannot write {into / REPORT} ({error.strerror}); {remedy}")
-    for name, words in {REPORT: "drawn", **told}.items():
-        path = printable(str(into / name), limit=600)
-        say(f"  {path}" + f" {words}" * (words != "drawn"))
+    files = {REPORT: "drawn", **told}
+    lines = [f"{into / name}" + f" {files[name]}" * (files[name] != "drawn") for name in files]
+    say("\n".join(["", *(f"  {printable(line, limit=1000)}" for line in lines)]))
     unwritten = [name for name, words in told.items() if words.startswith("not written")]
     failed = [name for name, drawn in pictures.items() if drawn.failed]
     if unwritten or failed:

@@ -84,8 +84,8 @@ class Experiment:
 
     @property
     def verdict(self) -> str:
-        """Of the last look; it stands from the look on at which it fell. Empty before that."""
-        return self.looks[-1].verdict if self.looks else ""
+        """Of the adaptive plan: as it fell, whatever later looks saw. Empty before the first."""
+        return self.decisions[4].numbers.get("verdict", "") if 4 in self.decisions else ""
 
     def stage_name(self, number: int) -> str:
         if not number:
