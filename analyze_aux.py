@@ -169,7 +169,8 @@ def effect_line(x: Experiment, block: Block | None) -> str:
     if not c:
         return "There is no difference to show: no finished runs of both arms."
     low, high, kind = primary_interval(x, found)
-    within = f"{kind} interval {span(low, high)}" if low is not None else "no interval"
+    when = f" at look {len(x.looks)}" * bool(x.looks)
+    within = f"{kind} interval{when} {span(low, high)}" if low is not None else "no interval"
     line = (
         f"{block.arms[0].arm.label}: improvement {c.improvement:+.4f} nats/token, {within},"
         f" {p_text(final_p(x, block))}{' (repeated)' * bool(x.looks)},"
@@ -195,8 +196,7 @@ def primary_interval(x: Experiment, found: Contrast) -> tuple[float | None, floa
     """(low, high, what it is) of the interval that the verdict rests on; none where ranks decide,
     as the runs that finished are then only the better ones."""
     if x.looks:
-        kind = f"sequential {level(x.design.alpha)}, at look {len(x.looks)},"
-        return x.looks[-1].low, x.looks[-1].high, kind
+        return x.looks[-1].low, x.looks[-1].high, f"sequential {level(x.design.alpha)}"
     c, kind = found.comparison, level(x.design.alpha)
     return (None, None, kind) if found.ranked or not c else (c.ci_low, c.ci_high, kind)
 
@@ -235,7 +235,8 @@ def effect_rows(x: Experiment, block: Block, found: Contrast) -> Iterable[tuple[
     if low is None:
         yield "interval", "none: ranks decide where a run diverged, and n = 1 or no spread has none"
         return
-    yield "interval", f"{span(low, high)}, {kind}" + " level over all looks" * bool(x.looks)
+    of_looks = f" over all looks, at look {len(x.looks)}" * bool(x.looks)
+    yield "interval", f"{span(low, high)}, {kind}{of_looks}"
     if null := excluded(x, block):
         yield "excluded", null
     eq_low, eq_high = equivalence_interval(x, block)

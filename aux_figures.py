@@ -143,8 +143,8 @@ def legend_entries(*more) -> list:
         Line2D([], [], label="one run", **A_RUN),
         Line2D([], [], color=BLACK, label="baseline's mean"),
         Patch(color=BLACK, alpha=0.12, label="baseline ± sd of its runs (n > 1)"),
-        Patch(color=BETTER, alpha=0.5, label="arm's mean: better"),
-        Patch(color=WORSE, alpha=0.5, label="arm's mean: worse"),
+        Patch(color=BETTER, alpha=0.5, label="arm, same seeds: better"),
+        Patch(color=WORSE, alpha=0.5, label="arm, same seeds: worse"),
         *more,
     ]
 
@@ -189,7 +189,7 @@ def draw_block(ax, block: Block) -> None:
             colour = BETTER if c.improvement > 0 else WORSE
             reach = {"left": c.mean_baseline, "height": 0.6}
             ax.barh(y, -c.improvement, color=colour, alpha=0.5, **reach)
-            shared = f" ({c.n_arm} of the baseline's seeds)" * (c.n_arm < len(group.losses))
+            shared = f", {c.n_arm} seed(s) shared" * (c.n_arm < len(group.losses))
             words = [signed(c.improvement), words[0] + shared]
         elif alone(block, group):
             ax.plot([group.mean_sd()[0]], [y], **A_MEAN)
@@ -253,7 +253,7 @@ def draw_layers(x: Experiment):
         if words := left_out(group, c.n_arm if c else 0):
             where = (k + 0.4 * bool(c), 0.1)  # beside the bar, if there is one
             at = {"transform": effect.get_xaxis_transform(), "ha": "center", "va": "bottom"}
-            effect.text(*where, f"✕ {words}", rotation=90, fontsize=11, **at)
+            effect.text(*where, words, rotation=90, fontsize=11, **at)
         improvements = [b - a for b, a in zip(*paired_losses(block.baseline, group), strict=True)]
         effect.plot([k] * len(improvements), improvements, **A_RUN)
         taps.plot([k] * len(group.arm.layers), group.arm.layers, "-o", color=colour, markersize=10)
@@ -277,8 +277,9 @@ def draw_layers(x: Experiment):
 
 def left_out(group: Group, compared: int) -> str:
     """In words, the runs of an arm that its improvement is not of; empty when there are none."""
-    other = len(group.losses) - compared
-    return ", ".join(filter(None, (group.lost, f"{other} of other seeds" if other else "")))
+    lost, other = group.lost, len(group.losses) - compared
+    words = (f"✕ {lost}" if lost else "", f"{other} of other seeds" if other else "")
+    return ", ".join(filter(None, words))
 
 
 STEP, MEAN, LOW, HIGH, TIME = range(5)  # columns of a mean curve
