@@ -1,5 +1,6 @@
 # make run, make test, make lint: each sets up what it needs (Python 3.11 and make suffice).
-# PYTHON=/path/to/python chooses the interpreter that .venv is made from.
+# PYTHON=/path/to/python chooses the interpreter that .venv is made from. make run fails where the
+# sitting's exit code is not 0 (README, "Exit codes"); the report is written all the same.
 
 PYTHON = python3.11 python3 python3.12 python3.13
 PY = .venv/bin/python
@@ -15,8 +16,10 @@ help:
 
 run: $(READY)
 	$(PY) data/prepare.py
-	$(PY) run_aux.py --staged --profile mini --plan adaptive
-	$(PY) analyze_aux.py --exp_dir "$$(ls -td experiments/aux_heads_* | head -n 1)"
+	@$(PY) run_aux.py --staged --profile mini --plan adaptive; code=$$?; \
+	case $$code in 1|2) exit $$code;; esac; \
+	$(PY) analyze_aux.py || exit; \
+	exit $$code
 
 test: $(READY)
 	$(PY) data/prepare.py

@@ -153,7 +153,8 @@ def decide_layers(results: Sequence[RunResult], expected, design: Design) -> Dec
     best = min(finalists, key=lambda group: group.mean, default=None)
     missing = missing_arms(results, expected)
     if best is None or baseline is None:
-        return without_comparison(2, results, baseline, best, missing, design)
+        undecided = without_comparison(2, results, baseline, best, missing, design)
+        return replace(undecided, chosen=best and best.arm)  # should a person go on all the same
     samples = [g.losses for g in (baseline, *groups.values())]
     s = math.sqrt(aux_stats.pooled_variance(samples, design.sigma0**2, design.nu0))
     n, m = len(best.losses), len(baseline.losses)

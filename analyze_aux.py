@@ -439,6 +439,9 @@ def deviations(x: Experiment) -> list[str]:
         found.append(f"Override {simple(o.when)}: {': '.join(filter(None, words))}")
     found += [f"Cut by the budget: {cut}" for cut in (x.standing.step.cut if not x.changed else ())]
     found += ["Files that could not be believed: see the answer, above."] * bool(x.notes)
+    if stray := x.records.stray:
+        names = ", ".join(folder.relative_to(x.exp_dir).as_posix() for folder in few([*stray]))
+        found.append(f"Passed over, as copies of other runs or links: {names}")
     for name in FIXED:
         seen = Counter(words[name] for words in x.circumstances.values() if name in words)
         if len(seen) > 1:

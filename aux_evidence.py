@@ -9,9 +9,7 @@ Improvement = mean val_loss(baseline) - mean val_loss(arm) in nats/token: positi
 
 import json
 import math
-import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -31,6 +29,7 @@ from records import (
     attempt_dir,
     attempt_dirs,
     is_number,
+    open_regular,
     printable,
     read_json,
 )
@@ -195,14 +194,6 @@ class GradNorms:
 GRAD_NORMS = b"grad_norms: "  # train_gpt.py --log_grad_norms: one line at each validation
 LOG_BYTES = 1 << 26  # more than the log of any run; what lies beyond is not looked at
 MOST_LINES, LINE_BYTES = 10_000, 1 << 14  # the same of these lines
-
-
-def open_regular(path: Path):
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise ValueError(f"{path}: not a regular file")
-    return open(handle, "rb")
 
 
 def read_grad_norms(exp_dir: Path, records: Records) -> dict[str, tuple[GradNorms, ...]]:

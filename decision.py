@@ -7,7 +7,7 @@ mean val_loss(baseline) - mean val_loss(arm) in nats/token: positive is good.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import aux_stats
 from records import STATUSES, Arm, RunResult, arm_from
@@ -134,10 +134,9 @@ def baseline_losses(results: Sequence[RunResult]) -> dict[int, float]:
 
 
 def counted(results: Sequence[RunResult]) -> str:
-    """How many there are of each status, in words; a run that is ok has finished."""
+    """How many there are of each status, in words. Those that are ok have finished."""
     count = Counter(r.status for r in results)
-    words = {"ok": "finished"}
-    return ", ".join(f"{count[s]} {words.get(s, s)}" for s in STATUSES if count[s])
+    return ", ".join(f"{count[status]} {status}" for status in STATUSES if count[status])
 
 
 def best_against_baseline(results: Sequence[RunResult]) -> tuple[Group | None, Group | None]:
@@ -232,7 +231,8 @@ def decide_layers(results: Sequence[RunResult], expected: Sequence[str]) -> Deci
     missing = missing_arms(results, expected)
     baseline, best = best_against_baseline(on_shared_seed(results))
     if baseline is None or best is None:
-        return no_comparison(2, results, baseline, best, missing)
+        undecided = no_comparison(2, results, baseline, best, missing)
+        return replace(undecided, chosen=best and best.arm)  # should a person go on all the same
     improvement = baseline.mean - best.mean
     losses = {r.run.arm.name: r.val_loss for r in results if r.status == "ok"}
     facts = [

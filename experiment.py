@@ -255,7 +255,7 @@ class Override:
     """Something decided against, or instead of, a rule: by a person, or because the machine broke.
     Kept in overrides.json."""
 
-    kind: str  # "ignore_gate", "by_hand", "budget" or "machine_fault"
+    kind: str  # "ignore_gate", "by_hand", "budget" or "retry"
     stage: int
     value: dict = field(default_factory=dict)
     when: str = ""
@@ -292,7 +292,7 @@ class Experiment:
     @property
     def forgiven(self) -> frozenset[tuple[str, int]]:
         """(run, attempt) of crashes that were the machine's: paid for, not held against runs."""
-        faults = [o.value["attempts"] for o in self.overrides if o.kind == "machine_fault"]
+        faults = [o.value["attempts"] for o in self.overrides if o.kind == "retry"]
         return frozenset((name, attempt) for fault in faults for name, attempt in fault)
 
     def iterations(self, fraction: float) -> int:

@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 GRACE_S = 4.0  # from SIGTERM to SIGKILL; torchrun alone would wait 30 s for its workers
 MARK = "AUX_HEADS_RUN"  # in the environment of every process of a run: the run's folder
+CANNOT_START = "the launcher could not be started"  # begins ended_by where no process came to be
 
 
 class Job(NamedTuple):  # not a dataclass: the watcher would import that for every run

@@ -145,7 +145,7 @@ def twice_the_baseline(s: Situation) -> list[RunConfig]:
 
 def placements_then_two_again(s: Situation) -> list[RunConfig]:
     """Every placement that screening left, once; then the two best with a new seed."""
-    dropped = s.decisions[1].numbers["dropped"] if 1 in s.decisions else []
+    dropped = s.decisions[1].numbers.get("dropped", []) if 1 in s.decisions else []
     first = [s.run(arm) for arm in s.stage.arms if list(arm.layers) not in dropped]
     done = s.of(first)
     if len(done) < len(first):
@@ -296,6 +296,19 @@ def every_seed(s: Situation) -> list[RunConfig]:
     return runs
 
 
+def every_seed_once(e: Experiment) -> None:
+    """Raise ValueError where two runs by hand would be the same training: a copy is no repeat."""
+    seen: dict[tuple, RunConfig] = {}
+    for run in every_seed(Situation(e, PLANS["manual"][0], None, {}, {}, (), 0.0, Costs(e))):
+        trained = run.arm.configuration, run.seed, run.num_iterations
+        if other := seen.get(trained):
+            raise ValueError(
+                f"{other.name} and {run.name} would be the same training (seed {run.seed}):"
+                " a repeat of an arm takes its seed + 1000; give seeds that lie closer together"
+            )
+        seen[trained] = run
+
+
 PLANS = {
     "classic": (
         Stage(
@@ -425,7 +438,7 @@ def concluded(
 
     forgiven: (run, attempt) of failures that are not held against their runs.
     """
-    if attempts and attempts[-1].settled:
+    if attempts and (attempts[-1].settled or attempts[-1].final):
         return attempts[-1]
     failures = [a for a in attempts if a.status in ("crashed", "timeout")]
     failures = [a for a in failures if (a.run.name, a.attempt) not in forgiven]
@@ -433,11 +446,13 @@ def concluded(
 
 
 def baseline_lost(wanted: Sequence[RunConfig], outcomes: Mapping[tuple, RunResult]) -> bool:
-    """No usable baseline will come of these runs: one diverged, or all were given up."""
+    """No usable baseline will come of these runs: one diverged; or all were given up, while another
+    arm could be trained. Until one could, the machine may be what is broken."""
     mine = [outcomes.get(run.key) for run in wanted if not run.arm.layers]
     if any(r is not None and r.status == "diverged" for r in mine):
         return True
-    return bool(mine) and all(r is not None and r.status != "ok" for r in mine)
+    lost = bool(mine) and all(r is not None and not r.settled for r in mine)
+    return lost and any(r.settled for run in wanted if (r := outcomes.get(run.key)))
 
 
 def equal_losses(results: Sequence[RunResult]) -> tuple[int, str]:

@@ -1,7 +1,7 @@
-"""What did a run do, and how do we know?  Records on disk, and the reading of logs.
+"""What did a run do, and how do we know?  The verdict on a run, and its record on disk.
 
-The bottom layer: values that name a run and its outcome, the parser of a training log, the verdict
-on what became of a run, and the files of an experiment folder:
+Values that name a run and its outcome, the verdict on what became of a run (its log is read in
+`logs`), and the files of an experiment folder (read as `untrusted` ones):
 
     experiments/aux_heads_YYYYMMDD_HHMMSS/
         <arm>/run_<k>/{config.json, exit.json, result.json, output.log, train_log.txt}
@@ -12,16 +12,18 @@ on what became of a run, and the files of an experiment folder:
 at full precision; durations are seconds of machine time on a monotonic clock.
 """
 
-import contextlib
-import json
 import math
 import os
 import re
-import sys
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice, pairwise
 from pathlib import Path
+
+from logs import MAX_LINE as MAX_LINE
+from logs import NOTHING, SAME_LOSS, SUMMARY_FIELDS, LogReader, evidence, read_log, text_of
+from untrusted import is_count, is_number, printable, printable_path, read_json, write_json
+from untrusted import open_regular as open_regular
 
 # ---------------------------------------------------------------------------------------------
 # Vocabulary
@@ -85,7 +87,7 @@ class RunConfig:
         return self.stage, self.name, *trained
 
 
-STATUSES = ("ok", "diverged", "crashed", "timeout", "interrupted")
+STATUSES = ("ok", "diverged", "refused", "crashed", "timeout", "interrupted")
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class RunResult:
     num_parameters: int | None = None
     nodes: int = 1  # of a cluster, that it had to itself
     curve: tuple[tuple[int, float, float], ...] = ()  # (step, val_loss, train_time_ms)
+    returncode: int | None = None  # None: nobody saw it end, or a record of an older version
 
     def __post_init__(self):
         if self.status not in STATUSES:
@@ -137,164 +140,12 @@ class RunResult:
         """An outcome of the arm, as opposed to something that happened to the run."""
         return self.status in ("ok", "diverged")
 
-
-# ---------------------------------------------------------------------------------------------
-# Reading a log
-#
-# A log holds everything that the processes printed: the trainer's lines, torchrun's, a library's
-# warnings, perhaps another program's. Only lines of exactly the trainer's form, with this run's
-# own number of iterations, count.
-
-STEP_LINE = re.compile(
-    rb"step:([0-9]{1,12})/([0-9]{1,12}) (val|train)_loss:([-+.0-9A-Za-z]{1,32})"
-    rb" train_time:([0-9]{1,15}(?:\.[0-9]{1,9})?)ms step_avg:[-+.0-9A-Za-z]{1,32}ms"
-)
-SUMMARY_TIMES = ("train_time_ms", "step_avg_ms", "peak_memory_mib")
-SUMMARY_COUNTS = ("tokens_seen", "num_parameters")
-ERROR_LINE = re.compile(  # a worker of several says which one it is: "[rank0]: ValueError: ..."
-    rb"(?:\[rank[0-9]+\]:\s*)?(?:[\w.]*(?:Error|Exception|Interrupt)\b|[\w./-]+: error:)"
-)
-OUT_OF_MEMORY = re.compile(rb"out of memory|OutOfMemoryError|can't allocate memory")
-# One of these is in every line that means anything.
-MARKS = (b"step:", b"summary: ", b"rror", b"xception", b"nterrupt", b"emory")
-TAIL = 5  # lines: a crash's last words
-MAX_LINE = 4096  # bytes; what is longer is no line of ours
-
-
-def printable(text: str, limit: int = 300) -> str:
-    """One line of text that is safe on a terminal: no control characters, bounded length."""
-    text = "".join(c if c.isprintable() else " " for c in text).strip()
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def is_number(value) -> bool:
-    """A finite number, as JSON may hold one or not."""
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max
-
-
-def is_count(value) -> bool:
-    return type(value) is int and value >= 1
-
-
-@dataclass
-class LogReader:
-    """Reads a training log piece by piece, in bounded memory, whatever bytes it holds.
-
-    `feed` takes bytes as they come, so one reader serves the live line and the final record;
-    where they were cut makes no difference.
-    """
-
-    num_iterations: int
-    step: int = 0
-    train_time_ms: float = 0.0
-    train_loss: float | None = None
-    curve: list[tuple[int, float, float]] = field(default_factory=list)
-    summary: dict | None = None
-    summaries: int = 0
-    after_summary: bool = False  # step lines behind the summary: two runs in one log
-    non_finite: bytes = b""
-    out_of_memory: bytes = b""
-    error: bytes = b""
-    tail: deque[bytes] = field(default_factory=lambda: deque(maxlen=TAIL))
-    _rest: bytes = b""
-    _skipping: bool = False
-
-    def feed(self, data: bytes) -> None:
-        if self._skipping:
-            _, newline, data = data.partition(b"\n")
-            self._skipping = not newline
-        data = self._rest + data
-        *lines, rest = data.split(b"\n")
-        lines = list(filter(None, lines))
-        if not any(mark in data for mark in MARKS):
-            lines = lines[-TAIL:]  # a flood of something else: it can only be the last words
-        for line in lines:
-            self._line(line)
-        if len(rest) > MAX_LINE:  # an endless line: take its head once, then skip to its end
-            self._line(rest)
-            self._skipping, rest = True, b""
-        self._rest = rest
-
-    def close(self) -> "LogReader":
-        """A last line without its newline was cut off: it can explain, but never count."""
-        if self._rest and not self._skipping:
-            self._explain(self._rest)
-        self._rest = b""
-        return self
-
-    def _line(self, line: bytes) -> None:
-        if len(line) > MAX_LINE:
-            self._explain(line[:MAX_LINE])
-        elif line.startswith(b"summary: "):
-            self._summary(line)
-        elif not line.startswith(b"step:"):
-            self._explain(line)
-        elif match := STEP_LINE.fullmatch(line.rstrip(b"\r")):
-            self._step(line, *match.groups())
-
-    def _step(self, line, step, total, kind, loss, train_time_ms) -> None:
-        try:
-            step, loss, train_time_ms = int(step), float(loss), float(train_time_ms)
-        except ValueError:
-            return
-        if int(total) != self.num_iterations or step > self.num_iterations:
-            return
-        self.after_summary |= self.summaries > 0
-        self.step, self.train_time_ms = max(self.step, step), train_time_ms
-        if not math.isfinite(loss):
-            self.non_finite = self.non_finite or line
-        elif kind == b"train":
-            self.train_loss = loss
-        elif not self.curve or step > self.curve[-1][0]:
-            self.curve.append((step, loss, train_time_ms))
-
-    def _summary(self, line: bytes) -> None:
-        self.summaries += 1
-        try:
-            summary = json.loads(line.removeprefix(b"summary: "))
-            numbers = [summary[name] for name in ("val_loss", *SUMMARY_TIMES)]
-            counts = [summary[name] for name in ("steps_done", *SUMMARY_COUNTS)]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            return
-        if all(map(is_number, numbers)) and all(type(count) is int for count in counts):
-            self.summary = summary
-
-    def _explain(self, line: bytes) -> None:
-        self.tail.append(line)
-        if OUT_OF_MEMORY.search(line):
-            self.out_of_memory = line
-        # torchrun's own last words only say that a worker failed, not why
-        if ERROR_LINE.match(line) and b"ChildFailedError" not in line:
-            self.error = line
-
     @property
-    def incomplete(self) -> str:
-        """Why this is not the log of one complete training; empty when it is."""
-        if self.summaries == 0:
-            return f"no summary line; {self.step} of {self.num_iterations} steps in the log"
-        if self.summaries > 1 or self.after_summary:
-            return f"{self.summaries} summary line(s) and steps behind them: more than one run"
-        if self.summary is None:
-            return "the summary line is damaged"
-        if self.summary["steps_done"] != self.num_iterations:
-            return f"summary after {self.summary['steps_done']} of {self.num_iterations} steps"
-        if not self.curve or self.curve[-1][0] != self.num_iterations:
-            return "no val_loss line at the last step"
-        if abs(self.curve[-1][1] - self.summary["val_loss"]) > 1e-5:
-            return "the summary's val_loss is not that of the last step"
-        return ""
-
-
-def read_log(path: Path, num_iterations: int) -> LogReader:
-    """Stream a log file through a LogReader; a missing file is an empty log."""
-    reader = LogReader(num_iterations)
-    try:
-        with open(path, "rb") as file:
-            while data := file.read(1 << 20):
-                reader.feed(data)
-    except FileNotFoundError:
-        pass
-    return reader.close()
+    def final(self) -> bool:
+        """Whether a crash would come again: the training ended as it should, and its log was
+        refused. Another attempt would train as long and print the same."""
+        done = self.steps_done == self.run.num_iterations
+        return self.status == "crashed" and self.returncode == 0 and done
 
 
 # ---------------------------------------------------------------------------------------------
@@ -320,102 +171,128 @@ def exit_from(value) -> Exit | None:
     except TypeError:
         return None
     texts = isinstance(exit.ended_by, str) and isinstance(exit.clock, str)
-    times = is_number(exit.start_s) and is_number(exit.end_s) and exit.end_s >= exit.start_s
-    counts = isinstance(exit.returncode, int | None) and is_count(exit.nodes)
+    times = is_interval(exit.start_s, exit.end_s)
+    counts = is_returncode(exit.returncode) and is_count(exit.nodes)
     return exit if texts and times and counts else None
+
+
+MOST_S = 1e12  # of any clock
+
+
+def is_interval(start_s, end_s) -> bool:
+    numbers = is_number(start_s) and is_number(end_s)
+    return numbers and -MOST_S <= start_s <= end_s <= MOST_S
+
+
+def is_returncode(value) -> bool:
+    return value is None or (type(value) is int and abs(value) < 1 << 32)
+
+
+def judge_attempt(
+    run: RunConfig, attempt: int, folder: Path, log: LogReader, exit: Exit
+) -> RunResult:
+    """Judge an attempt by what its folder holds. `log` is the screen's copy, output.log."""
+    own = read_log(folder / "train_log.txt", run.num_iterations)
+    return judge(run, attempt, evidence(log, own), exit)
+
+
+STOPPED = {"timeout": "its time limit", "stall": "a silence that was too long"}
 
 
 def judge(run: RunConfig, attempt: int, log: LogReader, exit: Exit) -> RunResult:
     """Decide from exit code, summary, steps and finiteness together what became of an attempt."""
-    outcome = {"status": "crashed", "reason": ""}
+    refused_log = log.incomplete or overlong(log.summary, exit.end_s - exit.start_s)
+    numbers = {}
     if log.non_finite:
-        outcome = {"status": "diverged", "reason": f"non-finite loss: {text_of(log.non_finite)}"}
-    elif exit.returncode == 0 and not log.incomplete:
-        outcome = {
-            "status": "ok",
-            "reason": "",
-            "val_loss": float(log.summary["val_loss"]),
-            **{name: float(log.summary[name]) for name in SUMMARY_TIMES},
-            **{name: log.summary[name] for name in SUMMARY_COUNTS},
-        }
-    elif exit.ended_by in ("timeout", "stall"):
-        what = "its time limit" if exit.ended_by == "timeout" else "a silence that was too long"
-        outcome = {"status": "timeout", "reason": f"stopped after {what} at step {log.step}"}
+        status, reason = "diverged", f"non-finite loss: {text_of(log.non_finite)}"
+    elif exit.returncode == 0 and not refused_log:
+        status, reason, numbers = "ok", "", earned_numbers(log.summary)
+    elif what := STOPPED.get(exit.ended_by):
+        status, reason = "timeout", explained(f"stopped after {what} at step {log.step}", log)
     elif exit.ended_by != "itself":
-        why = printable(exit.ended_by)
-        outcome = {"status": "interrupted", "reason": f"{why}, at step {log.step}"}
+        where = f", at step {log.step}" if log.step or log.tail else ""
+        status, reason = "interrupted", f"{printable(exit.ended_by)}{where}"
+    elif words := refusal(log, exit.returncode):
+        status, reason = "refused", words
     else:
-        outcome["reason"] = crash_reason(log, exit.returncode)
+        status, reason = "crashed", crash_reason(log, exit.returncode, refused_log)
     return RunResult(
         run=run,
         attempt=attempt,
+        status=status,
+        reason=printable(reason, limit=MAX_REASON),
         clock=exit.clock,
         start_s=exit.start_s,
         end_s=exit.end_s,
         nodes=exit.nodes,
         steps_done=log.step,
         curve=tuple(log.curve),
-        **outcome,
+        returncode=exit.returncode,
+        **numbers,
     )
 
 
-def crash_reason(log: LogReader, returncode: int | None) -> str:
+MAX_REASON = 600  # characters
+
+
+def earned_numbers(summary: dict) -> dict:
+    """A summary's numbers as a RunResult has them."""
+    named = [field for field in SUMMARY_FIELDS if field.name != "steps_done"]
+    return {f.name: summary[f.name] if f.whole else float(summary[f.name]) for f in named}
+
+
+def overlong(numbers: dict | None, wall_s: float) -> str:
+    """What is wrong with a training time that the attempt did not have; empty for nothing."""
+    if not numbers or numbers["train_time_ms"] <= 1000 * (1.01 * wall_s + 0.1):
+        return ""
+    took = f"more than the {wall_s:.1f} s that the attempt took by the clock"
+    return f"train_time_ms {numbers['train_time_ms']}: {took}"
+
+
+def refusal(log: LogReader, returncode: int | None) -> str:
+    """The words of a trainer that says it cannot work: exit code 2, its own or, where torchrun
+    ended with 1, that of the worker that failed first. Empty for any other end."""
+    if returncode == 2 or (returncode == 1 and log.worker_refused):
+        return text_of(log.refusal) or log.last_words
+    return ""
+
+
+def crash_reason(log: LogReader, returncode: int | None, refused_log: str) -> str:
+    if log.killed_for_memory:
+        return explained(
+            f"killed by the kernel for memory at step {log.step}; try fewer runs side by side"
+            " (--parallel_runs), or a smaller --device_batch_size",
+            log,
+        )
     if log.out_of_memory:
         return f"out of memory; try a smaller --device_batch_size ({text_of(log.out_of_memory)})"
     if returncode == 0:
-        return f"exit code 0, but {log.incomplete}"
+        return f"exit code 0, but {refused_log}"
     if returncode is None:
-        how = "its watcher was killed"
-    else:
-        how = f"killed by signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
-    why = text_of(log.error) or " | ".join(filter(None, map(text_of, log.tail)))
-    return printable(f"{how}: {why}" if why else f"{how}, nothing printed", limit=600)
+        return explained("its watcher was killed", log)
+    if returncode == 1 and log.worker_exit is not None:  # torchrun's; the worker's says more
+        returncode = log.worker_exit
+    how = f"killed by signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
+    return explained(how, log)
 
 
-def text_of(line: bytes) -> str:
-    return printable(line.decode("utf-8", errors="replace"))
+def explained(how: str, log: LogReader) -> str:
+    """How an attempt ended, with the last words of its log, or with what else it holds."""
+    if not log.incomplete:
+        how = f"{how}, but {log.contents}"
+    elif not log.last_words:
+        how = f"{how}{', ' if log.contents == NOTHING else '; '}{log.contents}"
+    return f"{how}: {log.last_words}" if log.last_words else how
 
 
 # ---------------------------------------------------------------------------------------------
-# Files
-
-
-def write_json(path: Path, value: dict, durable: bool = True) -> None:
-    """Write atomically: a reader sees the old file or the whole new one, whatever dies when.
-
-    Durable, it also survives a power cut; what is derived from other files need not.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(json.dumps(value, indent=1, allow_nan=False) + "\n")
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):  # a full disk does not say which file
-            raise OSError(error.errno, error.strerror, str(path)) from None
-        raise
-
-
-def read_json(path: Path) -> dict:
-    """Read one JSON object. Raises ValueError that names the file when it holds anything else."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON ({printable(str(error))})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: holds a {type(value).__name__}, not an object")
-    return value
+# Records as values
 
 
 def arm_from(value: dict) -> Arm:
     arm = Arm(**{**value, "layers": tuple(value["layers"])})
     texts = (arm.name, arm.schedule, arm.description)
-    if not (all(type(n) is int for n in arm.layers) and all(isinstance(t, str) for t in texts)):
+    if not (all(map(is_count, arm.layers)) and all(isinstance(t, str) for t in texts)):
         raise TypeError("an arm has whole numbers as layers, and texts as its other fields")
     if not is_number(arm.weight) or type(arm.unet_skips) is not bool:
         raise TypeError(f"loss weight {arm.weight!r}, unet_skips {arm.unet_skips!r}")
@@ -423,41 +300,116 @@ def arm_from(value: dict) -> Arm:
 
 
 def run_from(value: dict) -> RunConfig:
-    return RunConfig(**{**value, "arm": arm_from(value["arm"])})
+    run = RunConfig(**{**value, "arm": arm_from(value["arm"])})
+    numbers = (run.stage, run.index, run.seed, run.num_iterations)
+    if not all(type(number) is int and abs(number) < 1 << 63 for number in numbers):
+        raise TypeError(f"stage, index, seed, num_iterations {numbers!r}: give whole numbers")
+    return run
 
 
 def result_from(value: dict) -> RunResult:
-    """The inverse of `asdict`. Raises ValueError for anything that is not a whole RunResult."""
+    """The inverse of `asdict`. Raises ValueError for anything that is not a whole RunResult, and
+    for one that nobody can have written: reading demands what `judge` demands."""
     try:
         curve = tuple((step, loss, time_ms) for step, loss, time_ms in value["curve"])
         fields = {**value, "run": run_from(value["run"]), "curve": curve}
-        numbers = [value["start_s"], value["end_s"], *(number for row in curve for number in row)]
-        earned = [value[name] for name in ("val_loss", *SUMMARY_TIMES, *SUMMARY_COUNTS)]
-        numbers += [number for number in earned if value["status"] == "ok" or number is not None]
-        whole = all(map(is_number, numbers)) and type(value["steps_done"]) is int
-        if not whole or not is_count(value["nodes"]) or not isinstance(value["clock"], str):
-            raise ValueError("not a run's record: a field holds no number where one belongs")
-        return RunResult(**{**fields, "reason": printable(value["reason"], limit=600)})
+        result = RunResult(**{**fields, "reason": printable(value["reason"], limit=MAX_REASON)})
+        if fault := fault_of(result):
+            raise ValueError(f"not a run's record: {fault}")
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"not a run's record: {error!r}") from None
+        raise ValueError(f"not a run's record: {printable(repr(error))}") from None
+    return result
+
+
+def fault_of(r: RunResult) -> str:
+    """Why a result cannot be one that `judge` gave; empty where it can."""
+    whole = [r.attempt, r.nodes, *(step + 1 for step, _, _ in r.curve), r.steps_done + 1]
+    numbers = [number for _, *point in r.curve for number in point]
+    optional = [getattr(r, f.name) for f in SUMMARY_FIELDS]
+    numbers += [number for number in optional if number is not None]
+    if not (all(map(is_count, whole)) and all(map(is_number, numbers))):
+        return "a field holds no number where one belongs"
+    if not is_interval(r.start_s, r.end_s) or not isinstance(r.clock, str):
+        return "it does not say when it began and ended"
+    if not is_returncode(r.returncode):
+        return f"returncode {printable(repr(r.returncode))}: give an integer"
+    if any(step >= later for (step, *_), (later, *_) in pairwise(r.curve)):
+        return "the steps of its curve are not in their order"
+    return unearned(r) if r.status == "ok" else ""
+
+
+def unearned(r: RunResult) -> str:
+    """Why a result does not deserve its `ok`; empty where it does."""
+    total = r.run.num_iterations
+    numbers = {f.name: getattr(r, f.name) for f in SUMMARY_FIELDS}
+    faults = (f.fault(numbers) for f in SUMMARY_FIELDS)
+    if fault := next(filter(None, faults), "") or overlong(numbers, r.wall_s):
+        return f"it is ok, but {fault}"
+    if r.returncode not in (0, None):
+        return f"it is ok, but its exit code is {r.returncode}"
+    if r.steps_done != total or not r.curve or r.curve[-1][0] != total:
+        return f"it is ok, but does not reach step {total}"
+    if abs(r.curve[-1][1] - r.val_loss) > SAME_LOSS:
+        return f"its val_loss {r.val_loss} is not the end of its curve ({r.curve[-1][1]})"
+    return ""
+
+
+# ---------------------------------------------------------------------------------------------
+# Files
 
 
 def attempt_dir(run_dir: Path, attempt: int) -> Path:
     return run_dir if attempt == 1 else run_dir / f"attempt_{attempt}"
 
 
-ATTEMPT = re.compile(r"([A-Za-z0-9_]{1,64}/run_[0-9]{1,6})(?:/attempt_([0-9]{1,6}))?")
+RUN_FOLDER = re.compile(r"run_[0-9]{1,6}")
+ATTEMPT_FOLDER = re.compile(r"attempt_([0-9]{1,6})")
+MAX_FOUND = 100_000  # folders below one folder
 
 
 def attempt_dirs(exp_dir: Path) -> list[tuple[str, int, Path]]:
-    """Every attempt on disk as (run name, attempt, folder), in the order of names and numbers."""
-    found = set()
-    for pattern in ("*/run_*/*.json", "*/run_*/attempt_*/*.json"):
-        for file in exp_dir.glob(pattern):
-            match = ATTEMPT.fullmatch(file.parent.relative_to(exp_dir).as_posix())
-            if match and file.name in ("config.json", "result.json"):
-                found.add((match[1], int(match[2] or 1), file.parent))
-    return sorted(found)
+    """Every attempt on disk as (run name, attempt, folder), in the order of names and numbers.
+    Raises ValueError for more than any experiment has."""
+    return sorted((name, n, folder) for name, n, folder in found_below(exp_dir) if n)
+
+
+def found_below(exp_dir: Path) -> Iterator[tuple[str, int, Path]]:
+    """Attempts as (run name, attempt, folder). A link in such a folder's place has the number 0:
+    whatever it leads to lies elsewhere, and is not looked at."""
+    for arm, is_link in folders(exp_dir, NAME):
+        if is_link:
+            if any(folders(arm, RUN_FOLDER)):
+                yield arm.name, 0, arm
+            continue
+        for run_dir, is_link in folders(arm, RUN_FOLDER):
+            name = f"{arm.name}/{run_dir.name}"
+            if is_link:
+                yield name, 0, run_dir
+                continue
+            if holds_attempt(run_dir):
+                yield name, 1, run_dir
+            for folder, is_link in folders(run_dir, ATTEMPT_FOLDER):
+                if is_link or holds_attempt(folder):
+                    number = int(ATTEMPT_FOLDER.fullmatch(folder.name)[1])
+                    yield name, 0 if is_link else number, folder
+
+
+def folders(parent: Path, form: re.Pattern) -> list[tuple[Path, bool]]:
+    """Folders of names of a form, each with whether it is a link (to whatever)."""
+    try:
+        with os.scandir(parent) as entries:
+            entries = list(islice(entries, MAX_FOUND + 1))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    if len(entries) > MAX_FOUND:
+        raise ValueError(f"{printable_path(parent)}: holds more than {MAX_FOUND} files")
+    named = [entry for entry in entries if form.fullmatch(entry.name)]
+    found = [entry for entry in named if entry.is_symlink() or entry.is_dir()]
+    return [(parent / entry.name, entry.is_symlink()) for entry in found]
+
+
+def holds_attempt(folder: Path) -> bool:
+    return any(os.path.lexists(folder / name) for name in ("config.json", "result.json"))
 
 
 @dataclass(frozen=True)
@@ -467,6 +419,7 @@ class Records:
     results: tuple[RunResult, ...] = ()
     damaged: tuple[tuple[Path, str], ...] = ()  # result.json files that cannot be believed
     open: tuple[tuple[str, int, Path], ...] = ()  # attempts launched, without a result
+    stray: tuple[Path, ...] = ()  # folders of another run (a copied arm), and links: left alone
 
     def of_stage(self, stage: int) -> list[RunResult]:
         """The last word on each run of a stage."""
@@ -495,29 +448,55 @@ def read_result(folder: Path, name: str, attempt: int, experiment_id: str) -> Ru
 
 def read_config(folder: Path, name: str, attempt: int) -> tuple[RunConfig, dict]:
     """What was launched in this folder, and all of config.json. Raises ValueError, as above."""
+    run, config = described(folder)
+    if (run.name, config.get("attempt")) != (name, attempt):
+        found = printable(f"{run.name}, attempt {config.get('attempt')!r}")
+        raise ValueError(f"config.json is that of {found}")
+    return run, config
+
+
+def described(folder: Path) -> tuple[RunConfig, dict]:
+    """The run that a config.json describes, wherever it lies. Raises ValueError, as above."""
     config = read_json(folder / "config.json")
     try:
-        run = run_from(config["run"])
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"config.json does not describe a run: {error!r}") from None
-    if (run.name, config.get("attempt")) != (name, attempt):
-        raise ValueError(f"config.json is that of {run.name}, attempt {config.get('attempt')!r}")
-    return run, config
+        return run_from(config["run"]), config
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        why = printable(repr(error))
+        raise ValueError(f"config.json does not describe a run: {why}") from None
+
+
+def is_stray(folder: Path, name: str) -> bool:
+    """Whether the attempt in this folder is another run's, by all that lies there: somebody copied
+    or renamed it."""
+    try:
+        if described(folder)[0].name == name:
+            return False
+        return run_from(read_json(folder / "result.json")["run"]).name != name
+    except FileNotFoundError:
+        return (folder / "config.json").exists()
+    except (ValueError, OSError, TypeError, KeyError, AttributeError):
+        return False
 
 
 def read_records(exp_dir: Path, experiment_id: str) -> Records:
     """Read every record of an experiment; what cannot be believed is listed, never guessed."""
-    results, damaged, open_attempts = [], [], []
-    for name, attempt, folder in attempt_dirs(exp_dir):
-        if not (folder / "result.json").exists():
-            open_attempts.append((name, attempt, folder))
-            continue
+    results, damaged, open_attempts, stray = [], [], [], []
+    for name, attempt, folder in sorted(found_below(exp_dir)):
         try:
-            results.append(read_result(folder, name, attempt, experiment_id))
+            if attempt and os.path.lexists(folder / "result.json"):
+                results.append(read_result(folder, name, attempt, experiment_id))
+                continue
+            why = ""
         except (ValueError, OSError) as error:
-            damaged.append((folder / "result.json", printable(str(error))))
+            why = printable(str(error))
+        if not attempt or is_stray(folder, name):
+            stray.append(folder)
+        elif why:
+            damaged.append((folder / "result.json", why))
+        else:
+            open_attempts.append((name, attempt, folder))
     results.sort(key=lambda r: (r.run.stage, r.run.arm.name, r.run.index, r.attempt))
-    return Records(tuple(results), tuple(damaged), tuple(open_attempts))
+    return Records(tuple(results), tuple(damaged), tuple(open_attempts), tuple(stray))
 
 
 def write_result(folder: Path, result: RunResult, experiment_id: str) -> None:

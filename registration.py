@@ -9,6 +9,8 @@ the records after every run, for people and other programs.
 import contextlib
 import hashlib
 import json
+import os
+import re
 import shutil
 import time
 import uuid
@@ -49,13 +51,14 @@ from records import (
 # of the machine, for a run: losses do not depend on it, but costs, times and when looks are taken
 SHARE = ("device", "processes", "slots", "nodes", "launcher", "cores")
 RULES = (  # the files that a decision depends on, from the records on disk to its text
-    *("records.py", "experiment.py", "registration.py", "plans.py"),
+    *("untrusted.py", "logs.py", "records.py", "experiment.py", "registration.py", "plans.py"),
     *("decision.py", "adaptive.py", "aux_stats.py"),
 )
 
 
-def registered(e: Experiment, m: Materials) -> dict:
-    """What a resumed experiment must have in common with the one that was begun."""
+def registered(e: Experiment, m: Materials, fingerprint: str | None = None) -> dict:
+    """What a resumed experiment must have in common with the one that was begun. fingerprint: of
+    the shards, where they need not be looked at."""
     stages = {
         str(stage.number): {
             "name": stage.name,
@@ -98,7 +101,7 @@ def registered(e: Experiment, m: Materials) -> dict:
         },
         "spending": "Lan-DeMets, O'Brien-Fleming, by complete pairs over the most that fit",
         "share": {name: getattr(e, name) for name in SHARE},
-        "data": {"fingerprint": m.data_fingerprint},
+        "data": {"fingerprint": fingerprint or m.data_fingerprint},
         "code": {"hash": m.code_hash, "files": [file.name for file in m.code_files]},
         "rules": {"hash": hash_of([ROOT / name for name in RULES]), "files": list(RULES)},
     }
@@ -198,6 +201,56 @@ def printable_value(value) -> str:
 # An experiment folder
 
 
+def is_new(exp_dir: Path) -> bool:
+    """Nothing is there yet: no folder, an empty one, or what a killed beginning left. Raises
+    ValueError for a folder that holds something else."""
+    path = exp_dir / "experiment_configs.json"
+    if os.path.lexists(path):
+        return False
+    if not exp_dir.exists():
+        return True
+    ours = re.compile(r"code|lock\.json|\..*")  # before the registration: no run has begun
+    other = [entry for entry in os.listdir(exp_dir) if not ours.fullmatch(entry)]
+    if other:
+        raise ValueError(
+            f"--exp_dir {exp_dir}: no {path.name} there; give a folder that run_aux.py made"
+            " (experiments/aux_heads_...), or one that is empty or not there yet to begin in"
+        )
+    return True
+
+
+def code_copy(document: dict, exp_dir: Path) -> Path:
+    """The trainer that runs: the copy in the experiment. Where that is gone, it is made again from
+    the files it was made of, or from the checkout's, if their hash is the registered one.
+
+    Raises ValueError where the copy was edited, or where no such file is left.
+    """
+    code, name = document["code"], document["code"]["files"][0]
+    copy = exp_dir / "code" / code["hash"] / name
+    if copy.is_file():
+        if Materials(copy, exp_dir).code_hash != code["hash"]:
+            raise ValueError(f"{copy.parent} was edited; its files no longer match their hash")
+        return copy
+    for script in (Path(document["train_script"]), ROOT / name):
+        if script.is_file() and Materials(script, exp_dir).code_hash == code["hash"]:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            for file in Materials(script, exp_dir).code_files:
+                shutil.copy2(file, copy.parent / file.name)
+            return copy
+    raise ValueError(
+        f"the trainer of this experiment is gone: neither {copy} nor {document['train_script']}"
+        f" holds the registered files (hash {code['hash']}); put them back, or begin anew"
+    )
+
+
+def data_dir_of(document: dict, e: Experiment) -> Path:
+    """Where the registered shards lie; where that folder is gone, the profile's in this checkout.
+    Their fingerprint is compared with the registered one."""
+    was = Path(document["data"]["dir"])
+    here = ROOT / e.profile.data_dir
+    return here if not was.is_dir() and here.is_dir() else was
+
+
 def newest_experiment(output_dir: Path) -> Path:
     """The experiment that was registered last, of any plan, whatever its folder is called.
 
@@ -230,14 +283,26 @@ def read_document(exp_dir: Path) -> dict:
         digest_of(fixed_part(document))
         experiment_of(document)
         paths = [document["data"]["dir"], document["train_script"]]
-        if not all(isinstance(text, str) for text in (document["experiment_id"], *paths)):
-            raise TypeError("experiment_id, train_script or data.dir is no text")
+        texts = (document["experiment_id"], document["slurm_args"], *paths)
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("experiment_id, slurm_args, train_script or data.dir is no text")
+        check_code(document["code"])
     except KeyError as error:
-        what = "it is not an experiment of ours, or one of an older version"
-        raise ValueError(f"{path}: no field {error}; {what}") from None
+        what = "it is not an experiment of ours, or one of another version"
+        raise ValueError(f"{path}: no field {error}; {what}{version_of(document)}") from None
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: {printable(str(error))}; start a new experiment") from None
     return document
+
+
+def check_code(code: dict) -> None:
+    """Raise TypeError for code that lies anywhere but in its folder."""
+    names = [code["hash"], *code["files"]]
+    plain = re.compile(r"[\w.-]+(/[\w.-]+)*")
+    if not all(isinstance(n, str) and plain.fullmatch(n) and ".." not in n for n in names):
+        raise TypeError(f"code {names!r:.80} names no files")
+    if len(names) < 2:
+        raise TypeError("code names no trainer")
 
 
 def changes(document: dict) -> tuple[str, ...]:
@@ -248,10 +313,17 @@ def changes(document: dict) -> tuple[str, ...]:
         found.append("experiment_configs.json was edited since: it is not what was hashed")
     was, now = document["rules"]["hash"], hash_of([ROOT / name for name in RULES])
     if was != now:
-        commit = document.get("git", {}).get("commit")
-        at = f"; git checkout {commit} has them" if commit else ""
-        found.append(f"the files that decide are not those registered ({was}, now {now}{at})")
+        about = f"{printable_value(was)}, now {printable_value(now)}{version_of(document)}"
+        found.append(f"the files that decide are not those registered ({about})")
     return tuple(found)
+
+
+def version_of(document: dict) -> str:
+    """Which commit made an experiment, as a remedy; empty where that is not known."""
+    git = document.get("git")
+    commit = git.get("commit") if isinstance(git, dict) else None
+    known = isinstance(commit, str) and re.fullmatch(r"[0-9a-f]{4,64}", commit)
+    return f"; git checkout {commit} has what made it" if known else ""
 
 
 @dataclass(frozen=True)
@@ -320,7 +392,7 @@ def override_from(value: dict) -> Override:
             raise ValueError(f"a budget of {o.value}")
     elif o.kind == "by_hand":
         check_choice(o.value["layers"], o.value["weight"], o.value["schedule"])
-    elif o.kind == "machine_fault":
+    elif o.kind == "retry":
         for name, attempt in o.value["attempts"]:
             if not isinstance(name, str) or not is_count(attempt):
                 raise ValueError(f"an attempt {attempt!r} at {name!r}")
@@ -335,6 +407,8 @@ def check_choice(layers: Sequence[int], weight: float | None, schedule: str | No
     for layer in layers:
         if type(layer) is not int or not 1 <= layer < n_layer:
             raise ValueError(f"--best_layers {layer}: tap layers are 1 to {n_layer - 1}")
+    if len(set(layers)) < len(layers):
+        raise ValueError(f"--best_layers {','.join(map(str, layers))}: give each layer once")
     if weight is not None and not (is_number(weight) and weight > 0):
         raise ValueError(f"--best_weight {weight}: give a number above 0")
     if schedule is not None and schedule not in ALL_SCHEDULES:

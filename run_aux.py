@@ -15,17 +15,17 @@ import argparse
 import contextlib
 import difflib
 import json
-import os
 import shlex
 import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import decision as helper
+import exit_codes
 import launchers
 import slurm
 from command import build_command, extra_environment, torchrun
@@ -37,47 +37,32 @@ from experiment import (
     QUESTION,
     SCHEDULE,
     WEIGHT,
-    Costs,
     Experiment,
     default_profile,
 )
 from machine import ROOT, cores, git_state, machine, versions, visible_gpus
 from materials import Materials, check_materials
-from orchestrator import (
-    Launcher,
-    Limits,
-    Lock,
-    Orchestrator,
-    holder,
-    outcome,
-    read_in_flight,
-    reconcile,
-)
-from plans import PLANS, forecast, next_step, paid_s, pairs_begun, span_s
-from records import (
-    STATUSES,
-    Arm,
-    RunConfig,
-    RunResult,
-    duration,
-    machine_seconds,
-    printable,
-    read_json,
-    read_records,
-)
+from orchestrator import Launcher, Lock, reconcile
+from plans import PLANS, every_seed_once, forecast, next_step, paid_s, pairs_begun
+from records import Arm, RunResult, duration, machine_seconds, printable, read_records
 from registration import (
-    begin,
     check_choice,
     check_unchanged,
+    code_copy,
+    data_dir_of,
     experiment_of,
+    is_new,
+    new_folder,
     newest_experiment,
     read_document,
     record_overrides,
+    register,
     registered,
     with_override,
     with_overrides_on_record,
-    write_results,
 )
+from session import Session, drive, quoted, resume_command
+from status import print_status, status
 
 # ---------------------------------------------------------------------------------------------
 # Before anything runs: what the plan will do, and what it will cost
@@ -120,242 +105,6 @@ def dry_run(e: Experiment, m: Materials, exp_dir: Path, results: Sequence[RunRes
         print(environment + shlex.join(command))
     print()
     announce(e, results, print)
-
-
-# ---------------------------------------------------------------------------------------------
-# The loop: results -> plan -> launch -> results
-
-
-class StopRequest:
-    """Ctrl-C or SIGTERM asks to stop; a second one ends at once. A lost terminal is survived."""
-
-    def __init__(self):
-        self.signal = ""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
-        if hasattr(signal, "SIGHUP"):
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-    def _ask(self, number, _frame):
-        if self.signal:
-            os._exit(128 + number)  # the watchers see the pipe close and end their runs
-        self.signal = signal.Signals(number).name
-
-
-@dataclass(frozen=True)
-class Session:
-    """One sitting of the orchestrator: what it runs, where, and until when."""
-
-    exp_dir: Path
-    experiment_id: str
-    script: Path  # the copy under code/
-    data_dir: Path
-    facts: dict  # versions, machine, git: written into every run's config.json
-    lock: Lock
-    launcher: Launcher
-    running: Sequence[tuple[str, int, Path]]  # attempts of an earlier sitting that go on
-    until: int  # the last stage of this sitting
-    ignore_gate: bool
-    stall_s: float
-
-
-BUDGET_SPENT = "the budget is spent"
-
-
-def set_aside_s(
-    e: Experiment, results: Sequence[RunResult], in_flight: Sequence[tuple[RunConfig, float]]
-) -> float:
-    """What runs in flight are still expected to cost, where each is paid for on its own.
-
-    in_flight: each run with the machine time that it has taken so far, seconds.
-    """
-    costs = Costs(e, results)
-    return sum(max(0.0, costs(run) - paid_s) for run, paid_s in in_flight) if e.paid_each else 0.0
-
-
-def limits_of(e: Experiment, run: RunConfig, results, spent_s: float, stall_s: float) -> Limits:
-    """A run may take three times what is expected and a little more, but not past the budget."""
-    patience_s = 3 * Costs(e, results).wall_s(run) + 120
-    left_s = (3600 * e.budget_hours - spent_s) / e.nodes
-    if left_s < patience_s:
-        return Limits(left_s, BUDGET_SPENT, stall_s)
-    return Limits(patience_s, "timeout", stall_s)
-
-
-def drive(e: Experiment, s: Session, results: list[RunResult], display: Display) -> int:
-    """Run until the plan ends, the stage asked for is decided, or a person stops it."""
-    stop = StopRequest()
-    orchestrator = Orchestrator(s.exp_dir, s.experiment_id, s.launcher, e.slots)
-    for result in orchestrator.adopt(s.running, s.stall_s):
-        results.append(result)
-        display.say(result_line(result, finished(results), len(forecast(e, results)[0])))
-    flights = orchestrator.flights
-    shown = set(next_step(e, results).decisions) - {s.until}
-    to_come = forecast(e, results)[0]
-
-    while True:
-        spent_s = machine_seconds(results, orchestrator.intervals())
-        spent_s += set_aside_s(e, results, orchestrator.paid_so_far())
-        step = next_step(e, results, frozenset(flights), spent_s)
-        if step.at_gate and s.ignore_gate and step.stage <= s.until:
-            e = record_overrides(s.exp_dir, with_override(e, "ignore_gate", step.stage, {}))
-            display.say(f"OVERRIDE, on record: going on past stage {step.stage} ({step.ended}).")
-            continue
-        for number in sorted(step.decisions.keys() - shown):
-            shown.add(number)
-            overridden = e.overridden(number, "ignore_gate") is not None
-            display.say("\n" + helper.render(step.decisions[number], overridden) + "\n")
-        write_results(s.exp_dir, s.experiment_id, e, results, step)
-        over = bool(step.ended) or step.stage > s.until
-        if stop.signal or (over and not flights):
-            break
-        if not over and step.runs and orchestrator.free_slot() is not None:
-            run = step.runs[0]
-            limits = limits_of(e, run, results, spent_s, s.stall_s)
-            folder, attempt = orchestrator.next_attempt(run)
-            command = build_command(e, run, s.script, s.data_dir, folder / "train_log.txt")
-            env = extra_environment(e, s.exp_dir, orchestrator.free_slot())
-            job = launchers.Job(command, env, folder)
-            orchestrator.start(run, attempt, job, s.facts, limits)
-            continue
-        ended = []
-        while not (ended or stop.signal):
-            ended = orchestrator.wait(0.2)
-            s.lock.touch()
-            spent_s = machine_seconds(results, orchestrator.intervals())
-            if spent_s > 3600 * e.budget_hours:
-                orchestrator.order_stop(BUDGET_SPENT)
-            done = finished(results)
-            total = done + len(to_come)
-            plan = plan_line(e, done + len(flights), total, spent_s, span_s(to_come))
-            display.progress(list(flights.values()), plan)
-        for result in ended:
-            results.append(result)
-            to_come = forecast(e, results)[0]
-            display.say(result_line(result, finished(results), len(to_come)))
-
-    for result in orchestrator.stop("the operator stopped it"):
-        results.append(result)
-        display.say(result_line(result, finished(results), len(forecast(e, results)[0])))
-    step = next_step(e, results)
-    write_results(s.exp_dir, s.experiment_id, e, results, step)
-    close(e, s, results, step, stop.signal, display.say)
-    return 128 + signal.Signals[stop.signal] if stop.signal else 0
-
-
-def plan_line(e: Experiment, number: int, total: int, spent_s: float, left_s: float) -> str:
-    budget = f"{spent_s / 3600:.2f} of {e.budget_hours:g} h spent"
-    return f"run {number} of {total}, {budget}, about {duration(left_s)} to go"
-
-
-def finished(results: Sequence[RunResult]) -> int:
-    return len({r.run.name for r in results if r.settled})
-
-
-def result_line(r: RunResult, done: int, to_come: int) -> str:
-    again = f", attempt {r.attempt}" if r.attempt > 1 else ""
-    return f"[{done}/{done + to_come}] {r.run.name}{again}: {outcome(r)} ({duration(r.wall_s)})"
-
-
-def close(e: Experiment, s: Session, results, step, stopped: str, say) -> None:
-    """The last lines of a sitting: how it ended, what it cost, what to do next."""
-    spent = f"{machine_seconds(results) / 3600:.2f} of {e.budget_hours:g} h of machine time spent"
-    counted = ", ".join(
-        f"{n} {status}" for status in STATUSES if (n := sum(r.status == status for r in results))
-    )
-    say()
-    for cut in step.cut:
-        say(f"Cut by the budget: {cut}")
-    if stopped:
-        say(f"Stopped by {stopped}; {counted or 'nothing finished'}; {spent}.")
-    elif step.ended:
-        say(f"Ended: {step.ended}. {counted}; {spent}.")
-    else:
-        say(f"Stage {s.until} is decided. {counted}; {spent}.")
-    if step.at_gate:
-        go_on = f"python run_aux.py --staged --ignore_gate --exp_dir {quoted(s.exp_dir)}"
-        say(f"Go on all the same: {go_on}")
-    elif not step.ended:
-        say(f"Go on: {resume_command(e, s.exp_dir)}")
-    say(f"Report and figures: python analyze_aux.py --exp_dir {quoted(s.exp_dir)}")
-
-
-def resume_command(e: Experiment, exp_dir: Path) -> str:
-    by_hand = f"--experiment {','.join(arm.name for arm in e.arms)}"
-    how = "--staged" if e.plan != "manual" else by_hand
-    return f"python run_aux.py {how} --exp_dir {quoted(exp_dir)}"
-
-
-def quoted(path: Path) -> str:
-    return shlex.quote(str(path))
-
-
-# ---------------------------------------------------------------------------------------------
-# Looking on
-
-
-def status(exp_dir: Path) -> dict:
-    """Where an experiment stands, from its files alone."""
-    document = read_document(exp_dir)
-    e = with_overrides_on_record(experiment_of(document), exp_dir)
-    records = read_records(exp_dir, document["experiment_id"])
-    step = next_step(e, records.results, conclude=False)
-    planned, _ = forecast(e, records.results)
-    latest = records.latest().values()
-    decisions = {str(n): d.title for n, d in step.decisions.items()}
-    if step.ended and step.stage not in step.decisions:  # as written when the last run ended
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            written = read_json(exp_dir / "staged_ablation_results.json")["stages"]
-            title = written[str(step.stage)]["decision"]["title"]
-            decisions[str(step.stage)] = printable(title)
-    orchestrator, lives = "none", False
-    with contextlib.suppress(FileNotFoundError):
-        who, lives = holder(exp_dir / "lock.json", time.time())
-        orchestrator = who if lives else f"gone ({who})"
-    open_attempts = [found for attempt in records.open if (found := read_in_flight(*attempt))]
-    in_flight = [found.pop("interval") for found in open_attempts]
-    spent_s = machine_seconds(records.results)
-    in_flight_s = machine_seconds((), [i for i in in_flight if i]) if lives else 0.0
-    return {
-        "exp_dir": str(exp_dir),
-        "plan": e.plan,
-        "stage": step.stage,
-        "ended": step.ended,
-        "orchestrator": orchestrator,
-        "in_flight": open_attempts if lives else [],
-        "broken_off": [] if lives else open_attempts,
-        "done": [r.run.name for r in latest if r.settled],
-        "failed": {r.run.name: f"{r.status}: {r.reason}" for r in latest if not r.settled},
-        "damaged": {str(path): why for path, why in records.damaged},
-        "left": [p.run.name for p in planned],
-        "decisions": decisions,
-        "hours_spent": (spent_s + in_flight_s) / 3600,
-        "hours_to_go": max(0.0, paid_s(e, planned) - in_flight_s) / 3600,
-        "budget_hours": e.budget_hours,
-    }
-
-
-def print_status(s: dict) -> None:
-    print(f"{s['exp_dir']} (plan {s['plan']})")
-    print(f"  stage {s['stage']}{': ended, ' + s['ended'] if s['ended'] else ''}")
-    print(f"  orchestrator: {s['orchestrator']}")
-    for kind in ("in_flight", "broken_off"):
-        for found in s[kind]:
-            loss = "none yet" if found["val_loss"] is None else f"{found['val_loss']:.4f}"
-            print(
-                f"  {kind.replace('_', ' ')}: {found['run']},"
-                f" step {found['step']}/{found['num_iterations']}, val loss {loss}"
-            )
-    for number, title in s["decisions"].items():
-        print(f"  stage {number} decided: {title}")
-    print(f"  done {len(s['done'])}, failed {len(s['failed'])}, left {len(s['left'])} runs")
-    for kind in ("failed", "damaged"):
-        for name, why in s[kind].items():
-            print(f"  {kind}: {name}: {why}")
-    print(
-        f"  {s['hours_spent']:.2f} h spent, about {s['hours_to_go']:.2f} h to go,"
-        f" budget {s['budget_hours']:g} h"
-    )
 
 
 def print_arms() -> None:
@@ -416,8 +165,8 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--ignore_gate", action="store_true", help="go on past a STOP, on record")
 
     where = parser.add_argument_group("where and with what")
-    where.add_argument("--exp_dir", type=Path, metavar="DIR", help="continue this experiment")
-    where.add_argument("--output_dir", type=Path, metavar="DIR", help="where experiments lie")
+    where.add_argument("--exp_dir", type=path, metavar="DIR", help="continue this experiment")
+    where.add_argument("--output_dir", type=path, metavar="DIR", help="where experiments lie")
     where.add_argument("--num_gpus", type=int, metavar="N", help="GPUs of a run (all; 0: CPU)")
     where.add_argument("--gpus_per_run", type=int, metavar="K", help="pack runs, K GPUs each")
     where.add_argument("--parallel_runs", type=int, metavar="K", help="pack K runs on a CPU")
@@ -426,8 +175,8 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument("--nodes_per_run", type=int, metavar="N", help="nodes of a Slurm run (1)")
     where.add_argument("--cpu_processes", type=int, metavar="N", help="processes on a CPU (1)")
     where.add_argument("--device_batch_size", type=int, metavar="N", help="sequences per pass")
-    where.add_argument("--data_dir", type=Path, metavar="DIR", help="token shards")
-    where.add_argument("--train_script", type=Path, metavar="FILE", help="trainer (train_gpt.py)")
+    where.add_argument("--data_dir", type=path, metavar="DIR", help="token shards")
+    where.add_argument("--train_script", type=path, metavar="FILE", help="trainer (train_gpt.py)")
     where.add_argument("--stall_timeout", type=float, metavar="MIN", help="silence allowed (10)")
     where.add_argument("--dry_run", action="store_true", help="print commands and hours only")
     where.add_argument("--json", action="store_true", help="--status for programs")
@@ -441,50 +190,99 @@ def int_list(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers as 1,2,3") from None
 
 
+def path(text: str) -> Path:
+    """What the user's shell would have made of it: --exp_dir=~/x reaches a program unexpanded."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("'' is no path")
+    with contextlib.suppress(RuntimeError):  # a user whom nobody knows: as a shell, leave it
+        return Path(text).expanduser()
+    return Path(text)
+
+
+class UsageError(ValueError):
+    """A command line that cannot be meant."""
+
+
+MOST = {  # options that are numbers above 0: the most that somebody can mean
+    "max_budget_hours": 1e5,
+    "full_iterations": 10**8,
+    "validation_runs": 10**4,
+    "runs": 10**4,
+    "stall_timeout": 1e5,
+    "cpu_processes": 10**4,
+    "gpus_per_run": 10**4,
+    "nodes_per_run": 10**4,
+    "parallel_runs": 10**4,
+    "device_batch_size": 10**6,
+}
+NOTHING_TO_DO = (
+    "nothing to do: give --staged, --stage N, --experiment ARMS, --phase PHASE, --list,"
+    " --status, or --exp_dir DIR to go on (--help explains them)"
+)
+
+
 def check_arguments(args) -> None:
-    """Raise ValueError for a value that cannot be meant, naming it and what can be."""
-    positive = ("max_budget_hours", "full_iterations", "validation_runs", "runs")
-    positive += ("cpu_processes", "gpus_per_run", "nodes_per_run", "parallel_runs")
-    positive += ("device_batch_size",)
-    for name in (*positive, "stall_timeout"):
+    """Raise UsageError for a value that cannot be meant, naming it and what can be."""
+    for name, most in MOST.items():
         value = getattr(args, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise ValueError(f"--{name} {value}: give a number above 0")
-    by_hand = args.experiment or args.phase
+        if value is not None and not 0 < value <= most:
+            raise UsageError(f"--{name} {value:g}: give a number above 0, at most {most:g}")
+    if args.num_gpus is not None and not 0 <= args.num_gpus <= 10**5:
+        raise UsageError(f"--num_gpus {args.num_gpus}: give 0 (the CPU) or more")
+    by_hand = args.experiment is not None or args.phase is not None
     staged = args.staged or args.stage is not None or args.plan_report
     if not (staged or by_hand or args.status or args.exp_dir):
-        raise ValueError(
-            "nothing to do: give --staged, --stage N, --experiment ARMS, --phase PHASE, --list,"
-            " --status, or --exp_dir DIR to go on (--help explains them)"
-        )
+        raise UsageError(NOTHING_TO_DO)
     if args.stage is not None and args.stage not in (1, 2, 3, 4):
-        raise ValueError(f"--stage {args.stage}: stages are 1, 2, 3 and 4")
+        raise UsageError(f"--stage {args.stage}: stages are 1, 2, 3 and 4")
     if args.profile is not None and args.profile not in PROFILES:
-        raise ValueError(f"--profile {args.profile}: give one of {', '.join(PROFILES)}")
-    if args.phase is not None and args.phase not in PHASES:
-        raise ValueError(f"--phase {args.phase}: give one of {', '.join(PHASES)}")
-    for name in filter(None, (args.experiment or "").split(",")):
-        if name not in ARMS:
-            close = ", ".join(difflib.get_close_matches(name, ARMS, 3)) or "see --list"
-            raise ValueError(f"--experiment {name}: no such arm; did you mean: {close}")
-    if not by_hand and (args.seeds or args.runs):
-        raise ValueError("--seeds, --runs: stages have their own; give --experiment or --phase")
-    if args.seeds and args.runs and args.runs != len(args.seeds):
-        raise ValueError(f"--runs {args.runs} and {len(args.seeds)} --seeds: give one of the two")
+        raise UsageError(f"--profile {args.profile}: give one of {', '.join(PROFILES)}")
+    check_by_hand(args, by_hand)
     best = (args.best_layers, args.best_weight, args.best_schedule)
     if any(value is not None for value in best):
         if args.stage not in (3, 4) or not args.best_layers:
-            raise ValueError(
+            raise UsageError(
                 "--best_layers, --best_weight, --best_schedule go with --stage 3 or 4,"
                 " and --best_layers is needed"
             )
         check_choice(args.best_layers, args.best_weight, args.best_schedule)
+    try:
+        shlex.split(args.slurm_args or "")
+    except ValueError as error:
+        raise UsageError(f"--slurm_args {args.slurm_args}: {error}") from None
+
+
+def check_by_hand(args, by_hand: bool) -> None:
+    """Arms and seeds by hand: each known, each once."""
+    if args.phase is not None and args.phase not in PHASES:
+        raise UsageError(f"--phase {args.phase}: give one of {', '.join(PHASES)}")
+    names = [name.strip() for name in (args.experiment or "").split(",")]
+    for name in names if args.experiment is not None else ():
+        if name not in ARMS:
+            close = ", ".join(difflib.get_close_matches(name, ARMS, 3)) or "see --list"
+            raise UsageError(f"--experiment {name!r}: no such arm; did you mean: {close}")
+    if not by_hand and (args.seeds is not None or args.runs):
+        raise UsageError("--seeds, --runs: stages have their own; give --experiment or --phase")
+    if args.seeds == ():
+        raise UsageError("--seeds: give whole numbers, as 1,2,3")
+    if args.seeds and args.runs and args.runs != len(args.seeds):
+        raise UsageError(f"--runs {args.runs} and {len(args.seeds)} --seeds: give one of the two")
+    for option, given in (("experiment", names), ("seeds", args.seeds or ())):
+        for value, count in Counter(given).items():
+            if count > 1:
+                raise UsageError(
+                    f"--{option} names {value} {count} times: give each once; a copy of a run is no"
+                    " independent run"
+                )
+    for seed in args.seeds or ():
+        if not 0 <= seed < 2**32:
+            raise UsageError(f"--seeds {seed}: give 0 to {2**32 - 1}")
 
 
 def arms_asked(args) -> tuple[Arm, ...]:
     if args.phase:
         return PHASES[args.phase]
-    return tuple(ARMS[name] for name in (args.experiment or "").split(",") if name)
+    return tuple(ARMS[name.strip()] for name in (args.experiment or "").split(",") if name)
 
 
 def new_experiment(args, gpus: Sequence[str], say) -> Experiment:
@@ -532,7 +330,7 @@ def as_asked(e: Experiment, args, gpus: Sequence[str]) -> Experiment:
         e = replace(e, device=device, processes=args.num_gpus or 1, slots=1, nodes=1)
     used = e.processes * e.slots
     if e.device == "cuda" and e.launcher == "local" and used > len(gpus):
-        raise ValueError(
+        raise UsageError(
             f"{used} GPU(s) are asked for and {len(gpus)} visible;"
             f" give --num_gpus {len(gpus)}{' (the CPU)' if not gpus else ''}"
         )
@@ -564,94 +362,178 @@ def as_asked(e: Experiment, args, gpus: Sequence[str]) -> Experiment:
     return replace(e, profile=replace(e.profile, device_batch_size=sequences))
 
 
-def materials_of(args, document: dict | None, e: Experiment) -> Materials:
-    if document is None:
-        script, data_dir = ROOT / "train_gpt.py", ROOT / e.profile.data_dir
-    else:
-        script, data_dir = Path(document["train_script"]), Path(document["data"]["dir"])
-    return Materials((args.train_script or script).resolve(), (args.data_dir or data_dir).resolve())
+def folder_of(args, say) -> Path | None:
+    """The experiment to begin or to go on with; None for a new folder in --output_dir."""
+    if args.exp_dir is not None or (args.stage or 1) == 1:
+        return args.exp_dir
+    newest = newest_experiment(args.output_dir or Path("experiments"))
+    say(f"Continuing {newest}")
+    return newest
+
+
+def check_can_begin(args, exp_dir: Path | None) -> None:
+    """Raise ValueError where nothing can begin: going on was asked for, or a later stage."""
+    if exp_dir is None:
+        return
+    begin_one = "begin one there with --staged, --stage 1, --experiment ARMS or --phase PHASE"
+    if (args.stage or 1) > 1:
+        raise ValueError(f"--stage {args.stage}: no experiment in {exp_dir} yet; {begin_one}")
+    if not (args.staged or args.stage or arms_asked(args) or args.plan_report):
+        raise ValueError(f"--exp_dir {exp_dir}: no experiment there; {begin_one}")
 
 
 def run(args, display: Display) -> int:
-    """Begin or continue an experiment."""
-    output_dir = args.output_dir or Path("experiments")
-    exp_dir = args.exp_dir
-    if exp_dir is None and (args.stage or 1) > 1:
-        exp_dir = newest_experiment(output_dir)
-        display.say(f"Continuing {exp_dir}")
-    document = read_document(exp_dir) if exp_dir else None
+    """Begin or continue an experiment, or show what that would do."""
+    exp_dir = folder_of(args, display.say)
+    new = exp_dir is None or is_new(exp_dir)
+    document = None if new else read_document(exp_dir)
+    if document is None:
+        check_can_begin(args, exp_dir)
     gpus = visible_gpus()
     e = experiment_of(document) if document else new_experiment(args, gpus, display.say)
+    if args.dry_run or args.plan_report:
+        return show_plan(args, exp_dir, document, e, gpus, display)
+    e = as_asked(e, args, gpus)
+    if e.plan == "manual":
+        try:
+            every_seed_once(e)
+        except ValueError as error:
+            raise UsageError(f"--seeds: {error}") from None
+    if document is None:
+        e = replace(e, budget_hours=args.max_budget_hours or e.budget_hours)
+    return begin_or_go_on(args, exp_dir, document, e, gpus, display)
+
+
+def show_plan(args, exp_dir, document, e: Experiment, gpus: Sequence[str], display) -> int:
+    """--dry_run and --plan_report: nothing is launched or written."""
     meant = PROFILES[args.profile or e.profile.name]
-    if (args.dry_run or args.plan_report) and args.num_gpus is None and not gpus and meant.gpus:
+    if args.num_gpus is None and not gpus and meant.gpus:
         display.say(f"No GPU is visible: times are for {meant.machine} (--num_gpus 0: this CPU).")
         gpus = ("",) * meant.gpus
         e = replace(e, device="cuda", processes=meant.gpus)
     e = as_asked(e, args, gpus)
-    m = materials_of(args, document, e)
     if args.plan_report:
         import plan_report  # numpy: only here
 
         e = replace(e, budget_hours=args.max_budget_hours or e.budget_hours)
         print(plan_report.render(e))
-        return 0
-    if args.dry_run:
-        results = ()
-        if document:
-            results = read_records(exp_dir, document["experiment_id"]).results
-            e = with_overrides_on_record(e, exp_dir)
-        e = with_overrides(args, e, results)
-        dry_run(e, m, exp_dir or output_dir / time.strftime("aux_heads_%Y%m%d_%H%M%S"), results)
-        return 0
-    check_materials(m, e)
+        return exit_codes.DONE
+    results = ()
+    if document:
+        results = read_records(exp_dir, document["experiment_id"]).results
+        e = with_overrides_on_record(e, exp_dir)
+    e = with_overrides(args, e, results)
+    stem = time.strftime("aux_heads_%Y%m%d_%H%M%S", time.gmtime())
+    shown_as = exp_dir or (args.output_dir or Path("experiments")) / stem
+    dry_run(e, materials_of(args, document, exp_dir, e), shown_as, results)
+    return exit_codes.DONE
+
+
+def materials_of(args, document: dict | None, exp_dir: Path | None, e: Experiment) -> Materials:
+    """The trainer and the shards: what was named now, else what was registered or is its like."""
+    if document is None:
+        script, data_dir = ROOT / "train_gpt.py", ROOT / e.profile.data_dir
+    else:
+        script, data_dir = code_copy(document, exp_dir), data_dir_of(document, e)
+    return Materials((args.train_script or script).resolve(), (args.data_dir or data_dir).resolve())
+
+
+def begin_or_go_on(
+    args, exp_dir: Path | None, document: dict | None, e: Experiment, gpus, display: Display
+) -> int:
+    """Register a new experiment where there is none yet; then sit."""
+    m = materials_of(args, document, exp_dir, e)
+    shown_only = document is not None and not m.data_dir.is_dir() and is_done(e, document, exp_dir)
+    if not shown_only:
+        check_data_is_there(document, m)
+        check_materials(m, e)
     if not shutil.which(torchrun()):
         raise ValueError(f"no program {torchrun()}: pip install torch, or name one in TORCHRUN")
     facts = {"machine": machine(e, gpus), "versions": versions(), "git": git_state()}
-    if document is None:
-        e = replace(e, budget_hours=args.max_budget_hours or e.budget_hours)
-        exp_dir = begin(e, m, output_dir, {**facts, "slurm_args": args.slurm_args or ""})
-        document = read_document(exp_dir)
-        display.say(f"New experiment: {exp_dir}")
+    if document is not None:
+        same = document["data"]["fingerprint"] if shown_only else None
+        check_unchanged(document, registered(e, m, same), exp_dir)
+    elif exp_dir is None:
+        exp_dir = new_folder(args.output_dir or Path("experiments"))
     else:
-        check_unchanged(document, registered(e, m), exp_dir)
+        exp_dir.mkdir(parents=True, exist_ok=True)
     with Lock(exp_dir, display.say) as lock:
-        launcher = launcher_of(e, args.slurm_args or document["slurm_args"], exp_dir / "code")
-        records = reconcile(exp_dir, document["experiment_id"], launcher, display.say)
-        results = list(records.results)
-        asked = with_overrides(args, with_overrides_on_record(e, exp_dir), results)
-        until = args.stage or (4 if e.plan != "manual" else 0)
-        if args.stage:
-            check_turn(asked, results, args.stage, args.ignore_gate, exp_dir)
-        raised = asked.budget_hours > with_overrides_on_record(e, exp_dir).budget_hours
-        if raised and e.plan == "adaptive" and pairs_begun(results) >= 0:
-            display.say("Stage 4 has begun: a larger budget does not raise its number of pairs.")
-        e = record_overrides(exp_dir, asked)
-        code_dir = (exp_dir / "code" / document["code"]["hash"]).resolve()
-        session = Session(
-            exp_dir=exp_dir,
-            experiment_id=document["experiment_id"],
-            script=code_dir / document["code"]["files"][0],
-            data_dir=m.data_dir,
-            facts={**facts, "code": document["code"], "data": document["data"]},
-            lock=lock,
-            launcher=launcher,
-            running=records.open,
-            until=until,
-            ignore_gate=args.ignore_gate,
-            stall_s=60 * (args.stall_timeout or 10),
+        if document is None:
+            if not is_new(exp_dir):
+                raise ValueError(
+                    f"{exp_dir}: somebody began an experiment there a moment ago; give the same"
+                    " command again to go on with it"
+                )
+            document = register(e, m, exp_dir, {**facts, "slurm_args": args.slurm_args or ""})
+            display.say(f"New experiment: {exp_dir}")
+        return sit(args, exp_dir, document, e, m, facts, lock, display)
+
+
+def check_data_is_there(document: dict | None, m: Materials) -> None:
+    """Raise ValueError where the shards of an experiment are gone, with both ways out."""
+    if document is not None and not m.data_dir.is_dir():
+        raise ValueError(
+            f"the shards of this experiment are gone: {m.data_dir} is no folder. Give where they"
+            " lie now with --data_dir DIR, or put them back (data/prepare.py makes them again)"
         )
-        if Materials(session.script, m.data_dir).code_hash != document["code"]["hash"]:
-            raise ValueError(f"{code_dir} was edited; its files no longer match their hash")
-        step = next_step(e, results)
-        if step.runs and step.stage <= until:
-            announce(e, results, display.say)
-        try:
-            return drive(e, session, results, display)
-        except OSError as error:
-            raise ValueError(
-                f"{error}. What was finished is kept; when that is mended, go on:"
-                f" {resume_command(e, exp_dir)}"
-            ) from error
+
+
+def is_done(e: Experiment, document: dict, exp_dir: Path) -> bool:
+    """Nothing is left to run: a finished experiment is shown without its data."""
+    records = read_records(exp_dir, document["experiment_id"])
+    step = next_step(with_overrides_on_record(e, exp_dir), records.results, conclude=False)
+    return bool(step.ended) and not records.open
+
+
+def sit(
+    args, exp_dir: Path, document: dict, e: Experiment, m: Materials, facts, lock, display: Display
+) -> int:
+    """One sitting, in a folder that is ours alone."""
+    launcher = launcher_of(e, args.slurm_args or document["slurm_args"], exp_dir / "code")
+    records = reconcile(exp_dir, document["experiment_id"], launcher, display.say)
+    results = list(records.results)
+    on_record = with_overrides_on_record(e, exp_dir)
+    asked = with_overrides(args, on_record, results)
+    stages = range(0, 1) if e.plan == "manual" else range(1, 5)
+    if args.stage:
+        stages = range(args.stage, args.stage + 1)
+        check_turn(asked, results, args.stage, args.ignore_gate, exp_dir)
+    raised = asked.budget_hours > on_record.budget_hours
+    if raised and e.plan == "adaptive" and pairs_begun(results) >= 0:
+        display.say("Stage 4 has begun: a larger budget does not raise its number of pairs.")
+    if e.device == "cpu" and cores() != e.cores:
+        display.say(
+            f"Beware: {cores()} cores may be used here, {e.cores} were registered: times and costs"
+            " are not those of the earlier runs."
+        )
+    e = record_overrides(exp_dir, asked)
+    step = next_step(e, results)
+    if step.runs and step.stage <= stages[-1]:
+        announce(e, results, display.say)
+    session = Session(
+        exp_dir=exp_dir,
+        experiment_id=document["experiment_id"],
+        script=code_copy(document, exp_dir).resolve(),
+        data_dir=m.data_dir,
+        facts={**facts, "code": document["code"], "data": document["data"]},
+        lock=lock,
+        launcher=launcher,
+        running=records.open,
+        stages=stages,
+        ignore_gate=args.ignore_gate,
+        stall_s=60 * (args.stall_timeout or 10),
+    )
+    try:
+        return drive(e, session, results, display)
+    except OSError as error:
+        raise MachineFault(
+            f"{error}. What was finished is kept; when that is mended, go on:"
+            f" {resume_command(e, exp_dir)}"
+        ) from error
+
+
+class MachineFault(ValueError):
+    """The machine failed in the middle of a sitting: a full disk, a process that cannot start."""
 
 
 def launcher_of(e: Experiment, slurm_args: str, code_dir: Path) -> Launcher:
@@ -699,14 +581,18 @@ def check_turn(e: Experiment, results, stage: int, ignore_gate: bool, exp_dir: P
 
 
 def show_status(args) -> int:
-    if args.exp_dir is None:
-        args.exp_dir = newest_experiment(args.output_dir or Path("experiments"))
-    found = status(args.exp_dir)
+    found = status(args.exp_dir or newest_experiment(args.output_dir or Path("experiments")))
     if args.json:
         print(json.dumps(found, indent=1))
     else:
         print_status(found)
-    return 0
+    return exit_codes.DONE
+
+
+def refuse(error: Exception) -> int:
+    print(f"run_aux.py: error: {printable(str(error), limit=2000)}", file=sys.stderr)
+    kinds = ((UsageError, exit_codes.USAGE), (MachineFault, exit_codes.FAULT))
+    return next((code for kind, code in kinds if isinstance(error, kind)), exit_codes.REFUSED)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -715,16 +601,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.list:
             print_arms()
-            return 0
+            return exit_codes.DONE
         check_arguments(args)
         return show_status(args) if args.status else run(args, display)
     except (ValueError, OSError) as error:
         display.clear()
-        print(f"run_aux.py: error: {error}", file=sys.stderr)
-        return 1
+        return refuse(error)
     except KeyboardInterrupt:  # before the first launch or after the last
         print("run_aux.py: stopped; no run was in flight", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return exit_codes.STOPPED + signal.SIGINT
 
 
 if __name__ == "__main__":

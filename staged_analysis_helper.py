@@ -2,7 +2,8 @@
 
     python staged_analysis_helper.py --stage 1 --exp_dir experiments/aux_heads_...
 
-prints a stage's results and decision again; it launches and writes nothing.
+prints a stage's results and its decision again, made anew from the records on disk; without
+--exp_dir those of the newest experiment. It launches and writes nothing.
 """
 
 import argparse
@@ -10,8 +11,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from decision import decision_from, render
-from records import read_json
+from decision import render
+from records import printable
+from registration import newest_experiment, standing
+
+
+def block(exp_dir: Path, stage: int) -> str:
+    """The stage's results and decision as text. Raises ValueError where it has none."""
+    s = standing(exp_dir)
+    if s.step is None:
+        raise ValueError(f"{exp_dir}: {'; '.join(s.changed)}; no decision is shown")
+    decision = s.step.decisions.get(stage)
+    if decision is None:
+        decided = ", ".join(map(str, s.step.decisions)) or "none"
+        raise ValueError(
+            f"--stage {stage}: not decided yet (decided: {decided}); "
+            f"run: python run_aux.py --stage {stage} --exp_dir {exp_dir}"
+        )
+    return render(decision, s.experiment.overridden(stage, "ignore_gate") is not None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,27 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Print the results and the decision of a stage again, from the files on disk.",
         allow_abbrev=False,
     )
-    parser.add_argument("--stage", type=int, required=True, help="1 to 4")
-    parser.add_argument("--exp_dir", type=Path, required=True, help="the experiment's folder")
+    parser.add_argument("--stage", type=int, required=True, help="1 to 4; 0: runs by hand")
+    parser.add_argument("--exp_dir", type=Path, help="the experiment's folder (the newest)")
     args = parser.parse_args(argv)
     try:
-        path = args.exp_dir / "staged_ablation_results.json"
-        if not path.exists():
-            raise ValueError(
-                f"--exp_dir {args.exp_dir}: no {path.name} there; "
-                "give a folder that run_aux.py made, or run: python run_aux.py --stage 1"
-            )
-        stages = read_json(path).get("stages", {})
-        decision = stages.get(str(args.stage), {}).get("decision")
-        if decision is None:
-            decided = ", ".join(n for n in stages if stages[n].get("decision")) or "none"
-            raise ValueError(
-                f"--stage {args.stage}: not decided yet (decided: {decided}); "
-                f"run: python run_aux.py --stage {args.stage} --exp_dir {args.exp_dir}"
-            )
-        print(render(decision_from(decision), bool(stages[str(args.stage)].get("overridden"))))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        print(f"staged_analysis_helper.py: error: {error}", file=sys.stderr)
+        print(block(args.exp_dir or newest_experiment(Path("experiments")), args.stage))
+    except (ValueError, OSError) as error:
+        text = printable(str(error), limit=2000)
+        print(f"staged_analysis_helper.py: error: {text}", file=sys.stderr)
         return 1
     return 0
 

@@ -24,16 +24,22 @@ def main() -> int:
     total = int(args["--num_iterations"])
     mischief = json.loads(os.environ.get("FAKE_MISCHIEF", "{}")).get(layers, "")
     seconds = float(os.environ.get("FAKE_SECONDS", "0")) * total / 100
+    step_ms = max(1000 * seconds / total, 0.001)  # the time it sleeps, so the clock agrees
 
     effect = EFFECTS.get(layers, 0.0)
     if layers:
         effect += HYPER.get(weight, 0.0) + HYPER.get(schedule, 0.0)
+    if mischief == "unseeded":
+        seed = "the same for all"
     noise = random.Random(f"{layers}/{weight}/{schedule}/{seed}/{total}").gauss(0, 0.0013)
     final = 3.3 - effect + noise
 
     if mischief == "crash":
         print("Traceback (most recent call last):\nRuntimeError: a cable was cut", flush=True)
         return 1
+    if mischief == "refuse":
+        print("train.py: error: --batch_size 3: give a multiple of 2", flush=True)
+        return 2
     if mischief == "oom":
         print("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", flush=True)
         return 1
@@ -62,14 +68,15 @@ def main() -> int:
             print(f"diverged: train_loss is nan at step {step}/{total}", flush=True)
             return 3
         print(
-            f"step:{step}/{total} val_loss:{loss:.6f} train_time:{step * 10}ms step_avg:10.00ms",
+            f"step:{step}/{total} val_loss:{loss:.6f} train_time:{step * step_ms:.0f}ms"
+            f" step_avg:{step_ms:.2f}ms",
             flush=True,
         )
     summary = {
         "val_loss": final,
         "steps_done": total,
-        "train_time_ms": total * 10.0,
-        "step_avg_ms": 10.0,
+        "train_time_ms": total * step_ms,
+        "step_avg_ms": step_ms,
         "peak_memory_mib": 1.0,
         "tokens_seen": total * 1000,
         "num_parameters": 1000,

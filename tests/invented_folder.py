@@ -14,6 +14,7 @@ from records import RunResult, attempt_dir, write_json, write_result
 from registration import begin, read_document, record_overrides, write_results
 
 FACTS = {
+    "slurm_args": "",
     "machine": {"host": "node1", "device": "cpu", "processes": 1, "gpus": [], "cpu": "A CPU"},
     "versions": {"python": "3.11.2", "torch": "2.13.0"},
     "git": {"commit": "0123abc", "dirty": True},

@@ -12,7 +12,9 @@ ARROWS = {  # file: the files of ours that it may import
     "aux_heads": set(),
     "aux_stats": set(),
     "launchers": set(),
-    "records": set(),
+    "untrusted": set(),
+    "logs": {"untrusted"},
+    "records": {"logs", "untrusted"},
     "train_gpt": {"aux_heads"},
     "decision": {"aux_stats", "records"},
     "slurm": {"launchers"},
@@ -26,7 +28,7 @@ ARROWS = {  # file: the files of ours that it may import
     "materials": {"experiment", "records"},
     "command": {"experiment", "records"},
     "registration": {"decision", "experiment", "machine", "materials", "plans", "records"},
-    "staged_analysis_helper": {"decision", "records"},
+    "staged_analysis_helper": {"decision", "records", "registration"},
     "aux_evidence": {"adaptive", "aux_stats", "decision", "plans", "records", "registration"},
     "aux_figures": {"adaptive", "aux_evidence", "aux_stats", "records"},
     "analyze_aux": {
@@ -37,9 +39,16 @@ ARROWS = {  # file: the files of ours that it may import
         *("adaptive", "aux_stats", "decision", "experiment", "plans"),
         "records",
     },
+    "exit_codes": set(),
+    "session": {
+        *("command", "decision", "display", "exit_codes", "experiment", "launchers"),
+        *("orchestrator", "plans", "records", "registration"),
+    },
+    "status": {"decision", "orchestrator", "plans", "records", "registration"},
     "run_aux": {
-        *("command", "decision", "display", "experiment", "launchers", "machine", "materials"),
-        *("orchestrator", "plan_report", "plans", "records", "registration", "slurm"),
+        *("command", "display", "exit_codes", "experiment", "launchers", "machine", "materials"),
+        *("orchestrator", "plan_report", "plans", "records", "registration", "session", "slurm"),
+        "status",
     },
 }
 

@@ -1,6 +1,7 @@
 """Each decision of the classic plan, at, above and below its threshold, and where it has none."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from invent import BASELINE, arm, result
@@ -311,3 +312,30 @@ def test_a_result_refuses_ok_without_a_finite_loss_and_a_loss_without_ok(status,
     good = result(BASELINE, 3.0)
     with pytest.raises(ValueError, match="loss"):
         RunResult(**{**good.__dict__, "status": status, "val_loss": loss})
+
+
+def test_printed_differences_are_improvements_over_the_run_of_the_same_seed():
+    results = [
+        result(arm("baseline"), 3.3, stage=2),
+        result(arm("aux_4", 4), 3.2, stage=2),
+        result(arm("aux_6", 6), 3.4, stage=2),
+        result(arm("aux_6_repeat", 6), 3.1, stage=2, seed=2001),
+    ]
+    facts = decide_layers(results, ()).facts
+    assert "aux_4/run_0: 3.2000 (+0.1000)" in facts
+    assert "aux_6/run_0: 3.4000 (-0.1000)" in facts
+    assert "aux_6_repeat/run_0: 3.1000" in facts  # of another seed: no difference
+    by_hand = [replace(r, run=replace(r.run, stage=0)) for r in results]
+    facts = summarize(by_hand, ()).facts
+    assert "aux_4: val loss 3.2000 (n = 1), improvement +0.1000" in facts
+    pooled = "aux_6, aux_6_repeat: val loss 3.2500 ± 0.2121 sd (n = 2), improvement -0.1000"
+    assert f"{pooled} on 1 shared seed(s)" in facts
+
+
+def test_the_final_test_is_of_pairs_that_both_have_an_outcome():
+    results = [result(arm("final_baseline"), 3.3 + k / 1e3, stage=4, index=k) for k in range(4)]
+    results += [result(arm("final_best", 6), 3.2 + k / 1e3, stage=4, index=k) for k in range(3)]
+    results.append(result(arm("final_best", 6), status="crashed", stage=4, index=3))
+    numbers = decide_final(results, ()).numbers
+    assert (numbers["baseline_n"], numbers["best_n"]) == (3, 3)
+    assert numbers["improvement"] == pytest.approx(0.1)

@@ -1,12 +1,16 @@
 """The plan: what comes next, given what is known."""
 
+import itertools
+import os
+import random
+import time
 from dataclasses import replace
 
 import pytest
 from invent import experiment, result
 
-from experiment import ARMS, PHASES, Costs, Override, default_profile, seed_of
-from plans import MAX_ATTEMPTS, PLANS, forecast, next_step
+from experiment import ARMS, PHASES, PROFILES, Costs, Override, default_profile, seed_of
+from plans import MAX_ATTEMPTS, PLANS, forecast, next_step, span_s
 from records import machine_seconds
 
 GOOD = {(): 3.3, (4,): 3.2, (6,): 3.1, (8,): 3.15, (4, 8): 3.0, (3, 6, 9): 3.25}
@@ -291,3 +295,86 @@ def test_quick_runs_are_a_tenth_and_screening_runs_short():
 def test_every_stage_has_seeds_of_its_own():
     first = [seed_of(stage.number, 0) for stage in PLANS["classic"]]
     assert len(set(first)) == len(first)
+
+
+def test_the_plan_asks_no_machine_no_clock_and_no_folder(monkeypatch, tmp_path):
+    """The same experiment and results give the same step, wherever and whenever."""
+    e = experiment(plan="adaptive", profile=PROFILES["small"], budget_hours=3.0, cores=4)
+    expected = next_step(e, []), forecast(e)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    for name in ("time", "monotonic", "perf_counter"):
+        monkeypatch.setattr(time, name, lambda: 0.0)
+    assert (next_step(e, []), forecast(e)) == expected
+    assert forecast(replace(e, cores=16))[0] != expected[1][0]  # registered, and it matters
+
+
+def test_copies_of_a_run_end_the_plan_and_near_copies_do_not():
+    e = experiment(plan="manual", arms=(ARMS["baseline"],), seeds=(1, 2, 3))
+    runs = next_step(e, []).runs
+    same = [replace(result(run.arm, 3.25), run=run) for run in runs[:2]]
+    step = next_step(e, same)
+    assert step.fault and not step.runs
+    assert "have exactly the same val loss 3.25" in step.ended
+    near = [same[0], replace(same[1], val_loss=3.25 + 1e-12)]
+    assert next_step(e, near).runs == runs[2:]
+    assert next_step(e, [same[0], replace(same[0], attempt=2)]).runs == runs[1:]  # one seed
+
+
+@pytest.mark.parametrize("plan", ["classic", "adaptive"])
+@pytest.mark.parametrize("status", ["diverged", "crashed"])
+def test_a_stage_whose_baseline_is_lost_asks_for_nothing_more(plan, status):
+    """A crash may be the machine's, until another arm has trained."""
+    lost = lambda run, attempt: "ok" if run.arm.layers else status  # noqa: E731
+    launched, step, results = play(experiment(plan=plan), happens=lost)
+    assert {run.stage for run in launched} == {1}
+    most = 1 if status == "diverged" else 2 if plan == "classic" else 5  # which has two baselines
+    assert len({run.name for run in launched}) == most
+    assert step.at_gate and "no usable run of the baseline" in step.ended
+    waiting = next_step(experiment(plan=plan), results, frozenset({"screen_aux_4_8/run_0"}))
+    assert not waiting.runs and not waiting.ended
+
+
+def test_the_verdict_says_of_which_configuration_and_how_many_were_run():
+    for plan in ("classic", "adaptive"):
+        launched, step, _ = play(experiment(plan=plan, validation_runs=4))
+        full = {run.arm.configuration for run in launched if run.stage > 1 and run.arm.layers}
+        about = f"The verdict is of the configuration chosen; {len(full)} of 36 were run."
+        assert about in step.decisions[4].because
+        assert {8, 10} >= {len(full)}
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("rounds", [1, 2, 5])
+def test_packed_pairs_are_as_many_as_the_rounds_hold(slots, rounds):
+    """The classic plan launches all at once: an odd slot takes half of the next pair."""
+    e = experiment(slots=slots, validation_runs=100)
+    whole = forecast(replace(e, budget_hours=1e6))[0]
+    before = [p for p in whole if p.run.stage < 4]
+    run_s = max(p.wall_s for p in whole if p.run.stage == 4)
+    stage_4_s = rounds * run_s if slots > 1 else rounds * 2 * run_s
+    hours = (span_s(before) + stage_4_s * 1.001) / 3600
+    planned, step = forecast(replace(e, budget_hours=hours))
+    planned = [p for p in planned if p.run.stage == 4]
+    pairs = len(planned) // 2
+    most = rounds if slots == 1 else rounds * slots // 2
+    assert pairs in (most, most + (slots == 1))  # two heads cost a little more
+    assert f"stage 4: {pairs} of 100 pairs fit into what is left" in step.cut
+    assert span_s(planned) <= stage_4_s * 1.001
+
+
+@pytest.mark.parametrize(("slots", "looks"), [(1, [4, 5, 6, 7, 8]), (4, [4, 6, 8]), (8, [4, 8])])
+def test_the_adaptive_plan_fills_a_packed_machine_between_looks(slots, looks):
+    """Pairs are asked for in batches that fill the slots; a look comes after each batch."""
+    e = experiment(plan="adaptive", slots=slots, validation_runs=8, stop_on="superiority")
+    noise = random.Random(1)
+    results, asked = [], []
+    while (step := next_step(e, results)).runs:
+        if step.stage == 4:
+            asked.append(len(step.runs))
+        for run in step.runs:
+            loss = 3.3 + noise.gauss(0, 0.02) - 0.3 * (run.arm.layers == (4, 8)) * (run.stage < 4)
+            results.append(replace(result(run.arm, loss), run=run))
+    assert [look["n"] for look in step.decisions[4].numbers["looks"]] == looks
+    assert asked == [8, *[2 * (b - a) for a, b in itertools.pairwise(looks)]]

@@ -1,14 +1,16 @@
 """README.md and the code say the same."""
 
+import math
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import adaptive
 import plan_report
 from decision import CLASSIC_RULES, rule_text
-from experiment import PROFILES, SHORT
-from plans import PLANS
+from experiment import PROFILES, SHORT, Override
+from plans import MAX_ATTEMPTS, N_PAIRS, PLANS, forecast, play
 from run_aux import build_parser
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
@@ -30,18 +32,37 @@ def rule_rows():
         yield f"| {STAGE_OF.get(name, 4)} | {rule} |"
 
 
-ADAPTIVE_RUNS = {
-    1: "5 short: baseline twice, `screen_aux_6`, `screen_aux_4_8`, `screen_aux_3_6_9`",
-    2: "7: baseline and four placements once, the two best again",
-    3: "2 or 6 cells around weight 0.1, constant",
-    4: "pairs, from 4 on a look after each",
-}
+def runs_of(e, stage: int, improvement: float) -> list:
+    """The runs of a stage of the longest course, where every arm improves by so much."""
+    gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
+    e = replace(e, overrides=gates, stop_on="never")
+    loss = lambda run: 3.3 - improvement * len(run.arm.layers) + run.seed / 1e9  # noqa: E731
+    return [p.run for p in play(e, (), loss)[0] if p.run.stage == stage]
+
+
+def adaptive_runs():
+    """What the table says of each stage's runs, counted in what the plan asks for."""
+    e = plan_report.as_meant(PROFILES["speedrun"])
+    design, words = e.profile.design, ("no", "one", "two", "three", "four", "five")
+    screening, layers = runs_of(e, 1, 0.0), runs_of(e, 2, 0.0)
+    arms = [f"`{name}`" for name in dict.fromkeys(r.arm.name for r in screening if r.arm.layers)]
+    again = sum(run.index > 0 for run in layers)
+    once = len(layers) - again - 1
+    few, many = (len(runs_of(e, 3, gain)) for gain in (0.0, 1.0))
+    weight, schedule = adaptive.DEFAULT_CELL
+    return {
+        1: f"{len(screening)} short: baseline twice, {', '.join(arms)}",
+        2: f"{len(layers)}: baseline and {words[once]} placements once,"
+        f" the {words[again]} best again",
+        3: f"{few} or {many} cells around weight {weight:g}, {schedule}",
+        4: f"pairs, from {design.first_look} on a look after each",
+    }
 
 
 def adaptive_rows():
     for stage in PLANS["adaptive"]:
         rule = adaptive.rule_text(stage.number, PROFILES["speedrun"].design)
-        yield f"| {stage.number} {stage.name} | {ADAPTIVE_RUNS[stage.number]} | {rule} |"
+        yield f"| {stage.number} {stage.name} | {adaptive_runs()[stage.number]} | {rule} |"
 
 
 def profile_rows():
@@ -68,6 +89,18 @@ def test_the_profiles_are_the_ones_in_the_code():
 
 def test_the_adaptive_rules_are_the_ones_in_the_code():
     assert "\n".join(adaptive_rows()) in README
+
+
+def test_numbers_in_the_text_are_those_of_the_code():
+    speedrun = plan_report.as_meant(PROFILES["speedrun"], "classic")
+    everything = forecast(replace(speedrun, budget_hours=1e6))[0]
+    full = sum(p.run.num_iterations for p in everything) / speedrun.full_iterations
+    assert f"The classic plan asks for {full:.1f} full runs" in README
+    p = speedrun.profile
+    tokens = p.full_iterations * p.batch_size * p.sequence_length
+    assert f"fineweb --shards {math.ceil(tokens / 100_000_000)}`" in README
+    assert f"in {N_PAIRS} interleaved pairs (`run_0` … `run_{N_PAIRS - 1}`" in README
+    assert f"tried up to {('no', 'one', 'two', 'three')[MAX_ATTEMPTS]} times" in README
 
 
 def test_the_sample_sizes_are_those_of_the_plan_report():

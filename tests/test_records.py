@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
+import re
 import resource
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
@@ -15,6 +18,7 @@ from records import (
     Arm,
     Exit,
     LogReader,
+    Records,
     RunConfig,
     RunResult,
     attempt_dirs,
@@ -35,7 +39,7 @@ RUN = RunConfig(2, Arm("aux_4_8", (4, 8), 0.1), 0, seed=2000, num_iterations=TOT
 SUMMARY = {
     "val_loss": 3.2741123,
     "steps_done": TOTAL,
-    "train_time_ms": 912345.6,
+    "train_time_ms": 12345.6,
     "step_avg_ms": 178.9,
     "peak_memory_mib": 31000.0,
     "tokens_seen": 1024,
@@ -91,16 +95,16 @@ BROKEN_LOGS = {
     "summary alone": (summary(), "no val_loss line at the last step"),
     "cut off in its last line": (COMPLETE[:-2], "no summary line"),
     "last newline missing": (COMPLETE[:-1], "no summary line"),
-    "two summaries": (COMPLETE + summary(), "more than one run"),
+    "two summaries": (COMPLETE + summary(val_loss=3.27411), "val_loss 3.2741123 and 3.27411"),
     "two runs": (COMPLETE + COMPLETE, "more than one run"),
     "a run begun behind the summary": (COMPLETE + val(0), "more than one run"),
     "summary of too few steps": (val(TOTAL) + summary(steps_done=4), "summary after 4 of 8 steps"),
     "another length": (COMPLETE.replace(f"/{TOTAL} ", "/9 "), "no val_loss line"),
     "another program's": ("epoch 3: loss 0.1\nDONE\n" * 50, "no summary line"),
     "another loss": (COMPLETE.replace(summary(), summary(val_loss=2.0)), "not that of the last"),
-    "nan in the summary": (val(TOTAL) + summary(val_loss=math.nan), "summary line is damaged"),
-    "text in the summary": (val(TOTAL) + summary(val_loss="3.27"), "summary line is damaged"),
-    "true in the summary": (val(TOTAL) + summary(steps_done=True), "summary line is damaged"),
+    "nan in the summary": (val(TOTAL) + summary(val_loss=math.nan), "val_loss nan: give a"),
+    "text in the summary": (val(TOTAL) + summary(val_loss="3.27"), "val_loss '3.27': give a"),
+    "true in the summary": (val(TOTAL) + summary(steps_done=True), "steps_done True: give an"),
     "huge numbers": (val(TOTAL) + summary(val_loss=10**400), "summary line is damaged"),
     "digits beyond all bounds": (val(TOTAL) + f"summary: {'9' * 3000}\n", "is damaged"),
     "a list as summary": (val(TOTAL) + "summary: [1, 2]\n", "summary line is damaged"),
@@ -201,6 +205,11 @@ PIECES = st.sampled_from(
         *(val(3, loss).encode() for loss in ("nan", "inf", "1e5", "-0")),
         *(b"\n", b"\r", b"\xff\xfe", b"\x00", b"summary: {", b"step:8/8 val_loss:", b"x" * 5000),
         *(b"CUDA out of memory", b"ValueError: \x1b[31m", summary(steps_done=1).encode()),
+        *(b"\x1b[0m", b" \r", b"  ", b"> ", b"50%|## | 4/8\r", b"UserWarning: x ", b"[rank1]: "),
+        *(b"2: ", val(TOTAL, 3.3).encode(), summary(val_loss=3.3).encode()),
+        *(COMPLETE.strip().encode(), val(TOTAL).strip().encode(), b"[W1125 ", b"\r" * 5000),
+        *(b"  exitcode  : 2 (pid: 3)\n", b"Root Cause (first observed failure):\n"),
+        *(b"failed (exitcode: 2) local_rank: 0 \n", b"x.py: error: y\n"),
     ]
 )
 LOGS = st.lists(PIECES | st.binary(max_size=40), max_size=12).map(b"".join)
@@ -210,16 +219,31 @@ EXITS = st.builds(
     ended_by=st.sampled_from(["itself", "timeout", "stall", "the budget is spent"]) | st.text(),
     clock=st.just("boot"),
     start_s=st.just(1.0),
-    end_s=st.floats(1.0, 1e9),
+    end_s=st.floats(1.0, 1e9) | st.just(1e6),
 )
+
+
+LABELS = (b"", b"[rank1]: ", b"2: ")
+
+
+def shown(line: bytes) -> bytes:
+    """A line as a terminal shows it, slowly."""
+    parts = [re.sub(rb"\x1b\[[0-9;]*[a-zA-Z]", b"", part).rstrip() for part in line.split(b"\r")]
+    return ([b"", *filter(None, parts)])[-1]
 
 
 def is_complete(log: bytes) -> bool:
     """What `ok` asks of a log, said once more and slowly."""
-    lines = [line.rstrip(b"\r") for line in log.split(b"\n")[:-1]]
-    summaries = [n for n, line in enumerate(lines) if line.startswith(b"summary: ")]
-    last = [n for n, line in enumerate(lines) if line == val(TOTAL).strip().encode()]
-    return len(summaries) == 1 and bool(last) and last[0] < summaries[0]
+    last, other, one, two = (
+        text.strip().encode()
+        for text in (val(TOTAL), val(TOTAL, 3.3), summary(), summary(val_loss=3.3))
+    )
+    lines = [shown(line) for line in log.split(b"\n")[:-1]]
+    own = {line.removeprefix(label) for line in lines for label in LABELS}
+    evident = any(last in line for line in lines) and any(one in line for line in lines)
+    begun_anew = b"\n".join(lines).partition(one)[2].split(b"\n")[1:]
+    again = val(0).strip().encode() in begun_anew
+    return evident and not again and not own & {other, two}
 
 
 @settings(max_examples=400, deadline=None)
@@ -268,7 +292,7 @@ def test_a_huge_log_is_read_in_bounded_memory(block):
         reader.feed(block)
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown_kib < 16 << 10
-    assert len(reader._rest) <= MAX_LINE
+    assert len(reader._rest) <= 2 * MAX_LINE + 1
     assert len(reader.curve) <= TOTAL + 1
 
 
@@ -360,17 +384,7 @@ def test_an_attempt_without_a_result_is_open(tmp_path):
 
 
 DAMAGE = {
-    "emptied": lambda text: "",
-    "truncated": lambda text: text[: len(text) // 2],
-    "zeros": lambda text: "\0" * len(text),
-    "a list": lambda text: "[1, 2]",
-    "null": lambda text: "null",
-    "deep": lambda text: "[" * 100_000,
-    "no fields": lambda text: "{}",
     "another experiment's": lambda text: text.replace(ID, "ffff"),
-    "another run's": lambda text: text.replace("aux_4_8", "aux_4"),
-    "another attempt's": lambda text: text.replace('"attempt": 1', '"attempt": 2'),
-    "another seed": lambda text: text.replace("2000", "2001"),
     "ok without a loss": lambda text: text.replace("3.2741123", "null"),
     "a loss that is NaN": lambda text: text.replace("3.2741123", "NaN"),
     "a loss beyond all bounds": lambda text: text.replace("3.2741123", "1" + "0" * 400),
@@ -378,36 +392,91 @@ DAMAGE = {
     "a time in words": lambda text: text.replace("25.5", '"25.5"'),
     "a time that never ends": lambda text: text.replace("25.5", "Infinity"),
     "a time before its start": lambda text: text.replace("25.5", "1.5"),
-    "no training time": lambda text: text.replace("912345.6", "null"),
+    "no training time": lambda text: text.replace("12345.6", "null"),
     "a foreign status": lambda text: text.replace('"ok"', '"done"'),
-    "an arm that is a path": lambda text: text.replace("aux_4_8", "../../x"),
-    "layers in words": lambda text: text.replace("4,", '"4",'),
     "a curve of words": lambda text: text.replace("10.8", '"10.8"'),
     "a curve of infinity": lambda text: text.replace("10.8", "Infinity"),
     "steps in words": lambda text: text.replace('"steps_done": 8', '"steps_done": "8"'),
     "one field too many": lambda text: text.replace("{", '{"extra": 1,', 1),
+    # an `ok` that nobody can have written
+    "a loss beside its curve": lambda text: text.replace("3.2741123", "3.2741"),
+    "a curve beside its loss": lambda text: text.replace("3.274112,", "3.2742,"),
+    "a curve that ends early": lambda text: text.replace("   8,\n   3.27", "   7,\n   3.27"),
+    "a curve backwards": lambda text: text.replace("   0,\n   10.8", "   9,\n   10.8"),
+    "a curve that stands still": lambda text: text.replace("   0,\n   10.8", "   8,\n   10.8"),
+    "a step before the first": lambda text: text.replace("   0,\n   10.8", "   -1,\n   10.8"),
+    "half a step": lambda text: text.replace("   0,\n   10.8", "   0.5,\n   10.8"),
+    "fewer steps": lambda text: text.replace('"steps_done": 8', '"steps_done": 7'),
+    "a training time of 0": lambda text: text.replace("12345.6", "0"),
+    "a training time before its start": lambda text: text.replace("12345.6", "-12345.6"),
+    "more training than time": lambda text: text.replace("12345.6", "15800.0"),
+    "half a token": lambda text: text.replace("1024", "1024.5"),
+    "no tokens": lambda text: text.replace("1024", "0"),
+    "a loss of 0": lambda text: text.replace("3.2741123", "0.0").replace("3.274112", "0.0"),
+    "a failed exit": lambda text: text.replace('"returncode": 0', '"returncode": 1'),
+    "an exit in words": lambda text: text.replace('"returncode": 0', '"returncode": "0"'),
+    "nodes beyond all bounds": lambda text: text.replace('"nodes": 1', f'"nodes": {10**30}'),
+    "times beyond all clocks": lambda text: text.replace("25.5", "1e300"),
+    "a loss given twice": lambda text: text.replace('"val_loss"', '"val_loss": 3.0, "val_loss"'),
+}
+BOTH_DAMAGE = {  # of what is in both files of an attempt
+    "emptied": lambda text: "",
+    "truncated": lambda text: text[: len(text) // 2],
+    "zeros": lambda text: "\0" * len(text),
+    "a list": lambda text: "[1, 2]",
+    "null": lambda text: "null",
+    "deep": lambda text: "[" * 100_000,
+    "deep and closed": lambda text: text.replace("2000", "[" * 70 + "]" * 70),
+    "no fields": lambda text: "{}",
+    "another run's": lambda text: text.replace("aux_4_8", "aux_4"),
+    "another attempt's": lambda text: text.replace('"attempt": 1', '"attempt": 2'),
+    "the first attempt in words": lambda text: text.replace('"attempt": 1', '"attempt": "1"'),
+    "another seed": lambda text: text.replace("2000", "2001"),
+    "a seed in words": lambda text: text.replace("2000", '"2000"'),
+    "a seed beyond all bounds": lambda text: text.replace("2000", "2" * 30),
+    "a seed of 100,000 digits": lambda text: text.replace("2000", "2" * 100_000),
+    "an arm that is a path": lambda text: text.replace("aux_4_8", "../../x"),
+    "layers in words": lambda text: text.replace("    4,", '    "4",'),
+    "a layer below the first": lambda text: text.replace("    4,", "    0,"),
+    "a weight that is NaN": lambda text: text.replace('"weight": 0.1', '"weight": NaN'),
+    "a weight beyond all bounds": lambda text: text.replace('"weight": 0.1', '"weight": 1e999'),
+    "another length": lambda text: text.replace('"num_iterations": 8', '"num_iterations": 9'),
+    "a truth for a number": lambda text: text.replace('"index": 0', '"index": false'),
+    "one field too many in its run": lambda text: text.replace('"stage"', '"x": 1, "stage"'),
+    "no index": lambda text: text.replace('"index": 0,', ""),
+    "a name given twice": lambda text: text.replace('"stage"', '"stage": 1, "stage"'),
+    "half a character": lambda text: text.replace("aux_4_8", "aux_4_8\udcff"),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def harm(path, damage):
+    """Damage a file; what it says afterwards is something else."""
+    before = path.read_text()
+    after = damage(before)
+    assert after != before
+    path.write_text(after, errors="surrogateescape")
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE.values(), *BOTH_DAMAGE.values()],
+                         ids=[*DAMAGE, *BOTH_DAMAGE])  # fmt: skip
 def test_a_damaged_record_is_named_and_never_believed(tmp_path, damage):
-    path = put(tmp_path, verdict(COMPLETE)) / "result.json"
-    before = path.read_text()
-    path.write_text(damage(before))
-    assert path.read_text() != before
+    harm(put(tmp_path, verdict(COMPLETE)) / "result.json", damage)
     (why,) = damaged(tmp_path)
     assert why.isprintable()
 
 
-@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("damage", BOTH_DAMAGE.values(), ids=BOTH_DAMAGE)
 def test_a_record_beside_a_damaged_config_is_not_believed(tmp_path, damage):
-    path = put(tmp_path, verdict(COMPLETE)) / "config.json"
-    before = path.read_text()
-    path.write_text(damage(before))
-    if path.read_text() == before or "extra" in path.read_text():
-        return  # this damage changes nothing that is in a config
+    harm(put(tmp_path, verdict(COMPLETE)) / "config.json", damage)
     (why,) = damaged(tmp_path)
     assert why.isprintable()
+
+
+def test_a_record_of_an_older_version_is_read(tmp_path):
+    path = put(tmp_path, verdict(COMPLETE)) / "result.json"
+    harm(path, lambda text: text.replace(',\n "returncode": 0', ""))
+    (result,) = read_records(tmp_path, ID).results
+    assert result == replace(verdict(COMPLETE), returncode=None)
 
 
 def test_a_record_copied_into_another_runs_folder_is_not_believed(tmp_path):
@@ -456,6 +525,82 @@ def test_any_value_in_any_field_is_read_or_refused(field, value):
     assert (result.status == "ok") == (result.val_loss is not None)
 
 
+def test_a_copied_arm_is_passed_over_and_left_alone(tmp_path):
+    put(tmp_path, verdict(COMPLETE))
+    put(tmp_path, attempt=2)
+    shutil.copytree(tmp_path / "aux_4_8", tmp_path / "aux_4_8_copy")
+    shutil.copytree(tmp_path / "aux_4_8" / "run_0", tmp_path / "aux_4_8" / "run_7")
+    copy, again = tmp_path / "aux_4_8_copy" / "run_0", tmp_path / "aux_4_8" / "run_7"
+    before = sorted(tmp_path.rglob("*"))
+    records = read_records(tmp_path, ID)
+    assert records.results == (verdict(COMPLETE),)
+    assert records.open == ((RUN.name, 2, tmp_path / RUN.name / "attempt_2"),)
+    assert records.damaged == ()
+    assert {*records.stray} == {copy, copy / "attempt_2", again, again / "attempt_2"}
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_record_whose_config_was_edited_is_damaged_and_not_stray(tmp_path):
+    path = put(tmp_path, verdict(COMPLETE)) / "config.json"
+    path.write_text(path.read_text().replace("aux_4_8", "aux_4"))
+    records = read_records(tmp_path, ID)
+    assert not records.stray
+    assert "config.json is that of aux_4/run_0" in records.damaged[0][1]
+
+
+def test_a_copy_with_a_damaged_record_is_damaged(tmp_path):
+    put(tmp_path)
+    copy = shutil.copytree(tmp_path / "aux_4_8", tmp_path / "copy") / "run_0"
+    (copy / "result.json").write_text("{")
+    assert [path for path, _ in read_records(tmp_path, ID).damaged] == [copy / "result.json"]
+
+
+@pytest.mark.parametrize("linked", ["aux_4/run_0", "aux_4_8/run_1", "aux_4_8/run_0/attempt_2"])
+def test_linked_folders_are_named_and_not_followed(tmp_path, linked):
+    folder = put(tmp_path / "elsewhere", verdict(COMPLETE))
+    exp_dir = tmp_path / "exp"
+    put(exp_dir, verdict(COMPLETE))
+    link = exp_dir / linked
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(folder)
+    records = read_records(exp_dir, ID)
+    assert records.results == (verdict(COMPLETE),)
+    assert records.stray == (link,)
+    assert not records.damaged
+    assert [folder for *_, folder in attempt_dirs(exp_dir)] == [exp_dir / RUN.name]
+
+
+def test_a_linked_arm_is_named_and_not_followed(tmp_path):
+    put(tmp_path / "elsewhere", verdict(COMPLETE))
+    exp_dir = tmp_path / "exp"
+    exp_dir.mkdir()
+    (exp_dir / "aux_4_8").symlink_to(tmp_path / "elsewhere" / "aux_4_8")
+    (exp_dir / "notes").symlink_to(tmp_path)  # of no concern: no run in it
+    records = read_records(exp_dir, ID)
+    assert records == Records(stray=(exp_dir / "aux_4_8",))
+    assert attempt_dirs(exp_dir) == []
+
+
+def test_more_folders_than_any_experiment_has_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("records.MAX_FOUND", 5)
+    for number in range(5):
+        put(tmp_path, run=replace(RUN, index=number))
+    assert len(attempt_dirs(tmp_path)) == 5
+    put(tmp_path, run=replace(RUN, index=5))
+    with pytest.raises(ValueError, match="holds more than 5 files"):
+        attempt_dirs(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "result.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_a_record_that_is_no_file_is_damaged(tmp_path, name, make):
+    path = put(tmp_path, verdict(COMPLETE)) / name
+    path.unlink()
+    make(path)
+    (why,) = damaged(tmp_path)
+    assert name in why
+
+
 def test_folders_that_are_no_runs_are_passed_over(tmp_path):
     for name in ("aux_4/run_x", "a b/run_0", "aux_4/run_0/attempt_x", "aux_4/sub/run_0"):
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
@@ -472,7 +617,9 @@ def test_a_config_of_another_run_is_not_believed(tmp_path):
 
 @pytest.mark.parametrize("value", [None, [], {}, {"returncode": 0}, {**asdict(CLEAN), "x": 1},
     {**asdict(CLEAN), "end_s": 1.0}, {**asdict(CLEAN), "start_s": "1"},
-    {**asdict(CLEAN), "returncode": "0"}, {**asdict(CLEAN), "ended_by": None}])  # fmt: skip
+    {**asdict(CLEAN), "returncode": "0"}, {**asdict(CLEAN), "ended_by": None},
+    {**asdict(CLEAN), "returncode": False}, {**asdict(CLEAN), "returncode": 10**30},
+    {**asdict(CLEAN), "end_s": 1e300}, {**asdict(CLEAN), "nodes": 10**30}])  # fmt: skip
 def test_a_damaged_exit_was_seen_by_nobody(value):
     assert exit_from(value) is None
     assert exit_from(asdict(CLEAN)) == CLEAN

@@ -2,15 +2,19 @@
 
 import hashlib
 import json
+import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
-from invent import experiment
+from invent import experiment, result
 
 import registration
+from decision import render
 from experiment import ARMS, PROFILES
 from machine import machine
 from materials import Materials
+from records import write_json, write_result
 from registration import (
     begin,
     check_unchanged,
@@ -91,6 +95,59 @@ def test_rules_that_changed_are_named_with_the_commit_that_has_them(
     monkeypatch.setattr(registration, "RULES", ("plans.py",))
     with pytest.raises(ValueError, match=r"files that decide are not .*git checkout 1a2b"):
         check_unchanged(read_document(exp_dir), registered(ADAPTIVE, materials), exp_dir)
+
+
+def files_visited(act) -> set[str]:
+    """The files of the project whose functions run while act() runs."""
+    seen = set()
+
+    def notice(frame, event, _):
+        if event == "call":
+            path = Path(frame.f_code.co_filename)
+            if path.parent == registration.ROOT:
+                seen.add(path.name)
+
+    sys.setprofile(notice)
+    try:
+        act()
+    finally:
+        sys.setprofile(None)
+    return seen
+
+
+@pytest.mark.parametrize("plan", ["classic", "adaptive", "manual"])
+def test_every_file_that_a_decision_can_depend_on_is_registered(plan, materials, tmp_path):
+    by_hand = {"arms": (ARMS["baseline"], ARMS["aux_6"]), "seeds": (1, 2, 3)}
+    e = experiment(plan=plan, validation_runs=4, **(by_hand if plan == "manual" else {}))
+    exp_dir = begin(e, materials, tmp_path / "experiments", facts(e))
+    document = read_document(exp_dir)
+    clock_s = 0.0
+    while runs := standing(exp_dir).step.runs:
+        for run in runs:
+            layers, seed = len(run.arm.layers), run.seed
+            loss = 3.3 - 0.1 * layers * (layers < 3) + seed % 7 / 1e4 + seed / 1e9
+            losses = {"val_loss": loss, "curve": ((run.num_iterations, loss, 4000.0),)}
+            done = replace(
+                result(run.arm, loss, start=clock_s, seconds=5.0, train_time_ms=4000.0),
+                run=run,
+                steps_done=run.num_iterations,
+                peak_memory_mib=1.0,
+                tokens_seen=1,
+                num_parameters=1,
+                **losses,
+            )
+            clock_s += 5.0
+            (exp_dir / run.name).mkdir(parents=True)
+            write_json(exp_dir / run.name / "config.json", {"run": asdict(run), "attempt": 1})
+            write_result(exp_dir / run.name, done, document["experiment_id"])
+
+    def decide():
+        for decision in standing(exp_dir).step.decisions.values():
+            render(decision)
+
+    visited = files_visited(decide)
+    assert {"plans.py", "decision.py", "records.py"} <= visited
+    assert visited - {"materials.py"} <= {*registration.RULES}  # which only hashes them
 
 
 def test_everything_that_a_verdict_rests_on_is_inside_the_hash(materials, tmp_path):

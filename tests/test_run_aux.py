@@ -23,26 +23,13 @@ ROOT = Path(__file__).resolve().parents[1]
 FAKE = ROOT / "tests" / "fake_train.py"
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """An empty working folder, the fake torchrun, and shards that nobody reads."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TORCHRUN", str(ROOT / "tests" / "fake_torchrun"))
-    monkeypatch.setenv("FAKE_PYTHON", sys.executable)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    (tmp_path / "shards").mkdir()
-    for kind in ("train", "val"):
-        (tmp_path / "shards" / f"x_{kind}_000000.bin").write_bytes(b"tokens")
-    return tmp_path
-
-
 FIXED = ["--train_script", str(FAKE), "--data_dir", "shards", "--profile", "mini"]
 
 
-def call(home, *arguments):
+def call(home, *arguments, program=ROOT / "run_aux.py"):
     """run_aux in a process of its own (it handles signals); (exit code, stdout, stderr)."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "run_aux.py"), *arguments],
+        [sys.executable, str(program), *arguments],
         capture_output=True,
         text=True,
         cwd=home,
@@ -314,7 +301,7 @@ def test_list_shows_every_arm(home):
         (["--stagd"], ["--stagd"]),
         (["--stage", "5"], ["--stage 5", "1, 2, 3 and 4"]),
         (["--stage", "one"], ["'one'"]),
-        (["--stage", "2"], ["no staged experiment", "--stage 1"]),
+        (["--stage", "2"], ["no experiment in experiments/", "--staged"]),
         (["--staged", "--profile", "huge"], ["huge", "speedrun, small, mini"]),
         (["--staged", "--max_budget_hours", "0"], ["--max_budget_hours 0", "above 0"]),
         (["--staged", "--max_budget_hours", "nan"], ["nan"]),

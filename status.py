@@ -1,0 +1,73 @@
+"""Where does an experiment stand?  From its files alone, from any terminal, at any time."""
+
+import contextlib
+import time
+from pathlib import Path
+
+from decision import counted
+from orchestrator import holder, read_in_flight
+from plans import forecast, paid_s
+from records import machine_seconds
+from registration import standing
+
+
+def status(exp_dir: Path) -> dict:
+    """What --status tells, as one JSON object. Raises ValueError where this is no experiment."""
+    s = standing(exp_dir)
+    e, records, step = s.experiment, s.records, s.step
+    planned = forecast(e, records.results)[0] if step else []
+    latest = records.latest().values()
+    orchestrator, lives = "none", False
+    with contextlib.suppress(FileNotFoundError):
+        who, lives = holder(exp_dir / "lock.json", time.time())
+        orchestrator = who if lives else f"gone ({who})"
+    open_attempts = [found for attempt in records.open if (found := read_in_flight(*attempt))]
+    in_flight = [found.pop("interval") for found in open_attempts]
+    spent_s = machine_seconds(records.results)
+    in_flight_s = machine_seconds((), [i for i in in_flight if i]) if lives else 0.0
+    return {
+        "exp_dir": str(exp_dir),
+        "plan": e.plan,
+        "changed": list(s.changed),
+        "stage": step.stage if step else None,
+        "ended": step.ended if step else "",
+        "orchestrator": orchestrator,
+        "in_flight": open_attempts if lives else [],
+        "broken_off": [] if lives else open_attempts,
+        "done": [r.run.name for r in latest if r.settled],
+        "counted": counted(list(latest)),
+        "failed": {r.run.name: f"{r.status}: {r.reason}" for r in latest if not r.settled},
+        "damaged": {str(path): why for path, why in records.damaged},
+        "left": [p.run.name for p in planned],
+        "decisions": {str(n): d.title for n, d in step.decisions.items()} if step else {},
+        "hours_spent": (spent_s + in_flight_s) / 3600,
+        "hours_to_go": max(0.0, paid_s(e, planned) - in_flight_s) / 3600,
+        "budget_hours": e.budget_hours,
+    }
+
+
+def print_status(s: dict) -> None:
+    print(f"{s['exp_dir']} (plan {s['plan']})")
+    for line in s["changed"]:
+        print(f"  Beware: {line}; no decision is shown.")
+    if s["stage"] is not None:
+        print(f"  stage {s['stage']}{': ended, ' + s['ended'] if s['ended'] else ''}")
+    print(f"  orchestrator: {s['orchestrator']}")
+    for kind in ("in_flight", "broken_off"):
+        for found in s[kind]:
+            loss = "none yet" if found["val_loss"] is None else f"{found['val_loss']:.4f}"
+            print(
+                f"  {kind.replace('_', ' ')}: {found['run']},"
+                f" step {found['step']}/{found['num_iterations']}, val loss {loss}"
+            )
+    for number, title in s["decisions"].items():
+        print(f"  stage {number} decided: {title}")
+    words = f" ({s['counted']})" if s["counted"] else ""
+    print(f"  done {len(s['done'])}, failed {len(s['failed'])}, left {len(s['left'])} runs{words}")
+    for kind in ("failed", "damaged"):
+        for name, why in s[kind].items():
+            print(f"  {kind}: {name}: {why}")
+    print(
+        f"  {s['hours_spent']:.2f} h spent, about {s['hours_to_go']:.2f} h to go,"
+        f" budget {s['budget_hours']:g} h"
+    )

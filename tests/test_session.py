@@ -1,0 +1,387 @@
+"""A sitting from start to end: what it says to scripts, and what a broken machine may cost."""
+
+import json
+import re
+import shlex
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from invent import arm, experiment, result
+from test_run_aux import FIXED, call, newest
+
+import exit_codes
+import session
+import staged_analysis_helper
+from plans import concluded, next_step
+from records import read_records
+from registration import newest_experiment, standing
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def attempts(home):
+    document = json.loads((newest(home) / "experiment_configs.json").read_text())
+    return read_records(newest(home), document["experiment_id"]).results
+
+
+def statuses(home):
+    return [r.status for r in attempts(home)]
+
+
+@pytest.fixture
+def breaks(home, monkeypatch):
+    """A launcher that fails at once as long as the file that this returns is there."""
+    broken, launcher = home / "broken", home / "launcher"
+    fake = shlex.quote(str(ROOT / "tests" / "fake_torchrun"))
+    launcher.write_text(
+        f'#!/bin/sh\nif [ -e {broken} ]; then echo "GPU has fallen off the bus"; exit 1; fi\n'
+        f'exec {fake} "$@"\n'
+    )
+    launcher.chmod(0o755)
+    monkeypatch.setenv("TORCHRUN", str(launcher))
+    return broken
+
+
+# ---------------------------------------------------------------------------------------------
+# Exit codes
+
+
+def test_the_readme_has_the_table_of_exit_codes():
+    rows = [
+        f"| {'128 + n' if code == exit_codes.STOPPED else code} | {text} |"
+        for code, text in exit_codes.MEANING.items()
+    ]
+    assert "\n".join(rows) in (ROOT / "README.md").read_text()
+    constants = [value for name, value in vars(exit_codes).items() if name.isupper()]
+    assert {code for code in constants if isinstance(code, int)} == exit_codes.MEANING.keys()
+
+
+CASES = {  # name: (mischief by layers, arguments, exit code)
+    "done": ({}, ("--experiment", "baseline"), exit_codes.DONE),
+    "a stop by the rule is an answer": (
+        {"6": "nan", "4,8": "nan", "3,6,9": "nan"},
+        ("--staged", "--plan", "adaptive"),
+        exit_codes.DONE,
+    ),
+    "usage": ({}, ("--experiment", "baseline,baseline"), exit_codes.USAGE),
+    "nothing can begin": ({}, ("--staged", "--exp_dir", "shards"), exit_codes.REFUSED),
+    "one arm failed": (
+        {"4": "crash"},
+        ("--experiment", "baseline,aux_4"),
+        exit_codes.RUNS_FAILED,
+    ),
+    "none settled": ({"": "crash"}, ("--experiment", "baseline"), exit_codes.RUNS_FAILED),
+    "refused": ({"": "refuse"}, ("--staged",), exit_codes.FAULT),
+    "the seed is ignored": (
+        {"": "unseeded"},
+        ("--experiment", "baseline", "--runs", "5"),
+        exit_codes.FAULT,
+    ),
+    "no budget": ({}, ("--staged", "--max_budget_hours", "0.001"), exit_codes.BUDGET_SPENT),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_exit_code_says_how_it_ended_on_resume_too(home, monkeypatch, name):
+    mischief, arguments, code = CASES[name]
+    monkeypatch.setenv("FAKE_MISCHIEF", json.dumps(mischief))
+    first, out, err = call(home, *arguments, *FIXED)
+    assert first == code, out + err
+    if (home / "experiments").exists():
+        before = statuses(home)
+        again, out, err = call(home, "--exp_dir", str(newest(home)))
+        assert again == code, out + err
+        assert statuses(home) == before or name == "refused"
+
+
+# ---------------------------------------------------------------------------------------------
+# A machine that breaks
+
+
+@pytest.mark.parametrize("packed", ["1", "3", "8"])
+def test_a_machine_that_breaks_stops_the_sitting_and_when_mended_the_plan_is_completed(
+    home, breaks, packed
+):
+    how = ["--plan", "adaptive", "--validation_runs", "4", "--parallel_runs", packed, *FIXED]
+    call(home, "--stage", "1", *how)
+    before = len(attempts(home))
+    breaks.touch()
+    code, out, err = call(home, "--staged", "--exp_dir", str(newest(home)))
+    assert code == exit_codes.FAULT, out + err
+    crashed = [r for r in attempts(home) if r.status == "crashed"]
+    assert 3 <= len(crashed) <= 9
+    assert len({r.run.arm.configuration for r in crashed}) > 1
+    assert len(attempts(home)) == before + len(crashed)
+    (said,) = [line for line in out.splitlines() if line.startswith("STOPPED: ")]
+    assert "GPU has fallen off the bus" in said and "machine seems broken" in said
+    (go_on,) = re.findall(r"^Go on: python run_aux.py (.*)$", out, re.MULTILINE)
+
+    breaks.unlink()
+    code, out, err = call(home, *shlex.split(go_on))
+    assert code == exit_codes.DONE, out + err
+    assert "STAGE 4 RESULTS" in out
+    final = standing(newest(home))
+    assert not final.step.runs and "improves" in final.step.decisions[4].title
+    assert {r.run.key for r in crashed} <= {r.run.key for r in attempts(home) if r.settled}
+    spent = sum(r.wall_s for r in crashed)
+    assert spent > 0 and final.records.results  # kept, and paid for
+
+
+def test_a_trainer_that_refuses_is_asked_once(home, monkeypatch):
+    monkeypatch.setenv("FAKE_MISCHIEF", json.dumps({"6": "refuse"}))
+    code, out, _ = call(home, "--staged", *FIXED)
+    assert code == exit_codes.FAULT
+    assert statuses(home) == ["refused", "ok"]
+    assert "--batch_size 3: give a multiple of 2" in out
+    monkeypatch.delenv("FAKE_MISCHIEF")
+    code, out, _ = call(home, "--staged", "--exp_dir", str(newest(home)))
+    assert code == exit_codes.DONE
+    assert "DECISION: AUX HEADS HELP" in out
+
+
+def test_two_seeds_with_one_loss_stop_the_plan_at_once(home, monkeypatch):
+    monkeypatch.setenv("FAKE_MISCHIEF", json.dumps({"": "unseeded"}))
+    code, out, _ = call(home, "--experiment", "baseline,aux_4", "--runs", "20", *FIXED)
+    assert code == exit_codes.FAULT
+    assert len(attempts(home)) == 3
+    assert "does the trainer use its seed?" in out
+
+
+def test_without_a_baseline_nothing_else_of_the_stage_is_paid_for(home, monkeypatch):
+    monkeypatch.setenv("FAKE_MISCHIEF", json.dumps({"": "nan"}))
+    code, out, _ = call(home, "--staged", "--plan", "adaptive", *FIXED)
+    assert code == exit_codes.DONE
+    assert statuses(home) == ["diverged"]
+    assert "INCONCLUSIVE: no usable run of the baseline" in out
+
+
+def crashes(*names, seeds=1):
+    return [
+        result(arm(f"a{name}", int(name)), status="crashed", attempt=k, index=index)
+        for name in names
+        for index in range(seeds)
+        for k in (1, 2, 3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "trained", "broken"),
+    [
+        (crashes("1", "2", "3"), (), True),
+        (crashes("1", "2", "3")[:8], (), False),  # eight attempts
+        (crashes("1", "2", "2"), (), False),  # two runs
+        (crashes("4", seeds=3), (), False),  # an arm that never trained
+        (crashes("4", seeds=3), [result(arm("a4", 4), 3.3, index=7)], True),
+    ],
+)  # fmt: skip
+def test_it_is_the_machine_when_several_runs_of_arms_that_can_train_fail(row, trained, broken):
+    why = session.fault_of(row, row[-1], [*trained, *row])
+    assert bool(why) == broken
+
+
+def test_failures_that_were_the_machines_are_not_held_against_a_run():
+    e = experiment()
+    run = next_step(e, []).runs[0]
+    failures = [replace(result(run.arm, status="crashed", attempt=k), run=run) for k in (1, 2, 3)]
+    assert concluded(failures) is failures[-1]
+    e = session.with_fault_on_record(e, failures[1:], "broken")
+    assert concluded(failures, e.forgiven) is None
+    assert next_step(e, failures).runs[0] == run
+
+
+# ---------------------------------------------------------------------------------------------
+# One decision, whoever shows it
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A finished experiment of each plan."""
+    made = {}
+    patch = pytest.MonkeyPatch()
+    for plan in ("classic", "adaptive"):
+        folder = tmp_path_factory.mktemp(plan)
+        patch.setenv("TORCHRUN", str(ROOT / "tests" / "fake_torchrun"))
+        (folder / "shards").mkdir()
+        for kind in ("train", "val"):
+            (folder / "shards" / f"x_{kind}_000000.bin").write_bytes(b"tokens")
+        call(folder, "--staged", "--plan", plan, "--validation_runs", "4", *FIXED)
+        made[plan] = newest(folder)
+    patch.undo()
+    return made
+
+
+def test_what_is_derived_is_never_a_source(folders, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(folders["classic"], copy)
+    before = {n: staged_analysis_helper.block(copy, n) for n in (1, 2, 3, 4)}
+    (copy / "staged_ablation_results.json").write_text('{"stages": "nonsense"}')
+    assert {n: staged_analysis_helper.block(copy, n) for n in (1, 2, 3, 4)} == before
+    shutil.rmtree(copy / "screen_aux_4_8")
+    with pytest.raises(ValueError, match="not decided yet"):
+        staged_analysis_helper.block(copy, 1)
+
+
+def test_helper_status_and_records_agree(folders, capsys):
+    for folder in folders.values():
+        step = standing(folder).step
+        assert staged_analysis_helper.main(["--stage", "4", "--exp_dir", str(folder)]) == 0
+        block = capsys.readouterr().out
+        _, out, _ = call(folder, "--status", "--exp_dir", str(folder))
+        written = json.loads((folder / "staged_ablation_results.json").read_text())
+        for number, decision in step.decisions.items():
+            assert f"stage {number} decided: {decision.title}" in out
+            assert written["stages"][str(number)]["decision"]["title"] == decision.title
+        assert step.decisions[4].title in block
+
+
+CHANGES = {
+    "an edited hypothesis": lambda d: d | {"hypothesis": "Heads always help."},
+    "an edited budget": lambda d: d | {"budget_hours": 99.0},
+    "other rules": lambda d: d | {"rules": d["rules"] | {"hash": "0" * 16}},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_folder_that_is_not_what_was_registered_is_told_so_by_all(folders, tmp_path, change):
+    copy = tmp_path / "copy"
+    shutil.copytree(folders["classic"], copy)
+    path = copy / "experiment_configs.json"
+    path.write_text(json.dumps(CHANGES[change](json.loads(path.read_text()))))
+    (words, *_) = standing(copy).changed
+    before = {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()}
+    for arguments, code in ((("--status",), 0), (("--staged",), 1), (("--stage", "1"), 1)):
+        got, out, err = call(tmp_path, *arguments, "--exp_dir", str(copy))
+        assert got == code
+        assert words in out + err, arguments
+        assert "decided:" not in out
+    with pytest.raises(ValueError) as refusal:
+        staged_analysis_helper.block(copy, 1)
+    assert words in str(refusal.value)
+    assert {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()} == before
+
+
+# ---------------------------------------------------------------------------------------------
+# Begin or go on, wherever the folder lies
+
+
+def test_one_command_begins_goes_on_and_ends(home, monkeypatch):
+    command = ("--staged", "--exp_dir", "runs/mine", "--validation_runs", "2", *FIXED)
+    monkeypatch.setenv("FAKE_MISCHIEF", json.dumps({"6": "refuse"}))
+    assert call(home, *command)[0] == exit_codes.FAULT
+    monkeypatch.delenv("FAKE_MISCHIEF")
+    for _ in range(2):
+        code, out, err = call(home, *command)
+        assert code == exit_codes.DONE, out + err
+    assert "runs to do" not in out
+    assert [path.name for path in (home / "runs").iterdir()] == ["mine"]
+    assert not (home / "experiments").exists()
+
+
+@pytest.mark.parametrize(
+    ("litter", "arguments", "code"),
+    [
+        ((), ("--staged",), 0),
+        (("code/0123456789abcdef/t.py", ".lock.guard"), ("--staged",), 0),
+        (("thesis.tex",), ("--staged",), 1),
+        ((), ("--stage", "2"), 1),
+        ((), (), 1),
+    ],
+)
+def test_a_folder_is_begun_in_only_if_nothing_is_there(home, litter, arguments, code):
+    folder = home / "mine"
+    for name in litter:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    got, out, err = call(home, *arguments, "--exp_dir", "mine", *FIXED, "--full_iterations", "20")
+    assert got == code, out + err
+    assert code == 0 or len(err.splitlines()) == 1
+    assert (folder / "experiment_configs.json").exists() == (code == 0)
+
+
+def test_a_project_that_moved_goes_on(home, tmp_path_factory):
+    project = home / "project"
+    shutil.copytree(ROOT, project, ignore=shutil.ignore_patterns(".*", "data", "experiments"))
+    shutil.move(home / "shards", project / "data" / "stdlib")
+    fixed = ("--profile", "mini", "--train_script", "tests/fake_train.py")
+    run = lambda where, *words: call(where, *words, program=where / "run_aux.py")  # noqa: E731
+    code, out, err = run(project, "--stage", "1", *fixed)
+    assert code == 0, out + err
+    moved = tmp_path_factory.mktemp("elsewhere") / "moved"
+    shutil.move(project, moved)
+    folder = str(newest(moved))
+    assert run(moved, "--stage", "2", "--exp_dir", folder)[0] == 0
+
+    shutil.rmtree(moved / "data" / "stdlib")
+    code, out, _ = run(moved, "--stage", "1", "--exp_dir", folder)
+    assert code == 1  # stage 3 is still to come
+    code, _, err = run(moved, "--stage", "3", "--exp_dir", folder)
+    assert code == 1
+    assert "--data_dir" in err and len(err.splitlines()) == 1
+
+
+def test_a_lost_copy_of_the_trainer_is_made_again_and_an_edited_one_refused(home):
+    call(home, "--stage", "1", *FIXED)
+    (copy,) = (newest(home) / "code").glob("*/fake_train.py")
+    copy.write_text(copy.read_text() + "\n# edited\n")
+    code, _, err = call(home, "--stage", "2")
+    assert code == 1
+    assert "was edited; its files no longer match their hash" in err
+    shutil.rmtree(copy.parent)
+    assert call(home, "--stage", "2")[0] == 0
+
+
+def test_the_newest_experiment_is_the_one_registered_last(tmp_path):
+    made = {
+        "aux_heads_20300101_000000": "2026-11-25T10:00:00Z",
+        "renamed": "2026-11-25T12:00:00.5+01:00",  # 11:00:00.5 in UTC
+        "aux_heads_20200101_000000": "2026-11-25T11:00:00.25Z",
+        "broken": 7,
+        "older": "yesterday",
+    }
+    for name, created in made.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "experiment_configs.json").write_text(json.dumps({"created": created}))
+    assert newest_experiment(tmp_path).name == "renamed"
+
+
+# ---------------------------------------------------------------------------------------------
+# What nobody can mean
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--experiment", "baseline,aux_4,baseline"], ["baseline 2 times", "each once"]),
+        (["--experiment", "aux_4,"], ["--experiment ''"]),
+        (["--experiment", ""], ["--experiment ''"]),
+        (["--experiment", "baseline", "--seeds", "42,42,43"], ["42 2 times"]),
+        (["--experiment", "baseline", "--seeds", ","], ["--seeds"]),
+        (["--experiment", "baseline", "--seeds", "-1"], ["--seeds -1", "4294967295"]),
+        (["--experiment", "baseline", "--seeds", "4294967296"], ["4294967296"]),
+        (["--phase", "layer_position", "--seeds", "42,1042"], ["same training", "seed 1042"]),
+        (["--staged", "--max_budget_hours", "1e308"], ["1e+308", "at most"]),
+        (["--staged", "--max_budget_hours", "inf"], ["inf", "at most"]),
+        (["--staged", "--full_iterations", "10" * 20], ["at most"]),
+        (["--staged", "--num_gpus", "-1"], ["--num_gpus -1"]),
+        (["--stage", "3", "--best_layers", "4,4"], ["--best_layers 4,4", "once"]),
+        (["--stage", "3", "--best_layers", "4", "--best_weight", "inf"], ["--best_weight inf"]),
+        (["--staged", "--slurm_args", "'--partition"], ["--slurm_args", "quotation"]),
+        (["--staged", "--exp_dir", ""], ["--exp_dir", "no path"]),
+    ],
+)  # fmt: skip
+def test_what_nobody_can_mean_is_one_line_and_nothing_is_written(home, arguments, parts):
+    code, _, err = call(home, *arguments, *FIXED)
+    assert code in (exit_codes.USAGE, exit_codes.REFUSED)
+    assert len(err.strip().splitlines()) == 1, err
+    for part in parts:
+        assert part in err
+    assert not (home / "experiments").exists()
+
+
+def test_a_path_is_what_the_shell_would_have_made_of_it(home, monkeypatch):
+    monkeypatch.setenv("HOME", str(home))
+    assert call(home, "--experiment", "baseline", "--output_dir=~/mine", *FIXED)[0] == 0
+    assert not (home / "~").exists()
+    assert len(list((home / "mine").iterdir())) == 1
