@@ -2,29 +2,34 @@
 
     python analyze_aux.py                                      # the newest experiment
     python analyze_aux.py --exp_dir experiments/aux_heads_...
+    python analyze_aux.py --exp_dir DIR --output_dir DIR2      # of a folder that stays as it is
 
-reads the files of one experiment folder, finished or not, and writes into it analysis_report.txt
-and what can be drawn of val_loss_comparison.png, layer_ablation.png, training_curves.png,
-verdict.png (adaptive plan) and gradient_flow.png (where runs logged gradient norms). It launches
-and decides nothing. Everywhere, improvement = mean val_loss(baseline) - mean val_loss(arm) in
-nats/token: positive is good. Runs are compared within a block only, the runs of one stage with one
-number of steps: other stages have other seeds, and other lengths other losses.
+reads the files of one experiment folder, finished or not, prints the answer, and writes
+analysis_report.txt and what can be drawn of val_loss_comparison.png, layer_ablation.png,
+training_curves.png, verdict.png (adaptive plan) and gradient_flow.png (where runs logged gradient
+norms). It launches nothing, and decides as run_aux.py does: from the records, by the registered
+rules. Everywhere, improvement = mean val_loss(baseline) - mean val_loss(arm) in nats/token:
+positive is good. Runs are compared within a block only, the runs of one stage with one number of
+steps, and there on the seeds that both have: all else differs by more than the arms.
 """
 
 import argparse
-import io
+import contextlib
 import math
 import os
+import secrets
+import stat
 import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import aux_stats
-from adaptive import NO_EFFECT
+from adaptive import HARMFUL, IMPROVES, NO_EFFECT
 from aux_evidence import (
-    OUTPUT_DIR,
+    FIXED,
     SELECTING,
     Block,
     Contrast,
@@ -37,18 +42,22 @@ from aux_evidence import (
     dunnett,
     field,
     final_block,
-    newest,
+    in_words,
     paired_losses,
     race,
     ratio,
     read_experiment,
     repeated_ps,
+    simple,
 )
-from aux_figures import FIGURES, STYLE, NothingToDraw
+from aux_figures import FIGURES, Picture, picture
 from aux_stats import Ratio
-from decision import STOP, p_text
-from records import STATUSES, duration, is_number, machine_seconds, printable
+from decision import FINAL, PROCEED, STOP, p_text
+from plans import PLANS
+from records import STATUSES, duration, is_count, is_number, machine_seconds, printable
+from registration import newest_experiment
 
+OUTPUT_DIR = Path("experiments")
 REPORT = "analysis_report.txt"
 
 # ---------------------------------------------------------------------------------------------
@@ -59,7 +68,7 @@ DASH = "\N{EN DASH}"  # undefined
 
 
 def cell(value) -> str:
-    return DASH if value is None or value == "" else printable(str(value), limit=2000)
+    return DASH if value is None or value == "" else simple(value)
 
 
 def number(value: float | None, form: str) -> str:
@@ -119,9 +128,10 @@ SELECTS = "exploratory and biased: what is picked as the best of several looks b
 def answer(x: Experiment) -> list[str]:
     """The latest decision, and no more than the data carry."""
     finished = sum(r.status == "ok" for r in x.records.latest().values())
-    ended = field(x.derived, "ended")
+    if x.changed:
+        return paragraph(f"No decision is shown: see the top. {finished} run(s) have finished.")
+    ended = x.standing.step.ended
     state = f"Ended: {ended}." if ended else "NOT FINISHED: the plan has not come to an end."
-    state = state if x.derived else "Whether the plan has ended is not on record."
     if not finished:
         return paragraph(f"There is no answer yet: no run has finished. {state}")
     if not x.decisions:
@@ -137,8 +147,8 @@ def answer(x: Experiment) -> list[str]:
         block = final_block(x)
         lines += paragraph(effect_line(x, block), indent=4)
         if null := block and excluded(x, block):
-            settled = x.looks and x.looks[-1].verdict == NO_EFFECT
-            opening = "A null result is a result: " if settled else "Not shown either way, but "
+            shown = x.verdict == NO_EFFECT
+            opening = "A null result is a result: " if shown else "Not shown either way, but "
             lines += paragraph(f"{opening}{null}.", indent=4)
     if last.stage == 0:
         lines += paragraph("No rule was registered, so nothing is concluded beyond the tables.")
@@ -157,13 +167,14 @@ def effect_line(x: Experiment, block: Block | None) -> str:
     found = contrast(block, block.arms[0]) if block else Contrast()
     c = found.comparison
     if not c:
-        return "There are no finished runs of both arms to compare."
+        return "There is no difference to show: no finished runs of both arms."
     low, high, kind = primary_interval(x, found)
-    within = f"{kind} interval {span(low, high)}" if low is not None else "no interval"
+    when = f" at look {len(x.looks)}" * bool(x.looks)
+    within = f"{kind} interval{when} {span(low, high)}" if low is not None else "no interval"
     line = (
         f"{block.arms[0].arm.label}: improvement {c.improvement:+.4f} nats/token, {within},"
         f" {p_text(final_p(x, block))}{' (repeated)' * bool(x.looks)},"
-        f" n = {c.n_arm} and {c.n_baseline} baseline"
+        f" n = {c.n_arm} and {c.n_baseline} baseline, of {found.seeds} pairs"
     )
     lost = [f"{g.label} {g.lost}" for g in block.groups if g.lost]
     return line + (f"; not in these means: {', '.join(lost)}" if lost else "") + "."
@@ -196,9 +207,10 @@ def validated(x: Experiment) -> list[str]:
         return paragraph("Runs by hand have none: no test was registered before them.")
     block = final_block(x)
     if not block:
-        return paragraph("Nothing is confirmed: stage 4 has no finished runs of both arms.")
+        return paragraph("Nothing is confirmed: stage 4 has no pair with an outcome on both sides.")
     versus = f"{block.arms[0].arm.label}; against the baseline, on seeds used nowhere else"
-    verdict = "none yet; p and intervals are nominal, and do not allow for looking early"
+    verdict = "none shown: see the top" if x.changed else "none yet"
+    verdict += "; p and intervals are nominal, and do not allow for looking early"
     verdict = x.decisions[4].title if 4 in x.decisions else verdict
     rows = [("verdict", verdict), ("configuration", versus)]
     found = contrast(block, block.arms[0])
@@ -223,7 +235,8 @@ def effect_rows(x: Experiment, block: Block, found: Contrast) -> Iterable[tuple[
     if low is None:
         yield "interval", "none: ranks decide where a run diverged, and n = 1 or no spread has none"
         return
-    yield "interval", f"{span(low, high)}, {kind}" + " over all looks" * bool(x.looks)
+    of_looks = f" over all looks, at look {len(x.looks)}" * bool(x.looks)
+    yield "interval", f"{span(low, high)}, {kind}{of_looks}"
     if null := excluded(x, block):
         yield "excluded", null
     eq_low, eq_high = equivalence_interval(x, block)
@@ -242,11 +255,14 @@ def equivalence_interval(x: Experiment, block: Block) -> tuple[float, float]:
 
 
 def excluded(x: Experiment, block: Block) -> str:
-    """A null result is a result: what it excludes. Empty where there is an effect, or no test."""
+    """A null result is a result: what it excludes. Empty where there is an effect, or no test.
+
+    A verdict stands as it fell, also where a later look's interval has come to cover zero.
+    """
     low, high, kind = primary_interval(x, contrast(block, block.arms[0]))
-    if low is None or not low <= 0 <= high:
+    if low is None or not low <= 0 <= high or x.verdict in (IMPROVES, HARMFUL):
         return ""
-    if x.looks and x.looks[-1].verdict == NO_EFFECT:  # shown at the level of that verdict
+    if x.verdict == NO_EFFECT:  # shown at the level of that verdict
         low, high = equivalence_interval(x, block)
         kind = f"sequential {level(2 * x.design.alpha)}"
     return f"effects beyond ±{max(-low, high):.4f} nats/token are excluded ({kind} interval)"
@@ -292,7 +308,7 @@ def resolution_rows(x: Experiment, block: Block) -> Iterable[tuple[str, str]]:
     if n < 2 or aux_stats.compare(*losses).se is None:
         return
     s = math.sqrt(aux_stats.pooled_variance(losses, 0.0, 0.0))
-    yield "sd", f"{s:.4f} pooled; {d.sigma0:g} was registered as expected"
+    yield "sd", f"{s:.4f} of runs, pooled; {d.sigma0:g} was expected"
     yield "MDE80", f"{aux_stats.mde80(s, n, d.alpha):.4f} nats/token, for n = {n} with this sd"
     powers = (
         f"{aux_stats.power(effect, n, s, d.alpha):.3f} at {effect:g} ({name})"
@@ -330,13 +346,14 @@ def percent(r: Ratio | None) -> str:
 
 
 LOOK_NOTES = (
-    "Every look. most: pairs that the budget allowed then. The sequential intervals are the"
-    " improvement ± the next two columns: at the level of the verdict, and at that of equivalence."
+    "Every look. most: pairs that the budget allowed then. The sequential intervals reach from the"
+    " improvement as far as the next two columns say, to both sides: at the level of the verdict,"
+    " and at that of equivalence."
 )
 
 
 def look_columns(x: Experiment) -> tuple[str, ...]:
-    spans = (f">± {level(x.design.alpha)}", f">± {level(2 * x.design.alpha)}")
+    spans = (f">reach {level(x.design.alpha)}", f">reach {level(2 * x.design.alpha)}")
     return (">pairs", ">most", ">improvem.", *spans, ">nominal p", ">repeated p", "verdict")
 
 
@@ -361,65 +378,54 @@ SCALE = ("n_layer", "model_dim", "n_head", "sequence_length", "batch_size", "val
 
 
 def asked(x: Experiment) -> list[str]:
-    r, profile = x.registered, x.registered["profile"]
-    scale = ", ".join(f"{name} {profile[name]}" for name in SCALE if name in profile)
+    r, profile = x.registered, field(x.registered, "profile")
+    known = ((name, field(profile, name)) for name in ("name", *SCALE))
+    scale = ", ".join(f"{name} {simple(v)}" for name, v in known if v is not None)
+    on_file = ", ".join(simple(field(r, name)) for name in ("created", "hash"))
     rows = [
         ("question", r.get("question")),
         ("hypothesis", r.get("hypothesis")),
-        ("plan", r["plan"]),
-        ("profile", f"{profile.get('name')}: {scale}"),
-        ("full run", f"{r.get('full_iterations')} steps"),
-        ("estimand", r.get("estimand", "final val loss of the main head, nats/token")),
+        ("plan", r.get("plan")),
+        ("profile", scale.removeprefix("name ")),
+        ("full run", f"{simple(r.get('full_iterations'))} steps"),
+        ("estimand", r.get("estimand")),
         ("improvement", "mean(baseline) - mean(arm), positive is good"),
         ("failures", r.get("failure_rule")),
-        ("budget", f"{r.get('budget_hours')} h of machine time"),
-        ("registered", f"{r.get('created')}, {r.get('hash')}"),
+        ("budget", f"{simple(r.get('budget_hours'))} h of machine time"),
+        ("on file", f"{on_file}; see the top") if x.changed else ("registered", on_file),
     ]
-    for n, stage in r["stages"].items():
-        arms = ", ".join(str(field(arm, "name")) for arm in field(stage, "arms") or [])
-        what, steps = field(stage, "question"), field(stage, "num_iterations")
-        seeds = field(stage, "seeds")
+    for stage in PLANS[x.plan]:
+        n = str(stage.number)
+        registered = field(r, "stages", n)
+        arms, seeds = field(registered, "arms"), field(registered, "seeds")
+        names = [simple(field(arm, "name")) for arm in few(arms)]
         between = " to " if isinstance(seeds, dict) else ", "  # a stage's first and last, or a list
-        seeds = between.join(map(str, seeds.values() if isinstance(seeds, dict) else seeds or []))
-        about = f"{field(stage, 'name')}: {what} {steps} steps, seeds {seeds}: {arms}"
+        listed = between.join(map(simple, few(seeds)))
+        name, what, steps = (
+            simple(field(registered, key)) for key in ("name", "question", "num_iterations")
+        )
+        about = f"{name}: {what} {steps} steps, seeds {listed}: {', '.join(names)}"
         rows.append((f"stage {n}", about))
     return pairs(rows)
 
 
-def in_words(value) -> str | None:
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {v}" for k, v in value.items())
-    if isinstance(value, list):
-        return ", ".join(f"{n} x {v}" for v, n in Counter(map(str, value)).items())
-    return {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
-
-
-FIXED = {  # line of the report: where its value lies; the first three vary with nothing we compare
-    "text": ("data", "fingerprint"),
-    "code": ("code", "hash"),
-    "versions": ("versions",),
-    "host": ("machine", "host"),
-    "U-net skips": ("unet_skips",),
-    "device": ("machine", "device"),
-    "GPUs": ("machine", "gpus"),
-    "CPU": ("machine", "cpu"),
-    "processes": ("machine", "processes"),
-    "side by side": ("machine", "slots"),
-    "git commit": ("git", "commit"),
-    "uncommitted": ("git", "dirty"),
-}
+def few(value) -> list:
+    """The first entries of a list or an object, of anything else none."""
+    values = value.values() if isinstance(value, dict) else value
+    return list(islice(values, 100)) if isinstance(value, dict | list) else []
 
 
 def held_fixed(x: Experiment) -> list[str]:
     """As registered; where runs differ from it all the same is a deviation."""
-    profile, steps = x.registered["profile"], x.registered.get("full_iterations")
-    batch, length = profile.get("batch_size"), profile.get("sequence_length")
+    r = x.registered
+    steps, profile = r.get("full_iterations"), field(r, "profile")
+    batch, length = field(profile, "batch_size"), field(profile, "sequence_length")
     lines = []
-    if all(map(is_number, (steps, batch, length))):
+    if all(map(is_count, (steps, batch, length))):
         count = f"{batch * length:,} a step, {steps * batch * length:,} a full run"
         same = "arms that share a seed see the same ones in the same order"
         lines += pairs([("tokens", f"{count}; {same}")])
-    lines += pairs((name, in_words(field(x.registered, *at))) for name, at in FIXED.items())
+    lines += pairs((name, in_words(field(r, *at))) for name, at in FIXED.items())
     return lines + pairs(
         [("not fixed", "training time and parameters: heads cost both, so see loss at equal time")]
     )
@@ -427,15 +433,17 @@ def held_fixed(x: Experiment) -> list[str]:
 
 def deviations(x: Experiment) -> list[str]:
     """What was done otherwise than registered, or could not be: all of it, on purpose or not."""
-    found = []
-    for o in field(x.derived, "overrides") or []:
-        words = (f"stage {field(o, 'stage')}", field(o, "kind"), in_words(field(o, "value")))
-        found.append(f"Override {field(o, 'when')}: {': '.join(filter(None, words))}")
-    found += [f"Cut by the budget: {cut}" for cut in field(x.derived, "cut") or []]
+    found = [f"Beware: {change}" for change in x.changed]
+    for o in x.standing.experiment.overrides:
+        words = (f"stage {o.stage}" * bool(o.stage), o.kind, in_words(o.value))
+        found.append(f"Override {simple(o.when)}: {': '.join(filter(None, words))}")
+    found += [f"Cut by the budget: {cut}" for cut in (x.standing.step.cut if not x.changed else ())]
     found += ["Files that could not be believed: see the answer, above."] * bool(x.notes)
-    for name, at in FIXED.items():
-        values = [field(config, *at) for config in x.run_configs.values()]
-        seen = Counter(str(in_words(value)) for value in values if value is not None)
+    if stray := x.records.stray:
+        names = ", ".join(folder.relative_to(x.exp_dir).as_posix() for folder in few([*stray]))
+        found.append(f"Passed over, as copies of other runs or links: {names}")
+    for name in FIXED:
+        seen = Counter(words[name] for words in x.circumstances.values() if name in words)
         if len(seen) > 1:
             which = "; ".join(f"{value} ({n} runs)" for value, n in seen.most_common())
             found.append(f"Beware, runs differ in {name}: {which}")
@@ -451,15 +459,20 @@ def deviations(x: Experiment) -> list[str]:
 
 def decided(x: Experiment) -> list[str]:
     lines = []
-    for n, stage in x.registered["stages"].items():
-        decision = x.decisions.get(int(n))
-        title = decision.title if decision else "not decided"
-        rule = decision.rule if decision else field(stage, "rule")
-        lines += paragraph(f"{x.stage_name(int(n))}: {title}", hang=2)
-        lines += paragraph(f"rule: {rule}", indent=4, hang=6)
-        for line in (*decision.because, *decision.facts) if decision else ():
+    for stage in PLANS[x.plan]:
+        decision = x.decisions.get(stage.number)
+        none = "not shown: see the top" if x.changed else "not decided"
+        lines += paragraph(
+            f"{x.stage_name(stage.number)}: {decision.title if decision else none}", hang=2
+        )
+        rule = field(x.registered, "stages", str(stage.number), "rule")
+        lines += paragraph(f"rule: {decision.rule if decision else simple(rule)}", 4, hang=6)
+        if decision is None:
+            continue
+        for line in (*decision.because, *decision.facts):
             lines += paragraph(line, indent=4, hang=2)
-        if field(x.derived, "stages", n, "overridden"):
+        passed = decision.verdict in (PROCEED, FINAL)
+        if not passed and x.standing.experiment.overridden(stage.number, "ignore_gate"):
             lines += paragraph("OVERRIDDEN: --ignore_gate was given; the plan went on.", indent=4)
     return lines
 
@@ -468,11 +481,15 @@ def bare_p(p: float) -> str:
     return p_text(p).removeprefix("p ").removeprefix("= ").replace(" ", "")
 
 
-ARM_COLUMNS = ("arm", ">n", ">mean", ">sd", ">improvem.", ">95 % interval", ">p", ">d")
+ARM_COLUMNS = (
+    *("arm", ">n", ">mean", ">sd"),
+    *(">seeds", ">improvem.", ">95 % interval", ">p", ">d"),
+)
 ARM_NOTES = (
-    "n: runs that finished. improvem.: baseline mean - mean, nats/token, with its Welch interval;"
-    " p: Welch, two-sided; d: Cohen's. Stages are not pooled: they differ in seeds, and in length."
-    f" Stages that select are {SELECTS}."
+    "n: runs that finished; mean and sd: of their val loss. seeds: those of which arm and baseline"
+    " both have an outcome; the rest is of these alone. improvem.: baseline mean - mean,"
+    " nats/token, with its Welch interval; p: Welch, two-sided; d: Cohen's. Stages are not pooled:"
+    f" they differ in seeds, and in length. Stages that select are {SELECTS}."
 )
 MULTIPLE = "Several arms against one baseline: p of the table are not corrected for their number."
 SEQUENTIAL = "The plan looked after every pair: its decision allows for that, a nominal p does not."
@@ -486,6 +503,7 @@ def arm_row(block: Block, group: Group) -> tuple:
         len(group.losses),
         number(mean, ".4f"),
         number(sd, ".4f"),
+        c.seeds or None,
         number(f and f.improvement, "+.4f"),
         f and span(f.ci_low, f.ci_high),
         None if c.p is None else bare_p(c.p),
@@ -499,8 +517,7 @@ def arm_notes(x: Experiment, block: Block) -> Iterable[str]:
     for group in block.groups:
         left_out = group.lost and f"{group.lost}, not in the mean"
         one = "n = 1, no sd" if group is block.baseline and len(group.losses) == 1 else ""
-        other = block.baseline_losses and group.losses and group.seeds != block.baseline.seeds
-        apart = other and "not the baseline's seeds, the difference holds theirs too"
+        apart = not_compared(block, group)
         for why in filter(None, (contrast(block, group).why, left_out, one, apart)):
             reasons.setdefault(why, []).append(group.label)
     yield from (f"{', '.join(names)}: {why}." for why, names in reasons.items())
@@ -514,6 +531,15 @@ def arm_notes(x: Experiment, block: Block) -> Iterable[str]:
         yield SEQUENTIAL
 
 
+def not_compared(block: Block, group: Group) -> str:
+    """In words, how many finished runs of an arm the difference is not of; empty when none."""
+    seeds = block.baseline.seeds if block.baseline else set()
+    other = sum(r.run.seed not in seeds for r in group.ok)
+    if not other or not contrast(block, group).comparison:
+        return ""
+    return f"{other} of {len(group.ok)} runs not compared: no baseline of their seed"
+
+
 def compared(x: Experiment) -> list[str]:
     lines = paragraph(ARM_NOTES)
     for block in blocks_of(x):
@@ -525,7 +551,8 @@ def compared(x: Experiment) -> list[str]:
 
 
 TIME_NOTES = (
-    "Training time, without start-up and validation, compared between runs of equal packing only."
+    "Training time, without start-up and validation, compared between runs of equal packing only;"
+    " losses, and times to a loss, on shared seeds."
     " ratio: of training time, to the baseline's. arrived: runs that reached the baseline's mean"
     " final loss. to it: mean time to that, interpolated; a run that never got there enters with"
     " its full time. saved: of that time, with its interval for one look. equal steps, equal time:"
@@ -621,12 +648,12 @@ def spent(x: Experiment) -> list[str]:
     """The ledger: every attempt is paid for, failed ones too."""
     hours = machine_seconds(x.records.results) / 3600
     lost = hours - machine_seconds([r for r in x.records.results if r.settled]) / 3600
-    budget = field(x.derived, "budget", "hours") or x.registered.get("budget_hours")
+    budget = x.standing.experiment.budget_hours
     lines = pairs(
         [
             ("spent", f"{hours:.2f} h of machine time, start-up and validation included"),
             ("thereof", f"{lost:.2f} h on attempts that crashed, hung or were interrupted"),
-            ("budget", f"{budget:g} h ({hours / budget:.0%} spent)" if is_number(budget) else None),
+            ("budget", f"{budget:g} h ({hours / budget:.0%} spent)" if is_budget(budget) else None),
         ]
     )
     if x.records.open:
@@ -634,8 +661,12 @@ def spent(x: Experiment) -> list[str]:
     return lines
 
 
+def is_budget(value) -> bool:
+    return is_number(value) and value > 1e-6
+
+
+ANSWER = "The answer"
 CHAPTERS: dict[str, Callable[[Experiment], list[str]]] = {
-    "The answer": answer,
     "Final validation": validated,
     "What was asked": asked,
     "What was held fixed": held_fixed,
@@ -649,17 +680,28 @@ CHAPTERS: dict[str, Callable[[Experiment], list[str]]] = {
 }
 
 
-def render_report(x: Experiment, figures: Mapping[str, str]) -> str:
-    """The whole report; figures maps each name to why it was not drawn ('' when it was)."""
-    lines = [*paragraph(f"Staged ablation of auxiliary prediction heads: {x.exp_dir.name}", 0)]
-    for n, (title, chapter) in enumerate(CHAPTERS.items()):
-        heading = f"{n}. {title}" if n else title
-        lines += ["", heading, "=" * len(heading), *chapter(x)]
-        if not n:
-            lines += [line for note in x.notes for line in paragraph(f"Beware: {note}", hang=2)]
-    lines += ["", f"{len(CHAPTERS)}. Figures", "=" * 10]
-    lines += pairs((name, f"not drawn: {why}" if why else "drawn") for name, why in figures.items())
+def opening(x: Experiment) -> str:
+    """The answer, with all that speaks against believing it; what the screen gets."""
+    lines = paragraph(f"Staged ablation of auxiliary prediction heads: {x.exp_dir.name}", 0)
+    for words in x.changed:
+        lines += ["", *paragraph(f"Beware: {words}", indent=0)]
+    lines += ["", ANSWER, "=" * len(ANSWER), *answer(x)]
+    lines += [line for note in x.notes for line in paragraph(f"Beware: {note}", hang=2)]
     return "\n".join(lines) + "\n"
+
+
+def chapters(x: Experiment, figures: Mapping[str, str]) -> str:
+    """All that follows; figures maps each name to what became of it."""
+    lines = []
+    for n, (title, chapter) in enumerate(CHAPTERS.items(), 1):
+        lines += ["", heading := f"{n}. {title}", "=" * len(heading), *chapter(x)]
+    lines += ["", heading := f"{len(CHAPTERS) + 1}. Figures", "=" * len(heading)]
+    lines += pairs(figures.items())
+    return "\n".join(lines) + "\n"
+
+
+def render_report(x: Experiment, figures: Mapping[str, str]) -> str:
+    return opening(x) + chapters(x, figures)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -667,36 +709,59 @@ def render_report(x: Experiment, figures: Mapping[str, str]) -> str:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Whole or not at all: whoever looks while this writes sees the old file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_figures(x: Experiment) -> dict[str, str]:
-    """Draw what can be drawn, remove what would be stale; name -> why it was not drawn."""
-    from matplotlib import rc_context
-
-    reasons = {}
-    for name, draw in FIGURES.items():
+    """Whole or not at all: whoever looks while this writes sees the old file. Nothing is written
+    through a link: one of this name is replaced, and the temporary is nobody's but ours."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    with open(temporary, "xb") as file:
         try:
-            with rc_context(STYLE):
-                image = io.BytesIO()
-                draw(x).savefig(image, format="png")
-            write(x.exp_dir / name, image.getvalue())
-            reasons[name] = ""
-        except NothingToDraw as why:
-            (x.exp_dir / name).unlink(missing_ok=True)
-            reasons[name] = str(why)
-    return reasons
+            file.write(data)
+            file.flush()
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
-def refuse(error: Exception) -> int:
-    print(f"analyze_aux.py: error: {printable(str(error), limit=600)}", file=sys.stderr)
+def remove(path: Path) -> None:
+    """A figure of an earlier report; not what only has its name."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
+            path.unlink()
+
+
+def write_figures(folder: Path, pictures: Mapping[str, Picture]) -> dict[str, str]:
+    """What became of each, for the report; what was not drawn leaves no older one behind."""
+    told = {}
+    for name, drawn in pictures.items():
+        try:
+            if drawn.png:
+                write(folder / name, drawn.png)
+            else:
+                remove(folder / name)
+            told[name] = f"not drawn: {drawn.why}" if drawn.why else "drawn"
+        except OSError as error:
+            told[name] = f"not written: {error.strerror}"
+    return told
+
+
+# ---------------------------------------------------------------------------------------------
+# The command line
+
+
+def say(text: str, file=None) -> None:
+    print(text.removesuffix("\n"), file=file or sys.stdout)
+
+
+def complain(error: Exception | str) -> int:
+    say(f"analyze_aux.py: error: {printable(str(error), limit=600)}", sys.stderr)
     return 1
+
+
+def folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("name a folder")
+    return Path(os.path.expanduser(text))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -705,20 +770,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     about = f"the experiment's folder (default: the newest in {OUTPUT_DIR}/)"
-    parser.add_argument("--exp_dir", type=Path, help=about)
+    parser.add_argument("--exp_dir", type=folder, help=about)
+    parser.add_argument("--output_dir", type=folder, help="where to write (default: there too)")
     args = parser.parse_args(argv)
     try:
-        x = read_experiment(args.exp_dir or newest())
+        x = read_experiment(args.exp_dir or newest_experiment(OUTPUT_DIR))
+        say(opening(x))
     except (ValueError, OSError) as error:
-        return refuse(error)
+        return complain(error)
+    except ImportError as error:
+        return complain(f"{error}; pip install -r requirements.txt")
+    return write_all(x, args.output_dir or x.exp_dir)
+
+
+def write_all(x: Experiment, into: Path) -> int:
+    """The figures, then the report, which says what became of them: in the folder, or on screen
+    where nothing can be written. 0 when all is there that can be."""
+    pictures = {name: picture(draw, x) for name, draw in FIGURES.items()}
     try:
-        figures = write_figures(x)
-        write(x.exp_dir / REPORT, render_report(x, figures).encode())
-    except OSError as error:  # a ValueError by now is a bug of ours
-        return refuse(error)
-    print("\n".join(answer(x)) + "\n")
-    for name, why in {REPORT: "", **figures}.items():
-        print(f"  {x.exp_dir / name}" + (f" not drawn: {why}" if why else ""))
+        into.mkdir(parents=True, exist_ok=True)
+        told = write_figures(into, pictures)
+        write(into / REPORT, render_report(x, told).encode())
+    except OSError as error:
+        told = {name: f"not drawn: {drawn.why}" for name, drawn in pictures.items() if drawn.why}
+        say(chapters(x, told))
+        remedy = "--output_dir DIR writes elsewhere"
+        return complain(f"cannot write {into / REPORT} ({error.strerror}); {remedy}")
+    files = {REPORT: "drawn", **told}
+    lines = [f"{into / name}" + f" {files[name]}" * (files[name] != "drawn") for name in files]
+    say("\n".join(["", *(f"  {printable(line, limit=1000)}" for line in lines)]))
+    unwritten = [name for name, words in told.items() if words.startswith("not written")]
+    failed = [name for name, drawn in pictures.items() if drawn.failed]
+    if unwritten or failed:
+        what = f"no {', '.join(unwritten + failed)}: see above for why"
+        return complain(f"{what}; the report's text is complete")
     return 0
 
 

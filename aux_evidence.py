@@ -1,8 +1,9 @@
 """What lies in an experiment folder, and who is compared with whom?
 
 Reads the files of one experiment into values, for the report and the figures alike; what cannot be
-believed becomes a note, never a guess. Runs are compared within a block only, the runs of one stage
-with one number of steps: other stages have other seeds, and other lengths other losses.
+believed becomes a note, never a guess; what is decided is decided anew, from the records. Runs are
+compared within a block only, the runs of one stage with one number of steps, and there on the seeds
+that both have: other stages and seeds differ by more than arms do, and other lengths too.
 Improvement = mean val_loss(baseline) - mean val_loss(arm) in nats/token: positive is good.
 """
 
@@ -12,12 +13,14 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from statistics import NormalDist
 
 import aux_stats
 from adaptive import Design, Look
-from decision import Decision, decision_from
+from decision import Decision
+from plans import PLANS
 from records import (
     STATUSES,
     Arm,
@@ -26,10 +29,11 @@ from records import (
     attempt_dir,
     attempt_dirs,
     is_number,
+    open_regular,
     printable,
     read_json,
-    read_records,
 )
+from registration import Standing, standing
 
 # ---------------------------------------------------------------------------------------------
 # Reading an experiment folder
@@ -37,35 +41,62 @@ from records import (
 
 @dataclass(frozen=True)
 class Experiment:
-    """All that an experiment folder says."""
+    """All that an experiment folder says. What is decided is decided anew, from the records."""
 
-    exp_dir: Path
-    registered: dict  # experiment_configs.json
+    standing: Standing
     design: Design  # the registered statistical terms
-    derived: dict  # staged_ablation_results.json; empty where there is none
-    decisions: dict[int, Decision]
-    looks: tuple[Look, ...]  # of stage 4, adaptive plan
-    records: Records
-    run_configs: Mapping[tuple[str, int], dict]  # (run, attempt): config.json
+    circumstances: Mapping[tuple[str, int], Mapping[str, str]]  # (run, attempt): as CIRCUMSTANCES
     grad_norms: Mapping[str, tuple["GradNorms", ...]]  # run: what its log says, where it does
-    notes: tuple[str, ...]  # what could not be read, or does not fit together
+    notes: tuple[str, ...]  # what could not be read
+
+    @property
+    def exp_dir(self) -> Path:
+        return self.standing.exp_dir
+
+    @property
+    def registered(self) -> dict:
+        """experiment_configs.json: of any content, where `changed` is not empty."""
+        return self.standing.document
+
+    @property
+    def records(self) -> Records:
+        return self.standing.records
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """How the folder differs from what was registered; then no decision is shown."""
+        return self.standing.changed
 
     @property
     def plan(self) -> str:
-        return self.registered["plan"]
+        return self.standing.experiment.plan
+
+    @property
+    def decisions(self) -> Mapping[int, Decision]:
+        return self.standing.step.decisions if self.standing.step else {}
+
+    @property
+    def looks(self) -> tuple[Look, ...]:
+        """Of stage 4, adaptive plan; each as it was taken."""
+        numbers = self.decisions[4].numbers if 4 in self.decisions else {}
+        return tuple(Look(**look) for look in numbers.get("looks", ()))
+
+    @property
+    def verdict(self) -> str:
+        """Of the adaptive plan: as it fell, whatever later looks saw. Empty before the first."""
+        return self.decisions[4].numbers.get("verdict", "") if 4 in self.decisions else ""
 
     def stage_name(self, number: int) -> str:
         if not number:
             return "Runs by hand"
-        name = field(self.registered, "stages", str(number), "name")
-        return f"Stage {number}, {name}"
+        names = {stage.number: f", {stage.name}" for stage in PLANS[self.plan]}
+        return f"Stage {number}{names.get(number, '')}"
 
     def packing(self, r: RunResult) -> str:
         """How the run shared its machine: times are compared between equals only."""
-        config = self.run_configs.get((r.run.name, r.attempt))
-        processes = field(config, "machine", "processes")
-        slots = field(config, "slots") or field(config, "machine", "slots") or 1
-        return f"{slots} side by side, {processes or 'unknown'} process(es) each"
+        found = self.circumstances.get((r.run.name, r.attempt), {})
+        slots = found.get("slots") or found.get("side by side") or "1"
+        return f"{slots} side by side, {found.get('processes') or 'unknown'} process(es) each"
 
 
 def field(value, *path: str):
@@ -75,106 +106,80 @@ def field(value, *path: str):
     return value
 
 
-OUTPUT_DIR = Path("experiments")
-REGISTERED = {"experiment_id": str, "plan": str, "profile": dict, "stages": dict}  # at the least
-REMEDY = "give a folder that run_aux.py made (experiments/aux_heads_...)"
+FEW = 20  # entries of a list, or of an object, that are shown
 
 
-def newest(output_dir: Path = OUTPUT_DIR) -> Path:
-    """The newest experiment, of any kind. Raises ValueError when there is none."""
-    found = [file.parent for file in output_dir.glob("aux_heads_*/experiment_configs.json")]
-    if not found:
-        begin = "give --exp_dir, or begin one: python run_aux.py --staged"
-        raise ValueError(f"no experiment in {output_dir}/; {begin}")
-    return max(found, key=lambda folder: [int(n) for n in re.findall("[0-9]+", folder.name)])
+def in_words(value) -> str | None:
+    """Any JSON value as a short text; None for nothing. What is nested deeper is not looked at."""
+    if isinstance(value, dict):
+        shown = [f"{k} {simple(v)}" for k, v in islice(value.items(), FEW)]
+        return ", ".join([*shown, *["…"] * (len(value) > FEW)])
+    if isinstance(value, list):
+        counted = Counter(map(simple, value[:1000]))
+        shown = [f"{n} x {v}" for v, n in islice(counted.items(), FEW)]
+        return ", ".join([*shown, *["…"] * (len(counted) > FEW or len(value) > 1000)])
+    return None if value is None else simple(value)
+
+
+def simple(value) -> str:
+    """A text, a number, yes or no; anything else only by its kind."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None or isinstance(value, int | float | str):
+        return printable(str(value), limit=2000)
+    return f"a {type(value).__name__}"
+
+
+FIXED = {  # line of the report: where its value lies; the first three vary with nothing we compare
+    "text": ("data", "fingerprint"),
+    "code": ("code", "hash"),
+    "versions": ("versions",),
+    "host": ("machine", "host"),
+    "U-net skips": ("unet_skips",),
+    "device": ("machine", "device"),
+    "GPUs": ("machine", "gpus"),
+    "CPU": ("machine", "cpu"),
+    "processes": ("machine", "processes"),
+    "side by side": ("machine", "slots"),
+    "git commit": ("git", "commit"),
+    "uncommitted": ("git", "dirty"),
+}
+CIRCUMSTANCES = {**FIXED, "slots": ("slots",)}  # of each attempt, in its config.json
 
 
 def read_experiment(exp_dir: Path) -> Experiment:
     """Raises ValueError where this is no experiment; what is merely damaged becomes a note."""
-    path = exp_dir / "experiment_configs.json"
-    if not exp_dir.is_dir():
-        raise ValueError(f"--exp_dir {exp_dir}: no such folder; {REMEDY}")
-    if not path.is_file():
-        raise ValueError(f"--exp_dir {exp_dir}: no {path.name} there; {REMEDY}")
-    registered = read_json(path)
-    for name, kind in REGISTERED.items():
-        if not isinstance(registered.get(name), kind):
-            raise ValueError(f"{path}: {name} is {registered.get(name)!r:.40}; {REMEDY}")
-    records = read_records(exp_dir, registered["experiment_id"])
-    derived, decisions, looks, notes = read_derived(exp_dir, registered["experiment_id"], records)
-    configs = {}
+    found = standing(exp_dir)
+    circumstances, notes = {}, []
     for name, attempt, folder in attempt_dirs(exp_dir):
         try:
-            configs[name, attempt] = read_json(folder / "config.json")
+            config = read_json(folder / "config.json")
         except (ValueError, OSError) as error:
             notes.append(f"A run's configuration cannot be read: {error}")
+            continue
+        words = {what: in_words(field(config, *at)) for what, at in CIRCUMSTANCES.items()}
+        circumstances[name, attempt] = {k: v for k, v in words.items() if v is not None}
     return Experiment(
-        exp_dir=exp_dir,
-        registered=registered,
-        design=design_from(path, registered["profile"].get("design")),
-        derived=derived,
-        decisions=decisions,
-        looks=looks,
-        records=records,
-        run_configs=configs,
-        grad_norms=read_grad_norms(exp_dir, records),
+        standing=found,
+        design=design_from(exp_dir, found.document),
+        circumstances=circumstances,
+        grad_norms=read_grad_norms(exp_dir, found.records),
         notes=tuple(notes),
     )
 
 
-def design_from(path: Path, value) -> Design:
+def design_from(exp_dir: Path, document: dict) -> Design:
+    """The registered terms: those of the profile in the code may be others by now."""
+    value = field(document, "profile", "design")
     try:
-        design = Design(**value)
-        if not all(map(is_number, vars(design).values())):
+        d = Design(**value)
+        if not all(is_number(v) and 0 < v < 1e9 for v in vars(d).values()) or d.alpha >= 0.5:
             raise TypeError
-        return design
+        return d
     except TypeError:
-        raise ValueError(f"{path}: profile.design is {value!r:.40}; {REMEDY}") from None
-
-
-Derived = tuple[dict, dict[int, Decision], tuple[Look, ...], list[str]]
-
-
-def read_derived(exp_dir: Path, experiment_id: str, records: Records) -> Derived:
-    """staged_ablation_results.json as (document, decisions, looks, notes), held against the
-    records."""
-    path = exp_dir / "staged_ablation_results.json"
-    again = "python run_aux.py --exp_dir DIR with --staged or --stage writes it anew"
-    if not path.exists():
-        return {}, {}, (), [f"There is no {path.name}, so no decision is shown; {again}."]
-    try:
-        derived = read_json(path)
-        if derived.get("experiment_id") != experiment_id:
-            raise ValueError("it belongs to another experiment")
-        stages = derived["stages"]
-        decisions = {
-            int(number): decision_from(stage["decision"])
-            for number, stage in stages.items()
-            if stage["decision"]
-        }
-        final = decisions[4].numbers if 4 in decisions else {}
-        looks = tuple(map(look_from, final.get("looks", ())))
-        known = {(run["run"], run["status"]) for s in stages.values() for run in s["runs"]}
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        why = f"{path.name} cannot be believed ({error}), so no decision is shown; {again}."
-        return {}, {}, (), [why]
-    found = {(r.run.name, r.status) for r in records.latest().values()}
-    if known == found:
-        return derived, decisions, looks, []
-    names = ", ".join(sorted({name for name, _ in known ^ found}))
-    stale = f"{path.name} and the records of runs differ in: {names}. The tables follow the"
-    return derived, decisions, looks, [f"{stale} records, the decisions the older state; {again}."]
-
-
-def look_from(value: dict) -> Look:
-    look = Look(**value)
-    numbers = (look.n, look.n_max, look.z, look.q)
-    interval = (look.low, look.high, look.eq_low, look.eq_high)
-    whole = all(map(is_number, interval)) or interval == (None,) * 4
-    optional = (value for value in (look.improvement, look.p) if value is not None)
-    if not (whole and all(map(is_number, (*numbers, *optional)))):
-        raise ValueError(f"not a look: {printable(str(value), limit=80)}")
-    return look
+        path = exp_dir / "experiment_configs.json"
+        what = printable(in_words(value) or "missing", limit=40)
+        raise ValueError(f"{path}: profile.design is {what}; start a new experiment") from None
 
 
 @dataclass(frozen=True)
@@ -188,6 +193,7 @@ class GradNorms:
 
 GRAD_NORMS = b"grad_norms: "  # train_gpt.py --log_grad_norms: one line at each validation
 LOG_BYTES = 1 << 26  # more than the log of any run; what lies beyond is not looked at
+MOST_LINES, LINE_BYTES = 10_000, 1 << 14  # the same of these lines
 
 
 def read_grad_norms(exp_dir: Path, records: Records) -> dict[str, tuple[GradNorms, ...]]:
@@ -197,9 +203,9 @@ def read_grad_norms(exp_dir: Path, records: Records) -> dict[str, tuple[GradNorm
         folder = attempt_dir(exp_dir / r.run.name, r.attempt)
         for name in ("train_log.txt", "output.log") if r.status == "ok" else ():
             try:
-                with open(folder / name, "rb") as file:
-                    norms = grad_norms_in(file.read(LOG_BYTES))
-            except OSError:
+                with open_regular(folder / name) as file:
+                    norms = grad_norms_in(file.read(LOG_BYTES), r.run.num_iterations)
+            except (OSError, ValueError):
                 continue
             if norms:
                 found[r.run.name] = norms
@@ -207,18 +213,25 @@ def read_grad_norms(exp_dir: Path, records: Records) -> dict[str, tuple[GradNorm
     return found
 
 
-def grad_norms_in(log: bytes) -> tuple[GradNorms, ...]:
+def grad_norms_in(log: bytes, num_iterations: int) -> tuple[GradNorms, ...]:
+    """Those of steps that a run of this length has, and with as many blocks as most have."""
     by_step = {}
-    for line in re.findall(rb"^" + GRAD_NORMS + rb"(.*)$", log, re.MULTILINE):
+    lines = re.finditer(rb"^" + GRAD_NORMS + rb"(.{1,%d})$" % LINE_BYTES, log, re.MULTILINE)
+    for line in islice(lines, MOST_LINES):
         try:
-            value = json.loads(line)
+            value = json.loads(line[1])
             step, main, total = value["step"], tuple(value["main"]), tuple(value["total"])
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
-        if type(step) is int and len(main) == len(total) and all(map(is_number, main + total)):
+        whole = type(step) is int and 0 <= step <= num_iterations
+        if whole and len(main) == len(total) > 0 and all(map(is_norm, main + total)):
             by_step[step] = GradNorms(step, main, total)
     blocks = Counter(len(norms.main) for norms in by_step.values())
     return tuple(n for _, n in sorted(by_step.items()) if len(n.main) == max(blocks))
+
+
+def is_norm(value) -> bool:
+    return is_number(value) and 0 <= value < 1e100
 
 
 # ---------------------------------------------------------------------------------------------
@@ -257,7 +270,12 @@ class Group:
 
     @property
     def seeds(self) -> set[int]:
+        """Of which there is an outcome."""
         return {r.run.seed for r in self.runs if r.settled}
+
+    def on(self, seeds: set[int]) -> "Group":
+        """The runs of these seeds; perhaps none."""
+        return Group(tuple(r for r in self.runs if r.run.seed in seeds))
 
     @property
     def diverged(self) -> int:
@@ -315,6 +333,26 @@ def blocks_of(x: Experiment) -> list[Block]:
     ]
 
 
+def matched(block: Block, group: Group) -> tuple[Group, Group] | None:
+    """Baseline and arm on the seeds of which both have an outcome; None where there is no such.
+
+    Runs of one seed start from the same weights and see the same batches; across seeds, a
+    difference would be that of the seeds as much as that of the arms.
+    """
+    base = block.baseline
+    seeds = base.seeds & group.seeds if base else set()
+    return (base.on(seeds), group.on(seeds)) if seeds else None
+
+
+def averaged(block: Block, sides: tuple[Group, Group]) -> tuple[Group, Group]:
+    """The runs that a difference of means is of: on seeds that both sides finished. Stage 4 takes
+    all that finished of its pairs, as its rule does, and ranks decide where a run diverged."""
+    if block.stage == 4:
+        return sides
+    seeds = set.intersection(*({r.run.seed for r in g.ok} for g in sides))
+    return tuple(g.on(seeds) for g in sides)
+
+
 @dataclass(frozen=True)
 class Contrast:
     """An arm against the baseline of its block, and why what is missing is missing."""
@@ -323,27 +361,31 @@ class Contrast:
     p: float | None = None
     why: str = ""
     ranked: bool = False  # p is the exact worst-rank test's
+    seeds: int = 0  # that arm and baseline share, with an outcome of both
 
 
 def contrast(block: Block, group: Group) -> Contrast:
-    """Welch's test; where runs diverged the exact worst-rank test, which counts them as worst."""
-    base = block.baseline
-    if base is None:
+    """Welch's test on shared seeds; where runs diverged there, the exact worst-rank test, which
+    counts them as worst."""
+    if block.baseline is None:
         return Contrast(why="no baseline of this stage and length ran")
-    if group is base:
+    if group is block.baseline:
         return Contrast()
-    found = None
-    if base.losses and group.losses:
-        found = aux_stats.compare(base.losses, group.losses)
-    if base.diverged or group.diverged:
-        test = aux_stats.worst_rank(base.losses, group.losses, base.diverged, group.diverged)
+    sides = matched(block, group)
+    if sides is None:
+        for name, side in (("baseline", block.baseline), ("arm", group)):
+            if not side.seeds:
+                return Contrast(why=f"no finished run of the {name}")
+        return Contrast(why="no seed in common with the baseline: no difference")
+    base, arm = sides
+    losses = [g.losses for g in averaged(block, sides)]
+    found, n = aux_stats.compare(*losses) if all(losses) else None, len(arm.seeds)
+    if base.diverged or arm.diverged:
+        test = aux_stats.worst_rank(base.losses, arm.losses, base.diverged, arm.diverged)
         why = "p by the exact worst-rank test, diverged runs as the worst"
-        return Contrast(found, test.p, why, ranked=True)
-    if found is None:
-        return Contrast(why=f"no finished run of the {'arm' if base.losses else 'baseline'}")
-    n = min(len(base.losses), len(group.losses))
-    why = "" if found.p is not None else "n = 1 on a side" if n < 2 else "no spread on both sides"
-    return Contrast(found, found.p, why and f"{why}: no interval, p or d")
+        return Contrast(found, test.p, why, ranked=True, seeds=n)
+    why = "" if found.p is not None else "n = 1" if n < 2 else "no spread on both sides"
+    return Contrast(found, found.p, why and f"{why}: no interval, p or d", seeds=n)
 
 
 def ratio(block: Block, group: Group, name: str) -> float | None:
@@ -353,29 +395,38 @@ def ratio(block: Block, group: Group, name: str) -> float | None:
 
 
 def dunnett(block: Block, rng) -> dict[str, float]:
-    """p of each arm, corrected for their number; of two or more arms with two or more runs each, as
-    many as the baseline needs too, and none diverged."""
-    arms = [g for g in block.arms if len(g.losses) > 1 and not g.diverged]
+    """p of each arm, corrected for their number; of two or more arms that finished the baseline's
+    seeds, two or more, without a divergence on either side."""
     base = block.baseline
-    if len(arms) < 2 or base is None or len(base.losses) < 2 or base.diverged:
+    if base is None or len(base.losses) < 2 or base.diverged:
+        return {}
+    arms = [g for g in block.arms if finished(g) == finished(base) and not g.diverged]
+    if len(arms) < 2:
         return {}
     found = aux_stats.dunnett(base.losses, [g.losses for g in arms], rng)
     return {g.label: p for g, p in zip(arms, found, strict=True) if p is not None}
 
 
+def finished(group: Group) -> list[int]:
+    return sorted(r.run.seed for r in group.ok)
+
+
 def final_block(x: Experiment) -> Block | None:
-    """The runs that the last decision rests on: of the adaptive plan, the pairs of its last look.
-    Baseline and arm, both with settled runs; None before that."""
+    """The complete pairs of stage 4: the seeds on which baseline and arm both have an outcome; of
+    the adaptive plan those of the last look. None before the first one."""
+    chosen = x.decisions[4].chosen if 4 in x.decisions else None
     for block in blocks_of(x):
-        if block.stage == 4 and block.baseline and block.arms:
-            sides = (block.baseline, block.arms[0])
-            settled = [[r for r in g.runs if r.settled] for g in sides]
-            if x.looks:
-                seeds = sorted(sides[0].seeds & sides[1].seeds)[: x.looks[-1].n]
-                settled = [[r for r in side if r.run.seed in seeds] for side in settled]
-            if all(settled):
-                by_seed = [tuple(sorted(side, key=lambda r: r.run.seed)) for side in settled]
-                return replace(block, groups=tuple(map(Group, by_seed)))
+        if block.stage != 4 or not block.baseline or not block.arms:
+            continue
+        tested = [g for g in block.arms if chosen and g.arm.configuration == chosen.configuration]
+        arm = (tested or block.arms)[0]
+        seeds = sorted(block.baseline.seeds & arm.seeds)
+        if x.looks:
+            seeds = seeds[: x.looks[-1].n]
+        if seeds:
+            sides = (g.on(set(seeds)) for g in (block.baseline, arm))
+            by_seed = (tuple(sorted(g.runs, key=lambda r: r.run.seed)) for g in sides)
+            return replace(block, groups=tuple(map(Group, by_seed)))
     return None
 
 
@@ -420,7 +471,7 @@ class Race:
     """An arm against its baseline by training time: start-up and validation are left out."""
 
     arrived: int  # runs of the arm that reached the baseline's mean final loss
-    runs: int  # settled ones
+    runs: int  # of it that have an outcome, on seeds shared with the baseline
     time_s: float | None  # mean time of the arm to that loss
     saved: aux_stats.Ratio | None  # share of the time to it; a ratio above 0: the arm is faster
     overhead: aux_stats.Ratio | None  # time per step, arm over baseline, less 1
@@ -439,30 +490,33 @@ class Race:
 
 
 def race(block: Block, group: Group, alpha: float) -> Race | None:
-    """Time to the baseline's mean final loss, and loss at equal time. None without finished runs.
+    """Time to the baseline's mean final loss, and loss at equal time, on shared seeds. None without
+    finished runs of both.
 
     A run that does not get there enters with its full training time, less than it would need. Of
     the baseline that is about every second one by construction, and errs on the side of the
     baseline; of the arm it would flatter it, and `shows` refuses.
     """
-    base = block.baseline
-    if base is None or group is base or not (base.losses and group.losses):
+    sides = None if group is block.baseline else matched(block, group)
+    if sides is None or not all(g.losses for g in averaged(block, sides)):
         return None
+    runs = len(sides[1].runs)
+    base, group = averaged(block, sides)
     target = aux_stats.mean_sd(base.losses)[0]
     arrived, times = arrivals(group, target)
     slower = relative(times, arrivals(base, target)[1], alpha)
     equal_s = min((c[-1][0] for g in (base, group) for c in time_curves(g)), default=0.0)
-    sides = [[aux_stats.loss_at_time(c, equal_s) for c in time_curves(g)] for g in (base, group)]
-    covered = all(sides) and None not in sides[0] + sides[1]
+    reached = [[aux_stats.loss_at_time(c, equal_s) for c in time_curves(g)] for g in (base, group)]
+    covered = all(reached) and None not in reached[0] + reached[1]
     steps = [[r.step_avg_ms for r in g.ok] for g in (group, base)]
     return Race(
         arrived=arrived,
-        runs=sum(r.settled for r in group.runs),
+        runs=runs,
         time_s=aux_stats.mean_sd(times)[0],
         saved=slower and aux_stats.Ratio(-slower.ratio, *negated(slower)),
         overhead=relative(*steps, alpha),
         equal_s=equal_s if covered else None,
-        at_equal_time=aux_stats.compare(*sides, alpha) if covered else None,
+        at_equal_time=aux_stats.compare(*reached, alpha) if covered else None,
     )
 
 

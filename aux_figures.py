@@ -1,13 +1,24 @@
 """What do the figures show?  From the values of an experiment to matplotlib figures.
 
 Pure drawing: nothing is read, decided or written here. matplotlib is imported inside the functions
-only, and without pyplot: no display is ever asked for.
+only, and without pyplot: no display is ever asked for. Whatever a person or a notebook has set for
+matplotlib, a figure is drawn from its defaults and the style below.
 """
 
+import contextlib
+import io
+import logging
 import math
+import os
+import sys
+import tempfile
+import traceback
+import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import aux_stats
 from adaptive import Design
@@ -17,10 +28,13 @@ from aux_evidence import (
     GradNorms,
     Group,
     blocks_of,
+    contrast,
     depth,
-    field,
+    matched,
     mean_grad_norms,
+    paired_losses,
 )
+from records import printable
 
 Norms = Mapping[int, GradNorms]  # by step
 
@@ -47,8 +61,70 @@ A_MEAN = {"linestyle": "", "marker": "|", "color": BLACK, "markersize": 18, "mar
 LOSS = "val loss (nats/token)"
 
 
+MOST = 100  # configurations; no plan has as many
+
+
 class NothingToDraw(Exception):
     """Why there is no such figure, for the report."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as a PNG, or why there is none."""
+
+    png: bytes = b""
+    why: str = ""  # it was not drawn
+    failed: bool = False  # it could have been, but for a package that is missing or a bug of ours
+
+
+def picture(draw: Callable[[Experiment], object], x: Experiment) -> Picture:
+    """Never raises: the report's text is worth more than any figure."""
+    try:
+        if (n := sum(len(block.groups) for block in blocks_of(x))) > MOST:
+            raise NothingToDraw(f"{n} configurations are too many to be told apart")
+        with plain_matplotlib():
+            image = io.BytesIO()
+            draw(x).savefig(image, format="png")
+        return Picture(image.getvalue())
+    except NothingToDraw as why:
+        return Picture(why=str(why))
+    except Exception as error:
+        remedy = "; pip install -r requirements.txt" if isinstance(error, ImportError) else ""
+        said = printable(f"{type(error).__name__}: {error}{remedy}")
+        return Picture(why=f"{said} ({place(error)})", failed=True)
+
+
+def place(error: Exception) -> str:
+    """The innermost line of this file that an exception came through."""
+    mine = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == __file__]
+    return f"{Path(__file__).name}, line {mine[-1].lineno}"
+
+
+@contextlib.contextmanager
+def plain_matplotlib() -> Iterator[None]:
+    """matplotlib with its defaults and our style, in silence."""
+    matplotlib = imported_matplotlib()
+    backends = ("backend", "backend_fallback")  # asking for them would choose one
+    defaults = {k: v for k, v in matplotlib.rcParamsDefault.items() if k not in backends}
+    with warnings.catch_warnings(), matplotlib.rc_context({**defaults, **STYLE}):
+        warnings.simplefilter("ignore")  # of glyphs that its font lacks
+        yield
+
+
+def imported_matplotlib():
+    """While it is imported, matplotlib obeys MPLBACKEND and the first matplotlibrc that it finds,
+    of the working folder, of MATPLOTLIBRC or of the home folder, and may well fail of them. So it
+    is imported in a folder where it finds an empty one."""
+    if "matplotlib" not in sys.modules:
+        os.environ.pop("MPLBACKEND", None)
+        # it complains of folders that it cannot write to, and uses another
+        logging.getLogger("matplotlib").setLevel(logging.CRITICAL)
+        with tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty):
+            Path("matplotlibrc").touch()
+            import matplotlib
+    import matplotlib
+
+    return matplotlib
 
 
 def new_figure(size: tuple[float, float], rows: int, columns: int, **options):
@@ -66,9 +142,9 @@ def legend_entries(*more) -> list:
     return [
         Line2D([], [], label="one run", **A_RUN),
         Line2D([], [], color=BLACK, label="baseline's mean"),
-        Patch(color=BLACK, alpha=0.12, label="baseline ± sd (n > 1)"),
-        Patch(color=BETTER, alpha=0.5, label="arm's mean: better"),
-        Patch(color=WORSE, alpha=0.5, label="arm's mean: worse"),
+        Patch(color=BLACK, alpha=0.12, label="baseline ± sd of its runs (n > 1)"),
+        Patch(color=BETTER, alpha=0.5, label="arm, same seeds: better"),
+        Patch(color=WORSE, alpha=0.5, label="arm, same seeds: worse"),
         *more,
     ]
 
@@ -77,8 +153,9 @@ def draw_comparison(x: Experiment):
     """Final val loss, a panel for each stage and length: bars, runs as points, baseline as a line.
 
     A bar from zero would hide every effect (0.02 of 3.28), and a cut one would exaggerate it. So
-    bars start at the baseline's mean: their length is the improvement, which has a true zero, while
-    the axis still reads as val loss. Without a baseline there are only points and their mean.
+    bars start at the baseline's mean on the same seeds: their length is the improvement, which has
+    a true zero, while the axis still reads as val loss. Without a baseline of their seeds there
+    are only points and their mean.
     """
     blocks = [b for b in blocks_of(x) if any(g.losses for g in b.groups)]
     if not blocks:
@@ -89,13 +166,13 @@ def draw_comparison(x: Experiment):
     )
     for ax, block in zip(axes[:, 0], blocks, strict=True):
         draw_block(ax, block)
-        about = f"\nbest: {block.arms[0].arm.label}" if len(block.arms) == 1 else ""
+        about = f"\nbest: {plain(block.arms[0].arm.label)}" if len(block.arms) == 1 else ""
         ax.set_title(block.title + about)
     axes[-1, 0].set_xlabel(f"final {LOSS}; left is better")
     from matplotlib.lines import Line2D
 
-    lone = Line2D([], [], label="mean, no baseline", **A_MEAN)
-    more = () if all(b.baseline_losses for b in blocks) else (lone,)
+    lone = Line2D([], [], label="mean, no baseline of its seeds", **A_MEAN)
+    more = (lone,) if any(alone(b, g) for b in blocks for g in b.arms) else ()
     figure.legend(handles=legend_entries(*more), loc="outside lower center", ncols=3)
     return figure
 
@@ -107,14 +184,16 @@ def draw_block(ax, block: Block) -> None:
     if base_sd is not None:
         ax.axvspan(base - base_sd, base + base_sd, color=BLACK, alpha=0.12, linewidth=0)
     for y, group in enumerate(block.groups):
-        mean, words = group.mean_sd()[0], [f"n = {len(group.losses)}"]
-        if mean is not None:
-            if base is not None and group.arm.layers:
-                colour = BETTER if mean < base else WORSE
-                ax.barh(y, mean - base, left=base, height=0.6, color=colour, alpha=0.5)
-                words.insert(0, signed(base - mean))
-            elif base is None:
-                ax.plot([mean], [y], **A_MEAN)
+        c, words = contrast(block, group).comparison, [f"n = {len(group.losses)}"]
+        if c:
+            colour = BETTER if c.improvement > 0 else WORSE
+            reach = {"left": c.mean_baseline, "height": 0.6}
+            ax.barh(y, -c.improvement, color=colour, alpha=0.5, **reach)
+            shared = f", {c.n_arm} seed(s) shared" * (c.n_arm < len(group.losses))
+            words = [signed(c.improvement), words[0] + shared]
+        elif alone(block, group):
+            ax.plot([group.mean_sd()[0]], [y], **A_MEAN)
+        if group.losses:
             apart = 0.15 if len(group.losses) > 2 else 0  # so that equal losses stay countable
             rows = [y + apart * (k % 3 - 1) for k in range(len(group.losses))]
             ax.plot(group.losses, rows, markersize=6, **A_RUN)
@@ -129,6 +208,16 @@ def draw_block(ax, block: Block) -> None:
     ax.ticklabel_format(axis="x", useOffset=False)
 
 
+def alone(block: Block, group: Group) -> bool:
+    """An arm with finished runs, and none of the baseline to hold them against."""
+    return bool(group.arm.layers and group.losses) and not contrast(block, group).comparison
+
+
+def plain(text: str) -> str:
+    """Names and schedules come from files."""
+    return printable(text, limit=120)
+
+
 def placements(blocks: Sequence[Block]) -> tuple[Block, list[Group]]:
     """The block that tells most about layers, and its arms of one weight and schedule, by depth."""
     for stage in (2, 0, 1):  # full runs about layers, runs by hand, short runs
@@ -140,14 +229,15 @@ def placements(blocks: Sequence[Block]) -> tuple[Block, list[Group]]:
                 chosen = [g for g in usable if (g.arm.weight, g.arm.schedule) == most]
                 taps = sorted(chosen, key=lambda g: (len(g.arm.layers), sum(g.arm.layers)))
                 return block, taps
-    raise NothingToDraw("needs finished runs of a baseline and of an arm, of one stage and length")
+    raise NothingToDraw("needs a finished baseline and an arm's outcome, of one stage and length")
 
 
 def draw_layers(x: Experiment):
-    """Improvement by placement, over a map of which layers are tapped: one head, two, more."""
+    """Improvement by placement, each run against the baseline's of its seed, over a map of which
+    layers are tapped: one head, two, more."""
     block, groups = placements(blocks_of(x))
-    base, base_sd = block.baseline.mean_sd()
-    n_layer = field(x.registered, "profile", "n_layer") or 12
+    base_sd = block.baseline.mean_sd()[1]
+    n_layer = x.standing.experiment.profile.n_layer
     figure, axes = new_figure(
         (max(7, 3 + 0.8 * len(groups)), 7), 2, 1, sharex=True, height_ratios=(3, 2)
     )
@@ -156,20 +246,21 @@ def draw_layers(x: Experiment):
     if base_sd is not None:
         effect.axhspan(-base_sd, base_sd, color=BLACK, alpha=0.12, linewidth=0)
     for k, group in enumerate(groups):
-        mean = group.mean_sd()[0]
-        colour = BLACK if mean is None else BETTER if mean < base else WORSE
-        if mean is not None:
-            effect.bar(k, base - mean, width=0.6, color=colour, alpha=0.5)
-        if group.lost:
-            where = (k + 0.4 * (mean is not None), 0.1)  # beside the bar, if there is one
+        c = contrast(block, group).comparison
+        colour = BLACK if c is None else BETTER if c.improvement > 0 else WORSE
+        if c:
+            effect.bar(k, c.improvement, width=0.6, color=colour, alpha=0.5)
+        if words := left_out(group, c.n_arm if c else 0):
+            where = (k + 0.4 * bool(c), 0.1)  # beside the bar, if there is one
             at = {"transform": effect.get_xaxis_transform(), "ha": "center", "va": "bottom"}
-            effect.text(*where, f"✕ {group.lost}", rotation=90, fontsize=11, **at)
-        effect.plot([k] * len(group.losses), [base - v for v in group.losses], **A_RUN)
+            effect.text(*where, words, rotation=90, fontsize=11, **at)
+        improvements = [b - a for b, a in zip(*paired_losses(block.baseline, group), strict=True)]
+        effect.plot([k] * len(improvements), improvements, **A_RUN)
         taps.plot([k] * len(group.arm.layers), group.arm.layers, "-o", color=colour, markersize=10)
     effect.use_sticky_edges = False  # room on both sides of zero
     effect.autoscale_view(scalex=False)
     arm = groups[0].arm
-    effect.set_title(f"{block.title}\nweight {arm.weight:g}, {arm.schedule}")
+    effect.set_title(f"{block.title}\nweight {arm.weight:g}, {plain(arm.schedule)}")
     effect.set_ylabel("improvement\n(nats/token)")
     taps.set_ylabel("tap layer")
     taps.set_ylim(0.3, n_layer - 0.3)
@@ -182,6 +273,13 @@ def draw_layers(x: Experiment):
     figure.align_ylabels()
     figure.legend(handles=legend_entries(), loc="outside lower center", ncols=2)
     return figure
+
+
+def left_out(group: Group, compared: int) -> str:
+    """In words, the runs of an arm that its improvement is not of; empty when there are none."""
+    lost, other = group.lost, len(group.losses) - compared
+    words = (f"✕ {lost}" if lost else "", f"{other} of other seeds" if other else "")
+    return ", ".join(filter(None, words))
 
 
 STEP, MEAN, LOW, HIGH, TIME = range(5)  # columns of a mean curve
@@ -292,6 +390,8 @@ def draw_verdict(x: Experiment):
     """
     if x.plan != "adaptive":
         raise NothingToDraw("only the adaptive plan looks more than once")
+    if x.changed:
+        raise NothingToDraw("no decision can be shown; see the top of the report")
     if not x.looks:
         raise NothingToDraw("stage 4 has had no look yet")
     figure, ((ax,),) = new_figure((9, 5.5), 1, 1)
@@ -343,7 +443,7 @@ def draw_looks(ax, x: Experiment) -> None:
 
 def verdict_title(x: Experiment) -> str:
     look, decision = x.looks[-1], x.decisions[4]
-    arm = decision.chosen.label if decision.chosen else "the arm"
+    arm = plain(decision.chosen.label) if decision.chosen else "the arm"
     estimate = "a whole arm diverged" if look.improvement is None else signed(look.improvement)
     return f"{decision.title}\n{arm}: {estimate} at n = {look.n} pairs"
 
@@ -360,13 +460,13 @@ def gradient_pair(x: Experiment):
     """(block, baseline's norms, arm, its norms): the block that tells most."""
     for stage in (4, 2, 0, 3, 1):
         for block in blocks_of(x):
-            base = mean_grad_norms(x, block.baseline) if block.baseline else {}
-            for group in block.arms if block.stage == stage and base else ():
-                norms = mean_grad_norms(x, group)
+            for group in block.arms if block.stage == stage else ():
+                sides = matched(block, group) or ()
+                base, norms = ([mean_grad_norms(x, side) for side in sides] or [{}, {}])
                 if base.keys() & norms.keys() and depth(base) == depth(norms):
                     return block, base, group, norms
     logged = "runs logged none (--log_grad_norms)"
-    alone = "no baseline and arm of one stage and length logged them at the same steps"
+    alone = "no baseline and arm of one stage, length and seed logged them at the same steps"
     raise NothingToDraw(f"needs gradient norms: {alone if x.grad_norms else logged}")
 
 
@@ -409,7 +509,7 @@ def draw_gradients(x: Experiment):
         ax.remove()
     draw_ratios(figure, axes[1, 0].get_gridspec()[1, :], base, group, arm, steps)
     figure.legend(*entries, loc="outside lower center", ncols=3)
-    title = f"{block.title}: {group.arm.label}; dotted: taps"
+    title = f"{block.title}: {plain(group.arm.label)}; dotted: taps"
     figure.suptitle(title, x=0.01, ha="left", fontsize=13)
     return figure
 

@@ -1,130 +1,37 @@
 """The report says what the records say, in whatever state an experiment is; figures are drawn."""
 
+import errno
 import json
 import math
 import os
-import random
 import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from invent import experiment
+from invented_folder import adaptive_plan, make, manual, speedrun, store, train
 from scipy import stats
 
 import analyze_aux
 import aux_evidence
+import aux_figures
 import aux_stats
 from adaptive import NO_EFFECT, Look
 from experiment import ARMS, PROFILES, Override
-from materials import Materials
 from plans import next_step
-from records import RunResult, attempt_dir, write_json, write_result
-from registration import begin, read_document, write_results
+from registration import changes, digest_of, fixed_part, read_document
 
 ROOT = Path(__file__).resolve().parents[1]
-FACTS = {
-    "machine": {"host": "node1", "device": "cpu", "processes": 1, "gpus": [], "cpu": "A CPU"},
-    "versions": {"python": "3.11.2", "torch": "2.13.0"},
-    "git": {"commit": "0123abc", "dirty": True},
-}
-EFFECTS = {(4,): 0.004, (6,): 0.008, (8,): -0.003, (4, 8): 0.015, (3, 6, 9): 0.006}
 REPORT, *FIGURES = (
     *("analysis_report.txt", "val_loss_comparison.png"),
     *("layer_ablation.png", "training_curves.png"),
     *("verdict.png", "gradient_flow.png"),
 )
 ALWAYS = set(FIGURES[:3])
-
-
-def fall(x: float) -> float:
-    """How far above its end a curve is, after a share x of the run."""
-    return 0.42 * (1 - x) ** 1.1 + 0.8 * math.exp(-15 * x) + 6 * math.exp(-60 * x) - 7e-7
-
-
-def train(run, attempt=1, status="ok", reason="", start_s=0.0, sd=0.0013, scale=1.0) -> RunResult:
-    """An invented run with a speedrun's shape of curve, noise and cost."""
-    noise = random.Random(f"{run.arm.name} {run.seed}").gauss(0, sd)
-    arm, total = run.arm, run.num_iterations
-    effect = (
-        EFFECTS.get(arm.layers, 0.0)
-        + 0.01 * (arm.weight == 0.2)
-        - 0.004 * (arm.schedule == "linear_decay")
-    )
-    effect *= scale
-    short = 0.25 * (total < 1000)  # a short run ends higher, and its effects are larger
-    val_loss = 3.28 + short - effect * (1 + 40 * short) + noise
-    step_ms = 165 * (1 + 0.02 * len(arm.layers))
-    steps = [*range(0, total, max(1, total // 20)), total]
-    if status != "ok":
-        steps = steps[: len(steps) // 2]
-    curve = [(s, val_loss + fall(s / total), s * step_ms) for s in steps]
-    ok = status == "ok"
-    return RunResult(
-        run=run,
-        attempt=attempt,
-        status=status,
-        reason=reason,
-        clock="boot",
-        start_s=start_s,
-        end_s=start_s + 60 + steps[-1] * step_ms / 1000,
-        val_loss=curve[-1][1] if ok else None,
-        steps_done=steps[-1],
-        train_time_ms=steps[-1] * step_ms if ok else None,
-        step_avg_ms=step_ms if ok else None,
-        peak_memory_mib=31000.0 if ok else None,
-        tokens_seen=total * 524288 if ok else None,
-        num_parameters=123_587_328 if ok else None,
-        curve=tuple(curve),
-    )
-
-
-def make(tmp_path, e=None, *, most=1000, failures=None, **world) -> Path:
-    """A folder as the orchestrator would leave it after so many attempts.
-
-    failures: run name -> statuses of its first attempts.
-    """
-    e = e or speedrun(overrides=tuple(Override("ignore_gate", n) for n in (1, 2, 3)))
-    tmp_path.mkdir(exist_ok=True)
-    (tmp_path / "train.py").write_text("pass\n")
-    (tmp_path / "x_train_1.bin").write_bytes(b"tokens")
-    materials = Materials(tmp_path / "train.py", tmp_path)
-    exp_dir = begin(e, materials, tmp_path / "experiments", FACTS)
-    experiment_id = read_document(exp_dir)["experiment_id"]
-    results, clock_s = [], 0.0
-    while (step := next_step(e, results)).runs and len(results) < most:
-        run = step.runs[0]
-        attempt = 1 + sum(r.run.name == run.name for r in results)
-        planned = (failures or {}).get(run.name, ())
-        status = planned[attempt - 1] if attempt <= len(planned) else "ok"
-        reason = "" if status == "ok" else f"invented reason of {run.name}, attempt {attempt}"
-        results.append(train(run, attempt, status, reason, clock_s, **world))
-        clock_s = results[-1].end_s
-        store(exp_dir, results[-1], experiment_id)
-    write_results(exp_dir, experiment_id, e, results, step)
-    return exp_dir
-
-
-def store(exp_dir, result, experiment_id) -> Path:
-    folder = attempt_dir(exp_dir / result.run.name, result.attempt)
-    folder.mkdir(parents=True)
-    config = {"run": asdict(result.run), "attempt": result.attempt, **FACTS}
-    write_json(folder / "config.json", config)
-    write_result(folder, result, experiment_id)
-    return folder
-
-
-def speedrun(**changes):
-    scale = {"profile": PROFILES["speedrun"], "full_iterations": 5100, "processes": 8}
-    return experiment(**{**scale, "device": "cuda", "budget_hours": 12.0, **changes})
-
-
-def manual(*names, seeds=(42,)):
-    return speedrun(plan="manual", arms=tuple(ARMS[name] for name in names), seeds=seeds)
 
 
 def analyze(exp_dir: Path) -> str:
@@ -149,6 +56,11 @@ def row(text: str, name: str) -> list[str]:
     """The cells of the first row that begins with this name."""
     line = next(line for line in text.splitlines() if line.strip().startswith(name))
     return re.split(r"\s{2,}", line.strip())
+
+
+def flat(text: str) -> str:
+    """Without line breaks."""
+    return " ".join(text.split())
 
 
 def losses_of(exp_dir: Path, arm: str) -> list[float]:
@@ -189,6 +101,7 @@ def test_numbers_in_the_report_are_those_of_scipy(full):
         "8",
         f"{np.mean(best):.4f}",
         f"{np.std(best, ddof=1):.4f}",
+        "8",
         f"{improvement:+.4f}",
         f"{low:+.4f} to {high:+.4f}",
         "<0.0001" if test.pvalue < 1e-4 else f"{test.pvalue:.4f}",
@@ -222,7 +135,6 @@ def test_every_run_is_in_the_report(full):
 def test_stages_are_not_pooled_and_fresh_runs_stay_apart_from_those_that_selected(full):
     arms = chapter(full[1], "Arms against their baseline")
     assert row(arms, "aux_6 + aux_6_repeat")[1] == "2"
-    assert "aux_6 + aux_6_repeat: not the baseline's seeds" in arms
     assert row(arms, "aux_4_8")[1] == "1"  # dives and screening have this configuration too
     assert row(arms, "validation_0 … validation_3")[1] == "4"
 
@@ -231,7 +143,7 @@ def test_where_there_is_no_baseline_a_dash_says_so(full):
     arms = chapter(full[1], "Arms against their baseline")
     assert set(row(arms, "validation_0 … validation_3")[4:]) == {analyze_aux.DASH}
     assert "no baseline of this stage and length ran" in arms
-    assert "n = 1 on a side: no interval, p or d" in arms
+    assert "n = 1: no interval, p or d" in arms
 
 
 def test_figures_of_a_whole_experiment_are_pictures(full):
@@ -272,7 +184,7 @@ def test_diverged_runs_are_shown_counted_and_tested(tmp_path):
     # eight baselines between seven runs that beat them all and one that none can be worse than
     assert "ranks decide" in entry(text, "interval") and "excluded" not in entry(text, "p")
     p = stats.mannwhitneyu(range(10, 18), [*range(7), math.inf], method="exact").pvalue
-    assert row(arms, "final_best")[6] == f"{p:.4f}"
+    assert row(arms, "final_best")[7] == f"{p:.4f}"
     assert "final_best/run_2, attempt 1: diverged" in chapter(text, "Runs that failed")
 
 
@@ -298,25 +210,121 @@ def test_open_and_damaged_attempts_are_named(tmp_path):
     assert re.search(r"aux_4/run_0 .* damaged", runs)
 
 
-def test_without_decisions_on_record_the_runs_are_still_reported(tmp_path):
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"experiment_id": "another"}', "edited"])
+def test_what_is_derived_is_never_a_source(tmp_path, content):
     exp_dir = make(tmp_path, most=6)
-    (exp_dir / "staged_ablation_results.json").unlink()
+    path, before = exp_dir / "staged_ablation_results.json", report(exp_dir)
+    if content is None:
+        path.unlink()
+    elif content == "edited":
+        path.write_text(path.read_text().replace("STOP", "PROCEED"))
+    else:
+        path.write_text(content)
+    assert report(exp_dir) == before
+    assert "Stage 1, screening: stopped by rule" in before
+
+
+def test_decisions_are_those_of_the_records_that_are_left(tmp_path):
+    exp_dir = make(tmp_path, speedrun(), scale=30.0)
+    assert "Stage 4, final validation" in chapter(report(exp_dir), "The answer")
+    shutil.rmtree(exp_dir / "final_best")
+    shutil.rmtree(exp_dir / "baseline")
+    assert "Stage 1, screening: PROCEED" in chapter(report(exp_dir), "The answer")
+    assert "Stage 2, layer position: not decided" in report(exp_dir)
+
+
+def edit_hypothesis(document: dict) -> None:
+    document["hypothesis"] = "It was always thought that heads do harm."
+
+
+def edit_rules(document: dict) -> None:
+    document["rules"]["hash"] = "sha256:other"
+    document["hash"] = digest_of(fixed_part(document))
+
+
+@pytest.mark.parametrize("edit", [edit_hypothesis, edit_rules])
+def test_a_changed_folder_is_called_so_at_the_top_and_no_decision_is_shown(full, tmp_path, edit):
+    exp_dir = shutil.copytree(full[0], tmp_path / "copy")
+    document = read_document(exp_dir)
+    edit(document)
+    (exp_dir / "experiment_configs.json").write_text(json.dumps(document))
+    text = analyze(exp_dir)
+    (words,) = changes(document)
+    top = text.partition("The answer")[0]
+    assert f"Beware: {words}" in " ".join(top.split())
+    assert "No decision is shown: see the top. 36 run(s) have finished." in text
+    assert not re.search("PROCEED to|AUX HEADS|^  registered:|Ended", text, re.MULTILINE)
+    assert document["hypothesis"] in " ".join(text.split())
+    assert row(chapter(text, "Arms against their baseline"), "final_best")[1] == "8"
+    assert drawn(exp_dir) == ALWAYS
+
+
+def test_a_changed_folder_of_the_adaptive_plan_has_tables_and_no_verdict(small_effect, tmp_path):
+    exp_dir = shutil.copytree(small_effect[0], tmp_path / "copy")
+    document = read_document(exp_dir)
+    edit_hypothesis(document)
+    (exp_dir / "experiment_configs.json").write_text(json.dumps(document))
     text = report(exp_dir)
-    assert "No stage is decided yet" in text and "There is no staged_ablation_results.json" in text
-    assert row(text, "aux_4")[1] == "1"
+    assert entry(text, "verdict").startswith("none shown: see the top; p and intervals are nominal")
+    assert "repeated" not in chapter(text, "Final validation")
+    x = aux_evidence.read_experiment(exp_dir)
+    with pytest.raises(aux_figures.NothingToDraw, match="no decision can be shown"):
+        aux_figures.draw_verdict(x)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"experiment_id": "another"}', "{}"])
-def test_results_that_cannot_be_believed_are_named(tmp_path, content):
-    exp_dir = make(tmp_path, most=4)
-    (exp_dir / "staged_ablation_results.json").write_text(content)
-    assert "cannot be believed" in report(exp_dir)
+def test_a_difference_is_between_runs_of_the_same_seed(full):
+    """aux_6_repeat has a seed that no baseline has: it is in the mean, not in the difference."""
+    exp_dir, text = full
+    arms = chapter(text, "Arms against their baseline")
+    cells = row(arms, "aux_6 + aux_6_repeat")
+    (base,), (loss,), (other,) = (
+        losses_of(exp_dir, name) for name in ("baseline", "aux_6", "aux_6_repeat")
+    )
+    assert cells[1:3] == ["2", f"{(loss + other) / 2:.4f}"]
+    assert cells[4:6] == ["1", f"{base - loss:+.4f}"]
+    assert "aux_6 + aux_6_repeat: 1 of 2 runs not compared: no baseline of their seed" in arms
 
 
-def test_decisions_older_than_the_records_are_called_so(tmp_path):
-    exp_dir = make(tmp_path, most=6)
-    shutil.rmtree(exp_dir / "aux_4")
-    assert "differ in: aux_4/run_0" in report(exp_dir)
+def test_without_a_seed_in_common_there_is_a_dash_and_the_reason(tmp_path):
+    failures = {"baseline/run_1": ("crashed",) * 3, "aux_6/run_0": ("crashed",) * 3}
+    exp_dir = make(tmp_path, manual("baseline", "aux_6", seeds=(1, 2)), failures=failures)
+    text = report(exp_dir)
+    arms, time = chapter(text, "Arms against their baseline"), chapter(text, "Time")
+    assert row(arms, "aux_6")[1] == "1"
+    assert row(arms, "aux_6")[4:] == [analyze_aux.DASH] * 5
+    assert "aux_6: no seed in common with the baseline: no difference" in arms
+    assert "arrived" not in time.partition("Runs by hand")[2]
+
+
+def test_a_run_that_diverged_takes_its_seed_out_of_the_difference(tmp_path):
+    e = manual("baseline", "aux_6", seeds=(1, 2, 3))
+    exp_dir = make(tmp_path, e, failures={"aux_6/run_0": ("diverged",)})
+    baseline, arm = losses_of(exp_dir, "baseline"), losses_of(exp_dir, "aux_6")
+    cells = row(chapter(report(exp_dir), "Arms against their baseline"), "aux_6")
+    assert cells[5] == f"{np.mean(baseline[1:]) - np.mean(arm[1:]):+.4f}"
+
+
+@pytest.mark.parametrize("plan", ["classic", "adaptive"])
+def test_the_final_validation_is_of_complete_pairs(tmp_path, plan):
+    gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
+    failures = {"final_best/run_2": ("crashed",) * 3, "final_baseline/run_0": ("crashed",) * 3}
+    exp_dir = make(tmp_path, speedrun(plan=plan, overrides=gates), failures=failures)
+    x = aux_evidence.read_experiment(exp_dir)
+    baseline, best = aux_evidence.final_block(x).groups
+    assert [r.run.seed for r in baseline.runs] == [r.run.seed for r in best.runs]
+    assert not {0, 2} & {r.run.index for r in best.runs}
+    expected = np.mean(baseline.losses) - np.mean(best.losses)
+    text = report(exp_dir)
+    assert entry(text, "effect").startswith(f"improvement {expected:+.4f} nats/token")
+    n = len(best.runs)
+    assert f"n = {n} and {n} baseline, of {n} pairs" in flat(chapter(text, "The answer"))
+    assert x.decisions[4].numbers["improvement"] == pytest.approx(expected)
+
+
+def test_a_run_that_diverged_has_not_finished(tmp_path):
+    failures = {"screen_baseline/run_0": ("diverged",)}
+    text = report(make(tmp_path, most=1, failures=failures))
+    assert "no run has finished" in chapter(text, "The answer")
 
 
 def test_several_arms_by_hand_are_compared_without_a_rule(tmp_path):
@@ -339,7 +347,7 @@ def test_figures_that_cannot_be_drawn_are_named_and_old_ones_removed(tmp_path):
     exp_dir = make(tmp_path, manual("aux_6"))
     (exp_dir / "layer_ablation.png").write_bytes(b"stale")
     text = analyze(exp_dir)
-    assert "layer_ablation.png: not drawn: needs finished runs of a baseline" in text
+    assert "layer_ablation.png: not drawn: needs a finished baseline" in text
     assert "layer_ablation.png" not in drawn(exp_dir)
 
 
@@ -369,7 +377,7 @@ def test_what_a_record_says_reaches_the_report_printable_only(tmp_path):
     ("content", "names"),
     [
         (None, "no experiment_configs.json there"),
-        ("{}", "experiment_id is None"),
+        ("{}", "no field 'hashed'"),
         ("[]", "holds a list"),
         ("not json", "not JSON"),
     ],
@@ -385,9 +393,8 @@ def test_a_folder_that_is_not_ours_is_one_line(tmp_path, capsys, content, names)
 
 def test_a_missing_folder_is_one_line(tmp_path, capsys):
     assert analyze_aux.main(["--exp_dir", str(tmp_path / "gone")]) == 1
-    assert capsys.readouterr().err.endswith(
-        "gone: no such folder; give a folder that run_aux.py made (experiments/aux_heads_...)\n"
-    )
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "give a folder that run_aux.py made" in error
 
 
 def test_tables_need_no_matplotlib_and_figures_no_display(tmp_path):
@@ -406,10 +413,6 @@ def test_tables_need_no_matplotlib_and_figures_no_display(tmp_path):
 
 # ---------------------------------------------------------------------------------------------
 # The adaptive plan, time and gradients
-
-
-def adaptive_plan(**changes):
-    return speedrun(plan="adaptive", **changes)
 
 
 @pytest.fixture(scope="module")
@@ -515,6 +518,34 @@ def test_classic_without_significance_says_what_is_excluded(tmp_path):
     text = report(exp_dir)
     assert beyond in " ".join(chapter(text, "The answer").split())
     assert beyond in entry(text, "excluded")
+
+
+@pytest.mark.parametrize(
+    ("locked", "low", "high"),
+    [("improves", -0.001, 0.003), ("harmful", -0.003, 0.001), ("improves", 0.001, 0.003)],
+)
+def test_a_locked_verdict_is_told_as_it_fell(small_effect, locked, low, high):
+    """Later looks settle its label only, also where their interval has come to cover zero."""
+    x = aux_evidence.read_experiment(small_effect[0])
+    decision = x.decisions[4]
+    looks = [dict(look) for look in decision.numbers["looks"]]
+    looks[-1] |= {"verdict": locked, "low": low, "high": high}
+    numbers = {**decision.numbers, "verdict": locked, "looks": looks}
+    told = replace(decision, title=f"{locked} at look 1, below target", numbers=numbers)
+    step = replace(x.standing.step, decisions={**x.decisions, 4: told})
+    text = analyze_aux.render_report(replace(x, standing=replace(x.standing, step=step)), {})
+    answer = chapter(text, "The answer")
+    assert f"{locked} at look 1, below target" in answer
+    assert "Not shown" not in answer and "excluded" not in answer
+    assert "  excluded:" not in text
+    assert f"at look {len(looks)}" in flat(answer)  # of which the interval is
+
+
+def test_the_answer_says_of_which_configuration_it_is(small_effect):
+    answer = flat(chapter(small_effect[1], "The answer"))
+    x = aux_evidence.read_experiment(small_effect[0])
+    assert all(line in answer for line in x.decisions[4].because)
+    assert "of the configuration chosen" in answer and "were run" in answer
 
 
 def test_ranks_decide_where_a_run_of_stage_4_diverged(tmp_path):
@@ -638,16 +669,6 @@ def test_the_verdict_is_drawn_for_looks_only(small_effect, tmp_path):
     assert "stage 4 has had no look yet" in entry(analyze(early), "verdict.png")
 
 
-@pytest.mark.parametrize("change", [{"n": None}, {"low": "x"}, {"eq_low": None}, {"more": 1}])
-def test_looks_that_cannot_be_believed_are_named(null, tmp_path, change):
-    exp_dir = shutil.copytree(null[0], tmp_path / "copy")
-    path = exp_dir / "staged_ablation_results.json"
-    document = json.loads(path.read_text())
-    document["stages"]["4"]["decision"]["numbers"]["looks"][-1] |= change
-    path.write_text(json.dumps(document))
-    assert "cannot be believed" in report(exp_dir)
-
-
 def log_gradients(exp_dir: Path, name: str, lines: list[str], file="train_log.txt") -> None:
     (exp_dir / name / "run_0" / file).write_text("\n".join(["step:0/1 x", *lines, ""]))
 
@@ -672,10 +693,11 @@ def test_gradient_lines_that_do_not_fit_are_passed_over():
             *("grad_norms: {", "grad_norms: [1]", "grad_norms: null", " " + norms(1, 2.0, 2.0)),
             'grad_norms: {"step": 3, "main": [1.0], "total": [1.0, NaN]}',
             'grad_norms: {"step": 3, "main": [1.0, 1.0], "total": [1.0, NaN]}',
+            *(norms(-1, 2.0, 2.0), norms(101, 2.0, 2.0), norms(3, 2.0, -1.0), norms(10**400, 1.0)),
             *(norms(4, 2.0, 3.0), norms(2, 0.0, 1.0), norms(5, 1.0), norms(4, 5.0, 6.0)),
         ]
     )
-    found = aux_evidence.grad_norms_in(log.encode() + b"\n\xff")
+    found = aux_evidence.grad_norms_in(log.encode() + b"\n\xff", 100)
     assert [(n.step, n.total) for n in found] == [(2, (0.0, 1.0)), (4, (5.0, 6.0))]
 
 
@@ -691,11 +713,136 @@ def test_the_default_is_the_newest_experiment_of_any_kind(tmp_path, monkeypatch,
     output = tmp_path / "experiments"
     older, newer = (make(tmp_path / name, manual("aux_6"), most=1) for name in "ab")
     output.mkdir()
-    shutil.move(older, output / "aux_heads_20260102_000000_9")
-    shutil.move(newer, output / "aux_heads_20260102_000000_10")
+    shutil.move(older, output / "aux_heads_20260102_000000_10")
+    shutil.move(newer, output / "aux_heads_20260102_000000_9")
     (output / "aux_heads_20270101_000000").mkdir()  # begun, and nothing in it
     assert analyze_aux.main([]) == 0
-    assert "aux_heads_20260102_000000_10/analysis_report.txt" in capsys.readouterr().out
+    assert "aux_heads_20260102_000000_9/analysis_report.txt" in capsys.readouterr().out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of every file, by its path."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_an_output_dir_gets_all_that_is_written(full, tmp_path, capsys):
+    exp_dir, text = full
+    before = contents(exp_dir)
+    elsewhere = tmp_path / "not there yet" / "out"
+    assert analyze_aux.main(["--exp_dir", str(exp_dir), "--output_dir", str(elsewhere)]) == 0
+    assert (elsewhere / REPORT).read_text() == text
+    assert drawn(elsewhere) == ALWAYS
+    assert contents(exp_dir) == before
+    assert str(elsewhere / REPORT) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--exp_dir", "--output_dir"])
+def test_a_path_option_means_what_a_shell_makes_of_it(full, tmp_path, monkeypatch, option):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    exp_dir = full[0] if option == "--output_dir" else shutil.copytree(full[0], tmp_path / "x")
+    given = [f"--exp_dir={exp_dir}"] if option == "--output_dir" else []
+    assert analyze_aux.main([*given, f"{option}=~/x"]) == 0
+    assert (tmp_path / "x" / REPORT).exists()
+    with pytest.raises(SystemExit) as stopped:
+        analyze_aux.main([*given, f"{option}="])
+    assert stopped.value.code == 2
+
+
+def test_the_answer_is_printed_before_anything_is_drawn_or_written(full, capsys, monkeypatch):
+    def killed(x, into):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(analyze_aux, "write_all", killed)
+    with pytest.raises(KeyboardInterrupt):
+        analyze_aux.main(["--exp_dir", str(full[0])])
+    assert "Stage 4, final validation: AUX HEADS HELP" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["os.replace", "builtins.open"])
+def test_a_folder_that_cannot_be_written_to_has_its_report_on_screen(
+    full, tmp_path, capsys, monkeypatch, name
+):
+    exp_dir = shutil.copytree(full[0], tmp_path / "copy")
+    before = contents(exp_dir)
+    real = open
+
+    def read_only(*args, **options):
+        if name == "os.replace" or args[1:2] == ("xb",):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return real(*args, **options)
+
+    monkeypatch.setattr(name, read_only)
+    assert analyze_aux.main(["--exp_dir", str(exp_dir)]) == 1
+    monkeypatch.undo()
+    out, err = capsys.readouterr()
+    text = full[1].replace(full[0].name, "copy")
+    assert out.startswith(text.partition("11. Figures")[0])
+    assert err.count("\n") == 1 and "--output_dir DIR writes elsewhere" in err
+    assert f"cannot write {exp_dir / REPORT} (Read-only file system)" in err
+    assert contents(exp_dir) == before
+
+
+def test_nothing_is_written_through_a_link(full, tmp_path):
+    exp_dir = shutil.copytree(full[0], tmp_path / "copy")
+    secret = tmp_path / "secret"
+    secret.write_text("theirs")
+    for name in (REPORT, *FIGURES):
+        (exp_dir / name).unlink(missing_ok=True)
+        (exp_dir / name).symlink_to(secret)
+    assert analyze(exp_dir) == full[1].replace(full[0].name, "copy")
+    assert secret.read_text() == "theirs"
+    assert drawn(exp_dir) == ALWAYS and not (exp_dir / REPORT).is_symlink()
+    assert not (exp_dir / "verdict.png").is_symlink()  # nothing to draw: the link is gone
+
+
+def test_what_only_has_the_name_of_a_figure_is_left_alone(full, tmp_path, capsys):
+    exp_dir = shutil.copytree(full[0], tmp_path / "copy")
+    (exp_dir / "verdict.png").mkdir()  # there is nothing to draw
+    (exp_dir / "training_curves.png").unlink()
+    (exp_dir / "training_curves.png").mkdir()
+    assert analyze_aux.main(["--exp_dir", str(exp_dir)]) == 1
+    assert (exp_dir / "verdict.png").is_dir() and (exp_dir / "training_curves.png").is_dir()
+    text = (exp_dir / REPORT).read_text()
+    assert entry(text, "training_curves.png") == "not written: Is a directory"
+    assert entry(text, "val_loss_comparison.png") == "drawn"
+    assert capsys.readouterr().err.startswith("analyze_aux.py: error: no training_curves.png")
+    assert not list(exp_dir.glob(".*"))
+
+
+def test_temporaries_have_names_that_nobody_can_know(tmp_path, monkeypatch):
+    seen, real = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (seen.append(a.name), real(a, b)))
+    for _ in range(2):
+        analyze_aux.write(tmp_path / "x", b"")
+    assert len(set(seen)) == 2 and all(re.fullmatch(r"\.x\.[0-9a-f]{16}\.tmp", n) for n in seen)
+
+
+def test_a_bug_in_a_figure_is_named_and_the_rest_is_there(full, tmp_path, capsys, monkeypatch):
+    exp_dir = shutil.copytree(full[0], tmp_path / "copy")
+    broken = {**aux_figures.FIGURES, "training_curves.png": lambda x: 1 / 0}
+    monkeypatch.setattr(analyze_aux, "FIGURES", broken)
+    assert analyze_aux.main(["--exp_dir", str(exp_dir)]) == 1
+    assert drawn(exp_dir) == ALWAYS - {"training_curves.png"}  # the old one would be stale
+    why = entry((exp_dir / REPORT).read_text(), "training_curves.png")
+    assert re.fullmatch(
+        r"not drawn: ZeroDivisionError: division by zero \(aux_figures.py, line \d+\)", why
+    )
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_without_matplotlib_there_is_a_report_and_the_remedy(tmp_path):
+    exp_dir = make(tmp_path, most=4)
+    code = (
+        "import sys; sys.modules['matplotlib'] = None; import analyze_aux;"
+        "sys.exit(analyze_aux.main(['--exp_dir', sys.argv[1]]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(exp_dir)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    text = flat((exp_dir / REPORT).read_text())
+    assert text.count("ModuleNotFoundError") == 5
+    assert "pip install -r requirements.txt" in text and "aux_4" in text
 
 
 def test_a_registration_without_its_design_is_one_line(tmp_path, capsys):

@@ -32,11 +32,11 @@ ARROWS = {  # file: the files of ours that it may import
     "command": {"experiment", "records"},
     "registration": {"decision", "experiment", "machine", "materials", "plans", "records"},
     "staged_analysis_helper": {"decision", "records", "registration"},
-    "aux_evidence": {"adaptive", "aux_stats", "decision", "records"},
-    "aux_figures": {"adaptive", "aux_evidence", "aux_stats"},
+    "aux_evidence": {"adaptive", "aux_stats", "decision", "plans", "records", "registration"},
+    "aux_figures": {"adaptive", "aux_evidence", "aux_stats", "records"},
     "analyze_aux": {
         *("adaptive", "aux_evidence", "aux_figures", "aux_stats"),
-        *("decision", "records"),
+        *("decision", "plans", "records", "registration"),
     },
     "plan_report": {
         *("adaptive", "aux_stats", "decision", "experiment", "plans"),
