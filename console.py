@@ -85,6 +85,30 @@ def open_all_three() -> None:
     os.close(number)
 
 
+def stop_quietly(program: str) -> None:
+    """From here on Ctrl-C ends the program with one line, whatever it is in: the imports of a start
+    or the last moments of an end. What has to be put away first takes the signal for itself."""
+
+    def end(number, _frame):
+        with contextlib.suppress(OSError):
+            os.write(2, f"{program}: stopped; nothing was in flight\n".encode())
+        os._exit(128 + number)
+
+    signal.signal(signal.SIGINT, end)
+
+
+@contextlib.contextmanager
+def interruptible():
+    """In here Ctrl-C raises KeyboardInterrupt, so that what is held is put back; then it is as it
+    was before."""
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def run(main: Callable[[], int]) -> int:
     """main's exit code, its standard streams made safe first."""
     open_all_three()

@@ -34,7 +34,7 @@ ARROWS = {  # file: the files of ours that it may import
     "registration": {"decision", "experiment", "machine", "materials", "plans", "records"},
     "aux_evidence": {"adaptive", "aux_stats", "decision", "plans", "records", "registration"},
     "display": {"console", "orchestrator", "records"},
-    "staged_analysis_helper": {"decision", "records", "registration"},
+    "staged_analysis_helper": {"console", "decision", "prerequisites", "records", "registration"},
     "status": {"decision", "orchestrator", "plans", "records", "registration"},
     "aux_figures": {"adaptive", "aux_evidence", "aux_stats", "records"},
     "session": {
@@ -46,9 +46,9 @@ ARROWS = {  # file: the files of ours that it may import
         "registration",
     },
     "run_aux": {
-        *("command", "display", "exit_codes", "experiment", "launchers", "machine", "materials"),
-        *("orchestrator", "plan_report", "plans", "records", "registration", "session", "slurm"),
-        "status",
+        *("command", "console", "display", "exit_codes", "experiment", "launchers", "machine"),
+        *("materials", "orchestrator", "plan_report", "plans", "preflight", "prerequisites"),
+        *("records", "registration", "session", "slurm", "status"),
     },
 }
 
