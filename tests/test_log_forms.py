@@ -414,7 +414,9 @@ def test_a_report_that_is_torn_refuses_nothing():
     returncode=None), replace(FAILED, returncode=3)])  # fmt: skip
 def test_only_torchruns_own_failure_makes_its_report_count(exit):
     head, report = torchrun(2)
-    assert verdict(head + REFUSAL + report, exit).status == "crashed"
+    result = verdict(head + REFUSAL + report, exit)
+    assert result.status == "crashed"
+    assert "exit code 2" not in result.reason
 
 
 def test_the_exit_code_2_of_a_trainer_without_torchrun_is_a_refusal():

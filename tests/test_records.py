@@ -556,8 +556,9 @@ def test_a_copy_with_a_damaged_record_is_damaged(tmp_path):
 
 
 @pytest.mark.parametrize("linked", ["aux_4/run_0", "aux_4_8/run_1", "aux_4_8/run_0/attempt_2"])
-def test_linked_folders_are_named_and_not_followed(tmp_path, linked):
-    folder = put(tmp_path / "elsewhere", verdict(COMPLETE))
+@pytest.mark.parametrize("there", [True, False])
+def test_linked_folders_are_named_and_not_followed(tmp_path, linked, there):
+    folder = put(tmp_path / "elsewhere", verdict(COMPLETE)) if there else tmp_path / "gone"
     exp_dir = tmp_path / "exp"
     put(exp_dir, verdict(COMPLETE))
     link = exp_dir / linked
