@@ -224,14 +224,15 @@ def code_copy(document: dict, exp_dir: Path) -> Path:
     """
     code, name = document["code"], document["code"]["files"][0]
     copy = exp_dir / "code" / code["hash"] / name
-    if copy.is_file():
+    if all((copy.parent / file).is_file() for file in code["files"]):
         if read_code(copy).hash != code["hash"]:
             raise ValueError(f"{copy.parent} was edited; its files no longer match their hash")
         return copy
     for script in (Path(document["train_script"]), ROOT / name):
-        if script.is_file() and (found := read_code(script)).hash == code["hash"]:
-            found.copy_to(copy.parent)
-            return copy
+        with contextlib.suppress(ValueError):  # gone, or nothing that Python can read
+            if (found := read_code(script)).hash == code["hash"]:
+                found.copy_to(copy.parent)
+                return copy
     raise ValueError(
         f"the trainer of this experiment is gone: neither {copy} nor {document['train_script']}"
         f" holds the registered files (hash {code['hash']}); put them back, or begin anew"
@@ -314,9 +315,9 @@ def changes(document: dict) -> tuple[str, ...]:
 
 
 def version_of(document: dict) -> str:
-    """Which commit made an experiment, as a remedy; empty where that is not known."""
+    """Which commit made an experiment, as a remedy; empty where none is known to have all of it."""
     git = document.get("git")
-    commit = git.get("commit") if isinstance(git, dict) else None
+    commit = git.get("commit") if isinstance(git, dict) and not git.get("dirty") else None
     known = isinstance(commit, str) and re.fullmatch(r"[0-9a-f]{4,64}", commit)
     return f"; git checkout {commit} has what made it" if known else ""
 

@@ -390,6 +390,18 @@ def check_can_begin(args, exp_dir: Path | None) -> None:
         raise ValueError(f"--exp_dir {exp_dir}: no experiment there; {begin_one}")
 
 
+def gpus_seen(args, document: dict | None) -> tuple[str, ...]:
+    """Where runs need none of this machine's GPUs, a tool that fails to name them stops nothing."""
+    share = document["share"] if document else {}
+    elsewhere = (args.launcher or share.get("launcher")) == "slurm" or share.get("device") == "cpu"
+    try:
+        return visible_gpus(args.num_gpus)
+    except ValueError:
+        if elsewhere:
+            return ()
+        raise
+
+
 def run(args, display: Display) -> int:
     """Begin or continue an experiment, or show what that would do."""
     exp_dir = folder_of(args, display.say)
@@ -397,7 +409,7 @@ def run(args, display: Display) -> int:
     document = None if new else read_document(exp_dir)
     if document is None:
         check_can_begin(args, exp_dir)
-    gpus = visible_gpus(asked=args.num_gpus)
+    gpus = gpus_seen(args, document)
     e = experiment_of(document) if document else new_experiment(args, gpus, display.say)
     if args.dry_run or args.plan_report:
         return show_plan(args, exp_dir, document, e, gpus, display)
