@@ -53,7 +53,6 @@ class Stream:
                 act()
             except (OSError, ValueError) as error:  # ValueError: the stream was closed
                 self.lost = error
-                silence(self.stream)
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
@@ -65,7 +64,7 @@ def underlying(stream):
 
 
 def silence(stream) -> None:
-    """Let what is buffered go nowhere: Python would try once more to write it when it exits."""
+    """Let what is buffered go nowhere: Python would try to write it when it exits, and complain."""
     with contextlib.suppress(AttributeError, OSError, ValueError):  # it is no file
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
