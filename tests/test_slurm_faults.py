@@ -232,7 +232,7 @@ def leave_exit(run, returncode, ended_by="itself"):
         ("TIMEOUT", "timeout", "time limit"),
         ("COMPLETED", "crashed", ""),
         ("FAILED", "crashed", ""),
-        ("OUT_OF_MEMORY", "crashed", "out of memory"),
+        ("OUT_OF_MEMORY", "crashed", "memory"),  # in the words of records.py
     ],
 )
 def test_a_trainer_that_got_the_signal_before_its_watcher_did(
