@@ -8,6 +8,8 @@ knows no sign beyond ASCII. The program goes on to its end all the same: what it
 not lost with its screen. Only the exit code tells that somebody who wanted text did not get it.
 """
 
+from __future__ import annotations  # an older Python gets as far as prerequisites.check
+
 import codecs
 import contextlib
 import errno

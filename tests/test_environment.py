@@ -358,6 +358,6 @@ def test_what_is_needed_is_found_without_importing_it():
     assert not {"numpy", "scipy", "psutil", "tqdm"} & set(loaded)
 
 
-def test_the_question_is_put_in_words_of_an_old_python():
-    source = (ROOT / "prerequisites.py").read_text()
-    ast.parse(source, feature_version=(3, 6))
+@pytest.mark.parametrize(("name", "oldest"), [("prerequisites", (3, 6)), ("console", (3, 8))])
+def test_what_comes_before_the_question_is_in_words_of_an_old_python(name, oldest):
+    ast.parse((ROOT / f"{name}.py").read_text(), feature_version=oldest)
