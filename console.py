@@ -8,6 +8,8 @@ knows no sign beyond ASCII. The program goes on to its end all the same: what it
 not lost with its screen. Only the exit code tells that somebody who wanted text did not get it.
 """
 
+from __future__ import annotations  # an older Python gets as far as prerequisites.check
+
 import codecs
 import contextlib
 import errno
@@ -53,7 +55,6 @@ class Stream:
                 act()
             except (OSError, ValueError) as error:  # ValueError: the stream was closed
                 self.lost = error
-                silence(self.stream)
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
@@ -65,7 +66,7 @@ def underlying(stream):
 
 
 def silence(stream) -> None:
-    """Let what is buffered go nowhere: Python would try once more to write it when it exits."""
+    """Let what is buffered go nowhere: Python would try to write it when it exits, and complain."""
     with contextlib.suppress(AttributeError, OSError, ValueError):  # it is no file
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

@@ -38,7 +38,9 @@ DROPPED = {  # a name, or with * the beginning of names: what it would do
     "PYTHONPROFILEIMPORTTIME": "floods the log",
     "PYTHONDUMPREFS": "floods the log",
     "PYTHONMALLOCSTATS": "floods the log",
-    "PYTHONIOENCODING": "logs are read as UTF-8",
+    "PYTHONIOENCODING": "logs are read as UTF-8, which Python writes where no language is named",
+    "PYTHONUTF8": "the same",
+    "PYTHONCOERCECLOCALE": "the same",
     # Slurm
     "SQUEUE_*": "which jobs are listed, and how: SQUEUE_STATES hides queued ones",
     "SCONTROL_*": "which jobs are shown",
@@ -75,15 +77,10 @@ KEPT = {  # though the beginning of its name is dropped: where it says which clu
     "SLURM_CLUSTERS": "which of several clusters is meant",
     "SLURM_JWT": "who we are for Slurm",
 }
-SET = {
-    "LC_ALL": "C",  # their answers are read by programs
-    "PYTHONUTF8": "1",  # and logs are UTF-8 all the same
-}
-
 
 def clean(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment without settings that configure the called programs from outside."""
-    return {name: value for name, value in environ.items() if not is_dropped(name)} | SET
+    return {name: value for name, value in environ.items() if not is_dropped(name)}
 
 
 def is_dropped(name: str) -> bool:

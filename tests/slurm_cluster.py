@@ -3,6 +3,8 @@
     with SlurmCluster(folder) as cluster: ...      # SLURM_CONF is cluster.env["SLURM_CONF"]
     python tests/slurm_cluster.py FOLDER           # runs until Ctrl-C
 
+Its patience is that of a busy machine: a slurmd that answers late is no lost node.
+
 Needs root and Debian's slurmctld, slurmd, slurm-client and munge.
 """
 
@@ -43,7 +45,10 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 MpiDefault=none
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,defer
-SlurmdTimeout=10
+SlurmdTimeout=300
+BatchStartTimeout=120
+MessageTimeout=60
+TCPTimeout=30
 KillWait=5
 GresTypes=gpu
 {nodes}

@@ -201,6 +201,7 @@ def bash(line: str, home: Path, settings: dict[str, str | None]):
         "TORCHRUN": str(TESTS / "fake_torchrun"),
         "FAKE_PYTHON": sys.executable,
         "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONUNBUFFERED": None,
         **settings,
     }
     return subprocess.run(
@@ -257,18 +258,30 @@ MEANT = {  # what a person means by a run, and reaches it
 
 
 def test_what_a_person_means_is_kept():
-    assert environment.clean(MEANT) == MEANT | environment.SET
+    assert environment.clean(MEANT) == MEANT
 
 
 @pytest.mark.parametrize("entry", environment.DROPPED)
 def test_what_configures_from_outside_is_dropped(entry):
     for name in {entry.replace("*", "X"), entry.replace("*", "")}:
         given = {name: "value", "PATH": "/bin"}
-        cleaned = environment.clean(given)
-        assert cleaned.get(name) == environment.SET.get(name)
-        assert cleaned == {"PATH": "/bin"} | environment.SET
+        assert environment.clean(given) == {"PATH": "/bin"}
         assert given == {name: "value", "PATH": "/bin"}  # the caller's is left alone
     assert environment.DROPPED[entry], "each entry says why"
+
+
+@pytest.mark.parametrize("language", ["C", "POSIX", "de_DE.ISO-8859-1", "no_SUCH.thing"])
+def test_programs_answer_in_english_and_a_trainer_may_print_any_sign(language):
+    settings = {"LC_ALL": language, "LANG": language, "LC_NUMERIC": language, "LANGUAGE": "de"}
+    settings |= {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    given = {**os.environ, **settings}
+    code = "import locale; locale.setlocale(locale.LC_ALL, ''); print(chr(0x2705), 1.5)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment.clean(given), capture_output=True, check=True
+    )
+    assert done.stdout.decode() == "\u2705 1.5\n"
+    told = subprocess.run(["ls", "/no/such"], env=environment.clean(given), capture_output=True)
+    assert b"No such file or directory" in told.stderr
 
 
 def options_of_torchrun() -> set[str]:
@@ -345,6 +358,6 @@ def test_what_is_needed_is_found_without_importing_it():
     assert not {"numpy", "scipy", "psutil", "tqdm"} & set(loaded)
 
 
-def test_the_question_is_put_in_words_of_an_old_python():
-    source = (ROOT / "prerequisites.py").read_text()
-    ast.parse(source, feature_version=(3, 6))
+@pytest.mark.parametrize(("name", "oldest"), [("prerequisites", (3, 6)), ("console", (3, 8))])
+def test_what_comes_before_the_question_is_in_words_of_an_old_python(name, oldest):
+    ast.parse((ROOT / f"{name}.py").read_text(), feature_version=oldest)
