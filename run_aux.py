@@ -11,14 +11,17 @@ training of `train_gpt.py`; every decision follows from the results on disk (pla
 Writes experiments/aux_heads_YYYYMMDD_HHMMSS/ (README.md, "What lies in an experiment folder").
 """
 
+import os.path
 import sys
 
-import console
-import prerequisites
+if __name__ == "__main__":  # before imports that another Python cannot read or find
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -P leaves it out
+    import prerequisites
 
-if __name__ == "__main__":
-    console.stop_quietly("run_aux.py")  # Ctrl-C is one line, also while the rest is imported
     prerequisites.check("run_aux.py")
+    import console
+
+    console.stop_quietly("run_aux.py")  # Ctrl-C while the rest is imported
 
 import argparse
 import contextlib
@@ -32,6 +35,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import console
 import exit_codes
 import launchers
 import slurm
@@ -105,7 +109,8 @@ def dry_run(e: Experiment, m: Materials, exp_dir: Path, results: Sequence[RunRes
     print("Dry run: nothing is launched or written. Every gate is assumed to let the plan pass;")
     print("later stages are shown as if the layers 4,8 and the defaults won.\n")
     planned, _ = forecast(e, results)
-    environment = "".join(f"{k}={v} " for k, v in extra_environment(e, exp_dir).items())
+    variables = extra_environment(e, exp_dir).items()
+    environment = "".join(f"{name}={shlex.quote(value)} " for name, value in variables)
     for number, p in enumerate(planned, 1):
         log_file = exp_dir / p.run.name / "train_log.txt"
         command = build_command(e, p.run, m.script, m.data_dir, log_file)

@@ -6,14 +6,17 @@ prints a stage's results and its decision again, made anew from the records on d
 --exp_dir those of the newest experiment. It launches and writes nothing.
 """
 
+import os.path
 import sys
 
-import console
-import prerequisites
+if __name__ == "__main__":  # before imports that another Python cannot read or find
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -P leaves it out
+    import prerequisites
 
-if __name__ == "__main__":
-    console.stop_quietly("staged_analysis_helper.py")
     prerequisites.check("staged_analysis_helper.py")
+    import console
+
+    console.stop_quietly("staged_analysis_helper.py")  # Ctrl-C while the rest is imported
 
 import argparse
 from collections.abc import Sequence
