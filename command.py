@@ -1,11 +1,17 @@
 """What is the command of a run, and in which environment does it start?  Pure functions."""
 
+import importlib.util
 import os
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
 from experiment import TRAINER_FLAGS, Experiment
 from records import RunConfig
+
+# Workers meet on this machine and nowhere else, whatever its host name resolves to.
+ONE_MACHINE = ("--standalone", "--nnodes=1", "--local-addr=127.0.0.1")
 
 
 def build_command(
@@ -27,14 +33,45 @@ def build_command(
     asked = {"--unet_skips": run.arm.unet_skips, "--log_grad_norms": e.log_grad_norms}
     flags += [flag for flag, is_asked in asked.items() if is_asked]
     per_node = f"--nproc_per_node={e.processes // e.nodes}"
-    return (torchrun(), "--standalone", per_node, str(script), *flags)
+    return (*launcher(), *ONE_MACHINE, per_node, str(script), *flags)
+
+
+def launcher() -> tuple[str, ...]:
+    """torch's launcher under this Python, unless the variable TORCHRUN names another: a program,
+    or several words as a shell would take them. The script `torchrun` itself names the Python that
+    it was installed for, which a virtual environment that was moved no longer has."""
+    named = os.environ.get("TORCHRUN", "").strip()
+    if not named:
+        return (sys.executable, "-m", "torch.distributed.run")
+    try:
+        words = tuple(shlex.split(named))
+    except ValueError:  # a quotation mark in a path
+        words = ()
+    return (named,) if shutil.which(named) or not words else words
 
 
 def torchrun() -> str:
-    """The one beside this Python, unless the variable TORCHRUN names another."""
-    beside_python = Path(sys.executable).with_name("torchrun")
-    found = str(beside_python) if beside_python.exists() else "torchrun"
-    return os.environ.get("TORCHRUN", found)
+    """The program of it."""
+    return launcher()[0]
+
+
+def check_launcher() -> None:
+    """Raise ValueError where no run could be started, naming the remedy."""
+    program, *_ = launcher()
+    if os.environ.get("TORCHRUN", "").strip():
+        if not shutil.which(program):
+            raise ValueError(
+                f"TORCHRUN={os.environ['TORCHRUN']}: there is no program {program} that can be"
+                " started; name one, or unset TORCHRUN to launch with this Python"
+            )
+        return
+    torch = importlib.util.find_spec("torch")  # finding is not importing, which takes seconds
+    places = list(torch.submodule_search_locations or ()) if torch else []
+    if not any(Path(place, "distributed", "run.py").exists() for place in places):
+        raise ValueError(
+            f"{program} has no torch{'.distributed.run' * bool(torch)}: pip install -r"
+            " requirements.txt there, use a Python that has it, or name a launcher in TORCHRUN"
+        )
 
 
 def extra_environment(e: Experiment, exp_dir: Path, slot: int = 0) -> dict[str, str]:
@@ -55,7 +92,18 @@ def extra_environment(e: Experiment, exp_dir: Path, slot: int = 0) -> dict[str, 
     elif e.slots * e.processes > 1:
         env["OMP_NUM_THREADS"] = str(share)
     if e.device == "cuda" and e.slots > 1:
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        ids = seen.split(",") if seen else [str(n) for n in range(e.slots * e.processes)]
+        ids = visible_entries(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        ids = ids or [str(n) for n in range(e.slots * e.processes)]
         env["CUDA_VISIBLE_DEVICES"] = ",".join(ids[slot * e.processes :][: e.processes])
     return env
+
+
+def visible_entries(listed: str | None) -> list[str]:
+    """The GPUs that CUDA_VISIBLE_DEVICES names: indices, UUIDs, MIG-...; as CUDA reads it, the
+    first entry that can be none (empty, -1) ends the list."""
+    entries = []
+    for entry in map(str.strip, (listed or "").split(",")):
+        if not entry or entry.startswith("-"):
+            break
+        entries.append(entry)
+    return entries

@@ -1,22 +1,31 @@
 """How are the processes of a run started, watched and ended?  The only file that does any of it.
 
-    orchestrator ──► watcher (this file as a program) ──► torchrun ──► workers
+    orchestrator ──► guard ──► watcher (both are this file as a program) ──► torchrun ──► workers
 
 torchrun starts each worker in a session of its own, so no process group reaches them all, and a
 killed torchrun leaves them on the GPU. Hence a watcher between orchestrator and torchrun, one for
 each run: a small process that adopts every orphan below it (PR_SET_CHILD_SUBREAPER), takes orders
-through its standard input, and ends everything below it when it is told to, when torchrun ends,
-or when that pipe closes because the orchestrator is gone, however it died. Its last act is
-`exit.json`: exit code, who ended the run, and the machine time it took.
+through its standard input, and ends everything below it when it is told to, when the run's time is
+up, when torchrun ends, or when that pipe closes because the orchestrator is gone, however it died.
+Its last act is `exit.json`: exit code, who ended the run, and the machine time it took.
+
+A watcher may be killed, stopped or hang, too. So it has a parent that does nothing but wait for
+it: the guard adopts what a killed watcher leaves and ends it, and ends a watcher that does not do
+in time what it should. Should the guard be killed, the kernel tells the watcher (PR_SET_PDEATHSIG),
+which then ends the run. The orchestrator itself, as long as it lives, finds what is left of a run
+by a mark in the environment of its processes.
 """
 
 import contextlib
 import ctypes
+import errno
 import functools
 import json
 import os
+import re
 import select
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -24,8 +33,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 GRACE_S = 4.0  # from SIGTERM to SIGKILL; torchrun alone would wait 30 s for its workers
+MARGIN_S = 2.0  # beyond what is due, for a busy machine: first the guard, then the orchestrator
+UNKILLABLE_S = 10.0  # a process that SIGKILL did not end by then hangs in the kernel
+TELLING = {signal.SIGTERM, signal.SIGINT}  # a guard or a watcher to end its run
 MARK = "AUX_HEADS_RUN"  # in the environment of every process of a run: the run's folder
-CANNOT_START = "the launcher could not be started"  # begins ended_by where no process came to be
+CANNOT_START = "the launcher could not be started"  # who ended a run that never began
 
 
 class Job(NamedTuple):  # not a dataclass: the watcher would import that for every run
@@ -44,6 +56,10 @@ def boot_clock() -> str:
         return f"{os.uname().nodename}-{round((time.time() - time.monotonic()) / 60)}"
 
 
+class CannotStart(OSError):
+    """The launcher could not be started: for certain, nothing of the attempt runs or ever will."""
+
+
 # ---------------------------------------------------------------------------------------------
 # The orchestrator's side
 
@@ -56,35 +72,56 @@ class LocalRun:
     age_s = 0.0  # when it came to us: it was started just now
 
     def __init__(self, job: Job, program: Path):
+        from environment import clean  # not at the top: the watcher is a copy of this file alone
+
         self.job = job
+        self.told: tuple[float, str] | None = None  # when it was ordered to end, and why
+        self.done_s: float | None = None  # when exit.json was first seen
+        self.gone_s: float | None = None  # when the guard was first seen to have ended
         self.start_s, self.clock = time.monotonic(), boot_clock()
-        self.watcher = subprocess.Popen(
+        self.guard = subprocess.Popen(
             [sys.executable, "-I", str(program), str(job.folder), *job.command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,  # never written to: its end of file wakes `wait`
             stderr=subprocess.DEVNULL,
-            env={**os.environ, **job.env, MARK: str(job.folder)},
+            env={**clean(os.environ), **job.env, MARK: str(job.folder)},
             start_new_session=True,  # the terminal's Ctrl-C is the orchestrator's to handle
         )
 
     def stop(self, why: str) -> None:
         """Order the watcher to end the run; only the first order counts."""
-        try:
-            self.watcher.stdin.write(why.encode() + b"\n")
-            self.watcher.stdin.close()
-        except (BrokenPipeError, ValueError):
-            pass  # it has ended, or was told already
+        self.told = self.told or (time.monotonic(), why)
+        with contextlib.suppress(BrokenPipeError, ValueError):  # it has ended, or was told already
+            self.guard.stdin.write(why.encode()[:ORDER_BYTES] + b"\n")
+            self.guard.stdin.close()
 
     def poll(self) -> dict | None:
-        """None while it runs, else the contents of exit.json."""
-        if self.watcher.poll() is None:
+        """None while it runs, else the contents of exit.json, the watcher's last act.
+
+        Where an order is not answered in time, where guard or watcher stay although the run is
+        over, or where both are gone without a word, what is left of the run is killed: SIGKILL also
+        ends what was stopped.
+        """
+        now, ended = time.monotonic(), self.guard.poll() is not None
+        exit = read_exit(self.job.folder)  # after that: it may be written just now
+        if not ended:
+            self.done_s = self.done_s or (now if exit else None)
+            told_late = self.told and now - self.told[0] > GRACE_S + 3 * MARGIN_S
+            if told_late or (self.done_s and now - self.done_s > MARGIN_S):
+                kill_marked(self.job.folder)
             return None
-        self.watcher.stdout.close()
-        self.stop("ended")
-        if exit := read_exit(self.job.folder):
-            return exit
-        end_marked(self.job.folder)  # the watcher was killed: do its work
-        return exit_record(None, "itself", self.start_s)
+        self.gone_s = self.gone_s or now
+        if exit is None and kill_marked(self.job.folder) and now - self.gone_s < UNKILLABLE_S:
+            return None
+        self.guard.stdout.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.guard.stdin.close()
+        if exit is None:
+            why = "itself" if self.guard.returncode < 0 else f"{FAILED} (is the disk full?)"
+            return exit_record(None, self.told[1] if self.told else why, self.start_s)
+        if self.told and exit.get("ended_by") == ORPHANED:  # it was this one's order
+            exit["ended_by"] = self.told[1]
+        return exit
 
 
 class LocalLauncher:
@@ -92,10 +129,14 @@ class LocalLauncher:
 
     def __init__(self, code_dir: Path):
         self.program = code_dir.resolve() / Path(__file__).name
-        self.program.write_bytes(Path(__file__).read_bytes())
+        replace_file(self.program, Path(__file__).read_bytes())
 
     def start(self, job: Job) -> LocalRun:
-        return LocalRun(job, self.program)
+        """Raises CannotStart, for instance when the Python that runs here is not there any more."""
+        try:
+            return LocalRun(job, self.program)
+        except OSError as error:
+            raise CannotStart(error.errno, error.strerror, error.filename) from None
 
     def find(self, folder: Path) -> LocalRun | None:
         """A run of an earlier sitting that goes on: never here, its watcher ended it."""
@@ -106,17 +147,9 @@ class LocalLauncher:
 
     def wait(self, runs: list[LocalRun], timeout_s: float) -> None:
         """Return when one of the runs ends, at the latest after timeout_s."""
-        running = {run.watcher.stdout: run for run in runs if not run.watcher.stdout.closed}
+        running = {run.guard.stdout: run for run in runs if not run.guard.stdout.closed}
         for pipe in select.select([*running], [], [], timeout_s)[0]:
-            running[pipe].watcher.wait()  # it closed the pipe by exiting
-
-
-def read_exit(folder: Path) -> dict | None:
-    try:
-        value = json.loads((folder / "exit.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
+            running[pipe].guard.wait()  # it closed the pipe by exiting
 
 
 def settle(folder: Path, patience_s: float = 2 * GRACE_S) -> None:
@@ -130,45 +163,201 @@ def settle(folder: Path, patience_s: float = 2 * GRACE_S) -> None:
     end_marked(folder)
 
 
-def is_watcher(process) -> bool:
-    import psutil
-
-    with contextlib.suppress(psutil.Error):
-        return Path(__file__).name in map(os.path.basename, process.cmdline()[:3])
-    return False
+def is_watcher(process: int) -> bool:
+    return Path(__file__).name in map(os.path.basename, command_line(process)[:3])
 
 
-def marked(folder: Path) -> list:
+def marked(folder: Path) -> list[int]:
     """Living processes of runs in or below this folder, found by the mark in their environment."""
-    import psutil
+    return [
+        process
+        for process in parents()
+        if (mark := mark_of(process)) and Path(mark).is_relative_to(folder)
+    ]
 
-    found = []
-    for process in psutil.process_iter():
-        try:
-            mark = process.environ().get(MARK)
-            ours = mark and Path(mark).is_relative_to(folder)
-            if ours and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.Error, OSError):
-            continue  # another user's, or gone meanwhile
-    return found
+
+def kill_marked(folder: Path) -> list[int]:
+    """SIGKILL to what lives of the runs in or below this folder: these processes."""
+    processes = [process for process in marked(folder) if process != os.getpid()]
+    kill(processes)
+    return processes
 
 
 def end_marked(folder: Path) -> None:
-    import psutil
+    """Kill until nothing is left. Raises OSError that names what cannot be killed."""
+    deadline = time.monotonic() + UNKILLABLE_S
+    while processes := kill_marked(folder):
+        if time.monotonic() > deadline:
+            ids = ", ".join(map(str, processes))
+            raise OSError(f"processes of runs in {folder} cannot be ended: {ids}")
+        time.sleep(0.02)
 
-    while processes := marked(folder):
-        for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        time.sleep(0.05)
+
+# ---------------------------------------------------------------------------------------------
+# Which processes there are. With the standard library alone: the watcher runs without packages.
+
+
+def parents() -> dict[int, int]:
+    """The parent of each living process, by their ids."""
+    if sys.platform != "linux":
+        import psutil
+
+        alive = (p for p in psutil.process_iter(["ppid", "status"]))
+        return {p.pid: p.info["ppid"] for p in alive if p.info["status"] != psutil.STATUS_ZOMBIE}
+    found = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            state, parent = of_process(name, "stat").rpartition(b")")[2].split()[:2]
+            if state not in (b"Z", b"X"):
+                found[int(name)] = int(parent)
+    return found
+
+
+def of_process(process: int | str, file: str) -> bytes:
+    with open(f"/proc/{process}/{file}", "rb") as opened:
+        return opened.read()
+
+
+def command_line(process: int) -> list[str]:
+    with contextlib.suppress(OSError):
+        return os.fsdecode(of_process(process, "cmdline")).split("\0")
+    return []
+
+
+def mark_of(process: int) -> str:
+    """The folder of the run that this process belongs to; empty for one of no run."""
+    if sys.platform != "linux":
+        import psutil
+
+        with contextlib.suppress(psutil.Error):
+            return psutil.Process(process).environ().get(MARK, "")
+        return ""
+    with contextlib.suppress(OSError):  # another user's, or gone meanwhile
+        for setting in of_process(process, "environ").split(b"\0"):
+            if setting.startswith(f"{MARK}=".encode()):
+                return os.fsdecode(setting.partition(b"=")[2])
+    return ""
+
+
+def below(process: int) -> set[int]:
+    """Its living descendants."""
+    found, parent_of = set(), parents()
+    generation = {process}
+    while generation:
+        generation = {child for child, parent in parent_of.items() if parent in generation} - found
+        found |= generation
+    return found
+
+
+def kill(processes) -> None:
+    for process in processes:
+        with contextlib.suppress(OSError):
+            os.kill(process, signal.SIGKILL)
+
+
+# ---------------------------------------------------------------------------------------------
+# The guard's side
+
+
+def guard(folder: Path, command: list[str], job: str = "") -> int:
+    """Start the watcher, and do its work should it die or not do it in time."""
+    start_s, me = time.monotonic(), os.getpid()
+    prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a killed watcher leaves comes here
+    watcher = os.fork()
+    if watcher == 0:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        os.setsid()  # a signal to the guard's process group is not one to the watcher's
+        return watch(folder, command, job, me) if os.getppid() == me else 1
+    status, why = guarded(watcher, *deadline_of(folder, start_s, job), takes_orders=not job)
+    if status == 0:
+        return 0  # exit.json is written, or the attempt is another job's
+    ours = (lambda: below(me)) if job else (lambda: below(me) | {*marked(folder)} - {me})
+    deadline = time.monotonic() + UNKILLABLE_S
+    while (processes := ours()) and time.monotonic() < deadline:
+        kill(processes)
+        time.sleep(0.02)
+    if not job and read_exit(folder) is None:
+        if why == "itself" and is_orphaned(patience_s=1.0):
+            why = ORPHANED  # both were killed, one a moment before the other
+        write_exit(folder, None, why, start_s, job)
+    return 1
+
+
+def is_orphaned(patience_s: float) -> bool:
+    """Whether the orchestrator's end of the pipe is closed."""
+    poll = select.poll()
+    poll.register(0, 0)
+    return bool(poll.poll(1000 * patience_s))
+
+
+def guarded(watcher: int, deadline_s: float, late: str, takes_orders: bool) -> tuple[int, str]:
+    """Wait for the watcher's end: its exit status and, should that not be 0, who ended the run.
+
+    Signals are passed on. Where the watcher was told to end the run it has so much time for it and
+    no more: what does not answer is stopped or hangs.
+    """
+    wake = wakened_by(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    poll = select.poll()
+    poll.register(wake, select.POLLIN)
+    if takes_orders:
+        poll.register(0, 0)  # no events: it only tells that the orchestrator's end is closed
+    while True:
+        ended, status = os.waitpid(watcher, os.WNOHANG)
+        if ended:
+            return status, "itself" if os.WIFSIGNALED(status) else FAILED
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            return -1, (takes_orders and order_left()) or late
+        happened = dict(poll.poll(1000 * min(left_s, 3600)))
+        told = TELLING & set(os.read(wake, 64) if wake in happened else b"")
+        if told:
+            with contextlib.suppress(OSError):
+                os.kill(watcher, signal.SIGTERM)
+        if told or 0 in happened:
+            late = A_SIGNAL if told else ORPHANED
+            deadline_s = min(deadline_s, time.monotonic() + GRACE_S + MARGIN_S)
+        if 0 in happened:
+            poll.unregister(0)
+
+
+def deadline_of(folder: Path, start_s: float, job: str) -> tuple[float, str]:
+    """When the watcher has to be done by its own limit, by this process's clock, and the limit."""
+    limit_s, why = limit_of(folder, job)
+    return (start_s + limit_s + GRACE_S + MARGIN_S if limit_s is not None else float("inf")), why
+
+
+def order_left() -> str:
+    """The order that the watcher did not read; empty where it read it."""
+    with contextlib.suppress(OSError):
+        if select.select([0], [], [], 0)[0]:
+            return os.read(0, ORDER_BYTES).decode(errors="replace").strip()
+    return ""
+
+
+def wakened_by(*signals: int) -> int:
+    """A pipe that a process can wait at: it brings the numbers of the signals that came.
+
+    Handlers, not SIG_IGN: an ignored signal would stay ignored in the trainer.
+    """
+    wake, wake_end = os.pipe()
+    os.set_blocking(wake_end, False)
+    signal.set_wakeup_fd(wake_end)
+    for number in signals:
+        signal.signal(number, lambda *_: None)
+    return wake
 
 
 # ---------------------------------------------------------------------------------------------
 # The watcher's side
 
+A_SIGNAL = "a signal to the watcher"
+ORPHANED = "the orchestrator died"
+UNGUARDED = "its guard was killed"
+FAILED = "its watcher failed"
+ORDER_BYTES = 200
 
-def watch(folder: Path, command: list[str], job: str = "") -> int:
+
+def watch(folder: Path, command: list[str], job: str, guard: int) -> int:
     """Run the command to its end, or to the first order; leave nothing behind; write exit.json.
 
     With a job, orders do not come through standard input but as SIGTERM, with the reason in
@@ -177,80 +366,94 @@ def watch(folder: Path, command: list[str], job: str = "") -> int:
     start_s = time.monotonic()
     if job and not claim(folder, job):
         return 0
-    limit_s, limit_why = limit_of(folder) if job else (None, "")
+    limit = limit_of(folder, job)
     finish = functools.partial(write_exit, folder, start_s=start_s, job=job)
     prctl(PR_SET_CHILD_SUBREAPER, 1)  # become the parent of every orphan below
-    ask_for_sigterm = functools.partial(prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
-    # Handlers, not SIG_IGN: an ignored signal would stay ignored in the trainer.
-    wake, wake_end = os.pipe()
-    os.set_blocking(wake_end, False)
-    signal.set_wakeup_fd(wake_end)
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)
-
-    with open(folder / "output.log", "ab") as log:
-        try:
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                preexec_fn=ask_for_sigterm,  # should this watcher be killed
-            )
-        except OSError as error:
-            log.write(f"cannot start {command[0]}: error: {error}\n".encode())
-            finish(127, "itself")
-            return 0
-
-    ended_by = "itself"
-    while child.poll() is None and ended_by == "itself":
-        left_s = limit_s and max(0.0, start_s + limit_s - time.monotonic())
-        ready, _, _ = select.select([wake] if job else [sys.stdin, wake], [], [], left_s)
-        if not ready:
-            ended_by = limit_why
-        elif sys.stdin in ready:
-            ended_by = os.read(0, 64).decode().strip() or "the orchestrator died"
-        elif {signal.SIGTERM, signal.SIGINT} & set(os.read(wake, 64)):
-            ended_by = read_order(folder) or A_SIGNAL
+    wake = wakened_by(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    killed_before = memory_kills()
+    try:
+        with open(folder / "output.log", "ab", opener=no_link) as log:
+            child = launch(command, log)
+    except OSError as error:
+        finish(None, f"{CANNOT_START}: {error}")
+        return 0
+    ended_by = follow(child, wake, start_s, limit, job, folder)
+    if ended_by == A_SIGNAL and os.getppid() != guard:
+        ended_by = UNGUARDED
     end_descendants(child, 0.0 if ended_by == "itself" else GRACE_S)
+    if ended_by == "itself" and memory_kills() > killed_before:
+        tell_memory_kill(folder / "output.log", child.returncode)
     finish(child.returncode, ended_by)
+    if os.getppid() == guard:
+        os.kill(guard, signal.SIGCONT)  # should it have been stopped: it can end, too
     return 0
 
 
-A_SIGNAL = "a signal to the watcher"
+def launch(command: list[str], log) -> subprocess.Popen:
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            preexec_fn=functools.partial(prctl, PR_SET_PDEATHSIG, signal.SIGTERM),
+        )
+    except OSError as error:
+        log.write(f"cannot start {command[0]}: error: {error}\n".encode(errors="replace"))
+        raise
+
+
+def follow(child, wake: int, start_s: float, limit, job: str, folder: Path) -> str:
+    """Wait for the end of the command or a reason to end it: who ended the run."""
+    limit_s, limit_why = limit
+    while child.poll() is None:
+        left_s = None if limit_s is None else max(0.0, start_s + limit_s - time.monotonic())
+        ready, _, _ = select.select([wake] if job else [0, wake], [], [], left_s)
+        if not ready:
+            return limit_why
+        if 0 in ready:
+            return os.read(0, ORDER_BYTES).decode(errors="replace").strip() or ORPHANED
+        if TELLING & set(os.read(wake, 64)):
+            return read_order(folder) or A_SIGNAL
+    # Slurm signals all processes of a job, and the command may end before the watcher hears of it
+    if job and child.returncode:
+        return read_order(folder) or (A_SIGNAL if is_told(wake, patience_s=1.0) else "itself")
+    return "itself"
+
+
+def is_told(wake: int, patience_s: float) -> bool:
+    """Whether a signal to end comes, or came."""
+    deadline = time.monotonic() + patience_s
+    while select.select([wake], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        if TELLING & set(os.read(wake, 64)):
+            return True
+    return False
 
 
 def claim(folder: Path, job: str) -> bool:
     """True for the first job that asks, and only while the attempt has no result."""
+    text = json.dumps({"job": job, "host": os.uname().nodename}) + "\n"
     mine = folder / f".claim.{job}"
-    mine.write_text(json.dumps({"job": job, "host": os.uname().nodename}) + "\n")
-    try:
-        os.link(mine, folder / "claim.json")  # atomic on shared file systems too
-    except FileExistsError:
-        return False
-    finally:
-        mine.unlink()
-    return not (folder / "result.json").exists()
+    return made_first(folder / "claim.json", text, mine) and not (folder / "result.json").exists()
 
 
-LATE_S = 30.0  # so much later than the orchestrator, which can say more
+LATE_S = 30.0  # a job ends so much later than the orchestrator would end it, which can say more
+LATE_HERE_S = 4.0  # on the orchestrator's own machine
 
 
-def limit_of(folder: Path) -> tuple[float | None, str]:
-    """How long a job may take, and why no longer, should its orchestrator be gone."""
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-        return float(config["limit_s"]) + LATE_S, str(config["limit_why"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None, ""
+def limit_of(folder: Path, job: str = "") -> tuple[float | None, str]:
+    """How long the run may take, and why no longer, should its orchestrator be gone or stopped."""
+    config = read_object(folder / "config.json") or {}
+    limit_s, why = config.get("limit_s"), config.get("limit_why")
+    late_s = LATE_S if job else LATE_HERE_S
+    if type(limit_s) in (int, float) and -late_s <= limit_s < 1e9 and isinstance(why, str):
+        return limit_s + late_s, why[:ORDER_BYTES]
+    return None, ""
 
 
 def read_order(folder: Path) -> str:
     """Why a job was told to stop; empty when nobody of ours told it."""
-    try:
-        return str(json.loads((folder / "order.json").read_bytes())["why"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    return str((read_object(folder / "order.json") or {}).get("why", ""))[:ORDER_BYTES]
 
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -267,24 +470,20 @@ def end_descendants(child: subprocess.Popen, grace_s: float) -> None:
     """SIGTERM to torchrun, which passes it on; after grace_s SIGKILL to all that is still there."""
     if nothing_below(child):
         return
-    import psutil
-
-    def living():
-        below = psutil.Process().children(recursive=True)
-        return [p for p in below if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-
-    orphans_elsewhere = living() if grace_s else []  # where orphans are not adopted
+    me = os.getpid()
+    orphans_elsewhere = below(me) if grace_s else set()  # where orphans are not adopted
     if grace_s:
         child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(grace_s)
-    while processes := {*living(), *(p for p in orphans_elsewhere if p.is_running())}:
-        for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+    deadline = time.monotonic() + UNKILLABLE_S
+    while processes := below(me) | (orphans_elsewhere & parents().keys()):
+        kill(processes)
         child.poll()
-        psutil.wait_procs(processes, timeout=0.2)
-        orphans_elsewhere = []
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.01)
+        orphans_elsewhere = set()
     child.wait()
 
 
@@ -321,12 +520,129 @@ def write_exit(
 
 def write_whole(path: Path, value: dict) -> None:
     """Write JSON so that a reader sees all of it or nothing."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value) + "\n")
-    os.replace(temporary, path)
+    replace_file(path, (json.dumps(value) + "\n").encode())
+
+
+# ---------------------------------------------------------------------------------------------
+# Memory: whose kill it was
+
+
+KILLED_FOR_MEMORY = "the kernel killed a process of this run: out of memory"
+# how torchrun and torch's data loaders report a process that SIGKILL ended
+KILLED = re.compile(rb"exitcode\s*:\s*-9\b|SIGKILL|killed by signal: Killed")
+
+
+def memory_kills(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """How many processes the kernel has killed for memory: in this process's own control group, or
+    on the whole machine where its group does not count them; 0 where nobody does."""
+    counters = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in (proc / "self" / "cgroup").read_text().splitlines():
+            _, kind, group = line.split(":", 2)
+            if kind == "":
+                counters.append(cgroups / group.lstrip("/") / "memory.events")
+            elif "memory" in kind.split(","):
+                counters += [cgroups / "memory" / group.lstrip("/") / "memory.oom_control"]
+    for counter in (*counters, proc / "vmstat"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return int(dict(line.split() for line in counter.read_text().splitlines())["oom_kill"])
+    return 0
+
+
+def tell_memory_kill(log: Path, returncode: int | None) -> None:
+    """Say in the run's log that the kernel killed one of its processes, if this run lost one.
+
+    The counter is not this run's alone. So a process of the run must have died of a SIGKILL, too:
+    torchrun itself, or one that the last words of the log tell of. Only for a run that nobody
+    of ours has ended.
+    """
+    with open(log, "r+b", opener=no_link) as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - (1 << 14)))
+        tail = file.read()
+        if returncode == -signal.SIGKILL or (returncode and KILLED.search(tail)):
+            file.write((b"" if tail[-1:] in (b"", b"\n") else b"\n") + KILLED_FOR_MEMORY.encode())
+            file.write(b"\n")
+
+
+# ---------------------------------------------------------------------------------------------
+# Files. What lies in an experiment folder may come from anybody.
+
+MOST_BYTES = 1 << 20  # of a file that is read here
+
+
+def no_link(path: str, flags: int) -> int:
+    """Open a regular file, and nothing else; never through a link, never waiting for a reader."""
+    opened = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return opened
+
+
+def read_object(path: Path) -> dict | None:
+    """The JSON object in a file; None where there is none."""
+    try:
+        with open(path, "rb", opener=no_link) as file:
+            data = file.read(MOST_BYTES + 1)
+        value = json.loads(data) if len(data) <= MOST_BYTES else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def read_exit(folder: Path) -> dict | None:
+    return read_object(folder / "exit.json")
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put a whole new file in this place; a link that lies there is replaced, not followed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+
+
+def made_first(path: Path, text: str, mine: Path) -> bool:
+    """Make this file, unless there is one: True for one of all that try, on shared disks too.
+
+    By link(2) from a file of one's own, so that nobody sees half of it; where the file system has
+    no hard links by O_EXCL, and a reader may for a moment find the file empty.
+    """
+    mine.unlink(missing_ok=True)
+    with open(mine, "x") as file:
+        file.write(text)
+    try:
+        os.link(mine, path)
+        return True
+    except FileExistsError:  # or the answer of a server was lost, and this is the second question
+        return os.stat(mine).st_nlink == 2
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+    finally:
+        mine.unlink(missing_ok=True)
+    try:
+        with open(path, "x") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    return True
+
+
+def main(words: list[str]) -> int:
+    if words[0] == "--job":
+        return guard(Path(words[1]), words[2:], os.environ["SLURM_JOB_ID"])
+    return guard(Path(words[0]), words[1:])
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--job":
-        sys.exit(watch(Path(sys.argv[2]), sys.argv[3:], os.environ["SLURM_JOB_ID"]))
-    sys.exit(watch(Path(sys.argv[1]), sys.argv[2:]))
+    sys.exit(main(sys.argv[1:]))

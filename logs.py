@@ -75,7 +75,11 @@ QUOTATIONS = {  # texts in front of what looks like a step line, that say it is 
     "    ": rb"[ \t]+",  # the example in a docstring
     "> ": rb"[ \t]*>.*",
     "# the last line is ": rb"[ \t]*(?:#[^#]|//|[-*+] ).*",
-    "print('": rb".*[\"'`({\[=][ \t]*",
+    "x = [": rb".*[({\[=][ \t]*",
+    # a quote that opens: the third, the fifth of its kind, but not the one behind a word
+    "print('": rb"[^']*'(?:[^']*'[^']*')*[ \t]*",
+    'print("': rb'[^"]*"(?:[^"]*"[^"]*")*[ \t]*',
+    "`": rb"[^`]*`(?:[^`]*`[^`]*`)*[ \t]*",
 }
 QUOTED = re.compile(rb"|".join(QUOTATIONS.values()), re.DOTALL)
 
@@ -182,8 +186,9 @@ class LogReader:
     _first_failed: int | None = None
     _in_root: bool = False
     _summary_rank: bytes | None = None
-    _rest: bytes = b""  # of the line that is not complete: its last part, and what is shown if
-    _skipping: bool = False  # that turns out blank
+    # The line that is not complete: the part that is seen so far, a return, the part behind it.
+    _rest: bytes = b""
+    _skipping: bool = False  # to the end of a part that is too long
 
     def feed(self, data: bytes) -> None:
         if self._skipping:
@@ -204,9 +209,10 @@ class LogReader:
         self._rest = self._unfinished(rest)
 
     def close(self) -> "LogReader":
-        """A last line without its newline was cut off: it can explain, but never count."""
+        """A last line without its newline was cut off: it can explain, but never count for a
+        result."""
         if not self._skipping and (shown := plain(self._last_part(self._rest))):
-            self._look_for_divergence(shown[: -len(shown.split()[-1])])  # what is surely whole
+            self._look_for_divergence(shown)
             self._explain(shown)
         self._rest, self._skipping = b"", False
         return self
@@ -250,7 +256,7 @@ class LogReader:
         self._look_for_divergence(line)
         label = LABEL.match(line)
         begin = label.end() if label else 0
-        own = line.startswith((b"step:", SUMMARY), begin)
+        own = line.startswith((b"step:", SUMMARY + b"{" if begin else SUMMARY), begin)
         starts = [match.start() for match in BEGINNING.finditer(line, begin)]
         if own:
             starts = sorted({begin, *starts})

@@ -7,9 +7,14 @@ that an earlier orchestrator left behind, whatever ended it.
 """
 
 import contextlib
+import errno
 import fcntl
+import json
+import math
 import os
+import re
 import socket
+import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -27,10 +32,10 @@ from records import (
     attempt_dir,
     attempt_dirs,
     exit_from,
+    is_number,
     judge,
     printable,
     read_config,
-    read_json,
     read_log,
     read_records,
     write_json,
@@ -43,15 +48,17 @@ Launcher = launchers.LocalLauncher | slurm.SlurmLauncher
 # One orchestrator per experiment
 
 HEARTBEAT_S = 10.0
+OBSERVE_S = 3 * HEARTBEAT_S
 STALE_S = 12 * HEARTBEAT_S  # a lock of another host that nobody touched for so long is stale
 
 
 class Lock:
     """The right to run an experiment. Made by link(2), which is atomic on shared folders too.
 
-    Raises ValueError when somebody else holds it, naming host and pid. A holder that is gone, or
-    out of sight (another host, another container) and silent for STALE_S, loses it, with a line
-    that says so.
+    Raises ValueError when somebody else holds it, naming host, pid and file. A holder that is gone
+    loses it, with a line that says so. So does one out of sight (another host, another container)
+    that seems to be silent for STALE_S; but clocks of hosts and disks differ, so it is first looked
+    at for OBSERVE_S of this process's own time: who lives touches it meanwhile.
     """
 
     def __init__(self, exp_dir: Path, say: Callable[[str], None] = print):
@@ -61,76 +68,103 @@ class Lock:
         self.touched_s = 0.0
 
     def __enter__(self) -> "Lock":
-        mine = self.path.with_name(f".lock.{self.me['host']}.{self.me['pid']}")
-        write_json(mine, self.me)
-        try:
-            while True:
-                try:
-                    os.link(mine, self.path)
-                    return self
-                except FileExistsError:
-                    self._take_over(mine)
-        finally:
-            mine.unlink(missing_ok=True)
+        host = re.sub(r"[^\w.-]", "_", self.me["host"])
+        mine = self.path.with_name(f".lock.{host}.{self.me['pid']}")
+        while not launchers.made_first(self.path, json.dumps(self.me, indent=1) + "\n", mine):
+            self._take_over()
+        return self
 
-    def _take_over(self, mine: Path) -> None:
+    def _take_over(self) -> None:
         """Remove a stale lock. Of several that try, one at a time looks and removes."""
-        with open(self.path.with_name(".lock.guard"), "wb") as guard:
+        with open(self.path.with_name(".lock.guard"), "ab", opener=own_file) as guard:
             with contextlib.suppress(OSError):  # a file system without flock: microseconds of risk
                 fcntl.flock(guard, fcntl.LOCK_EX)
+            os.utime(guard.fileno())
+            now = os.fstat(guard.fileno()).st_mtime  # the disk's clock
             try:
-                who, lives = holder(self.path, mine.stat().st_mtime)  # the disk's clock
+                who, lives, certain = look_at(self.path, now)
+                if not lives and not certain:
+                    self.say(f"Is {who} gone? Watching {self.path} for {OBSERVE_S:.0f} s.")
+                    lives = self._is_touched()
             except FileNotFoundError:
                 return
             if lives:
                 raise ValueError(
                     f"{self.path.parent} is being run by another orchestrator ({who}); "
                     "wait for it, or stop it, then give the same command again"
+                    f" (if it is gone for certain, remove {self.path})"
                 )
-            self.path.unlink()
+            self.path.unlink(missing_ok=True)
             self.say(f"Took over the lock of an orchestrator that is gone ({who}).")
+
+    def _is_touched(self) -> bool:
+        """Whether somebody changes the lock while it is watched."""
+        before, deadline = signature(self.path), time.monotonic() + OBSERVE_S
+        while time.monotonic() < deadline:
+            time.sleep(0.2)
+            if signature(self.path) != before:
+                return True
+        return False
 
     def touch(self) -> None:
         """Show that the holder lives. Raises ValueError when it no longer holds the lock."""
         if time.monotonic() - self.touched_s < HEARTBEAT_S:
             return
-        with contextlib.suppress(OSError):
-            os.utime(self.path)
         self.touched_s = time.monotonic()
-        try:
-            mine = read_json(self.path) == self.me
-        except (OSError, ValueError):
-            mine = False
-        if not mine:
+        if launchers.read_object(self.path) != self.me:
             raise ValueError(
                 f"{self.path} is no longer this orchestrator's: the folder was moved or removed,"
                 " or another one took over; --status tells where it stands"
             )
+        with contextlib.suppress(OSError):
+            os.utime(self.path, follow_symlinks=False)
 
     def __exit__(self, *_) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            if read_json(self.path) == self.me:
+        with contextlib.suppress(OSError):
+            if launchers.read_object(self.path) == self.me:
                 self.path.unlink()
 
 
 def holder(lock: Path, now: float) -> tuple[str, bool]:
     """(host and pid of the lock's holder, whether it lives). `now` is a time of the disk's clock.
 
-    Raises FileNotFoundError when nobody holds it.
+    Raises FileNotFoundError when nobody holds it, ValueError for what is no lock at all.
     """
-    silent_s = now - lock.stat().st_mtime
-    try:
-        found = read_json(lock)
-    except ValueError:
-        return "unreadable", False
+    return look_at(lock, now)[:2]
+
+
+def look_at(lock: Path, now: float) -> tuple[str, bool, bool]:
+    """As `holder`, and whether that is certain: what is out of sight is judged by two clocks."""
+    mode, touched = signature(lock)[:2]
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{lock} is no regular file, so no lock of an orchestrator: remove it")
+    seems_alive = abs(now - touched / 1e9) <= STALE_S  # a time to come is no sign of life
+    found = launchers.read_object(lock)
+    if found is None:  # half of one, where files cannot be made whole at once, or not a lock
+        return "unreadable", False, False
     here = {"host": socket.gethostname(), **sight()}
+    who = printable(f"host {found.get('host')}, pid {found.get('pid')}")
     if all(found.get(name) == value for name, value in here.items()):
-        lives = process_birth(found.get("pid")) == found.get("born", "never")
-    elif found.get("host") == here["host"] and found.get("boot") != here["boot"]:
-        lives = False  # this machine was started anew since
-    else:
-        lives = silent_s <= STALE_S
-    return printable(f"host {found.get('host')}, pid {found.get('pid')}"), lives
+        return who, process_birth(found.get("pid")) == found.get("born", "never"), True
+    if found.get("host") == here["host"] and found.get("boot") != here["boot"]:
+        return who, False, False  # started anew since, or another machine of the same name
+    return who, seems_alive, False
+
+
+def signature(path: Path) -> tuple[int, int, int, int]:
+    """What changes when somebody touches or replaces a file: kind, time, which file, length."""
+    found = os.lstat(path)
+    return found.st_mode, found.st_mtime_ns, found.st_ino, found.st_size
+
+
+def own_file(path: str, flags: int) -> int:
+    """Open a file of this program for writing. Raises ValueError for what lies in its place."""
+    try:
+        return launchers.no_link(path, flags)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO):
+            raise ValueError(f"{path} is no regular file: remove it") from None
+        raise
 
 
 def sight() -> dict[str, str]:
@@ -168,17 +202,21 @@ def reconcile(
 
     A file that cannot be believed is set aside under another name, with a line. The attempt is
     then closed as interrupted, its time paid for, and the plan asks for the run again.
+
+    Raises ValueError for a folder that is a link: nothing is written through it.
     """
     launcher.settle(exp_dir.resolve())
     records = read_records(exp_dir, experiment_id)
-    distrust = {}
+    distrust = {path.parent: f"its record was damaged ({why})" for path, why in records.damaged}
+    to_close = {*distrust, *(folder for _, _, folder in records.open)}
+    for folder in to_close:
+        refuse_links(exp_dir, folder)
     for path, why in records.damaged:
         aside = next_free(path, "damaged")
         os.rename(path, aside)
         say(f"Damaged record {path}: {why}; set aside as {aside.name}, the run will be run again.")
-        distrust[path.parent] = f"its record was damaged ({why})"
-    for name, attempt, folder in attempt_dirs(exp_dir) if distrust or records.open else ():
-        if (folder / "result.json").exists() or launcher.find(folder.resolve()):
+    for name, attempt, folder in attempt_dirs(exp_dir) if to_close else ():
+        if folder not in to_close or launcher.find(folder.resolve()):
             continue
         try:
             result = close_attempt(folder, name, attempt, experiment_id, distrust.get(folder, ""))
@@ -193,7 +231,10 @@ def reconcile(
             continue
         if folder not in distrust:
             say(f"Found {name}, attempt {attempt}, without a result: {outcome(result)}")
-    return read_records(exp_dir, experiment_id) if distrust or records.open else records
+    if to_close:
+        records = read_records(exp_dir, experiment_id)
+    sweep(exp_dir, records, launcher)
+    return records
 
 
 def outcome(r: RunResult) -> str:
@@ -201,19 +242,21 @@ def outcome(r: RunResult) -> str:
 
 
 def close_attempt(
-    folder: Path, name: str, attempt: int, experiment_id: str, distrust: str
+    folder: Path, name: str, attempt: int, experiment_id: str, distrust: str = ""
 ) -> RunResult:
     """Judge an attempt by what it left; with a reason for distrust, it has to be run again.
 
     Raises ValueError when config.json cannot be believed.
     """
     run, config = read_config(folder, name, attempt)
-    exit = exit_from(launchers.read_exit(folder))
+    try:
+        interval = lived(folder, name, attempt, config)
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"it does not say when the attempt began ({error!r})") from None
+    here = interval[0] == launchers.boot_clock()
+    latest = (*interval[:2], time.monotonic() if here else math.inf, interval[3])
+    exit = witnessed(launchers.read_exit(folder), latest)
     if exit is None:
-        try:
-            interval = lived(folder, name, attempt, config)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"it does not say when the attempt began ({error!r})") from None
         exit = Exit(None, "the orchestrator and the watcher died", *interval)
     if distrust:
         exit = replace(exit, returncode=None, ended_by=distrust)
@@ -223,6 +266,20 @@ def close_attempt(
     result = judge(run, attempt, log, exit)
     write_result(folder, result, experiment_id)
     return result
+
+
+def witnessed(value, within: Interval) -> Exit | None:
+    """What exit.json says of an attempt, if that can be; None for anything else.
+
+    It is on the attempt's own clock and inside of what its launch leaves open; of a job, whose
+    clock is another machine's, only that it is a job's.
+    """
+    exit = exit_from(value)
+    clock, earliest_s, latest_s, nodes = within
+    if exit is None or clock.startswith("job "):
+        return exit if exit and exit.clock.startswith("job ") else None
+    times = earliest_s <= exit.start_s and exit.end_s <= latest_s
+    return exit if (exit.clock, exit.nodes) == (clock, nodes) and times else None
 
 
 def lived(folder: Path, name: str, attempt: int, config: Mapping) -> Interval:
@@ -241,12 +298,89 @@ def lived(folder: Path, name: str, attempt: int, config: Mapping) -> Interval:
         most_s = min(most_s, time.monotonic() - start_s)
     lived_s = 0.0
     with contextlib.suppress(OSError):
-        lived_s = (folder / "output.log").stat().st_mtime - begun.stat().st_mtime
+        lived_s = os.lstat(folder / "output.log").st_mtime - os.lstat(begun).st_mtime
     return clock, start_s, start_s + max(0.0, min(lived_s, most_s)), nodes
 
 
 def launched_on(config: Mapping) -> str:
     return config.get("machine", {}).get("launcher", "local")
+
+
+def refuse_links(exp_dir: Path, folder: Path) -> None:
+    """Raise ValueError where a folder of a run is something else: nothing is written through it."""
+    for part in (folder, *folder.parents):
+        if part == exp_dir:
+            return
+        if os.path.lexists(part) and not stat.S_ISDIR(os.lstat(part).st_mode):
+            raise ValueError(
+                f"{printable(str(part))} is a link or a file, not a folder of this experiment;"
+                " nothing is written through it: remove it, then give the same command again"
+            )
+
+
+MOST_ATTEMPTS = 999_999  # more digits would not be read as an attempt's number
+
+
+def is_used(folder: Path) -> bool:
+    """Whether anything lies in an attempt's folder, other than later attempts and litter."""
+    if not os.path.lexists(folder):
+        return False
+    if not stat.S_ISDIR(os.lstat(folder).st_mode):
+        return True
+    with os.scandir(folder) as entries:
+        return not all(entry.name.startswith(".") or is_attempt(entry) for entry in entries)
+
+
+def is_attempt(entry: os.DirEntry) -> bool:
+    named = re.fullmatch(r"attempt_[0-9]{1,6}", entry.name)
+    return bool(named) and entry.is_dir(follow_symlinks=False)
+
+
+# in an attempt's folder, half written by who was killed
+LITTER = re.compile(r"\.(config|result|exit|order)\.json\.[0-9]+\.tmp|\.claim\..+")
+LEFT_BEHIND = re.compile(r"\.[\w.-]+\.([0-9]+)\.tmp")  # by a writer of this process id
+
+
+def sweep(exp_dir: Path, records: Records, launcher: Launcher) -> None:
+    """Remove what killed sittings left half written, and folders that they had only just made.
+
+    Who calls this holds the lock, and what ran here has ended: in the folders of attempts nobody
+    writes any more, except jobs that go on. Elsewhere a writer has to be gone, and for long.
+    """
+    ours = {attempt_dir(exp_dir / r.run.name, r.attempt) for r in records.results}
+    ours |= {folder for _, _, folder in records.open}
+    folders = [*exp_dir.glob("*/run_*/attempt_*"), *exp_dir.glob("*/run_*")]
+    for folder in folders:
+        with contextlib.suppress(OSError, ValueError):
+            refuse_links(exp_dir, folder)
+            sweep_attempt(exp_dir, folder, folder in ours, launcher)
+    with contextlib.suppress(OSError):
+        now = os.lstat(exp_dir / "lock.json").st_mtime  # made just now, by the disk's clock
+        for path in exp_dir.glob(".*"):
+            with contextlib.suppress(OSError, ValueError):
+                if is_left_behind(path, now):
+                    path.unlink()
+
+
+def sweep_attempt(exp_dir: Path, folder: Path, ours: bool, launcher: Launcher) -> None:
+    with os.scandir(folder) as entries:
+        found = [entry.name for entry in entries if not is_attempt(entry)]
+    litter = [name for name in found if LITTER.fullmatch(name)]
+    if (litter or not found) and (ours or litter == found) and not launcher.find(folder.resolve()):
+        for name in litter:
+            (folder / name).unlink()
+        for part in (folder, *folder.parents[: len(folder.relative_to(exp_dir).parts) - 1]):
+            part.rmdir()  # fails where anything else lies in it
+
+
+def is_left_behind(path: Path, now: float) -> bool:
+    """Whether nobody will need this file of an experiment's own folder any more."""
+    long_ago = now - os.lstat(path).st_mtime > STALE_S
+    if re.fullmatch(r"\.lock\..+\.[0-9]+", path.name):
+        _, lives, certain = look_at(path, now)
+        return not lives and (certain or long_ago)
+    match = LEFT_BEHIND.fullmatch(path.name)
+    return bool(match) and long_ago and process_birth(match[1]) is None
 
 
 def next_free(path: Path, word: str) -> Path:
@@ -279,6 +413,7 @@ class Flight:
     process: launchers.LocalRun | slurm.SlurmRun
     limits: Limits
     log: LogReader
+    launched_s: float  # when the orchestrator began to start it
     started_s: float
     slot: int
     heard_s: float = 0.0
@@ -288,15 +423,17 @@ class Flight:
     def follow(self, most: int = 1 << 22) -> bool:
         """Read what was logged since; at most so many bytes, so that a flood starves nobody."""
         try:
-            with open(self.folder / "output.log", "rb") as file:
+            with open(self.folder / "output.log", "rb", opener=launchers.no_link) as file:
                 file.seek(self.read)
                 data = file.read(most)
-        except FileNotFoundError:
+        except OSError:  # not there yet, or something else in its place
             return False
         if data:
             self.read += len(data)
-            self.heard_s = time.monotonic()
+            alive = self.log.signs_of_life
             self.log.feed(data)
+            if self.log.signs_of_life > alive:
+                self.heard_s = time.monotonic()
         return bool(data)
 
 
@@ -317,20 +454,26 @@ class Orchestrator:
     def next_attempt(self, run: RunConfig) -> tuple[Path, int]:
         """The folder of the next attempt at a run, made, and the attempt's number.
 
-        Never one in which anything of an attempt lies, even if its config.json is gone.
+        Never one in which anything lies. Raises ValueError where the folder would be elsewhere.
         """
         run_dir = self.exp_dir / run.arm.name / f"run_{run.index}"
+        refuse_links(self.exp_dir, run_dir)
         attempt = 1
-        while any(map(os.path.isfile, attempt_dir(run_dir, attempt).glob("[!.]*"))):
+        while is_used(attempt_dir(run_dir, attempt)):
             attempt += 1
+        if attempt > MOST_ATTEMPTS:
+            raise ValueError(f"{run_dir} holds {MOST_ATTEMPTS} attempts: that cannot be meant")
         folder = attempt_dir(run_dir, attempt).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         return folder, attempt
 
     def start(
         self, run: RunConfig, attempt: int, job: launchers.Job, facts: Mapping, limits: Limits
-    ) -> None:
-        """Launch an attempt, its record written first."""
+    ) -> RunResult | None:
+        """Launch an attempt, its record written first.
+
+        None, and it is in flight; or its result, where the launcher could not be started at all.
+        """
         now = time.monotonic()
         launched = {
             "clock": launchers.boot_clock(),
@@ -341,7 +484,14 @@ class Orchestrator:
         record |= {"limit_s": limits.seconds, "limit_why": limits.why, "launched": launched}
         record |= facts
         write_json(job.folder / "config.json", record)
-        self._follow(run, attempt, job.folder, self.launcher.start(job), limits)
+        try:
+            process = self.launcher.start(job)
+        except launchers.CannotStart as error:
+            exit = launchers.exit_record(None, f"{launchers.CANNOT_START}: {error}", now)
+            launchers.write_whole(job.folder / "exit.json", exit)
+            return close_attempt(job.folder, run.name, attempt, self.experiment_id)
+        self._follow(run, attempt, job.folder, process, limits, now)
+        return None
 
     def adopt(
         self, open_attempts: Sequence[tuple[str, int, Path]], stall_s: float
@@ -351,15 +501,18 @@ class Orchestrator:
         ended = []
         for name, attempt, folder in open_attempts:
             run, config = read_config(folder, name, attempt)
-            limits = Limits(float(config["limit_s"]), config["limit_why"], stall_s)
             process = self.launcher.find(folder.resolve())
             if process is None:
-                ended.append(close_attempt(folder, name, attempt, self.experiment_id, ""))
-            else:
-                self._follow(run, attempt, folder.resolve(), process, limits)
+                ended.append(close_attempt(folder, name, attempt, self.experiment_id))
+                continue
+            if not is_number(config.get("limit_s")):
+                raise ValueError(f"{folder}/config.json: limit_s {config.get('limit_s')!r}")
+            limits = Limits(config["limit_s"], str(config.get("limit_why")), stall_s)
+            begun_s = time.monotonic() - process.age_s
+            self._follow(run, attempt, folder.resolve(), process, limits, begun_s)
         return ended
 
-    def _follow(self, run, attempt, folder, process, limits: Limits) -> None:
+    def _follow(self, run, attempt, folder, process, limits: Limits, launched_s: float) -> None:
         now = time.monotonic()
         self.flights[run.name] = Flight(
             run,
@@ -368,6 +521,7 @@ class Orchestrator:
             process,
             limits,
             log=LogReader(run.num_iterations),
+            launched_s=launched_s,
             started_s=now - process.age_s,
             slot=self.free_slot() or 0,
             heard_s=now,
@@ -403,7 +557,9 @@ class Orchestrator:
             return None
         while flight.follow():
             pass
-        result = judge(flight.run, flight.attempt, flight.log.close(), exit_from(exit))
+        latest = (flight.process.clock, flight.launched_s, time.monotonic(), flight.process.nodes)
+        exit = witnessed(exit, latest) or Exit(None, "its exit.json cannot be believed", *latest)
+        result = judge(flight.run, flight.attempt, flight.log.close(), exit)
         write_result(flight.folder, result, self.experiment_id)
         del self.flights[flight.run.name]
         return result
@@ -435,7 +591,7 @@ def read_in_flight(name: str, attempt: int, folder: Path) -> dict:
     try:
         run, config = read_config(folder, name, attempt)
         interval = interval_so_far(name, attempt, folder, config)
-    except (ValueError, OSError, KeyError, TypeError):
+    except (ValueError, OSError, KeyError, TypeError, AttributeError):
         return {}
     log = read_log(folder / "output.log", run.num_iterations)
     return {
@@ -456,8 +612,14 @@ def interval_so_far(name: str, attempt: int, folder: Path, config: Mapping) -> I
     launched = config["launched"]
     if launched_on(config) == "slurm":
         with contextlib.suppress(FileNotFoundError):
-            age_s = max(0.0, time.time() - (folder / "claim.json").stat().st_mtime)
-            return f"job {name} {attempt}", 0.0, age_s, config["machine"]["nodes"]
-    elif launched["clock"] == launchers.boot_clock():
-        return launched["clock"], launched["monotonic_s"], time.monotonic(), 1
+            age_s = max(0.0, time.time() - os.lstat(folder / "claim.json").st_mtime)
+            return f"job {name} {attempt}", 0.0, age_s, int(config["machine"]["nodes"])
+    elif launched["clock"] == launchers.boot_clock() and is_number(launched["monotonic_s"]):
+        now = time.monotonic()
+        return launched["clock"], min(launched["monotonic_s"], now), now, 1
     return None
+
+
+def living(exp_dir: Path) -> int:
+    """How many processes of this experiment's runs live on this machine."""
+    return len(launchers.marked(exp_dir.resolve()))

@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass
 from itertools import islice, pairwise
 from pathlib import Path
 
-from logs import MAX_LINE as MAX_LINE
 from logs import NOTHING, SAME_LOSS, SUMMARY_FIELDS, LogReader, evidence, read_log, text_of
 from untrusted import is_count, is_number, printable, printable_path, read_json, write_json
 from untrusted import open_regular as open_regular

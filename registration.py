@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import time
 import uuid
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from experiment import (
     seed_of,
 )
 from machine import ROOT
-from materials import Materials, hash_of
+from materials import Materials, hash_of, read_code
 from plans import MAX_ATTEMPTS, MAX_GIVEN_UP, MAX_PAIRS, N_PAIRS, PLANS, Step, next_step
 from records import (
     Records,
@@ -72,6 +71,7 @@ def registered(e: Experiment, m: Materials, fingerprint: str | None = None) -> d
         }
         for stage in PLANS[e.plan]
     }
+    code = m.code
     return {
         "question": QUESTION,
         "hypothesis": HYPOTHESIS,
@@ -102,7 +102,7 @@ def registered(e: Experiment, m: Materials, fingerprint: str | None = None) -> d
         "spending": "Lan-DeMets, O'Brien-Fleming, by complete pairs over the most that fit",
         "share": {name: getattr(e, name) for name in SHARE},
         "data": {"fingerprint": fingerprint or m.data_fingerprint},
-        "code": {"hash": m.code_hash, "files": [file.name for file in m.code_files]},
+        "code": {"hash": code.hash, "files": list(code.names)},
         "rules": {"hash": hash_of([ROOT / name for name in RULES]), "files": list(RULES)},
     }
 
@@ -134,10 +134,7 @@ def begin(e: Experiment, m: Materials, output_dir: Path, facts: dict) -> Path:
 def register(e: Experiment, m: Materials, exp_dir: Path, facts: dict) -> dict:
     """Copy the code that will run, then write the registration; returns what was written."""
     fixed = registered(e, m)
-    code_dir = exp_dir / "code" / m.code_hash
-    code_dir.mkdir(parents=True, exist_ok=True)
-    for file in m.code_files:
-        shutil.copy2(file, code_dir / file.name)
+    m.code.copy_to(exp_dir / "code" / fixed["code"]["hash"])
     created = datetime.now(UTC).isoformat(timespec="microseconds")
     document = {
         "experiment_id": uuid.uuid4().hex,
@@ -228,14 +225,12 @@ def code_copy(document: dict, exp_dir: Path) -> Path:
     code, name = document["code"], document["code"]["files"][0]
     copy = exp_dir / "code" / code["hash"] / name
     if copy.is_file():
-        if Materials(copy, exp_dir).code_hash != code["hash"]:
+        if read_code(copy).hash != code["hash"]:
             raise ValueError(f"{copy.parent} was edited; its files no longer match their hash")
         return copy
     for script in (Path(document["train_script"]), ROOT / name):
-        if script.is_file() and Materials(script, exp_dir).code_hash == code["hash"]:
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            for file in Materials(script, exp_dir).code_files:
-                shutil.copy2(file, copy.parent / file.name)
+        if script.is_file() and (found := read_code(script)).hash == code["hash"]:
+            found.copy_to(copy.parent)
             return copy
     raise ValueError(
         f"the trainer of this experiment is gone: neither {copy} nor {document['train_script']}"

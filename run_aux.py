@@ -11,14 +11,21 @@ training of `train_gpt.py`; every decision follows from the results on disk (pla
 Writes experiments/aux_heads_YYYYMMDD_HHMMSS/ (README.md, "What lies in an experiment folder").
 """
 
+import sys
+
+import console
+import prerequisites
+
+if __name__ == "__main__":
+    console.stop_quietly("run_aux.py")  # Ctrl-C is one line, also while the rest is imported
+    prerequisites.check("run_aux.py")
+
 import argparse
 import contextlib
 import difflib
 import json
 import shlex
-import shutil
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -28,7 +35,7 @@ from pathlib import Path
 import exit_codes
 import launchers
 import slurm
-from command import build_command, extra_environment, torchrun
+from command import build_command, check_launcher, extra_environment
 from display import Display
 from experiment import (
     ARMS,
@@ -41,9 +48,10 @@ from experiment import (
     default_profile,
 )
 from machine import ROOT, cores, git_state, machine, versions, visible_gpus
-from materials import Materials, check_materials
+from materials import Materials
 from orchestrator import Launcher, Lock, reconcile
 from plans import PLANS, every_seed_once, forecast, next_step, paid_s, pairs_begun
+from preflight import check_materials
 from records import Arm, RunResult, duration, machine_seconds, printable, read_records
 from registration import (
     check_choice,
@@ -389,7 +397,7 @@ def run(args, display: Display) -> int:
     document = None if new else read_document(exp_dir)
     if document is None:
         check_can_begin(args, exp_dir)
-    gpus = visible_gpus()
+    gpus = visible_gpus(asked=args.num_gpus)
     e = experiment_of(document) if document else new_experiment(args, gpus, display.say)
     if args.dry_run or args.plan_report:
         return show_plan(args, exp_dir, document, e, gpus, display)
@@ -447,8 +455,7 @@ def begin_or_go_on(
     if not shown_only:
         check_data_is_there(document, m)
         check_materials(m, e)
-    if not shutil.which(torchrun()):
-        raise ValueError(f"no program {torchrun()}: pip install torch, or name one in TORCHRUN")
+    check_launcher()
     facts = {"machine": machine(e, gpus), "versions": versions(), "git": git_state()}
     if document is not None:
         same = document["data"]["fingerprint"] if shown_only else None
@@ -466,6 +473,8 @@ def begin_or_go_on(
                 )
             document = register(e, m, exp_dir, {**facts, "slurm_args": args.slurm_args or ""})
             display.say(f"New experiment: {exp_dir}")
+            for line in m.code.told():
+                display.say(line)
         return sit(args, exp_dir, document, e, m, facts, lock, display)
 
 
@@ -599,11 +608,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     display = Display()
     try:
-        if args.list:
-            print_arms()
-            return exit_codes.DONE
-        check_arguments(args)
-        return show_status(args) if args.status else run(args, display)
+        with console.interruptible():
+            if args.list:
+                print_arms()
+                return exit_codes.DONE
+            check_arguments(args)
+            return show_status(args) if args.status else run(args, display)
     except (ValueError, OSError) as error:
         display.clear()
         return refuse(error)
@@ -613,4 +623,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console.run(main))

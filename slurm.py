@@ -4,9 +4,11 @@
 
 Each attempt is one job, named after its folder, so that an orchestrator that died finds its jobs
 again without having kept anything. Inside the job the same watcher as on one machine ends what has
-to end and writes exit.json; a run is judged by that file and its log. Slurm's word is taken only
-for why a job ended that could not write it. The first job to write `claim.json` owns the attempt:
-a requeued job and its orphan, or a job that was submitted twice, cannot both run it.
+to end and writes exit.json; a run is judged by that file and its log. Slurm's word is taken for
+why a job ended that could not write it, and for why a run failed: where Slurm ends a job (its node
+is lost, somebody cancels it), the trainer may get the signal first, which looks like its own crash.
+The first job to write `claim.json` owns the attempt: a requeued job and its orphan, or a job that
+was submitted twice, cannot both run it.
 
 Files may become visible late on a shared file system: after a job has left the queue its exit.json
 is waited for. Machine time is each job's own: its allocated time, on each of its nodes, however
@@ -22,14 +24,18 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import environment
 import launchers
+from command import ONE_MACHINE
 from launchers import A_SIGNAL, Job, exit_record, read_exit, read_order
 
 POLL_S = 1.0  # between two questions to Slurm
 VISIBLE_S = 30.0  # how long a file may take to show up here after its job has ended
+WORD_S = 360.0  # how long Slurm may call a job alive whose run has failed: SlurmdTimeout is 300 s
 PATIENCE_S, RETRY_S = 60.0, 3.0  # with a controller that does not answer
 TRANSIENT = re.compile(r"tim(?:ed|e) ?out|does not answer|contact|[Ss]ocket|onnection|temporarily")
 ENDED_BY = {  # Slurm's states of a job that left no exit.json: who ended it
@@ -40,6 +46,16 @@ ENDED_BY = {  # Slurm's states of a job that left no exit.json: who ended it
     "BOOT_FAIL": "its node failed",
     "DEADLINE": "timeout",
 }
+OVER = (*ENDED_BY, "COMPLETED", "FAILED", "OUT_OF_MEMORY", "REVOKED")  # in any other it lives
+OUT_OF_MEMORY = "the kernel killed a process of this run: out of memory"  # read by records.py
+UNFIT = {  # options of sbatch under which attempts are not what they are taken for
+    "--array": "an attempt is one job",
+    "--wait": "sbatch would not return",
+    "--test-only": "nothing would be submitted",
+    "--wrap": "the job's script is ours",
+    "--clusters": "set SLURM_CLUSTERS, which squeue and scancel read too",
+}
+UNFIT |= {"-a": UNFIT["--array"], "-W": UNFIT["--wait"], "-M": UNFIT["--clusters"]}
 ENDED = "its job was ended"  # the watcher was told to stop, and nobody says by whom
 
 
@@ -51,12 +67,28 @@ def job_name(folder: Path) -> str:
 def slurm(*command: str) -> str:
     """What a Slurm command prints. Raises OSError when it fails or its controller is silent."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=60,
+            env=for_slurm(os.environ),
+        )
     except subprocess.TimeoutExpired:
         raise OSError(f"{command[0]} does not answer") from None
     if done.returncode:
-        raise OSError(f"{command[0]}: {done.stderr.strip() or done.returncode}")
+        raise OSError(f"{command[0]}: {' '.join(done.stderr.split()) or done.returncode}")
     return done.stdout
+
+
+def for_slurm(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of Slurm's commands; those that look ask the cluster that jobs go to."""
+    env = environment.clean(environ)
+    if "SBATCH_CLUSTERS" in env:
+        env["SLURM_CLUSTERS"] = env["SBATCH_CLUSTERS"]
+    return env
 
 
 def job_script(job: Job, program: Path, nodes: int, workers: int) -> str:
@@ -67,8 +99,9 @@ def job_script(job: Job, program: Path, nodes: int, workers: int) -> str:
         port = 20000 + int(job_name(job.folder)[4:12], 16) % 20000
         meeting = f"--rdzv_backend=c10d --rdzv_id={job_name(job.folder)} --nnodes={nodes}"
         meeting += f' --rdzv_endpoint="$(hostname):{port}"'
+        first = command.index(ONE_MACHINE[0])
+        command[first : first + len(ONE_MACHINE)] = [meeting]
         command = ["srun", "--ntasks-per-node=1", *command]
-        command[command.index("--standalone")] = meeting
     exports = [f"export {name}={shlex.quote(value)}" for name, value in job.env.items()]
     watcher = shlex.join([sys.executable, "-I", str(program), "--job", str(job.folder)])
     threads = f"threads=$((${{SLURM_CPUS_ON_NODE:-1}} / {workers}))"
@@ -126,41 +159,66 @@ class SlurmRun:
         """None while it runs, else the contents of exit.json, or what Slurm knows in its place.
 
         Where the watcher left no exit.json, whoever ended the job is in Slurm's state of it. A
-        state that names nobody, a failure to start included, is the run's own crash.
+        state that names nobody, a failure to start included, is the run's own crash. A failure that
+        the watcher saw waits for that state too.
         """
         exit = read_exit(self.job.folder)
         now = time.monotonic()
-        if exit is None and self.launcher.in_queue(self.job_id):
+        in_queue = self.launcher.in_queue(self.job_id)
+        if exit is None and in_queue:
             self.ended_s = None
             if self.told_s is not None and now - self.told_s > RETRY_S:
                 self._cancel()
             return None
-        if exit is not None and exit.get("ended_by") != A_SIGNAL:
+        if exit is not None and is_of_the_run(exit):
             return exit
-        # the job has ended; its file, or Slurm's word for why, may be a moment late
+        # the job has ended, or is about to; its file, or Slurm's word for why, may come later
         self.ended_s = self.ended_s or now
         facts = self._ask()
         state, ran_s = facts.get("JobState", "").split("+")[0], run_time_s(facts.get("RunTime", ""))
         why = read_order(self.job.folder) or ENDED_BY.get(state)
-        never_ran = bool(facts) and not self.begun and not ran_s
-        patient = not never_ran and now - self.ended_s < VISIBLE_S
-        if patient and (exit is None or why is None):
+        if exit is None and state in OVER and not self.begun and not ran_s:
+            patience_s = 0.0  # it never ran
+        elif exit is not None and (why or state in OVER):
+            patience_s = 0.0
+        else:
+            lives = in_queue or (state and state not in OVER)
+            patience_s = WORD_S if lives else VISIBLE_S
+        if now - self.ended_s < patience_s:
             os.listdir(self.job.folder)  # makes a shared file system look again
             return None
+        return self._end(exit, why, state, ran_s)
+
+    def _end(self, exit: dict | None, why: str | None, state: str, ran_s: float) -> dict:
+        """exit.json, or one in its place, with what is known of why the job ended."""
         if exit is None:
+            now = time.monotonic()
             exit = exit_record(None, why or "itself", now - ran_s, self.job_id, self.nodes)
             if why is None:
                 self._explain(state)
-        exit["ended_by"] = why or (exit["ended_by"] if exit["ended_by"] != A_SIGNAL else ENDED)
-        return exit
+        elif state == "OUT_OF_MEMORY":
+            self._note(OUT_OF_MEMORY)
+        seen = ENDED if exit["ended_by"] == A_SIGNAL else exit["ended_by"]
+        return exit | {"ended_by": why or seen}
 
     def _explain(self, state: str) -> None:
         """Say in the run's log what is known of a job that ended without a word."""
         said = b""
         with contextlib.suppress(OSError):
             said = (self.job.folder / "slurm.log").read_bytes()[-500:]
+        self._note(f"job {self.job_id} ended as {state or 'unknown'}")
+        self._note(said.decode(errors="replace"))
+
+    def _note(self, line: str) -> None:
         with open(self.job.folder / "output.log", "ab") as log:
-            log.write(f"job {self.job_id} ended as {state or 'unknown'}\n".encode() + said + b"\n")
+            log.write(line.encode() + b"\n")
+
+
+def is_of_the_run(exit: dict) -> bool:
+    """Nobody but the run itself, or we, can have ended it so; else Slurm is asked."""
+    if exit.get("ended_by") == "itself":
+        return exit.get("returncode") in (0, 2) or exit.get("returncode") == 127
+    return exit.get("ended_by") != A_SIGNAL
 
 
 def job_facts(job_id: str) -> dict[str, str]:
@@ -169,7 +227,17 @@ def job_facts(job_id: str) -> dict[str, str]:
         words = slurm("scontrol", "--oneliner", "show", "job", job_id).split()
     except OSError:
         return {}
-    return dict(word.split("=", 1) for word in words if "=" in word)
+    facts = [word.split("=", 1) for word in words if "=" in word]
+    return dict(reversed(facts))  # what comes first is Slurm's; a path of ours may look alike
+
+
+def job_id_of(printed: str) -> str:
+    """What sbatch --parsable prints: a number, on several clusters also a name; a site's own words
+    may stand before it. Raises OSError when it names no job."""
+    found = re.findall(r"^(\d+)(?:;.*)?$", printed, re.MULTILINE)
+    if not found:
+        raise OSError(f"sbatch names no job: {' '.join(printed.split())[:200]!r}")
+    return found[-1]
 
 
 def run_time_s(text: str) -> float:
@@ -197,28 +265,31 @@ class SlurmLauncher:
     def __post_init__(self):
         if shutil.which("sbatch") is None:
             raise ValueError("--launcher slurm: there is no sbatch here; use --launcher local")
+        for word in self.arguments:
+            option = word.partition("=")[0] if word.startswith("--") else word[:2]
+            if option in UNFIT:
+                raise ValueError(f"--slurm_args {word}: {UNFIT[option]}; leave it out")
         self.program = self.code_dir.resolve() / Path(launchers.__file__).name
         shutil.copyfile(launchers.__file__, self.program)
 
     def start(self, job: Job) -> SlurmRun:
         script = job.folder / "job.sh"
         script.write_text(job_script(job, self.program, self.nodes, self.workers))
-        options = [
+        offered = [f"--export=ALL,{launchers.MARK}={job.folder}", f"--comment={job.folder}"]
+        if self.gpus_per_node:
+            offered.append(f"--gres=gpu:{self.gpus_per_node}")
+        needed = [  # after a person's own, since the last one counts
             f"--job-name={job_name(job.folder)}",
-            f"--comment={job.folder}",
             f"--output={job.folder}/slurm.log",
             f"--nodes={self.nodes}",
             "--no-requeue",
             "--open-mode=append",
         ]
-        if self.gpus_per_node:
-            options.append(f"--gres=gpu:{self.gpus_per_node}")
-        mark = f"--export=ALL,{launchers.MARK}={job.folder}"
-        command = ("sbatch", "--parsable", mark, *options, *self.arguments, str(script))
+        command = ("sbatch", "--parsable", *offered, *self.arguments, *needed, str(script))
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
-                job_id = slurm(*command).strip().split(";")[0]
+                job_id = job_id_of(slurm(*command))
                 break
             except OSError as error:
                 if not TRANSIENT.search(str(error)) or time.monotonic() > deadline:

@@ -6,8 +6,16 @@ prints a stage's results and its decision again, made anew from the records on d
 --exp_dir those of the newest experiment. It launches and writes nothing.
 """
 
-import argparse
 import sys
+
+import console
+import prerequisites
+
+if __name__ == "__main__":
+    console.stop_quietly("staged_analysis_helper.py")
+    prerequisites.check("staged_analysis_helper.py")
+
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,4 +57,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console.run(main))

@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 
 from decision import counted
-from orchestrator import holder, read_in_flight
+from orchestrator import holder, living, read_in_flight
 from plans import forecast, paid_s
-from records import machine_seconds
+from records import machine_seconds, printable
 from registration import standing
 
 
@@ -15,7 +15,7 @@ def status(exp_dir: Path) -> dict:
     """What --status tells, as one JSON object. Raises ValueError where this is no experiment."""
     s = standing(exp_dir)
     e, records, step = s.experiment, s.records, s.step
-    planned = forecast(e, records.results)[0] if step else []
+    planned = forecast(e, records.results)[0] if step and not step.ended else []
     latest = records.latest().values()
     orchestrator, lives = "none", False
     with contextlib.suppress(FileNotFoundError):
@@ -32,12 +32,14 @@ def status(exp_dir: Path) -> dict:
         "stage": step.stage if step else None,
         "ended": step.ended if step else "",
         "orchestrator": orchestrator,
+        "processes_left": 0 if lives else living(exp_dir),  # of runs that nobody looks after
         "in_flight": open_attempts if lives else [],
         "broken_off": [] if lives else open_attempts,
         "done": [r.run.name for r in latest if r.settled],
         "counted": counted(list(latest)),
         "failed": {r.run.name: f"{r.status}: {r.reason}" for r in latest if not r.settled},
         "damaged": {str(path): why for path, why in records.damaged},
+        "passed_over": [str(folder) for folder in records.stray],
         "left": [p.run.name for p in planned],
         "decisions": {str(n): d.title for n, d in step.decisions.items()} if step else {},
         "hours_spent": (spent_s + in_flight_s) / 3600,
@@ -47,12 +49,14 @@ def status(exp_dir: Path) -> dict:
 
 
 def print_status(s: dict) -> None:
-    print(f"{s['exp_dir']} (plan {s['plan']})")
+    print(f"{printable(s['exp_dir'])} (plan {s['plan']})")
     for line in s["changed"]:
         print(f"  Beware: {line}; no decision is shown.")
     if s["stage"] is not None:
         print(f"  stage {s['stage']}{': ended, ' + s['ended'] if s['ended'] else ''}")
     print(f"  orchestrator: {s['orchestrator']}")
+    if s["processes_left"]:
+        print(f"  {s['processes_left']} processes of its runs still live; going on ends them first")
     for kind in ("in_flight", "broken_off"):
         for found in s[kind]:
             loss = "none yet" if found["val_loss"] is None else f"{found['val_loss']:.4f}"
@@ -66,7 +70,9 @@ def print_status(s: dict) -> None:
     print(f"  done {len(s['done'])}, failed {len(s['failed'])}, left {len(s['left'])} runs{words}")
     for kind in ("failed", "damaged"):
         for name, why in s[kind].items():
-            print(f"  {kind}: {name}: {why}")
+            print(f"  {kind}: {printable(name)}: {why}")
+    for folder in s["passed_over"]:
+        print(f"  passed over: {printable(folder)}: a copy of another run, or a link")
     print(
         f"  {s['hours_spent']:.2f} h spent, about {s['hours_to_go']:.2f} h to go,"
         f" budget {s['budget_hours']:g} h"

@@ -63,6 +63,14 @@ def why_not() -> str:
     return "" if os.geteuid() == 0 else "a Slurm of one's own needs root"
 
 
+def keeps_others(process) -> bool:
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return process.name() in ("slurmd", "slurmstepd")
+    return False
+
+
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -134,24 +142,38 @@ class SlurmCluster:
         self._start(f"slurmd.n{n}", "slurmd", "-D", "-N", f"n{n}")
 
     def kill_node(self, n: int) -> None:
-        """As if the node lost its power: slurmd and all job processes of that node are gone."""
+        """As if the node lost its power: slurmd and all job processes of that node are gone.
+
+        All are stopped before the first is killed, until a look finds none that is not: one that
+        lives on could tell. The processes of a job go before the slurmstepd that keeps them: when
+        that dies, the kernel sends its stopped group SIGHUP and lets it go on.
+        """
         import psutil
 
         slurmd = psutil.Process(self.processes[f"slurmd.n{n}"].pid)
-        spool = str(self.folder / f"spool.n{n}")
-        victims = [slurmd, *slurmd.children(recursive=True)]
+        stopped: list[psutil.Process] = []
+        while found := [p for p in [slurmd, *self._on_node(n)] if p not in stopped]:
+            for process in found:
+                with contextlib.suppress(psutil.Error):
+                    process.suspend()
+            stopped += found
+        for process in sorted(stopped, key=keeps_others):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self.command("scontrol", "update", f"nodename=n{n}", "state=down", "reason=lost")
+
+    def _on_node(self, n: int) -> list:
+        """The processes of a node's jobs, and slurmd's helpers that keep them."""
+        import psutil
+
+        spool, found = str(self.folder / f"spool.n{n}"), []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get("SLURMD_NODENAME") == f"n{n}" or spool in " ".join(
-                    process.cmdline()
-                ):
-                    keeper = [p for p in process.parents() if "slurmstepd" in p.name()]
-                    victims += [*keeper, process, *process.children(recursive=True)]
-        for end in (psutil.Process.suspend, psutil.Process.kill):  # none outlives another
-            for process in victims:
-                with contextlib.suppress(psutil.Error):
-                    end(process)
-        self.command("scontrol", "update", f"nodename=n{n}", "state=down", "reason=lost")
+                here = process.environ().get("SLURMD_NODENAME") == f"n{n}"
+                if here or spool in " ".join(process.cmdline()):
+                    found += filter(keeps_others, process.parents())
+                    found += [process, *process.children(recursive=True)]
+        return found
 
     def command(self, *command: str) -> str:
         done = subprocess.run(

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import asdict, replace
 from types import SimpleNamespace
@@ -48,6 +50,8 @@ DECORATIONS = {  # (in front of a line, behind it)
     "many of them and no return": (f"\r{BAR}" * 500, ""),
     "a bar that is moved up": (f"{BAR}\x1b[A\r", ""),
     "a warning without line end": ("x.py:3: UserWarning: 'a' is deprecated (see b).", ""),
+    "one that ends in a quotation": ("UserWarning: 'a' is deprecated, take 'b'", ""),
+    "one that ends in code": ("UserWarning: take `b`", ""),
     "one with a blank": ("UserWarning: something ", ""),
     "torchrun's label": ("[default0]:", ""),
     "pytorch's label": ("[rank0]: ", ""),
@@ -98,6 +102,8 @@ HONEST = {
     "another step counter": COMPLETE.replace(LAST, "global_" + val(TOTAL, 9.0) + LAST),
     "another program's summary": COMPLETE + 'model summary: {"layers": 12}\n',
     "another program's torn summary": COMPLETE + "model summary: {layers: 12\n",
+    "a look back at the end": COMPLETE + "the first was " + val(0, 10.8),
+    "another logger's summary": COMPLETE + "INFO summary: 12 files\n",
     "late lines of another length": COMPLETE + val(0, total=5),
 }  # fmt: skip
 
@@ -121,7 +127,8 @@ def test_a_label_names_its_rank(label, rank):
 # ---------------------------------------------------------------------------------------------
 # What must not count
 
-QUOTES = [*QUOTATIONS, "\t", "> [rank0]: ", "// ", "- ", "best = '", 'x = {"']
+QUOTES = [*QUOTATIONS, "\t", "// ", "- ", "best = '", 'x = {"', "f('a', 'b', '"]
+QUOTES += ["> [rank0]: ", "[rank0]: > ", "INFO: # "]
 
 
 @pytest.mark.parametrize("front", QUOTATIONS)
@@ -161,6 +168,8 @@ NOT_ONE_RUN = {
     "another one in its line": (COMPLETE[:-1] + summary(val_loss=3.3), "3.2741123 and 3.3"),
     "another one behind text": (COMPLETE + "done " + summary(val_loss=3.3), "3.2741123 and 3.3"),
     "another one with a label": (COMPLETE + "[rank1]: " + summary(tokens_seen=5), "1024 and 5"),
+    "a summary beside its last step": (COMPLETE.replace(summary(), summary(val_loss=3.27415)),
+                                       "not that of the last step (3.27415 and 3.274112)"),
     "other training times": (COMPLETE + summary(train_time_ms=9999.0), "12345.6 and 9999.0"),
     "a damaged one beside it": (COMPLETE + 'x summary: {"val_loss": 3.2, "st\n', "is damaged"),
     "one that says a thing twice": (
@@ -196,6 +205,7 @@ def test_a_word_about_divergences_is_none(text):
 
 def test_a_divergence_is_seen_in_a_line_that_was_cut_off():
     assert verdict(val(0) + "step:3/8 train_loss:nan train_ti", FAILED).status == "diverged"
+    assert verdict(val(0) + "step:3/8 train_loss:nan", FAILED).status == "diverged"
     assert verdict(val(0) + "step:3/8 train_loss:na", FAILED).status == "crashed"
 
 
@@ -369,6 +379,31 @@ def test_the_workers_end_is_read_in_torchruns_report(words, codes, root, status,
     assert result.reason.startswith(reason)
 
 
+@pytest.mark.parametrize(("end", "status", "reason"), [
+    ("print('x.py: error: no shard', flush=True); sys.exit(2)", "refused", "x.py: error: no shard"),
+    ("import os; os.kill(os.getpid(), 9)", "crashed", "killed by signal 9, nothing printed"),
+])  # fmt: skip
+def test_the_installed_torchrun_reports_in_the_words_that_are_read(tmp_path, end, status, reason):
+    (tmp_path / "x.py").write_text(f"import sys\n{end}\n")
+    words = "-m torch.distributed.run --standalone --local-addr=127.0.0.1 --nproc_per_node=1 x.py"
+    done = subprocess.run(
+        [sys.executable, *words.split()],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=120,
+    )
+    result = judge(RUN, 1, read(done.stdout), replace(FAILED, returncode=done.returncode))
+    assert (result.status, result.reason) == (status, reason)
+
+
+def test_the_reports_of_two_nodes_are_read_together():
+    reports = torchrun(2)[1] + torchrun(-15, 2, root=1)[1]
+    assert verdict(REFUSAL + reports, FAILED).status == "refused"
+    reports = torchrun(2)[1] + torchrun(1, -15)[1]  # which was first is not known
+    assert verdict(REFUSAL + reports, FAILED).status == "crashed"
+
+
 def test_a_report_that_is_torn_refuses_nothing():
     head, report = torchrun(2, torn=True)
     result = verdict(head + REFUSAL + report, FAILED)
@@ -379,7 +414,9 @@ def test_a_report_that_is_torn_refuses_nothing():
     returncode=None), replace(FAILED, returncode=3)])  # fmt: skip
 def test_only_torchruns_own_failure_makes_its_report_count(exit):
     head, report = torchrun(2)
-    assert verdict(head + REFUSAL + report, exit).status == "crashed"
+    result = verdict(head + REFUSAL + report, exit)
+    assert result.status == "crashed"
+    assert "exit code 2" not in result.reason
 
 
 def test_the_exit_code_2_of_a_trainer_without_torchrun_is_a_refusal():
@@ -443,6 +480,8 @@ TWO_LOGS = {  # output.log, train_log.txt: status, a word of the reason
     "a half each": (HALF + summary(), HALF + LAST, "ok", ""),
     "a summary on neither side": (HALF + LAST, HALF + LAST, "crashed", "no summary"),
     "damaged on both sides": (COMPLETE[:-2] + "x\n", HALF + LAST, "crashed", "damaged"),
+    "half a summary more on screen": (COMPLETE + 'summary: {"val_\n', "", "crashed", "damaged"),
+    "half a summary more in both": (COMPLETE + 'summary: {"val_\n',) * 2 + ("crashed", "damaged"),
     "NaN on screen": (COMPLETE.replace(LAST, val(4, "nan") + LAST), COMPLETE, "diverged", "nan"),
     "NaN in its own": (COMPLETE, COMPLETE.replace(LAST, val(4, "nan") + LAST), "diverged", "nan"),
     "another loss": (COMPLETE, COMPLETE.replace(LAST, val(TOTAL, 3.3)), "crashed",

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from logs import MAX_LINE
 from records import (
-    MAX_LINE,
     STATUSES,
     Arm,
     Exit,
@@ -206,7 +206,7 @@ PIECES = st.sampled_from(
         *(b"\n", b"\r", b"\xff\xfe", b"\x00", b"summary: {", b"step:8/8 val_loss:", b"x" * 5000),
         *(b"CUDA out of memory", b"ValueError: \x1b[31m", summary(steps_done=1).encode()),
         *(b"\x1b[0m", b" \r", b"  ", b"> ", b"50%|## | 4/8\r", b"UserWarning: x ", b"[rank1]: "),
-        *(b"2: ", val(TOTAL, 3.3).encode(), summary(val_loss=3.3).encode()),
+        *(b"2: ", val(TOTAL, 3.3).encode(), summary(val_loss=3.4).encode()),
         *(COMPLETE.strip().encode(), val(TOTAL).strip().encode(), b"[W1125 ", b"\r" * 5000),
         *(b"  exitcode  : 2 (pid: 3)\n", b"Root Cause (first observed failure):\n"),
         *(b"failed (exitcode: 2) local_rank: 0 \n", b"x.py: error: y\n"),
@@ -236,7 +236,7 @@ def is_complete(log: bytes) -> bool:
     """What `ok` asks of a log, said once more and slowly."""
     last, other, one, two = (
         text.strip().encode()
-        for text in (val(TOTAL), val(TOTAL, 3.3), summary(), summary(val_loss=3.3))
+        for text in (val(TOTAL), val(TOTAL, 3.3), summary(), summary(val_loss=3.4))
     )
     lines = [shown(line) for line in log.split(b"\n")[:-1]]
     own = {line.removeprefix(label) for line in lines for label in LABELS}
@@ -556,8 +556,9 @@ def test_a_copy_with_a_damaged_record_is_damaged(tmp_path):
 
 
 @pytest.mark.parametrize("linked", ["aux_4/run_0", "aux_4_8/run_1", "aux_4_8/run_0/attempt_2"])
-def test_linked_folders_are_named_and_not_followed(tmp_path, linked):
-    folder = put(tmp_path / "elsewhere", verdict(COMPLETE))
+@pytest.mark.parametrize("there", [True, False])
+def test_linked_folders_are_named_and_not_followed(tmp_path, linked, there):
+    folder = put(tmp_path / "elsewhere", verdict(COMPLETE)) if there else tmp_path / "gone"
     exp_dir = tmp_path / "exp"
     put(exp_dir, verdict(COMPLETE))
     link = exp_dir / linked

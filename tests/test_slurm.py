@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from invent import arm, experiment
 from slurm_cluster import SlurmCluster, why_not
 
 import slurm
+from command import build_command
 from launchers import Job
-
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can")
+from records import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 FAKE = ["--train_script", str(ROOT / "tests" / "fake_train.py")]
@@ -22,8 +23,18 @@ ON_SLURM = ["--profile", "mini", "--launcher", "slurm"]
 PACKED = [*ON_SLURM, "--num_gpus", "16", "--gpus_per_run", "1"]
 
 
+OTHER_WORK = {  # settings that somebody has for other work, in all tests with run_aux.py
+    **{"SQUEUE_STATES": "COMPLETED", "SQUEUE_FORMAT": "%j", "SQUEUE_NAMES": "other"},
+    **{"SCANCEL_STATE": "PENDING", "SCANCEL_NAME": "other", "SLURM_TIME_FORMAT": "relative"},
+    **{"SBATCH_WAIT": "1", "SBATCH_ARRAY_INX": "1-2", "SBATCH_JOB_NAME": "other"},
+    **{"SBATCH_REQUEUE": "1", "SLURM_JOB_ID": "1", "SLURM_MEM_PER_CPU": "1", "LANG": "C.UTF-8"},
+}
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
+    if why_not():
+        pytest.skip(why_not())
     with SlurmCluster(tmp_path_factory.mktemp("slurm")) as running:
         yield running
 
@@ -40,6 +51,7 @@ def environment(cluster, seconds):
     return {
         **os.environ,
         **cluster.env,
+        **OTHER_WORK,
         "TORCHRUN": str(ROOT / "tests" / "fake_torchrun"),
         "FAKE_PYTHON": sys.executable,
         "FAKE_SECONDS": str(seconds),
@@ -189,12 +201,32 @@ def test_a_lost_node_is_an_interruption_and_the_run_goes_elsewhere(cluster, home
     assert "node" in attempts[0]["reason"] or "job" in attempts[0]["reason"]
 
 
-def test_script_of_a_run_that_spans_nodes(tmp_path):
-    job = Job(("torchrun", "--standalone", "--nproc_per_node=8", "train_gpt.py"), {}, tmp_path)
-    script = slurm.job_script(job, Path("launchers.py"), nodes=2, workers=8)
-    assert "srun --ntasks-per-node=1 torchrun --rdzv_backend=c10d" in script
-    assert "--nnodes=2" in script
+RUN = RunConfig(1, arm("aux_6", 6), 0, 1000, 10)
+
+
+def script_of(tmp_path, nodes):
+    e = experiment(processes=8 * nodes, nodes=nodes, launcher="slurm")
+    command = build_command(e, RUN, Path("t.py"), Path("d"), Path("log"))
+    return slurm.job_script(Job(command, {"A": "b c"}, tmp_path), Path("launchers.py"), nodes, 8)
+
+
+def test_script_of_a_run_that_spans_nodes(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCHRUN", raising=False)
+    script = script_of(tmp_path, nodes=2)
+    assert f"srun --ntasks-per-node=1 {sys.executable} -m torch.distributed.run --rdzv_b" in script
+    assert '--rdzv_endpoint="$(hostname):' in script
+    assert script.count("--nnodes=") == script.count("--nnodes=2") == 1
+    assert "--nproc_per_node=8 t.py --num_iterations" in script
     assert "--standalone" not in script
+    assert "--local-addr" not in script  # each node has an address of its own
+
+
+def test_script_of_a_run_on_one_node(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHRUN", "'sh' -x")
+    script = script_of(tmp_path, nodes=1)
+    assert "sh -x --standalone --nnodes=1 --local-addr=127.0.0.1 --nproc_per_node=8 t.py" in script
+    assert "export A='b c'\n" in script
+    assert "srun" not in script
 
 
 @pytest.mark.parametrize(

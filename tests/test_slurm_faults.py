@@ -119,6 +119,69 @@ def test_a_submission_that_cannot_work_is_an_error_at_once(launcher, tmp_path, m
         launcher.start(Job(("true",), {}, tmp_path))
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["--array=1-3", "-a1-3", "--wait", "-W", "--test-only", "--wrap=sh", "--clusters=b", "-Mb"],
+)
+def test_options_of_sbatch_that_make_something_else_of_an_attempt_are_refused(
+    launcher, tmp_path, option
+):
+    with pytest.raises(ValueError, match=f"--slurm_args {option}: .*; leave it out"):
+        slurm.SlurmLauncher(tmp_path / "code", ("--partition=gpu", option))
+
+
+def test_what_finds_a_job_again_is_not_a_person_s_to_change(commands, tmp_path):
+    (tmp_path / "code").mkdir()
+    asked = ("--job-name=mine", "--requeue", "--nodes=7", "--comment=project", "--qos=long")
+    slurm.SlurmLauncher(tmp_path / "code", asked).start(Job(("true",), {}, tmp_path))
+    (words,) = (command for command in commands.given if command[0] == "sbatch")
+    last = dict(word.partition("=")[::2] for word in words)
+    assert last["--job-name"] == slurm.job_name(tmp_path)
+    assert last["--nodes"] == "1"
+    assert words.index("--no-requeue") > words.index("--requeue")
+    assert (last["--comment"], last["--qos"]) == ("project", "long")
+
+
+@pytest.mark.parametrize(
+    ("printed", "job"),
+    [
+        ("17\n", "17"),
+        ("17;east\n", "17"),
+        ("Welcome!\n3 projects\n17\n", "17"),
+        ("Submitted batch job\n", None),
+        ("", None),
+    ],
+)
+def test_the_job_that_sbatch_names(printed, job):
+    if job:
+        assert slurm.job_id_of(printed) == job
+    else:
+        with pytest.raises(OSError, match="names no job"):
+            slurm.job_id_of(printed)
+
+
+def test_a_path_that_looks_like_slurm_s_own_words_says_nothing(monkeypatch):
+    said = "JobId=1 JobState=RUNNING Comment=/x/a JobState=FAILED RunTime=9"
+    monkeypatch.setattr(slurm, "slurm", lambda *_: said)
+    assert slurm.job_facts("1")["JobState"] == "RUNNING"
+
+
+def test_slurm_s_commands_get_an_environment_of_our_choice(tmp_path, monkeypatch):
+    """A stand-in on the path prints what it was given."""
+    (tmp_path / "squeue").write_text("#!/bin/sh\nenv\nprintf '\\344 in latin-1\\n'\ncat\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    given = {"SQUEUE_STATES": "CD", "SLURM_TIME_FORMAT": "%s", "SLURM_JOB_ID": "1", "LANG": "de_DE"}
+    kept = {"SLURM_CONF": "/a", "SBATCH_ACCOUNT": "me", "SBATCH_CLUSTERS": "b"}
+    for name, value in {**given, **kept}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_CLUSTERS", raising=False)
+    seen = slurm.slurm("squeue").splitlines()
+    assert not [line for line in seen if line.partition("=")[0] in given]
+    assert {"SLURM_CONF=/a", "SBATCH_ACCOUNT=me", "SLURM_CLUSTERS=b", "LC_ALL=C"} <= set(seen)
+    assert "\ufffd in latin-1" in seen
+
+
 def test_a_stop_that_failed_is_repeated(commands, run):
     commands.failing["scancel"] = 3
     run.stop("timeout")
@@ -154,6 +217,70 @@ def test_what_became_of_a_job_that_left_no_exit_file(commands, run, state, statu
     assert word in result.reason
 
 
+def leave_exit(run, returncode, ended_by="itself"):
+    exit = launchers.exit_record(returncode, ended_by, 0.0, "1")
+    (run.job.folder / "exit.json").write_text(json.dumps(exit))
+
+
+@pytest.mark.parametrize("returncode", [-1, -9, -15, 1, 143])
+@pytest.mark.parametrize(
+    ("state", "status", "word"),
+    [
+        ("NODE_FAIL", "interrupted", "its node failed"),
+        ("CANCELLED", "interrupted", "cancelled in Slurm"),
+        ("PREEMPTED", "interrupted", "preempted"),
+        ("TIMEOUT", "timeout", "time limit"),
+        ("COMPLETED", "crashed", ""),
+        ("FAILED", "crashed", ""),
+        ("OUT_OF_MEMORY", "crashed", "out of memory"),
+    ],
+)
+def test_a_trainer_that_got_the_signal_before_its_watcher_did(
+    commands, run, returncode, state, status, word
+):
+    """Slurm ends all processes of a job, and the watcher sees its run fail; Slurm says why, later:
+    first the job still runs, then it is being cleaned up."""
+    leave_exit(run, returncode)
+    said = []
+    for state_now in ("RUNNING", "COMPLETING"):
+        commands.facts = f"JobId=1 JobState={state_now} RunTime=00:00:07"
+        said.append(run.poll())
+    leave_the_queue(commands, run)
+    said.append(run.poll())
+    assert said == [None, None, None]
+    commands.facts = f"JobId=1 JobState={state} RunTime=00:00:07"
+    result = end_of(run)
+    assert result.status == status
+    assert word in result.reason
+
+
+@pytest.mark.parametrize("answer", ["", "JobId=1 JobState=RUNNING"])
+def test_a_failure_that_slurm_never_explains_is_the_run_s_own(commands, run, monkeypatch, answer):
+    monkeypatch.setattr(slurm, "WORD_S", 0.1)
+    leave_exit(run, 1)
+    commands.facts = answer
+    if not answer:
+        leave_the_queue(commands, run)
+    assert end_of(run).status == "crashed"
+
+
+@pytest.mark.parametrize(("returncode", "ended_by"), [(0, "itself"), (2, "itself"), (-15, "stall")])
+def test_what_only_the_run_or_we_can_have_done_is_known_at_once(
+    commands, run, returncode, ended_by
+):
+    leave_exit(run, returncode, ended_by)
+    assert run.poll()["returncode"] == returncode
+    assert not commands.count("scontrol")
+
+
+def test_an_order_of_ours_explains_a_trainer_that_ended_first(commands, run):
+    run.stop("the budget is spent")
+    leave_exit(run, -15)
+    leave_the_queue(commands, run)
+    result = end_of(run)
+    assert (result.status, "the budget is spent" in result.reason) == ("interrupted", True)
+
+
 def test_a_job_that_slurm_forgot_is_a_crash_and_hence_tried_three_times_at_most(commands, run):
     leave_the_queue(commands, run)
     assert end_of(run).status == "crashed"
@@ -174,15 +301,13 @@ def test_a_file_that_becomes_visible_late_is_waited_for(commands, run, monkeypat
     leave_the_queue(commands, run)
     commands.facts = "JobId=1 JobState=COMPLETED RunTime=00:00:07"
     assert [run.poll(), run.poll()] == [None, None]
-    exit = launchers.exit_record(0, "itself", 0.0, "1")
-    (run.job.folder / "exit.json").write_text(json.dumps(exit))
+    leave_exit(run, 0)
     assert run.poll()["returncode"] == 0
 
 
 def test_a_signal_that_nobody_explains_is_an_interruption(commands, run):
     leave_the_queue(commands, run)
-    exit = launchers.exit_record(-15, A_SIGNAL, 0.0, "1")
-    (run.job.folder / "exit.json").write_text(json.dumps(exit))
+    leave_exit(run, -15, A_SIGNAL)
     assert end_of(run).reason.startswith(slurm.ENDED)
 
 

@@ -1,0 +1,337 @@
+"""What is written on two sides is the same on both: the program that asks, and what it calls."""
+
+import argparse
+import dataclasses
+import itertools
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from invent import experiment
+
+import aux_heads
+import preflight
+import train_gpt
+from command import build_command
+from data import prepare
+from experiment import (
+    ALL_SCHEDULES,
+    ARMS,
+    DIVES,
+    FINAL_ARMS,
+    PROFILES,
+    SCHEDULE,
+    SCHEDULES,
+    TRAINER_FLAGS,
+    VALIDATIONS,
+    Experiment,
+)
+from materials import Materials
+from plans import PLANS
+from records import RunConfig
+from registration import check_choice, seeds_of
+
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULTS = vars(train_gpt.build_parser().parse_args([]))
+
+# ---------------------------------------------------------------------------------------------
+# Every command that can be built is one that the trainer takes
+
+EVERY_ARM = (*ARMS.values(), *DIVES, *VALIDATIONS, *FINAL_ARMS)
+
+
+def shares(profile) -> list[Experiment]:
+    """The machines that a profile may get: its own, and all smaller ones that share its batch."""
+    device = "cuda" if profile.gpus else "cpu"
+    largest = profile.gpus or profile.batch_size
+    sizes = [n for n in range(1, largest + 1) if profile.batch_size % n == 0]
+    found = [
+        experiment(
+            profile=replace(
+                profile,
+                device_batch_size=min(profile.device_batch_size, profile.batch_size // size),
+            ),
+            processes=size,
+            device=device,
+            full_iterations=profile.full_iterations,
+        )
+        for size in sizes
+    ]
+    return [replace(e, nodes=nodes) for e in found for nodes in (1, 2) if e.processes % nodes == 0]
+
+
+def as_the_trainer_reads(e, run) -> argparse.Namespace:
+    command = build_command(e, run, Path("train_gpt.py"), Path("data"), Path("log.txt"))
+    flags = command[command.index("train_gpt.py") + 1 :]
+    return train_gpt.build_parser().parse_args(flags)
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda p: p.name)
+def test_the_flags_of_every_arm_go_through_the_trainers_own_parser_and_checks(profile):
+    for e in shares(profile):
+        world = train_gpt.World(0, e.processes, torch.device("cpu"))
+        for arm in EVERY_ARM:
+            run = RunConfig(1, arm, 0, seeds_of(4)["last"], e.full_iterations)
+            args = as_the_trainer_reads(e, run)
+            train_gpt.check_arguments(args, world)
+            assert args.aux_head_layers == arm.layers
+            assert args.aux_loss_weight == arm.weight
+            assert args.aux_loss_schedule == arm.schedule
+            assert (args.seed, args.num_iterations) == (run.seed, run.num_iterations)
+            assert args.device == e.device
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda p: p.name)
+def test_what_a_profile_says_is_what_the_trainer_gets(profile):
+    e = shares(profile)[0]
+    args = vars(as_the_trainer_reads(e, RunConfig(0, EVERY_ARM[0], 0, 1, 5)))
+    for name in TRAINER_FLAGS:
+        assert args[name] == getattr(e.profile, name), name
+    left_to_the_trainer = set(args) - set(TRAINER_FLAGS)
+    assert left_to_the_trainer == {
+        *("num_iterations", "data_dir", "seed", "device", "log_file"),
+        *("aux_head_layers", "aux_loss_weight", "aux_loss_schedule"),
+        *("unet_skips", "log_grad_norms"),
+        "aux_unembedding",  # no arm is about it
+    }
+
+
+@pytest.mark.parametrize("flag", ["unet_skips", "log_grad_norms"])
+def test_what_is_asked_of_all_arms_is_a_flag_of_the_trainer(flag):
+    e = experiment(**{flag: True})
+    arm = replace(ARMS["aux_4_8"], unet_skips=e.unet_skips)
+    args = as_the_trainer_reads(e, RunConfig(0, arm, 0, 1, 5))
+    assert getattr(args, flag) is True
+    assert (
+        getattr(as_the_trainer_reads(experiment(), RunConfig(0, ARMS["aux_4"], 0, 1, 5)), flag)
+        is False
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Values that are written on both sides
+
+
+def test_the_speedrun_profile_is_the_trainers_defaults():
+    speedrun = PROFILES["speedrun"]
+    for name in TRAINER_FLAGS:
+        assert DEFAULTS[name] == getattr(speedrun, name), name
+    assert DEFAULTS["num_iterations"] == speedrun.full_iterations
+    assert DEFAULTS["data_dir"] == Path(speedrun.data_dir)
+    assert DEFAULTS["aux_loss_schedule"] == SCHEDULE
+
+
+def test_schedules_are_those_that_the_trainer_knows():
+    assert set(ALL_SCHEDULES) == set(aux_heads.SCHEDULES)
+    assert set(SCHEDULES) <= set(ALL_SCHEDULES)
+    assert {arm.schedule for arm in EVERY_ARM} <= set(aux_heads.SCHEDULES)
+
+
+@pytest.mark.parametrize("layers", [(0,), (1,), (11,), (12,), (4, 8), (-1,)])
+@pytest.mark.parametrize("schedule", [*ALL_SCHEDULES, "sawtooth"])
+def test_a_choice_by_hand_is_let_through_where_the_trainer_would(layers, schedule):
+    def accepts(check, *values):
+        try:
+            check(*values)
+        except ValueError:
+            return False
+        return True
+
+    for profile in PROFILES.values():
+        mine = accepts(check_choice, layers, 0.1, schedule)
+        fraction = profile.aux_token_fraction
+        theirs = accepts(aux_heads.check_settings, layers, profile.n_layer, 0.1, schedule, fraction)
+        assert mine is theirs
+
+
+def test_seeds_of_the_stages_and_of_a_plan_by_hand_are_in_the_trainers_range():
+    world = train_gpt.World(0, 1, torch.device("cpu"))
+    e = experiment()
+    ends = [n for plan in PLANS.values() for s in plan for n in seeds_of(s.number).values()]
+    for seed in (*ends, 0, preflight.SEEDS - 1):
+        train_gpt.check_arguments(
+            as_the_trainer_reads(e, RunConfig(0, EVERY_ARM[0], 0, seed, 5)), world
+        )
+    for seed in (-1, preflight.SEEDS):
+        args = as_the_trainer_reads(e, RunConfig(0, EVERY_ARM[0], 0, seed, 5))
+        with pytest.raises(ValueError, match="--seed"):
+            train_gpt.check_arguments(args, world)
+
+
+def test_one_format_of_shards():
+    for theirs in (train_gpt, prepare):
+        mine = (preflight.MAGIC, preflight.VERSION, preflight.HEADER_BYTES)
+        assert mine == (theirs.MAGIC, theirs.VERSION, theirs.HEADER_BYTES)
+    assert prepare.FINEWEB_TRAIN_SHARDS == preflight.HUB_SHARDS
+
+
+def test_the_shards_that_prepare_makes_unasked_are_those_of_the_speedrun():
+    speedrun = PROFILES["speedrun"]
+    e = experiment(profile=speedrun, full_iterations=speedrun.full_iterations)
+    assert preflight.shards_for(e) == prepare.FINEWEB_DEFAULT_SHARDS == 27
+    e = replace(e, full_iterations=e.full_iterations * 26 // 27)
+    assert preflight.shards_for(e) == 26
+
+
+def test_a_validation_is_so_many_whole_windows():
+    for profile in PROFILES.values():
+        assert profile.val_tokens >= profile.sequence_length
+        assert profile.val_tokens % profile.sequence_length == 0
+
+
+def test_the_vocabulary_of_a_profile_holds_that_of_its_data():
+    vocabularies = {
+        "data/stdlib": prepare.STDLIB_VOCAB_SIZE,
+        "data/fineweb": prepare.FINEWEB_VOCAB_SIZE,
+    }
+    for profile in PROFILES.values():
+        assert (
+            vocabularies[profile.data_dir]
+            <= profile.vocab_size
+            < vocabularies[profile.data_dir] + 64
+        )
+
+
+# ---------------------------------------------------------------------------------------------
+# Learning rates: of modded-nanogpt's track 3, with what differs from it and why
+
+ANCESTOR = {  # its baseline of 2026-06
+    "muon_lr": 0.025,
+    "embed_lr": 0.7,
+    "head_lr": 0.004,
+    "scalar_lr": 0.015,
+    "cooldown_frac": 0.7,
+}
+DIFFERENT = {
+    "speedrun": {},
+    "small": {},  # the same layers at half the width; nobody has searched for better ones
+    # 90 steps on a vocabulary of 256 bytes, of which every row is met in every batch: an
+    # embedding that needs no large steps, and a head that gets its few in the same time
+    "mini": {"muon_lr": 0.02, "embed_lr": 0.2, "head_lr": 0.06},
+}
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda p: p.name)
+def test_learning_rates_are_the_ancestors_apart_from_what_is_named_here(profile):
+    found = {name: getattr(profile, name) for name in ANCESTOR}
+    assert found == ANCESTOR | DIFFERENT[profile.name]
+
+
+# ---------------------------------------------------------------------------------------------
+# What is refused before the first run is what the trainer would refuse
+
+MINI = PROFILES["mini"]
+T = 8
+TINY = replace(MINI, sequence_length=T, batch_size=2, device_batch_size=2, val_tokens=4 * T)
+TOKENS = list(range(200)) * 2
+
+
+def shard(tokens=TOKENS, header=None):
+    magic, version, count = header or (20240520, 1, len(tokens))
+    head = struct.pack("<iii", magic, version, count).ljust(1024, b"\0")
+    return head + struct.pack(f"<{len(tokens)}H", *tokens)
+
+
+FOLDERS = {  # the shards of a folder, and the iterations of a run
+    "good": ({"x_train_1.bin": shard(), "x_val_0.bin": shard()}, 24),
+    "good with two": (
+        {"x_train_1.bin": shard(), "x_train_2.bin": shard(), "x_val_0.bin": shard()},
+        49,
+    ),
+    "one iteration too many": ({"x_train_1.bin": shard(), "x_val_0.bin": shard()}, 25),
+    "with another file": ({"x_train_1.bin": shard(), "x_val_0.bin": shard(), "y.bin": b"?"}, 24),
+    "no train": ({"x_val_0.bin": shard()}, 1),
+    "no val": ({"x_train_1.bin": shard()}, 1),
+    "another name": ({"train_1.bin": shard(), "x_val_0.bin": shard()}, 1),
+    "an empty one beside": (
+        {"x_train_1.bin": shard(), "x_train_2.bin": shard([]), "x_val_0.bin": shard()},
+        24,
+    ),
+    "empty alone": ({"x_train_1.bin": shard([]), "x_val_0.bin": shard()}, 1),
+    "short validation": ({"x_train_1.bin": shard(), "x_val_0.bin": shard(TOKENS[: 4 * T])}, 1),
+    "just enough": ({"x_train_1.bin": shard(), "x_val_0.bin": shard(TOKENS[: 4 * T + 1])}, 1),
+    "text": ({"x_train_1.bin": b"tokens", "x_val_0.bin": shard()}, 1),
+    "nothing": ({"x_train_1.bin": b"", "x_val_0.bin": shard()}, 1),
+    "cut off": ({"x_train_1.bin": shard()[:-1], "x_val_0.bin": shard()}, 1),
+    "cut in the header": ({"x_train_1.bin": shard()[:100], "x_val_0.bin": shard()}, 1),
+    "too long": ({"x_train_1.bin": shard() + b"12", "x_val_0.bin": shard()}, 1),
+    "another magic": ({"x_train_1.bin": shard(header=(1, 1, 400)), "x_val_0.bin": shard()}, 1),
+    "another version": (
+        {"x_train_1.bin": shard(header=(20240520, 2, 400)), "x_val_0.bin": shard()},
+        1,
+    ),
+    "negative": ({"x_train_1.bin": shard(header=(20240520, 1, -1)), "x_val_0.bin": shard()}, 1),
+    "vocabulary": ({"x_train_1.bin": shard([*TOKENS, 256]), "x_val_0.bin": shard()}, 1),
+    "vocabulary of validation": (
+        {"x_train_1.bin": shard(), "x_val_0.bin": shard([256, *TOKENS])},
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_preflight_refuses_the_data_that_the_trainer_refuses(folder, tmp_path):
+    files, iterations = FOLDERS[folder]
+    for name, contents in files.items():
+        (tmp_path / name).write_bytes(contents)
+    e = experiment(profile=TINY, full_iterations=iterations)
+    args = as_the_trainer_reads(e, RunConfig(1, EVERY_ARM[0], 0, 1, iterations))
+    args.data_dir = tmp_path
+    world = train_gpt.World(0, 1, torch.device("cpu"))
+
+    def trainer():
+        train_gpt.check_arguments(args, world)
+        windows = [
+            train_gpt.Windows(tmp_path, kind, args.sequence_length, args.vocab_size)
+            for kind in ("train", "val")
+        ]
+        train_gpt.check(args, world, *windows)
+
+    def before_run_1():
+        preflight.check_materials(Materials(ROOT / "train_gpt.py", tmp_path), e)
+
+    if folder in (
+        "good",
+        "good with two",
+        "with another file",
+        "an empty one beside",
+        "just enough",
+    ):
+        trainer()
+        before_run_1()
+    else:
+        for refuses in (trainer, before_run_1):
+            with pytest.raises(ValueError):
+                refuses()
+
+
+def remedy(check, *values) -> str | None:
+    """What a refusal says to give; None where there is none."""
+    try:
+        check(*values)
+    except ValueError as error:
+        return str(error).rpartition("give ")[2]
+    return None
+
+
+def test_preflight_refuses_the_shares_that_the_trainer_refuses():
+    def before_run_1(e):
+        preflight.check_arguments(e)
+        preflight.check_passes(e)
+
+    for processes, pass_size in itertools.product(range(1, 20), range(1, 20)):
+        profile = replace(MINI, device_batch_size=pass_size)
+        e = experiment(profile=profile, processes=processes)
+        args = as_the_trainer_reads(e, RunConfig(1, EVERY_ARM[0], 0, 1, 5))
+        world = train_gpt.World(0, processes, torch.device("cpu"))
+        theirs, mine = remedy(train_gpt.check_arguments, args, world), remedy(before_run_1, e)
+        assert (theirs is None) is (mine is None), (processes, pass_size)
+        if MINI.batch_size % processes == 0:
+            assert mine == theirs
+
+
+def test_every_field_of_a_profile_that_the_trainer_has_is_handed_on():
+    fields = {field.name for field in dataclasses.fields(MINI)} & set(DEFAULTS)
+    assert fields - {"data_dir"} == set(TRAINER_FLAGS)  # the folder may be another
