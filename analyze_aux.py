@@ -27,6 +27,7 @@ from itertools import islice
 from pathlib import Path
 
 import aux_stats
+import console
 from adaptive import HARMFUL, IMPROVES, NO_EFFECT
 from aux_evidence import (
     FIXED,
@@ -808,4 +809,4 @@ def write_all(x: Experiment, into: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console.run(main))

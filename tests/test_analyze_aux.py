@@ -630,6 +630,29 @@ def test_a_speedup_is_shown_only_if_its_lower_bound_clears_it(arrived, low, show
     assert race.shows(0.10).startswith("shown") == shown
 
 
+def test_times_and_improvements_are_printed_with_their_sign_and_in_seconds(full):
+    exp_dir, text = full
+    x = aux_evidence.read_experiment(exp_dir)
+    block = aux_evidence.final_block(x)
+    race = aux_evidence.race(block, block.arms[0], 0.05)
+    steps, time = np.subtract(*map(np.mean, final_losses(exp_dir))), race.at_equal_time
+    assert steps > 0 and time.improvement > 0
+    assert f"improvement {steps:+.4f} nats/token, 95 %" in flat(chapter(text, "The answer"))
+    assert entry(text, "equal time").startswith(
+        f"improvement {time.improvement:+.4f} ({time.ci_low:+.4f} to {time.ci_high:+.4f})"
+        f" after {race.equal_s:.1f} s"
+    )
+    final = chapter(text, "Time").rpartition("Stage 4, final validation")[2]
+    cost, races = (
+        re.split(r"\s{2,}", line.strip())
+        for line in final.splitlines()
+        if line.strip().startswith("final_best")
+    )
+    seconds = [r.train_time_ms / 1000 for r in block.arms[0].ok]
+    assert cost[1:3] == ["8", f"{np.mean(seconds):.1f}"]
+    assert races[-2:] == [f"{steps:+.4f}", f"{time.improvement:+.4f}"]
+
+
 def test_losses_at_equal_time_are_compared_where_the_first_run_ends(full):
     x = aux_evidence.read_experiment(full[0])
     block = aux_evidence.final_block(x)

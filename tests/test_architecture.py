@@ -43,7 +43,7 @@ ARROWS = {  # file: the files of ours that it may import
     },
     "analyze_aux": {
         *("adaptive", "aux_evidence", "aux_figures", "aux_stats", "decision", "plans", "records"),
-        "registration",
+        *("console", "registration"),
     },
     "run_aux": {
         *("command", "console", "display", "exit_codes", "experiment", "launchers", "machine"),

@@ -346,7 +346,7 @@ def test_looking_at_a_hostile_folder(received, tmp_path, capsys, monkeypatch, ca
         assert case.shown in " ".join(report.read_text().split())
 
 
-@pytest.mark.parametrize("name", ["json", "helper", "report"])  # status.py prints it raw
+@pytest.mark.parametrize("name", list(PROGRAMS))
 def test_a_folder_may_have_any_name(received, tmp_path, capsys, name):
     exp_dir = shutil.copytree(received, tmp_path / "a\nb \x1b[2J'; rm $x")
     assert PROGRAMS[name](exp_dir) == 0
