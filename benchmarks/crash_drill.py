@@ -1,23 +1,29 @@
-"""Is anything lost when the orchestrator is killed?  SIGKILL at random moments, many times.
+"""Is anything lost when processes are killed or stopped?  At random moments, many times.
 
     python benchmarks/crash_drill.py --kills 200
     python benchmarks/crash_drill.py --kills 5 --real     # the real trainer, torchrun, 2 processes
 
-An undisturbed experiment comes first. Then the same experiment again, its orchestrator killed with
-SIGKILL at random moments and started again, until the plan ends; then another, until there were N
-kills. A fast fake trainer with invented losses runs through the real launcher (with --real: the
-real one, in two very short runs with a very short validation). Counted over all experiments:
+An undisturbed experiment comes first. Then the same experiment again, its processes struck at
+random moments: orchestrator, guard, watcher, torchrun or trainer, alone and together, killed with
+SIGKILL or stopped with SIGSTOP and a moment later killed or continued. An orchestrator that is
+gone is started again, until the plan ends; then another experiment, until there were N kills;
+every second one runs two trainers side by side. A fast fake trainer with invented losses runs
+through the real launcher (with --real: the real one, in two very short runs with a very short
+validation). Counted over all experiments:
 
-    lost        runs of the undisturbed experiment without a settled result, decisions not taken,
-                attempts without a whole record, machine time that the ledger misses
-    duplicated  runs that were run again although they had a settled result; trainers of two
-                attempts that lived at the same time
-    invented    results, runs, decisions or machine time that the undisturbed experiment or the
-                trainers' own trace does not have; records that are damaged
-    survivors   processes still there 10 s after a kill or at the end
+    lost         runs of the undisturbed experiment without a settled result, decisions not taken,
+                 attempts without a whole record, machine time that the ledger misses
+    duplicated   runs that were run again although they had a settled result
+    invented     results, runs, decisions or machine time that the undisturbed experiment or the
+                 trainers' own trace does not have; failures of runs that nobody struck; records
+                 that are damaged
+    overlapping  trainers or attempts of one run that lived at the same time, or more at a time
+                 than run side by side
+    survivors    processes still there PATIENCE_S after an orchestrator was killed, or at the end
 
 The ledger is right when it is the union of the recorded attempts, covers every sign of life that
-the trainers traced themselves, and holds not more than SLACK_S an attempt beyond that.
+the trainers traced themselves, and holds not more than SLACK_S an attempt that nobody struck beyond
+that. No run is struck so often that it would be given up.
 Exit code 1 if anything was counted.
 """
 
@@ -32,19 +38,40 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import launchers  # noqa: E402
-from records import Records, RunResult, machine_seconds, read_records  # noqa: E402
+from records import Records, RunResult, attempt_dir, machine_seconds, read_records  # noqa: E402
 
 TOKEN = "CRASH_DRILL"  # in the environment of every process of a drill
 SLACK_S = 0.5  # machine time of an attempt outside the trainer's own signs of life
-PATIENCE_S = 10.0  # for processes to be gone
-COUNTED = ("lost", "duplicated", "invented", "survivors")
+BLURRED_S = 0.1  # of an attempt whose watchers were both killed: its end is that of its log
+PATIENCE_S = 15.0  # for processes to be gone: grace, and the margins of guard and orchestrator
+COUNTED = ("lost", "duplicated", "invented", "overlapping", "survivors")
+STRIKES = (  # who is stopped, who is killed, and how often of all that
+    ((), ("orchestrator",), 6),
+    ((), ("guard",), 1),
+    ((), ("watcher",), 1),
+    ((), ("torchrun",), 1),
+    ((), ("trainer",), 1),
+    ((), ("orchestrator", "guard"), 2),
+    ((), ("orchestrator", "watcher"), 2),
+    ((), ("orchestrator", "torchrun"), 2),
+    ((), ("orchestrator", "watcher", "torchrun"), 2),
+    ((), ("orchestrator", "guard", "trainer"), 2),
+    (("orchestrator",), (), 2),
+    (("orchestrator",), ("watcher",), 1),
+    (("watcher",), (), 1),
+    (("guard",), ("orchestrator",), 1),
+    (("watcher",), ("orchestrator",), 1),
+    (("trainer",), ("orchestrator",), 1),
+    (("torchrun", "trainer"), ("orchestrator", "watcher"), 1),
+    (("orchestrator", "watcher"), (), 1),
+)
+MOST_FAILURES = 5  # sittings in a row that end with an error, as after crashes in a row
 
 
 def survivors(token: str) -> list[int]:
@@ -86,8 +113,9 @@ runpy.run_path({str(ROOT / "train_gpt.py")!r}, run_name="__main__")
 class Drill:
     """One experiment: how it is begun and gone on with, and what it left."""
 
-    def __init__(self, folder: Path, real: bool):
-        self.folder, self.real = folder, real
+    def __init__(self, folder: Path, real: bool, slots: int = 1):
+        self.folder, self.real, self.slots = folder, real, slots
+        self.struck: set[Path] = set()  # folders of attempts whose processes were struck
         self.token = uuid.uuid4().hex
         self.trace = folder / "trace"
         self.output = folder / "output"
@@ -119,7 +147,7 @@ class Drill:
             how += ["--experiment", "quick_baseline,quick_aux_4_8", "--full_iterations", "20"]
             how += ["--num_gpus", "0", "--cpu_processes", "2"]
         else:
-            how += ["--staged"]
+            how += ["--staged", "--num_gpus", "0", "--parallel_runs", self.slots]
         how += ["--exp_dir", self.exp_dir] if self.exp_dir else ["--output_dir", self.folder]
         with open(self.output, "ab") as output:
             return subprocess.Popen(
@@ -132,8 +160,35 @@ class Drill:
 
     def finish(self) -> None:
         """Let the plan come to its end."""
-        if self.start().wait():
-            raise RuntimeError(f"the orchestrator failed: {self.output.read_text()[-2000:]}")
+        for _ in range(MOST_FAILURES):
+            if self.start().wait() == 0:
+                return
+        raise RuntimeError(f"the orchestrator failed: {self.output.read_text()[-2000:]}")
+
+    def processes(self, moments: random.Random) -> tuple[Path | None, dict[str, int]]:
+        """The processes of one of the runs in flight, by what they are, and its folder."""
+        marked = launchers.marked(self.exp_dir.resolve()) if self.exp_dir else []
+        folders = {pid: launchers.mark_of(pid) for pid in marked}
+        if not any(folders.values()):
+            return None, {}
+        folder = moments.choice(sorted(filter(None, folders.values())))
+        mine = [pid for pid in marked if folders[pid] == folder]
+        parents, found = launchers.parents(), {}
+        for pid in sorted(mine, key=lambda pid: len(ancestors(pid, parents))):
+            if launchers.is_watcher(pid):
+                found.setdefault("watcher" if "guard" in found else "guard", pid)
+            else:
+                found.setdefault("torchrun", pid)
+                found["trainer"] = pid  # the last one; the fake torchrun becomes the trainer
+        return Path(folder), found
+
+    def spared(self, folder: Path) -> bool:
+        """Whether this run has failed so often that once more might be its end."""
+        run_dir = folder.parent if folder.name.startswith("attempt_") else folder
+        failed = 0
+        for path in (run_dir, *run_dir.glob("attempt_*")):
+            failed += (launchers.read_object(path / "result.json") or {}).get("status") == "crashed"
+        return failed >= 2
 
     def records(self) -> Records:
         document = json.loads((self.exp_dir / "experiment_configs.json").read_bytes())
@@ -143,35 +198,77 @@ class Drill:
         written = json.loads((self.exp_dir / "staged_ablation_results.json").read_bytes())
         return {n: stage["decision"] for n, stage in written["stages"].items() if stage["decision"]}
 
-    def lives(self) -> dict[tuple[str, str], tuple[float, float]]:
-        """Of each trainer process: first and last sign of life."""
-        found: dict[tuple[str, str], tuple[float, float]] = {}
+    def lives(self) -> dict[tuple[Path, str], tuple[float, float]]:
+        """Of each trainer process, by its attempt's folder: first and last sign of life."""
+        found: dict[tuple[Path, str], tuple[float, float]] = {}
         for line in self.trace.read_text().splitlines() if self.trace.exists() else ():
             log_file, pid, when = line.split()
-            first, _ = found.get((log_file, pid), (float(when), 0.0))
-            found[log_file, pid] = (first, float(when))
+            trainer = (Path(log_file).parent, pid)
+            found[trainer] = (found.get(trainer, (float(when), 0.0))[0], float(when))
         return found
 
 
-def disturb(drill: Drill, kills: int, longest_s: float, moments: random.Random) -> tuple[int, int]:
-    """Kill orchestrators until the plan ends or so many are killed: (kills, survivors).
+def ancestors(process: int, parents: dict[int, int]) -> list[int]:
+    found = [process]
+    while found[-1] in parents and parents[found[-1]] not in found:
+        found.append(parents[found[-1]])
+    return found
 
-    Each lives for a random time of at most longest_s.
-    """
-    killed = left = 0
+
+def strike(drill: Drill, orchestrator: subprocess.Popen, longest_s: float, moments) -> int:
+    """Stop and kill some processes; a moment later kill or continue the stopped ones: kills."""
+    weights = [weight for _, _, weight in STRIKES]
+    ((to_stop, to_kill, _),) = moments.choices(STRIKES, weights)
+    folder, processes = drill.processes(moments)
+    if folder is None or drill.spared(folder):
+        processes = {}
+    processes["orchestrator"] = orchestrator.pid
+    if folder and {*to_stop, *to_kill} & processes.keys() - {"orchestrator"}:
+        drill.struck.add(folder)
+    stopped = [pid for name in to_stop if (pid := processes.get(name))]
+    killed = [pid for name in to_kill if (pid := processes.get(name))]
+    for pid in stopped:
+        send(drill, pid, signal.SIGSTOP)
+    kills = sum([send(drill, pid, signal.SIGKILL) for pid in killed])
+    if stopped:
+        time.sleep(moments.uniform(0.0, longest_s))
+        to_end = moments.random() < 0.5
+        number = signal.SIGKILL if to_end else signal.SIGCONT
+        kills += to_end * sum([send(drill, pid, number) for pid in stopped])
+    return kills
+
+
+def send(drill: Drill, process: int, number: int) -> bool:
+    """Send a signal, if that process is still the drill's own."""
+    try:
+        if drill.token.encode() in launchers.of_process(process, "environ"):
+            os.kill(process, number)
+            return True
+    except OSError:
+        pass
+    return False
+
+
+def disturb(drill: Drill, kills: int, longest_s: float, moments: random.Random) -> tuple[int, int]:
+    """Strike until the plan ends or so many processes were killed: (kills, survivors)."""
+    killed = left = failures = 0
     while killed < kills:
         orchestrator = drill.start()
-        try:
-            orchestrator.wait(moments.uniform(0.0, longest_s))
-        except subprocess.TimeoutExpired:
+        while orchestrator.poll() is None and killed < kills:
+            try:
+                orchestrator.wait(moments.uniform(0.0, longest_s))
+            except subprocess.TimeoutExpired:
+                killed += strike(drill, orchestrator, longest_s, moments)
+                time.sleep(0.01)  # a moment to die of it
+        if orchestrator.poll() is None:
             orchestrator.kill()
-            orchestrator.wait()
             killed += 1
-        if orchestrator.returncode == 0:
+        if orchestrator.wait() == 0:
             return killed, left  # the plan ended
-        if orchestrator.returncode != -signal.SIGKILL:
+        failures = 0 if orchestrator.returncode == -signal.SIGKILL else failures + 1
+        if failures >= MOST_FAILURES:
             raise RuntimeError(f"the orchestrator failed: {drill.output.read_text()[-2000:]}")
-        if moments.random() < 0.2:  # else the next orchestrator has to clean up
+        if moments.random() < 0.1:  # else the next orchestrator has to clean up
             left += wait_until_gone(drill.token)
     drill.finish()
     return killed, left
@@ -183,8 +280,11 @@ def outcome(r: RunResult, real: bool) -> tuple:
     return r.run, r.status, r.val_loss, r.steps_done, () if real else times
 
 
-def compare(undisturbed: Drill, drill: Drill) -> list[tuple[str, str]]:
-    """What the killed experiment lost, ran twice or made up: (kind, what it is) of each."""
+Finding = tuple[str, str]  # which kind of COUNTED, and what it is
+
+
+def compare(undisturbed: Drill, drill: Drill) -> list[Finding]:
+    """What the disturbed experiment lost, ran twice or made up."""
     expected = {r.run.name: r for r in undisturbed.records().results}
     records = drill.records()
     settled = Counter(r.run.name for r in records.results if r.settled)
@@ -197,7 +297,8 @@ def compare(undisturbed: Drill, drill: Drill) -> list[tuple[str, str]]:
         was = expected.get(r.run.name)
         if r.settled and was and outcome(was, drill.real) != outcome(r, drill.real):
             found.append(("invented", f"{r.run.name}: {r.status} {r.val_loss}, not {was.val_loss}"))
-        if not r.settled and r.status != "interrupted":
+        owed = r.status == "interrupted" or (r.status == "crashed" and is_struck(drill, r))
+        if not r.settled and not owed:
             found.append(("invented", f"{r.run.name}: {r.status}: {r.reason}"))
 
     before, after = undisturbed.decisions(), drill.decisions()
@@ -205,25 +306,67 @@ def compare(undisturbed: Drill, drill: Drill) -> list[tuple[str, str]]:
     if not drill.real:  # whose decisions also tell real times
         different = [n for n in after if after[n] != before.get(n)]
         found += [("invented", f"stage {n}: {before.get(n)} {after[n]}") for n in different]
+    return found + compare_times(drill, records.results)
 
-    intervals = sorted((r.start_s, r.end_s) for r in records.results)
-    ledger_s = machine_seconds(records.results)
-    found += [("duplicated", f"attempts at once: {a} {b}") for a, b in overlaps(intervals)]
-    if abs(ledger_s - sum(end - start for start, end in intervals)) > 1e-6:
-        found.append(("lost", f"a ledger of {ledger_s} s is not the sum of {intervals}"))
-    if spans := sorted(drill.lives().values()):
-        found += [("duplicated", f"trainers at once: {a} {b}") for a, b in overlaps(spans)]
-        for first, last in spans:
-            if not any(start <= first and last <= end for start, end in intervals):
-                found.append(("lost", f"nobody paid for a trainer's {first} to {last}"))
-        beyond_s = ledger_s - sum(last - first for first, last in spans)
-        if beyond_s > SLACK_S * len(intervals):
-            found.append(("invented", f"{beyond_s:.1f} s are paid beyond the trainers' own"))
+
+def folder_of(drill: Drill, r: RunResult) -> Path:
+    return attempt_dir(drill.exp_dir.resolve() / r.run.name, r.attempt)
+
+
+def is_struck(drill: Drill, r: RunResult) -> bool:
+    return folder_of(drill, r) in drill.struck
+
+
+def compare_times(drill: Drill, results) -> list[Finding]:
+    """Whether attempts and trainers lived one after the other, and were paid for."""
+    found = []
+    attempts = {folder_of(drill, r): (r.start_s, r.end_s) for r in results}
+    trainers = drill.lives()
+    for what, lives in (("attempts", attempts), ("trainers", trainers)):
+        if most := overlaps([*lives.values()], drill.slots):
+            found.append(("overlapping", f"{most} {what} at once"))
+    for r in results:
+        mine = [s for (folder, _), s in trainers.items() if run_of(folder) == r.run.name]
+        if r.attempt == 1 and (most := overlaps(mine, 1)):
+            found.append(("overlapping", f"{r.run.name}: {most} trainers at once"))
+    ledger_s, union_s = machine_seconds(results), covered_s([*attempts.values()])
+    if abs(ledger_s - union_s) > 1e-6:
+        found.append(("lost", f"a ledger of {ledger_s} s is not the union, {union_s} s"))
+    traced_s: Counter = Counter()
+    for (folder, _), (first, last) in trainers.items():
+        traced_s[folder] += last - first
+        start, end = attempts.get(folder, (first, first))
+        if not (start <= first and last <= end + BLURRED_S * (folder in drill.struck)):
+            found.append(("lost", f"nobody paid for a trainer's {first} to {last}"))
+    beyond_s = [end - start - traced_s[folder] for folder, (start, end) in attempts.items()
+                if folder not in drill.struck]  # fmt: skip
+    if not drill.real and sum(beyond_s) > SLACK_S * len(beyond_s):
+        found.append(("invented", f"{sum(beyond_s):.1f} s are paid beyond the trainers' own"))
     return found
 
 
-def overlaps(spans: list[tuple[float, float]]) -> list[tuple]:
-    return [(a, b) for a, b in pairwise(spans) if a[1] > b[0]]
+def run_of(folder: Path) -> str:
+    run_dir = folder.parent if folder.name.startswith("attempt_") else folder
+    return f"{run_dir.parent.name}/{run_dir.name}"
+
+
+def overlaps(spans: list[tuple[float, float]], allowed: int) -> int:
+    """How many lived at the same time, if more than are allowed; else 0."""
+    moments = sorted([(start, 1) for start, _ in spans] + [(end, -1) for _, end in spans])
+    most = now = 0
+    for _, change in moments:  # of one moment, ends come first
+        now += change
+        most = max(most, now)
+    return most if most > allowed else 0
+
+
+def covered_s(spans: list[tuple[float, float]]) -> float:
+    """The length of the union."""
+    total, until = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
 
 
 def run(kills: int, seed: int, real: bool, say=print) -> dict[str, int]:
@@ -235,13 +378,14 @@ def run(kills: int, seed: int, real: bool, say=print) -> dict[str, int]:
         began = time.monotonic()
         undisturbed.finish()
         runs = len(undisturbed.records().results)
-        longest_s = 0.5 + (1 if real else 3) * (time.monotonic() - began) / runs
-        head = " ".join(f"{name:>10}" for name in COUNTED)
-        say(f"{'experiment':>10} {'kills':>6} {'attempts':>9} {head}")
+        longest_s = 0.1 + (1 if real else 1.5) * (time.monotonic() - began) / runs
+        head = " ".join(f"{name:>11}" for name in COUNTED)
+        say(f"{'experiment':>10} {'packed':>6} {'kills':>6} {'attempts':>9} {head}")
         number = 0
         while total["kills"] < kills:
             number += 1
-            drill = Drill(Path(scratch) / f"disturbed_{number}", real)
+            slots = 1 if real or number % 2 else 2
+            drill = Drill(Path(scratch) / f"disturbed_{number}", real, slots)
             killed, left = disturb(drill, kills - total["kills"], longest_s, moments)
             findings = compare(undisturbed, drill)
             left += wait_until_gone(drill.token)
@@ -249,8 +393,8 @@ def run(kills: int, seed: int, real: bool, say=print) -> dict[str, int]:
             found = Counter(kind for kind, _ in findings) + Counter(survivors=left)
             total.update(found, kills=killed)
             attempts = len(drill.records().results)
-            row = " ".join(f"{found[name]:>10}" for name in COUNTED)
-            say(f"{number:>10} {killed:>6} {attempts:>9} {row}")
+            row = " ".join(f"{found[name]:>11}" for name in COUNTED)
+            say(f"{number:>10} {slots:>6} {killed:>6} {attempts:>9} {row}")
             for kind, what in findings:
                 say(f"    {kind}: {what}")
     return dict(total)

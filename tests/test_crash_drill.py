@@ -11,10 +11,11 @@ from benchmarks.crash_drill import COUNTED, run
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_50_kills_over_whole_plans_lose_nothing_and_invent_nothing(capsys):
-    figures = run(kills=50, seed=20, real=False)
+def test_10_kills_over_a_whole_plan_lose_nothing_and_invent_nothing(capsys):
+    figures = run(kills=10, seed=20, real=False)
     print(capsys.readouterr().out)
-    assert figures == {"kills": 50, **dict.fromkeys(COUNTED, 0)}
+    assert figures.pop("kills") >= 10
+    assert figures == dict.fromkeys(COUNTED, 0)
 
 
 def test_the_real_trainer_under_torchrun_with_two_processes_leaves_nothing_either(capsys):
@@ -22,7 +23,8 @@ def test_the_real_trainer_under_torchrun_with_two_processes_leaves_nothing_eithe
         pytest.skip("no shards in data/stdlib: python data/prepare.py makes them")
     figures = run(kills=1, seed=4, real=True)
     print(capsys.readouterr().out)
-    assert figures == {"kills": 1, **dict.fromkeys(COUNTED, 0)}
+    assert figures.pop("kills") >= 1
+    assert figures == dict.fromkeys(COUNTED, 0)
 
 
 @pytest.mark.parametrize(("survivors", "code"), [(0, 0), (1, 1)])
@@ -35,3 +37,18 @@ def test_figures_are_written_as_they_are_printed(tmp_path, capsys, monkeypatch, 
     shown = capsys.readouterr().out
     assert "seed 7" in shown
     assert all(f"{name:<11} {value}" in shown for name, value in figures.items())
+
+
+@pytest.mark.parametrize(
+    ("spans", "allowed", "most", "covered_s"),
+    [
+        ([], 1, 0, 0),
+        ([(0, 1), (1, 2)], 1, 0, 2),  # one after the other
+        ([(0, 2), (1, 3)], 1, 2, 3),
+        ([(0, 2), (1, 3)], 2, 0, 3),  # side by side, as asked
+        ([(0, 9), (1, 2), (1, 3), (8, 9)], 2, 3, 9),
+    ],
+)
+def test_what_lives_at_once_is_counted(spans, allowed, most, covered_s):
+    assert crash_drill.overlaps(spans, allowed) == most
+    assert crash_drill.covered_s(spans) == covered_s
