@@ -333,7 +333,7 @@ def alpha_spent(ns: Sequence[int], n_maxes: Sequence[int], alpha: float) -> tupl
     spent sooner; what was spent stays spent.
     """
     return tuple(
-        aux_stats.obrien_fleming_spending(n / n_max, alpha)
+        aux_stats.obrien_fleming_spending(n / max(n, n_max), alpha)
         for n, n_max in zip(ns, n_maxes, strict=True)
     )
 

@@ -13,13 +13,23 @@ positive is good. Runs are compared within a block only, the runs of one stage w
 steps, and there on the seeds that both have: all else differs by more than the arms.
 """
 
-import argparse
+import os.path
+import sys
+
+if __name__ == "__main__":  # before imports that another Python cannot read or find
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -P leaves it out
+    import prerequisites
+
+    prerequisites.check("analyze_aux.py")
+    import console
+
+    console.stop_quietly("analyze_aux.py")  # Ctrl-C while the rest is imported
+
 import contextlib
 import math
 import os
 import secrets
 import stat
-import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,6 +39,7 @@ from pathlib import Path
 import aux_stats
 import console
 from adaptive import HARMFUL, IMPROVES, NO_EFFECT
+from arguments import Parser, a_path
 from aux_evidence import (
     FIXED,
     SELECTING,
@@ -53,10 +64,10 @@ from aux_evidence import (
 )
 from aux_figures import FIGURES, Picture, picture
 from aux_stats import Ratio
-from decision import FINAL, PROCEED, STOP, p_text
+from decision import STOP, p_text
 from plans import PLANS
 from records import STATUSES, duration, is_count, is_number, machine_seconds, printable
-from registration import newest_experiment
+from registration import is_overridden, newest_experiment
 
 OUTPUT_DIR = Path("experiments")
 REPORT = "analysis_report.txt"
@@ -472,8 +483,7 @@ def decided(x: Experiment) -> list[str]:
             continue
         for line in (*decision.because, *decision.facts):
             lines += paragraph(line, indent=4, hang=2)
-        passed = decision.verdict in (PROCEED, FINAL)
-        if not passed and x.standing.experiment.overridden(stage.number, "ignore_gate"):
+        if is_overridden(decision, x.standing.experiment):
             lines += paragraph("OVERRIDDEN: --ignore_gate was given; the plan went on.", indent=4)
     return lines
 
@@ -759,20 +769,13 @@ def complain(error: Exception | str) -> int:
     return 1
 
 
-def folder(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("name a folder")
-    return Path(os.path.expanduser(text))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description="Write the report and the figures of an experiment, finished or not.",
-        allow_abbrev=False,
+    parser = Parser(
+        description="Write the report and the figures of an experiment, finished or not."
     )
     about = f"the experiment's folder (default: the newest in {OUTPUT_DIR}/)"
-    parser.add_argument("--exp_dir", type=folder, help=about)
-    parser.add_argument("--output_dir", type=folder, help="where to write (default: there too)")
+    parser.add_argument("--exp_dir", type=a_path, help=about)
+    parser.add_argument("--output_dir", type=a_path, help="where to write (default: there too)")
     args = parser.parse_args(argv)
     try:
         x = read_experiment(args.exp_dir or newest_experiment(OUTPUT_DIR))

@@ -34,6 +34,7 @@ from records import (
     exit_from,
     is_number,
     judge,
+    judge_attempt,
     printable,
     read_config,
     read_log,
@@ -260,10 +261,10 @@ def close_attempt(
         exit = Exit(None, "the orchestrator and the watcher died", *interval)
     if distrust:
         exit = replace(exit, returncode=None, ended_by=distrust)
-        log = LogReader(run.num_iterations)
+        result = judge(run, attempt, LogReader(run.num_iterations), exit)
     else:
         log = read_log(folder / "output.log", run.num_iterations)
-    result = judge(run, attempt, log, exit)
+        result = judge_attempt(run, attempt, folder, log, exit)
     write_result(folder, result, experiment_id)
     return result
 
@@ -559,7 +560,8 @@ class Orchestrator:
             pass
         latest = (flight.process.clock, flight.launched_s, time.monotonic(), flight.process.nodes)
         exit = witnessed(exit, latest) or Exit(None, "its exit.json cannot be believed", *latest)
-        result = judge(flight.run, flight.attempt, flight.log.close(), exit)
+        log = flight.log.close()
+        result = judge_attempt(flight.run, flight.attempt, flight.folder, log, exit)
         write_result(flight.folder, result, self.experiment_id)
         del self.flights[flight.run.name]
         return result

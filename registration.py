@@ -13,7 +13,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ import decision as helper
 from experiment import (
     ALL_SCHEDULES,
     HYPOTHESIS,
+    PHASES,
     PROFILES,
     QUESTION,
     Experiment,
@@ -345,8 +346,57 @@ def standing(exp_dir: Path, conclude: bool = True) -> Standing:
     return Standing(exp_dir, document, e, records, step, changed)
 
 
+def among(*known: str) -> tuple[Callable[[object], bool], str]:
+    return (lambda v: isinstance(v, str) and v in known), f"give one of {', '.join(known)}"
+
+
+def up_to(most: int, least: int = 1) -> tuple[Callable[[object], bool], str]:
+    wanted = f"give a whole number from {least} to {most}"
+    return (lambda v: type(v) is int and least <= v <= most), wanted
+
+
+A_TEXT = (lambda v: isinstance(v, str)), "give a text"
+YES_OR_NO = (lambda v: type(v) is bool), "give true or false"
+FORM = {  # what decisions are made from: a test of each, and what would pass it
+    "hash": A_TEXT,
+    "rules.hash": A_TEXT,
+    "profile.name": among(*PROFILES),
+    "plan": among(*PLANS),
+    "stop_on": among("any", "superiority"),
+    "budget_hours": ((lambda v: is_number(v) and 0 < v <= 1e6), "give hours, from 0 to 1e6"),
+    "full_iterations": up_to(10**9),
+    "validation_runs": ((lambda v: v is None or up_to(10**4)[0](v)), "give up to 10000, or null"),
+    "device_batch_size": up_to(10**6),
+    "share.device": among("cuda", "cpu"),
+    "share.launcher": among("local", "slurm"),
+    "share.processes": up_to(10**5),
+    "share.slots": up_to(10**5),
+    "share.nodes": up_to(10**5),
+    "share.cores": up_to(10**6),
+    "unet_skips": YES_OR_NO,
+    "log_grad_norms": YES_OR_NO,
+    "seeds": ((lambda v: isinstance(v, list) and {*map(type, v)} <= {int}), "give whole numbers"),
+}
+
+
+def check_form(document: dict) -> None:
+    """Raise ValueError for the first field that no experiment can have registered."""
+    for name, (is_fit, wanted) in FORM.items():
+        value = document
+        for key in name.split("."):
+            if not isinstance(value, dict):
+                raise ValueError(f"{name}: no such field")
+            value = value[key]
+        if not is_fit(value):
+            raise ValueError(f"{name} {printable(repr(value)[:200], limit=60)}: {wanted}")
+    for value in document["arms"]:
+        if not any(arm_from(value) in arms for arms in PHASES.values()):
+            raise ValueError(f"arms: {printable(repr(value)[:200], limit=60)}: no arm of ours")
+
+
 def experiment_of(document: dict) -> Experiment:
     """The experiment that a folder registered."""
+    check_form(document)
     profile = PROFILES[document["profile"]["name"]]
     return Experiment(
         profile=replace(profile, device_batch_size=document["device_batch_size"]),
@@ -365,7 +415,7 @@ def experiment_of(document: dict) -> Experiment:
 
 def read_overrides(exp_dir: Path) -> tuple[Override, ...]:
     path = exp_dir / "overrides.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         return ()
     try:
         found = read_json(path)["overrides"]
@@ -432,6 +482,12 @@ def record_overrides(exp_dir: Path, e: Experiment) -> Experiment:
     return e
 
 
+def is_overridden(decision: helper.Decision, e: Experiment) -> bool:
+    """A person went on all the same, where the decision did not let the plan pass."""
+    passed = decision.verdict in (helper.PROCEED, helper.FINAL)
+    return not passed and e.overridden(decision.stage, "ignore_gate") is not None
+
+
 def write_results(
     exp_dir: Path, experiment_id: str, e: Experiment, results: Sequence[RunResult], step: Step
 ) -> None:
@@ -449,11 +505,7 @@ def write_results(
             "name": stage.name,
             "runs": [{"run": r.run.name, "status": r.status, "val_loss": r.val_loss} for r in mine],
             "decision": asdict(decision) if decision else None,
-            "overridden": bool(
-                decision
-                and decision.verdict not in (helper.PROCEED, helper.FINAL)
-                and e.overridden(stage.number, "ignore_gate")
-            ),
+            "overridden": bool(decision and is_overridden(decision, e)),
         }
     spent_hours = machine_seconds(results) / 3600
     write_json(

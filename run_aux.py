@@ -24,7 +24,6 @@ if __name__ == "__main__":  # before imports that another Python cannot read or 
     console.stop_quietly("run_aux.py")  # Ctrl-C while the rest is imported
 
 import argparse
-import contextlib
 import difflib
 import json
 import shlex
@@ -39,6 +38,7 @@ import console
 import exit_codes
 import launchers
 import slurm
+from arguments import Parser, a_path
 from command import build_command, check_launcher, extra_environment
 from display import Display
 from experiment import (
@@ -138,18 +138,10 @@ STAGED = tuple(plan for plan in PLANS if plan != "manual")
 STOP_ON = "adaptive: any (default) or superiority"
 
 
-class Parser(argparse.ArgumentParser):
-    """Bad input is one line, without the whole usage before it."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="run_aux.py",
         description=QUESTION,
-        allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=100),
     )
     what = parser.add_argument_group("what to do (one of)").add_mutually_exclusive_group()
@@ -178,8 +170,8 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--ignore_gate", action="store_true", help="go on past a STOP, on record")
 
     where = parser.add_argument_group("where and with what")
-    where.add_argument("--exp_dir", type=path, metavar="DIR", help="continue this experiment")
-    where.add_argument("--output_dir", type=path, metavar="DIR", help="where experiments lie")
+    where.add_argument("--exp_dir", type=a_path, metavar="DIR", help="begin there, or go on")
+    where.add_argument("--output_dir", type=a_path, metavar="DIR", help="where experiments lie")
     where.add_argument("--num_gpus", type=int, metavar="N", help="GPUs of a run (all; 0: CPU)")
     where.add_argument("--gpus_per_run", type=int, metavar="K", help="pack runs, K GPUs each")
     where.add_argument("--parallel_runs", type=int, metavar="K", help="pack K runs on a CPU")
@@ -188,8 +180,8 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument("--nodes_per_run", type=int, metavar="N", help="nodes of a Slurm run (1)")
     where.add_argument("--cpu_processes", type=int, metavar="N", help="processes on a CPU (1)")
     where.add_argument("--device_batch_size", type=int, metavar="N", help="sequences per pass")
-    where.add_argument("--data_dir", type=path, metavar="DIR", help="token shards")
-    where.add_argument("--train_script", type=path, metavar="FILE", help="trainer (train_gpt.py)")
+    where.add_argument("--data_dir", type=a_path, metavar="DIR", help="token shards")
+    where.add_argument("--train_script", type=a_path, metavar="FILE", help="trainer (train_gpt.py)")
     where.add_argument("--stall_timeout", type=float, metavar="MIN", help="silence allowed (10)")
     where.add_argument("--dry_run", action="store_true", help="print commands and hours only")
     where.add_argument("--json", action="store_true", help="--status for programs")
@@ -201,15 +193,6 @@ def int_list(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers as 1,2,3") from None
-
-
-def path(text: str) -> Path:
-    """What the user's shell would have made of it: --exp_dir=~/x reaches a program unexpanded."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("'' is no path")
-    with contextlib.suppress(RuntimeError):  # a user whom nobody knows: as a shell, leave it
-        return Path(text).expanduser()
-    return Path(text)
 
 
 class UsageError(ValueError):

@@ -20,7 +20,7 @@ from experiment import Costs, Experiment
 from orchestrator import Launcher, Limits, Lock, Orchestrator, outcome
 from plans import MAX_ATTEMPTS, Step, concluded, forecast, next_step, span_s
 from records import RunConfig, RunResult, duration, machine_seconds
-from registration import record_overrides, with_override, write_results
+from registration import is_overridden, record_overrides, with_override, write_results
 
 
 class StopRequest:
@@ -217,8 +217,8 @@ def launch(
 def show_decisions(e: Experiment, step: Step, shown: set[int], display: Display) -> None:
     for number in sorted(step.decisions.keys() - shown):
         shown.add(number)
-        overridden = e.overridden(number, "ignore_gate") is not None
-        display.say("\n" + rules.render(step.decisions[number], overridden) + "\n")
+        decision = step.decisions[number]
+        display.say("\n" + rules.render(decision, is_overridden(decision, e)) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------

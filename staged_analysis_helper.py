@@ -18,13 +18,13 @@ if __name__ == "__main__":  # before imports that another Python cannot read or 
 
     console.stop_quietly("staged_analysis_helper.py")  # Ctrl-C while the rest is imported
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from arguments import Parser, a_path
 from decision import render
 from records import printable
-from registration import newest_experiment, standing
+from registration import is_overridden, newest_experiment, standing
 
 
 def block(exp_dir: Path, stage: int) -> str:
@@ -39,16 +39,15 @@ def block(exp_dir: Path, stage: int) -> str:
             f"--stage {stage}: not decided yet (decided: {decided}); "
             f"run: python run_aux.py --stage {stage} --exp_dir {exp_dir}"
         )
-    return render(decision, s.experiment.overridden(stage, "ignore_gate") is not None)
+    return render(decision, is_overridden(decision, s.experiment))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description="Print the results and the decision of a stage again, from the files on disk.",
-        allow_abbrev=False,
+    parser = Parser(
+        description="Print the results and the decision of a stage again, from the files on disk."
     )
     parser.add_argument("--stage", type=int, required=True, help="1 to 4; 0: runs by hand")
-    parser.add_argument("--exp_dir", type=Path, help="the experiment's folder (the newest)")
+    parser.add_argument("--exp_dir", type=a_path, help="the experiment's folder (the newest)")
     args = parser.parse_args(argv)
     try:
         print(block(args.exp_dir or newest_experiment(Path("experiments")), args.stage))

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ARROWS = {  # file: the files of ours that it may import
+    "arguments": set(),
     "aux_heads": set(),
     "aux_stats": set(),
     "console": set(),
@@ -34,7 +35,9 @@ ARROWS = {  # file: the files of ours that it may import
     "registration": {"decision", "experiment", "machine", "materials", "plans", "records"},
     "aux_evidence": {"adaptive", "aux_stats", "decision", "plans", "records", "registration"},
     "display": {"console", "orchestrator", "records"},
-    "staged_analysis_helper": {"console", "decision", "prerequisites", "records", "registration"},
+    "staged_analysis_helper": {
+        *("arguments", "console", "decision", "prerequisites", "records", "registration"),
+    },
     "status": {"decision", "orchestrator", "plans", "records", "registration"},
     "aux_figures": {"adaptive", "aux_evidence", "aux_stats", "records"},
     "session": {
@@ -42,13 +45,13 @@ ARROWS = {  # file: the files of ours that it may import
         *("orchestrator", "plans", "records", "registration"),
     },
     "analyze_aux": {
-        *("adaptive", "aux_evidence", "aux_figures", "aux_stats", "decision", "plans", "records"),
-        *("console", "registration"),
+        *("adaptive", "arguments", "aux_evidence", "aux_figures", "aux_stats", "console"),
+        *("decision", "plans", "prerequisites", "records", "registration"),
     },
     "run_aux": {
-        *("command", "console", "display", "exit_codes", "experiment", "launchers", "machine"),
-        *("materials", "orchestrator", "plan_report", "plans", "preflight", "prerequisites"),
-        *("records", "registration", "session", "slurm", "status"),
+        *("arguments", "command", "console", "display", "exit_codes", "experiment", "launchers"),
+        *("machine", "materials", "orchestrator", "plan_report", "plans", "preflight"),
+        *("prerequisites", "records", "registration", "session", "slurm", "status"),
     },
 }
 

@@ -93,10 +93,6 @@ ROWS = [
         REAL,
         prints="1 ok",
     ),
-]
-
-# Rows that wait for changes elsewhere; each goes into ROWS with the change that it names.
-WAITING = [
     # run_aux.py, analyze_aux.py, staged_analysis_helper.py: console.run(main) under __main__
     Row("standard output closed", RUN + " >&-", ok=1),
     Row("all closed", RUN + " >&- 2>&- <&-", ok=1),

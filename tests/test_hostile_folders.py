@@ -266,13 +266,12 @@ CASES = (
     *other_values("stop_on"),
     *other_values("created"),
     *other_values("experiment_id"),
-    # Registered fields of which registration.py does not yet check the form:
-    # *other_values("plan"),
-    # *other_values("budget_hours"),
-    # *other_values("full_iterations"),
-    # *other_values("validation_runs"),
-    # *other_values("share", "slots"),
-    # *other_values("rules"),
+    *other_values("plan"),
+    *other_values("budget_hours"),
+    *other_values("full_iterations"),
+    *other_values("validation_runs"),
+    *other_values("share", "slots"),
+    *other_values("rules"),
 )
 
 # ---------------------------------------------------------------------------------------------
