@@ -1,6 +1,5 @@
 """Where does an experiment stand?  From its files alone, from any terminal, at any time."""
 
-import contextlib
 import time
 from pathlib import Path
 
@@ -18,9 +17,13 @@ def status(exp_dir: Path) -> dict:
     planned = forecast(e, records.results)[0] if step and not step.ended else []
     latest = records.latest().values()
     orchestrator, lives = "none", False
-    with contextlib.suppress(FileNotFoundError):
+    try:
         who, lives = holder(exp_dir / "lock.json", time.time())
         orchestrator = who if lives else f"gone ({who})"
+    except FileNotFoundError:
+        pass
+    except (ValueError, OSError) as error:
+        orchestrator = f"unknown: {printable(str(error))}"
     open_attempts = [found for attempt in records.open if (found := read_in_flight(*attempt))]
     in_flight = [found.pop("interval") for found in open_attempts]
     spent_s = machine_seconds(records.results)

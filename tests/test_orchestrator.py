@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from invent import arm
 
+import exit_codes
 import launchers
 import orchestrator
 from benchmarks import many_runs
@@ -265,7 +266,7 @@ def test_a_run_that_hangs_silently_is_stopped_as_timeout(sitting):
     code, out, _ = sitting.run(
         *BASELINE, "--stall_timeout", "0.005", seconds=0.1, mischief={"": "hang"}
     )
-    assert code == 0
+    assert code == exit_codes.RUNS_FAILED
     assert set(sitting.statuses().values()) == {"timeout"}
     assert len(sitting.statuses()) == 3  # retried twice
     assert "timeout: stopped after a silence that was too long" in out
@@ -277,7 +278,7 @@ def test_a_run_that_overstays_the_budget_is_stopped_and_recorded_as_interrupted(
     code, out, _ = sitting.run(
         *BASELINE, "--max_budget_hours", budget_s / 3600, "--full_iterations", "10", seconds=6000
     )
-    assert code == 0
+    assert code == exit_codes.BUDGET_SPENT
     assert sitting.statuses() == {(FIRST, 1): "interrupted"}
     (result,) = sitting.records().results
     assert "the budget is spent" in result.reason
@@ -287,20 +288,19 @@ def test_a_run_that_overstays_the_budget_is_stopped_and_recorded_as_interrupted(
 
 
 def test_a_bad_arm_never_ends_the_stage(sitting):
-    mischief = {"6": "crash", "3,6,9": "oom", "4,8": "truncated"}
-    code, out, _ = sitting.run("--stage", "1", mischief=mischief)
-    assert code == 0
+    code, out, _ = sitting.run("--stage", "1", mischief={"6": "crash", "3,6,9": "oom"})
+    assert code == exit_codes.RUNS_FAILED
     assert sitting.statuses()["screen_baseline/run_0", 1] == "ok"
-    assert list(sitting.statuses().values()).count("crashed") == 9
+    assert list(sitting.statuses().values()).count("crashed") == 6
     assert "RuntimeError: a cable was cut" in out
     assert "out of memory; try a smaller --device_batch_size" in out
-    assert "INCONCLUSIVE" in out
-    assert "Missing: screen_aux_6, screen_aux_4_8, screen_aux_3_6_9" in out
+    assert "PROCEED to Stage 2" in out
+    assert "Missing: screen_aux_6, screen_aux_3_6_9" in out
 
 
 def test_one_arm_missing_is_said_and_the_others_decide(sitting):
     code, out, _ = sitting.run("--stage", "1", mischief={"6": "crash", "3,6,9": "nan"})
-    assert code == 0
+    assert code == exit_codes.RUNS_FAILED
     assert "PROCEED to Stage 2" in out
     assert "Missing: screen_aux_6 (" in out
     assert sitting.statuses()["screen_aux_3_6_9/run_0", 1] == "diverged"
@@ -358,7 +358,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(sitting, tmp_path):
             while True:
                 file.write(b"x" * 4096)
         _, err = process.communicate(timeout=20)
-        assert process.returncode == 1
+        assert process.returncode == exit_codes.FAULT
         assert os.strerror(errno.ENOSPC) in complaint(err)
         assert f"--exp_dir {sitting.exp_dir}" in err
         assert wait_until_gone(sitting.token) == 0
@@ -687,15 +687,15 @@ def test_nothing_is_launched_into_a_folder_that_leads_elsewhere(attempts, tmp_pa
     assert not list(elsewhere.iterdir())
 
 
-def test_attempts_of_a_link_are_not_closed(attempts, tmp_path, finished):
+def test_attempts_behind_a_link_are_passed_over_and_left_alone(attempts, tmp_path, finished):
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(finished / "quick_baseline", elsewhere)
     (elsewhere / "run_0" / "result.json").unlink()
     before = sorted(elsewhere.rglob("*"))
     attempts.exp_dir.mkdir()
     (attempts.exp_dir / "quick_baseline").symlink_to(elsewhere)
-    with pytest.raises(ValueError, match="quick_baseline is a link"):
-        reconcile(attempts.exp_dir, "id", NoLauncher(), lambda _: None)
+    records = reconcile(attempts.exp_dir, "id", NoLauncher(), lambda _: None)
+    assert records.stray and not records.open and not records.results
     assert sorted(elsewhere.rglob("*")) == before
 
 
