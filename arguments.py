@@ -4,6 +4,8 @@ import argparse
 import contextlib
 from pathlib import Path
 
+from untrusted import printable
+
 
 class Parser(argparse.ArgumentParser):
     """Bad input is one line, without the whole usage before it; exit code 2."""
@@ -12,7 +14,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
+        said = printable(message, limit=600)
+        self.exit(2, f"{self.prog}: error: {said} (--help lists the options)\n")
 
 
 def a_path(text: str) -> Path:

@@ -219,6 +219,9 @@ NOTHING_TO_DO = (
 
 def check_arguments(args) -> None:
     """Raise UsageError for a value that cannot be meant, naming it and what can be."""
+    for name, value in vars(args).items():
+        if isinstance(value, list):  # what argparse makes of --name=--
+            raise UsageError(f"--{name}: give a value")
     for name, most in MOST.items():
         value = getattr(args, name)
         if value is not None and not 0 < value <= most:

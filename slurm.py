@@ -270,7 +270,7 @@ class SlurmLauncher:
             if option in UNFIT:
                 raise ValueError(f"--slurm_args {word}: {UNFIT[option]}; leave it out")
         self.program = self.code_dir.resolve() / Path(launchers.__file__).name
-        shutil.copyfile(launchers.__file__, self.program)
+        launchers.replace_file(self.program, Path(launchers.__file__).read_bytes())
 
     def start(self, job: Job) -> SlurmRun:
         script = job.folder / "job.sh"

@@ -9,7 +9,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ARROWS = {  # file: the files of ours that it may import
-    "arguments": set(),
     "aux_heads": set(),
     "aux_stats": set(),
     "console": set(),
@@ -17,6 +16,7 @@ ARROWS = {  # file: the files of ours that it may import
     "exit_codes": set(),
     "prerequisites": set(),
     "untrusted": set(),
+    "arguments": {"untrusted"},
     "launchers": {"environment"},
     "logs": {"untrusted"},
     "train_gpt": {"aux_heads"},

@@ -369,12 +369,15 @@ def test_the_newest_experiment_is_the_one_registered_last(tmp_path):
         (["--stage", "3", "--best_layers", "4", "--best_weight", "inf"], ["--best_weight inf"]),
         (["--staged", "--slurm_args", "'--partition"], ["--slurm_args", "quotation"]),
         (["--staged", "--exp_dir", ""], ["--exp_dir", "no path"]),
+        (["--staged", "--runs=--"], ["--runs", "value"]),
+        (["--staged", "--no_such\x07"], ["unrecognized"]),
     ],
 )  # fmt: skip
 def test_what_nobody_can_mean_is_one_line_and_nothing_is_written(home, arguments, parts):
     code, _, err = call(home, *arguments, *FIXED)
     assert code in (exit_codes.USAGE, exit_codes.REFUSED)
     assert len(err.strip().splitlines()) == 1, err
+    assert err.rstrip("\n").isprintable()
     for part in parts:
         assert part in err
     assert not (home / "experiments").exists()
