@@ -130,8 +130,15 @@ def dives_then_validations(s: Situation) -> list[RunConfig]:
 
 def pairs(s: Situation) -> list[RunConfig]:
     """As many baseline/best pairs as the budget allows, interleaved so that drift hits both."""
-    n = min(s.experiment.validation_runs or N_PAIRS, affordable(s, s.costs, s.left_s))
+    n = min(s.experiment.validation_runs or N_PAIRS, affordable(s, s.costs, left_on_entry_s(s)))
     return [run for k in range(n) for run in pair_of(s, k)]
+
+
+def left_on_entry_s(s: Situation) -> float:
+    """Of the budget that was in force when stage 4 began. One that is given later buys no pairs:
+    with them the verdict that the first ones gave would be tested again, at the same level."""
+    e = s.experiment
+    return s.left_s + 3600 * (e.budget_at(0) - e.budget_hours)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -200,8 +207,7 @@ def together(s: Situation) -> int:
 def most_pairs(s: Situation, complete: Sequence[adaptive.Pair]) -> list[int]:
     """n_max on entry, and after each complete pair as the budget then allowed; it never rises."""
     e = s.experiment
-    left_s = s.left_s + 3600 * (e.budget_at(0) - e.budget_hours)
-    limits = [min(e.validation_runs or MAX_PAIRS, affordable(s, s.costs, left_s))]
+    limits = [min(e.validation_runs or MAX_PAIRS, affordable(s, s.costs, left_on_entry_s(s)))]
     for n in range(1, len(complete) + 1):
         end = n if e.slots == 1 else batch_end(s, n)
         if end > len(complete):  # others that were launched with it still run, and are paid for
@@ -264,7 +270,7 @@ def decide_pairs(s: Situation) -> Decision:
         limits[-1] = len(complete)
         looks = looks_so_far(s, complete, limits)
     cost_s = sum(map(s.costs, pair_of(s, 0)))
-    missing = (f"{given_up} pair(s) given up after {MAX_ATTEMPTS} attempts",) if given_up else ()
+    missing = (f"{given_up} pair(s), of which a run failed for good",) if given_up else ()
     design = s.experiment.profile.design
     decision = adaptive.decide_validation(looks, complete, cost_s, design, s.choice, missing)
     return of_what(s, decision)
@@ -438,11 +444,12 @@ def concluded(
 
     forgiven: (run, attempt) of failures that are not held against their runs.
     """
-    if attempts and (attempts[-1].settled or attempts[-1].final):
+    if attempts and attempts[-1].settled:
         return attempts[-1]
     failures = [a for a in attempts if a.status in ("crashed", "timeout")]
     failures = [a for a in failures if (a.run.name, a.attempt) not in forgiven]
-    return failures[-1] if len(failures) >= MAX_ATTEMPTS else None
+    for_good = failures and (failures[-1].final or len(failures) >= MAX_ATTEMPTS)
+    return failures[-1] if for_good else None
 
 
 def baseline_lost(wanted: Sequence[RunConfig], outcomes: Mapping[tuple, RunResult]) -> bool:

@@ -729,7 +729,7 @@ def test_a_pair_that_fails_for_good_is_given_up_and_replaced():
     )
     assert sum(run.name == "final_best/run_1" for run in launched) == MAX_ATTEMPTS
     decision = step.decisions[4]
-    assert decision.missing == (f"1 pair(s) given up after {MAX_ATTEMPTS} attempts",)
+    assert decision.missing == ("1 pair(s), of which a run failed for good",)
     assert decision.numbers["n"] >= 4
     assert "final_best/run_4" in {run.name for run in launched}
 

@@ -7,11 +7,13 @@ import time
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from invent import experiment, result
 
 from experiment import ARMS, PHASES, PROFILES, Costs, Override, default_profile, seed_of
-from plans import MAX_ATTEMPTS, PLANS, forecast, next_step, span_s
-from records import machine_seconds
+from plans import MAX_ATTEMPTS, PLANS, concluded, forecast, next_step, pairs_begun, span_s
+from records import STATUSES, machine_seconds
 
 GOOD = {(): 3.3, (4,): 3.2, (6,): 3.1, (8,): 3.15, (4, 8): 3.0, (3, 6, 9): 3.25}
 HYPER = {0.05: 0.01, 0.1: 0.0, 0.2: 0.02, "constant": 0.0, "linear_decay": -0.02}
@@ -378,3 +380,67 @@ def test_the_adaptive_plan_fills_a_packed_machine_between_looks(slots, looks):
             results.append(replace(result(run.arm, loss), run=run))
     assert [look["n"] for look in step.decisions[4].numbers["looks"]] == looks
     assert asked == [8, *[2 * (b - a) for a, b in itertools.pairwise(looks)]]
+
+
+def test_a_budget_given_later_buys_no_second_test():
+    """Both plans: the pairs of stage 4 are those of the budget with which it began."""
+    for plan, runs_s in (("classic", 300), ("adaptive", 340)):
+        e = experiment(plan=plan, budget_hours=runs_s / 3600, stop_on="any")
+        _, step, results = play(e)
+        verdict = step.decisions[4]
+        for hours in (0.5 * e.budget_hours, 100.0):
+            value = {"hours": hours, "was": e.budget_hours, "pairs": pairs_begun(results)}
+            later = replace(e, overrides=(Override("budget", 0, value),), budget_hours=hours)
+            again = next_step(later, results)
+            assert not again.runs and again.decisions[4] == verdict, (plan, hours)
+    before = [r for r in results if r.run.stage < 4]
+    value = {"hours": 100.0, "was": e.budget_hours, "pairs": pairs_begun(before)}
+    raised = replace(e, overrides=(Override("budget", 0, value),), budget_hours=100.0)
+    assert next_step(raised, before).runs
+
+
+def test_a_complete_training_whose_log_was_refused_is_given_up_unless_it_is_forgiven():
+    run = next_step(experiment(), []).runs[0]
+    refused = result(run.arm, status="crashed", iterations=run.num_iterations)
+    refused = replace(refused, run=run, returncode=0)
+    assert refused.final
+    assert concluded([refused]) is refused
+    assert concluded([refused], frozenset({(run.name, 1)})) is None
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_whatever_becomes_of_runs_the_plan_ends_and_never_asks_for_a_finished_one(plan, seed):
+    chance = random.Random(seed)
+    by_hand = {"arms": PHASES["layer_position"], "seeds": (3, 9)} if plan == "manual" else {}
+    gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3) if chance.random() < 0.5)
+    hours, slots = chance.choice([0.02, 0.08, 100.0]), chance.choice([1, 2, 3, 8])
+    e = experiment(
+        plan=plan, overrides=gates, budget_hours=hours, slots=slots, validation_runs=5, **by_hand
+    )
+    weights = [chance.choice([1, 6]), *(chance.choice([0, 0, 0.3, 2]) for _ in STATUSES[1:])]
+    results, flights, settled = [], [], set()
+    while True:
+        running = frozenset(run.name for run in flights)
+        step = next_step(e, results, running)
+        assert step == next_step(e, chance.sample(results, len(results)), running)
+        assert not settled & {run.key for run in step.runs}
+        assert not running & {run.name for run in step.runs}
+        assert not (step.runs and step.ended)
+        if step.runs and len(flights) < slots:
+            flights.append(step.runs[0])
+        elif flights:
+            run = flights.pop(chance.randrange(len(flights)))
+            attempt = 1 + sum(r.run.name == run.name for r in results)
+            status = "ok" if attempt > 9 else chance.choices(STATUSES, weights)[0]
+            loss = 3.3 + chance.gauss(0, 0.05)
+            results.append(replace(result(run.arm, loss, status=status, attempt=attempt), run=run))
+            if results[-1].settled:
+                settled.add(run.key)
+            elif chance.random() < 0.1:
+                value = {"attempts": [[run.name, attempt]]}
+                e = replace(e, overrides=(*e.overrides, Override("retry", 0, value)))
+        else:
+            break
+    assert step.ended
