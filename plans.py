@@ -554,7 +554,8 @@ def next_step(
             return Step(stage.number, (), decisions, "the budget is spent", cut=tuple(cut))
         passed = decision.verdict in (PROCEED, FINAL) or e.overridden(stage.number, "ignore_gate")
         if not passed and stage.number >= start:
-            return Step(stage.number, (), decisions, decision.title, True, tuple(cut))
+            leads_on = stage is not PLANS[e.plan][-1]
+            return Step(stage.number, (), decisions, decision.title, leads_on, cut=tuple(cut))
         if choice is None and stage.number == 2:
             return Step(2, (), decisions, "stage 2 left no layers to go on with", cut=tuple(cut))
     return Step(stage.number, (), decisions, "all runs are done", cut=tuple(cut))
