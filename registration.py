@@ -342,7 +342,8 @@ def standing(exp_dir: Path, conclude: bool = True) -> Standing:
     e = with_overrides_on_record(experiment_of(document), exp_dir)
     records = read_records(exp_dir, document["experiment_id"])
     changed = changes(document)
-    step = None if changed else next_step(e, records.results, conclude=conclude)
+    running = frozenset(name for name, _, _ in records.open)  # or broken off: to be run again
+    step = None if changed else next_step(e, records.results, running, conclude=conclude)
     return Standing(exp_dir, document, e, records, step, changed)
 
 
@@ -427,29 +428,36 @@ def read_overrides(exp_dir: Path) -> tuple[Override, ...]:
         raise ValueError(f"{path}: {printable(str(error))}; {mend}") from None
 
 
+OF_STAGES = {"budget": (0,), "retry": (0,), "by_hand": (3, 4), "ignore_gate": (1, 2, 3, 4)}
+
+
 def override_from(value: dict) -> Override:
     """Raises ValueError, TypeError or KeyError for anything that nobody can have decided."""
     o = Override(**value)
-    if type(o.stage) is not int or not 0 <= o.stage <= 4:
-        raise ValueError(f"stage {o.stage!r}")
+    if o.kind not in OF_STAGES or not isinstance(o.value, dict):
+        raise ValueError(f"an override of the kind {o.kind!r}: {o.value!r}")
+    if type(o.stage) is not int or o.stage not in OF_STAGES[o.kind]:
+        raise ValueError(f"{o.kind} of stage {o.stage!r}")
     if o.kind == "budget":
-        numbers = (o.value["hours"], o.value["was"])
-        if not all(is_number(n) and n > 0 for n in numbers) or type(o.value["pairs"]) is not int:
+        hours = (o.value["hours"], o.value["was"])
+        if not all(map(FORM["budget_hours"][0], hours)) or type(o.value["pairs"]) is not int:
             raise ValueError(f"a budget of {o.value}")
     elif o.kind == "by_hand":
-        check_choice(o.value["layers"], o.value["weight"], o.value["schedule"])
+        if {*o.value} != {"layers", "weight", "schedule"} or None in o.value.values():
+            raise ValueError(f"a choice of {o.value}")
+        check_choice(**o.value)
     elif o.kind == "retry":
         for name, attempt in o.value["attempts"]:
             if not isinstance(name, str) or not is_count(attempt):
                 raise ValueError(f"an attempt {attempt!r} at {name!r}")
-    elif o.kind != "ignore_gate":
-        raise ValueError(f"an override of the kind {o.kind!r}")
     return o
 
 
 def check_choice(layers: Sequence[int], weight: float | None, schedule: str | None) -> None:
     """Raise ValueError for an arm that the trainer would refuse."""
     n_layer = next(iter(PROFILES.values())).n_layer
+    if not layers:
+        raise ValueError("--best_layers: give at least one layer")
     for layer in layers:
         if type(layer) is not int or not 1 <= layer < n_layer:
             raise ValueError(f"--best_layers {layer}: tap layers are 1 to {n_layer - 1}")

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 from invent import experiment, result
+from invented_folder import train
 
 import registration
 from decision import render
 from experiment import ARMS, PROFILES
 from machine import machine
 from materials import Materials
+from plans import next_step
 from records import write_json, write_result
 from registration import (
     begin,
@@ -189,6 +191,9 @@ def test_a_registration_that_lacks_something_is_one_line(field, materials, tmp_p
         read_document(exp_dir)
 
 
+CHOICE = {"layers": [4, 8], "weight": 0.1, "schedule": "constant"}
+
+
 @pytest.mark.parametrize(
     "override",
     [
@@ -201,6 +206,17 @@ def test_a_registration_that_lacks_something_is_one_line(field, materials, tmp_p
             "stage": 3,
             "value": {"layers": [99], "weight": 0.1, "schedule": "constant"},
         },
+        {"kind": "budget", "stage": 0, "value": {"hours": 1e308, "was": 1.0, "pairs": 0}},
+        {"kind": "budget", "stage": 4, "value": {"hours": 2.0, "was": 1.0, "pairs": 0}},
+        {"kind": "by_hand", "stage": 2, "value": CHOICE},
+        {"kind": "by_hand", "stage": 3, "value": [*CHOICE]},
+        *(
+            {"kind": "by_hand", "stage": 3, "value": CHOICE | odd}
+            for odd in ({"layers": []}, {"weight": None}, {"schedule": None}, {"colour": "red"})
+        ),
+        {"kind": "retry", "stage": 1, "value": {"attempts": []}},
+        {"kind": "retry", "stage": 0, "value": {"attempts": [["baseline/run_0", -1]]}},
+        {"kind": "ignore_gate", "stage": 0},
         {"kind": "ignore_gate", "stage": "1"},
         {"kind": "something", "stage": 1},
         {"colour": "red"},
@@ -237,3 +253,19 @@ def test_overrides_are_read_back_as_they_were_given(tmp_path):
 def test_what_was_registered_is_what_is_read_back(e, materials, tmp_path):
     exp_dir = begin(e, materials, tmp_path / "experiments", facts(e))
     assert asdict(experiment_of(read_document(exp_dir))) == asdict(e)
+
+
+def test_a_stage_with_a_run_in_flight_is_not_decided_for_whoever_looks(materials, tmp_path):
+    """The last run that the budget allows is in flight; by what it leaves, the budget is spent."""
+    e = experiment(budget_hours=100 / 3600)
+    exp_dir = begin(e, materials, tmp_path / "experiments", facts(e))
+    first, second = next_step(e, []).runs[:2]
+    slow = train(first)  # more than half of the budget
+    for run in (first, second):
+        config = {"run": asdict(run), "attempt": 1}
+        (exp_dir / run.name).mkdir(parents=True)
+        write_json(exp_dir / run.name / "config.json", config)
+    write_result(exp_dir / first.name, slow, read_document(exp_dir)["experiment_id"])
+    step = standing(exp_dir).step
+    assert step == next_step(e, [slow], frozenset({second.name}))
+    assert next_step(e, [slow]).ended and not step.ended and not step.decisions
