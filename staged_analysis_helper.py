@@ -7,6 +7,7 @@ prints a stage's results and its decision again, made anew from the records on d
 """
 
 import os.path
+import shlex
 import sys
 
 if __name__ == "__main__":  # before imports that another Python cannot read or find
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from arguments import Parser, a_path
 from decision import render
+from plans import PLANS
 from records import printable
 from registration import is_overridden, newest_experiment, standing
 
@@ -34,10 +36,16 @@ def block(exp_dir: Path, stage: int) -> str:
         raise ValueError(f"{exp_dir}: {'; '.join(s.changed)}; no decision is shown")
     decision = s.step.decisions.get(stage)
     if decision is None:
+        numbers = [row.number for row in PLANS[s.experiment.plan]]
+        if stage not in numbers:
+            raise ValueError(
+                f"--stage {stage}: the stages of {exp_dir} are {', '.join(map(str, numbers))}"
+            )
         decided = ", ".join(map(str, s.step.decisions)) or "none"
+        how = f"--stage {stage} " if stage else ""
         raise ValueError(
             f"--stage {stage}: not decided yet (decided: {decided}); "
-            f"run: python run_aux.py --stage {stage} --exp_dir {exp_dir}"
+            f"run: python run_aux.py {how}--exp_dir {shlex.quote(str(exp_dir))}"
         )
     return render(decision, is_overridden(decision, s.experiment))
 

@@ -36,7 +36,8 @@ ARROWS = {  # file: the files of ours that it may import
     "aux_evidence": {"adaptive", "aux_stats", "decision", "plans", "records", "registration"},
     "display": {"console", "orchestrator", "records"},
     "staged_analysis_helper": {
-        *("arguments", "console", "decision", "prerequisites", "records", "registration"),
+        *("arguments", "console", "decision", "plans", "prerequisites", "records"),
+        "registration",
     },
     "status": {"decision", "orchestrator", "plans", "records", "registration"},
     "aux_figures": {"adaptive", "aux_evidence", "aux_stats", "records"},
