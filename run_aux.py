@@ -511,7 +511,7 @@ def sit(
         stages = range(args.stage, args.stage + 1)
         check_turn(asked, results, args.stage, args.ignore_gate, exp_dir)
     raised = asked.budget_hours > on_record.budget_hours
-    if raised and e.plan == "adaptive" and pairs_begun(results) >= 0:
+    if raised and pairs_begun(results) >= 0:
         display.say("Stage 4 has begun: a larger budget does not raise its number of pairs.")
     if e.device == "cpu" and cores() != e.cores:
         display.say(
@@ -537,7 +537,7 @@ def sit(
     )
     try:
         return drive(e, session, results, display)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: the lock or a folder is not ours any more
         raise MachineFault(
             f"{error}. What was finished is kept; when that is mended, go on:"
             f" {resume_command(e, exp_dir)}"
@@ -564,7 +564,14 @@ def with_overrides(args, e: Experiment, results: Sequence[RunResult]) -> Experim
             "weight": args.best_weight or WEIGHT,
             "schedule": args.best_schedule or SCHEDULE,
         }
-        e = with_override(e, "by_hand", args.stage, value)
+        chosen = with_override(e, "by_hand", args.stage, value)
+        if chosen != e and pairs_begun(results) > 0:
+            raise ValueError(
+                f"--best_layers: the pairs of stage 4 have begun ({pairs_begun(results)} complete);"
+                " another configuration on the same seeds would be a second test: begin a new"
+                " experiment"
+            )
+        e = chosen
     hours = args.max_budget_hours
     if hours not in (None, e.budget_hours):
         value = {"hours": hours, "was": e.budget_hours, "pairs": pairs_begun(results)}
