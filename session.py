@@ -18,7 +18,7 @@ from command import build_command, extra_environment
 from display import Display
 from experiment import Costs, Experiment
 from orchestrator import Launcher, Limits, Lock, Orchestrator, outcome
-from plans import MAX_ATTEMPTS, Step, concluded, forecast, next_step, span_s
+from plans import Step, concluded, forecast, next_step, span_s
 from records import RunConfig, RunResult, duration, machine_seconds
 from registration import is_overridden, record_overrides, with_override, write_results
 
@@ -105,17 +105,28 @@ def fault_of(row: Sequence[RunResult], last: RunResult, results: Sequence[RunRes
     """
     if last.status == "refused":
         return f"{last.run.name}: the trainer refuses: {last.reason}"
-    if launchers.CANNOT_START in last.reason and not last.settled:
+    if last.status == "interrupted" and last.reason.startswith(launchers.CANNOT_START):
         return f"{last.run.name}: {last.reason}"
     runs = {r.run.name for r in row}
     arms = {r.run.arm.configuration for r in row}
     trained = any(r.settled and r.run.arm.configuration in arms for r in results)
-    if len(row) < FAULT_ATTEMPTS or len(runs) < FAULT_RUNS or not (trained or len(arms) > 1):
+    many = len(row) >= FAULT_ATTEMPTS or sum(r.final for r in row) >= FAULT_RUNS
+    if not many or len(runs) < FAULT_RUNS or not (trained or len(arms) > 1):
         return ""
     return (
         f"{len(row)} attempts at {len(runs)} runs failed in a row, of different arms or of one that"
         f" has trained before: the machine seems broken. The last: {last.status}: {last.reason}"
     )
+
+
+def failed_last(e: Experiment, results: Sequence[RunResult]) -> list[RunResult]:
+    """The failures in a row that earlier sittings ended with, as far as their order is known: on
+    this machine, since it was started. A queue that starts a sitting again and again on a broken
+    machine is to be told, too."""
+    row, here = [], launchers.boot_clock()
+    for r in sorted((r for r in results if r.clock == here), key=lambda r: r.end_s):
+        row = [] if r.settled else [*row, r] if failed(r) else row
+    return [r for r in row if (r.run.name, r.attempt) not in e.forgiven]
 
 
 def fault_at_end(row: Sequence[RunResult], results: Sequence[RunResult]) -> str:
@@ -146,7 +157,7 @@ def drive(e: Experiment, s: Session, results: list[RunResult], display: Display)
     code."""
     stop = StopRequest()
     orchestrator = Orchestrator(s.exp_dir, s.experiment_id, s.launcher, e.slots)
-    flights, row, fault = orchestrator.flights, [], ""
+    flights, row, fault = orchestrator.flights, failed_last(e, results), ""
 
     def take(ended: Sequence[RunResult]) -> None:
         nonlocal row, fault, to_come
@@ -258,7 +269,7 @@ def close(e: Experiment, s: Session, results, step, stopped: str, fault: str, sa
     for cut in step.cut:
         say(f"Cut by the budget: {cut}")
     for r in given_up(e, results, s.stages):
-        say(f"Failed for good after {MAX_ATTEMPTS} attempts: {r.run.name}: {outcome(r)}")
+        say(f"Failed for good, attempt {r.attempt} was the last: {r.run.name}: {outcome(r)}")
     if stopped:
         say(f"Stopped by {stopped}; {counted or 'nothing finished'}; {spent}.")
     elif fault:

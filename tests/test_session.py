@@ -12,10 +12,11 @@ from invent import arm, experiment, result
 from test_run_aux import FIXED, call, newest
 
 import exit_codes
+import launchers
 import session
 import staged_analysis_helper
 from plans import concluded, next_step
-from records import read_records
+from records import attempt_dir, read_records
 from registration import newest_experiment, standing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,6 +158,11 @@ def test_without_a_baseline_nothing_else_of_the_stage_is_paid_for(home, monkeypa
     assert "INCONCLUSIVE: no usable run of the baseline" in out
 
 
+def refused_logs(*names):
+    """Complete trainings, exit code 0, each with a log that was refused."""
+    return [replace(result(arm(f"a{n}", int(n)), status="crashed"), returncode=0) for n in names]
+
+
 def crashes(*names, seeds=1):
     return [
         result(arm(f"a{name}", int(name)), status="crashed", attempt=k, index=index)
@@ -174,11 +180,74 @@ def crashes(*names, seeds=1):
         (crashes("1", "2", "2"), (), False),  # two runs
         (crashes("4", seeds=3), (), False),  # an arm that never trained
         (crashes("4", seeds=3), [result(arm("a4", 4), 3.3, index=7)], True),
+        (refused_logs("1", "2", "3"), (), True),  # none of them is tried again
+        (refused_logs("1", "2"), (), False),
+        (crashes("1", "2", "3")[::3], (), False),  # each will be tried again
     ],
 )  # fmt: skip
 def test_it_is_the_machine_when_several_runs_of_arms_that_can_train_fail(row, trained, broken):
     why = session.fault_of(row, row[-1], [*trained, *row])
     assert bool(why) == broken
+
+
+def at(second, *failures):
+    """One after the other, on this machine's clock."""
+    clock = launchers.boot_clock()
+    return [
+        replace(r, clock=clock, start_s=second + k, end_s=second + k + 1)
+        for k, r in enumerate(failures)
+    ]
+
+
+def test_failures_in_a_row_are_counted_over_sittings():
+    """A queue that starts a sitting anew, each time before nine attempts, is told all the same."""
+    e, early, late = experiment(), at(0.0, *crashes("1")), at(20.0, *crashes("2", "3"))
+    good = at(10.0, result(arm("a9", 9), 3.3))
+    assert session.failed_last(e, [*late, *early]) == [*early, *late]
+    assert session.failed_last(e, [*late, *good, *early]) == late
+    assert session.failed_last(session.with_fault_on_record(e, late[:4], ""), late) == late[4:]
+    elsewhere = [replace(r, clock="another boot") for r in late]
+    assert session.failed_last(e, elsewhere) == []  # nobody knows in which order
+
+
+def test_a_sitting_goes_on_counting_where_the_last_one_was_stopped(home, breaks):
+    call(home, "--stage", "1", *FIXED)
+    folder = newest(home)
+    breaks.touch()
+    call(home, "--exp_dir", str(folder))
+    overrides = folder / "overrides.json"
+    overrides.unlink()  # as if it had been stopped an attempt before the last
+    shutil.rmtree(attempt_dir(folder / "aux_6/run_0", 3))
+    before = len(attempts(home))
+    code, out, _ = call(home, "--exp_dir", str(folder))
+    assert code == exit_codes.FAULT
+    assert "9 attempts at 3 runs" in out
+    assert len(attempts(home)) == before + 1
+    assert len(json.loads(overrides.read_text())["overrides"][0]["value"]["attempts"]) == 9
+
+
+def test_a_folder_that_leads_elsewhere_ends_the_sitting_as_a_fault(home, tmp_path_factory):
+    call(home, "--stage", "1", *FIXED)
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (newest(home) / "aux_4").symlink_to(elsewhere)
+    code, _, err = call(home, "--stage", "2")
+    assert code == exit_codes.FAULT  # something was started: the baseline, which is kept
+    assert len(err.splitlines()) == 1 and "go on: python run_aux.py" in err
+    assert [r.status for r in attempts(home) if r.run.stage == 2] == ["ok"]
+    assert not list(elsewhere.iterdir())
+
+
+def test_another_choice_after_the_first_final_pair_is_a_second_test_and_refused(home):
+    by_hand = ("--stage", "4", "--best_layers")
+    call(home, "--stage", "1", "--validation_runs", "2", *FIXED)
+    assert call(home, *by_hand, "6")[0] == exit_codes.DONE
+    before = staged_analysis_helper.block(newest(home), 4)
+    assert call(home, *by_hand, "6")[0] == exit_codes.DONE  # the same again
+    for stage in ("3", "4"):
+        code, _, err = call(home, "--stage", stage, "--best_layers", "4,8")
+        assert code == exit_codes.REFUSED
+        assert "second test" in err and len(err.splitlines()) == 1
+    assert staged_analysis_helper.block(newest(home), 4) == before
 
 
 def test_failures_that_were_the_machines_are_not_held_against_a_run():
@@ -221,6 +290,25 @@ def test_what_is_derived_is_never_a_source(folders, tmp_path, capsys):
     shutil.rmtree(copy / "screen_aux_4_8")
     with pytest.raises(ValueError, match="not decided yet"):
         staged_analysis_helper.block(copy, 1)
+
+
+@pytest.mark.parametrize("stage", [-1, 0, 5])
+def test_a_stage_that_the_plan_lacks_is_told_as_such(folders, stage):
+    for folder in folders.values():
+        with pytest.raises(ValueError, match=r"the stages of .* are 1, 2, 3, 4$"):
+            staged_analysis_helper.block(folder, stage)
+
+
+def test_runs_by_hand_are_shown_again_and_told_how_to_go_on(home):
+    call(home, "--experiment", "baseline,aux_4", *FIXED)
+    folder = newest(home).rename(newest(home).with_name("aux_heads_by hand"))
+    assert "runs asked for by hand are done" in staged_analysis_helper.block(folder, 0)
+    shutil.rmtree(folder / "aux_4")
+    with pytest.raises(ValueError, match="not decided yet") as refusal:
+        staged_analysis_helper.block(folder, 0)
+    go_on = shlex.split(str(refusal.value).partition("run: python run_aux.py ")[2])
+    assert call(home, *go_on)[0] == exit_codes.DONE
+    assert "aux_4" in staged_analysis_helper.block(folder, 0)
 
 
 def test_helper_status_and_records_agree(folders, capsys):
