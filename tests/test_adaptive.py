@@ -198,6 +198,9 @@ def test_a_verdict_once_reached_stands():
     assert looks[0].verdict == IMPROVES
     assert {k.verdict for k in looks} == {IMPROVES}
     assert looks[-1].low < 0  # although its own interval would not say so
+    good, bad = noisy_pairs(4, 0.08), noisy_pairs(20, -0.08, seed=1)
+    looks = looks_at(good + bad, [24] * 24, DESIGN, together=10)
+    assert looks[-1].high < 0 and {k.verdict for k in looks} == {IMPROVES}
 
 
 def test_a_label_once_settled_stands():
@@ -273,7 +276,7 @@ def test_one_divergence_switches_to_ranks():
     assert looks[-1].verdict == IMPROVES
 
 
-@pytest.mark.parametrize(("diverged", "verdict"), [(1, IMPROVES), (4, "")])
+@pytest.mark.parametrize(("diverged", "verdict"), [(1, IMPROVES), (2, ""), (4, "")])
 def test_the_rank_test_decides_at_the_level_of_its_look(diverged, verdict):
     baseline = [3.28 + k / 1e4 for k in range(9)]
     best = [3.26 + k / 1e4 for k in range(9 - diverged)]
@@ -790,6 +793,35 @@ def test_a_budget_that_shrinks_lowers_n_max_and_nothing_raises_it():
     assert spent[-1] == pytest.approx(0.025)
     bounds = aux_stats.bounds([k["n"] for k in wasted["looks"]], spent)
     assert [k["z"] for k in wasted["looks"]] == pytest.approx(list(bounds))
+
+
+def test_a_look_is_taken_with_what_its_own_pairs_left_of_the_budget():
+    e = adaptive_experiment()
+    _, step, results = carry_out(e, improvement=0.03)
+    before = step.decisions[4].numbers
+    *others, last = results
+    slow = replace(last, end_s=last.end_s + 2 * 1800)  # two pairs more
+    after = next_step(e, [*others, slow]).decisions[4].numbers
+    assert before["n"] == after["n"] == 4 and after["n_max"] <= before["n_max"] - 2
+
+
+def test_the_last_look_spends_what_is_left_where_no_further_pair_comes():
+    _, step, _ = carry_out(
+        adaptive_experiment(60.0, stop_on="superiority"),
+        improvement=0.0,
+        happens=lambda run, _: "crashed" if run.stage == 4 and run.index >= 4 else "ok",
+    )
+    (look,) = step.decisions[4].numbers["looks"]
+    assert look["n"] == look["n_max"] == 4
+
+
+def test_a_pair_has_begun_when_both_of_its_runs_have_an_outcome():
+    best = [result(BEST, 3.2, stage=4, index=k) for k in (0, 1)]
+    base = [result(BASELINE, s and 3.3, stage=4, index=k, status=s or "crashed")
+            for k, s in enumerate(("diverged", ""))]  # fmt: skip
+    assert pairs_begun([]) == pairs_begun([result(BEST, 3.2, stage=3)]) == -1
+    assert pairs_begun(best) == 0
+    assert pairs_begun([*best, *base]) == 1
 
 
 def with_budget(e, hours, pairs):

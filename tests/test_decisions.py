@@ -339,3 +339,12 @@ def test_the_final_test_is_of_pairs_that_both_have_an_outcome():
     numbers = decide_final(results, ()).numbers
     assert (numbers["baseline_n"], numbers["best_n"]) == (3, 3)
     assert numbers["improvement"] == pytest.approx(0.1)
+
+
+def test_an_arm_that_diverged_on_another_seed_is_not_chosen():
+    losses = {"baseline": 3.3, "aux_4": 3.2, "aux_6": 3.1}
+    taps = {"baseline": (), "aux_4": (4,), "aux_6": (6,)}
+    results = [result(arm(n, *taps[n]), loss, stage=2, seed=2000) for n, loss in losses.items()]
+    assert decide_layers(results, ()).chosen.layers == (6,)
+    repeat = result(arm("aux_6_repeat", 6), status="diverged", stage=2, seed=2001)
+    assert decide_layers([*results, repeat], ()).chosen.layers == (4,)

@@ -138,6 +138,16 @@ def test_layers_by_hand_skip_the_stages_before():
     assert (run.stage, run.arm.layers, run.arm.weight) == (4, (3, 9), 0.2)
 
 
+def test_a_choice_by_hand_goes_past_what_earlier_stages_decided():
+    _, step, flat = play(experiment(), dict.fromkeys(GOOD, 3.3))
+    assert step.at_gate
+    value = {"layers": [3, 9], "weight": 0.2, "schedule": "constant"}
+    for stage in (3, 4):
+        step = next_step(experiment(overrides=(Override("by_hand", stage, value),)), flat)
+        assert step.stage == stage and step.runs
+        assert step.decisions[1].verdict == "STOP"
+
+
 def test_the_same_results_in_any_order_give_the_same_step():
     _, _, results = play(experiment())
     for cut in (0, 3, 9, 17, 30):
@@ -322,6 +332,8 @@ def test_copies_of_a_run_end_the_plan_and_near_copies_do_not():
     near = [same[0], replace(same[1], val_loss=3.25 + 1e-12)]
     assert next_step(e, near).runs == runs[2:]
     assert next_step(e, [same[0], replace(same[0], attempt=2)]).runs == runs[1:]  # one seed
+    again = replace(same[0], run=replace(runs[0], index=7))
+    assert not next_step(e, [same[0], again]).fault
 
 
 @pytest.mark.parametrize("plan", ["classic", "adaptive"])

@@ -11,7 +11,7 @@ from invent import experiment, result
 from invented_folder import train
 
 import registration
-from decision import render
+from decision import Decision, render
 from experiment import ARMS, PROFILES
 from machine import machine
 from materials import Materials
@@ -21,12 +21,14 @@ from registration import (
     begin,
     check_unchanged,
     experiment_of,
+    is_overridden,
     read_document,
     read_overrides,
     record_overrides,
     registered,
     standing,
     with_override,
+    with_overrides_on_record,
 )
 
 
@@ -239,6 +241,7 @@ def test_overrides_are_read_back_as_they_were_given(tmp_path):
     assert with_override(e, "ignore_gate", 1, {}) == e  # once is enough
     record_overrides(tmp_path, e)
     assert read_overrides(tmp_path) == e.overrides
+    assert with_overrides_on_record(ADAPTIVE, tmp_path) == replace(e, budget_hours=3.0)
 
 
 @pytest.mark.parametrize(
@@ -269,3 +272,11 @@ def test_a_stage_with_a_run_in_flight_is_not_decided_for_whoever_looks(materials
     step = standing(exp_dir).step
     assert step == next_step(e, [slow], frozenset({second.name}))
     assert next_step(e, [slow]).ended and not step.ended and not step.decisions
+
+
+def test_an_override_is_told_of_where_it_overrode_something_only():
+    e = with_override(ADAPTIVE, "ignore_gate", 1, {})
+    stop = Decision(1, "STOP", "STOP", (), (), "", {})
+    assert is_overridden(stop, e)
+    assert not is_overridden(replace(stop, verdict="PROCEED"), e)
+    assert not is_overridden(replace(stop, stage=2), e)

@@ -15,7 +15,7 @@ import exit_codes
 import launchers
 import session
 import staged_analysis_helper
-from plans import concluded, next_step
+from plans import Step, concluded, next_step
 from records import attempt_dir, read_records
 from registration import newest_experiment, standing
 
@@ -188,6 +188,30 @@ def crashes(*names, seeds=1):
 def test_it_is_the_machine_when_several_runs_of_arms_that_can_train_fail(row, trained, broken):
     why = session.fault_of(row, row[-1], [*trained, *row])
     assert bool(why) == broken
+
+
+@pytest.mark.parametrize(
+    ("row", "trained", "broken"),
+    [
+        (crashes("1", "2"), "12", True),
+        (crashes("1", "2"), "1", False),
+        (crashes("1"), "1", False),
+        ([], "1", False),
+    ],
+)
+def test_at_the_plans_end_two_runs_of_arms_that_have_trained_are_enough(row, trained, broken):
+    before = [result(arm(f"a{n}", int(n)), 3.3, index=7) for n in trained]
+    assert bool(session.fault_at_end(row, [*before, *row])) == broken
+
+
+def test_a_run_that_failed_for_good_counts_for_the_stages_that_were_asked_for():
+    e, results = experiment(), [result(arm("a9", 9), 3.3), *crashes("1")]
+    for stages, code in ((range(1, 5), exit_codes.RUNS_FAILED), (range(2, 3), exit_codes.DONE)):
+        assert session.exit_code(e, results, Step(3), stages) == code
+    nothing = [result(arm("a1", 1), status="interrupted")]
+    assert session.exit_code(e, nothing, Step(3), range(1, 5)) == exit_codes.RUNS_FAILED
+    for stages, code in ((range(3, 4), exit_codes.BUDGET_SPENT), (range(2, 3), exit_codes.DONE)):
+        assert session.exit_code(e, results, Step(3, ended=session.BUDGET_SPENT), stages) == code
 
 
 def at(second, *failures):
@@ -425,6 +449,7 @@ def test_the_newest_experiment_is_the_one_registered_last(tmp_path):
         "aux_heads_20300101_000000": "2026-11-25T10:00:00Z",
         "renamed": "2026-11-25T12:00:00.5+01:00",  # 11:00:00.5 in UTC
         "aux_heads_20200101_000000": "2026-11-25T11:00:00.25Z",
+        "ahead": "2026-11-25T13:00:00+03:00",
         "broken": 7,
         "older": "yesterday",
     }
