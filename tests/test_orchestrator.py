@@ -399,7 +399,7 @@ def test_a_folder_that_vanishes_ends_the_sitting_and_its_processes(sitting, tmp_
     sitting.wait_for(f"{FIRST}/output.log")
     sitting.exp_dir.rename(tmp_path / "moved")
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 1
+    assert process.returncode == exit_codes.FAULT
     assert "aux_heads_" in complaint(err)
     assert wait_until_gone(sitting.token) == 0
 
