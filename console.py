@@ -87,27 +87,43 @@ def open_all_three() -> None:
 
 
 def stop_quietly(program: str) -> None:
-    """From here on Ctrl-C ends the program with one line, whatever it is in: the imports of a start
-    or the last moments of an end. What has to be put away first takes the signal for itself."""
+    """From here on Ctrl-C or SIGTERM ends the program with one line, whatever it is in: the imports
+    of a start, the last moments of an end. What has to be put away first takes them for itself."""
 
     def end(number, _frame):
         with contextlib.suppress(OSError):
             os.write(2, f"{program}: stopped; nothing was in flight\n".encode())
         os._exit(128 + number)
 
-    signal.signal(signal.SIGINT, end)
+    for number in STOPPING:
+        signal.signal(number, end)
+
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal to stop; `number` says which."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
 
 
 @contextlib.contextmanager
 def interruptible():
-    """In here Ctrl-C raises KeyboardInterrupt, so that what is held is put back; then it is as it
-    was before."""
-    before = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    """In here Ctrl-C and SIGTERM raise Stopped, so that what is held is put back; then they are as
+    they were before."""
+
+    def stop(number, _frame):
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in STOPPING}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run(main: Callable[[], int]) -> int:

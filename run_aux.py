@@ -27,7 +27,6 @@ import argparse
 import difflib
 import json
 import shlex
-import signal
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -627,9 +626,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         display.clear()
         return refuse(error)
-    except KeyboardInterrupt:  # before the first launch or after the last
+    except console.Stopped as stop:  # before the first launch or after the last
         print("run_aux.py: stopped; no run was in flight", file=sys.stderr)
-        return exit_codes.STOPPED + signal.SIGINT
+        return exit_codes.STOPPED + stop.number
 
 
 if __name__ == "__main__":

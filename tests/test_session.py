@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from test_run_aux import FIXED, call, newest
 
 import exit_codes
 import launchers
+import run_aux
 import session
 import staged_analysis_helper
 from plans import Step, concluded, next_step
@@ -282,6 +284,25 @@ def test_failures_that_were_the_machines_are_not_held_against_a_run():
     e = session.with_fault_on_record(e, failures[1:], "broken")
     assert concluded(failures, e.forgiven) is None
     assert next_step(e, failures).runs[0] == run
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_before_the_first_launch_is_one_line_and_holds_nothing(monkeypatch, capsys, number):
+    held = []
+
+    def sit(*_):
+        held.append("lock")
+        try:
+            signal.raise_signal(number)
+        finally:
+            held.clear()
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(run_aux, "run", sit)
+    assert run_aux.main(["--staged"]) == exit_codes.STOPPED + number
+    assert capsys.readouterr().err == "run_aux.py: stopped; no run was in flight\n"
+    assert not held
+    assert signal.getsignal(number) == before
 
 
 # ---------------------------------------------------------------------------------------------
