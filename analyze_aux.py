@@ -39,7 +39,7 @@ from pathlib import Path
 import aux_stats
 import console
 from adaptive import HARMFUL, IMPROVES, NO_EFFECT
-from arguments import Parser, a_path
+from arguments import Parser, a_path, plain_words
 from aux_evidence import (
     FIXED,
     SELECTING,
@@ -781,7 +781,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         x = read_experiment(args.exp_dir or newest_experiment(OUTPUT_DIR))
         say(opening(x))
     except (ValueError, OSError) as error:
-        return complain(error)
+        return complain(plain_words(error))
     except ImportError as error:
         return complain(f"{error}; pip install -r requirements.txt")
     return write_all(x, args.output_dir or x.exp_dir)

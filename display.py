@@ -33,9 +33,9 @@ class Display:
         atexit.register(self._say_the_rest)
 
     def say(self, text: str = "") -> None:
-        """A lasting line, above the live ones."""
+        """A lasting line, above the live ones; or several. A path in it may hold anything."""
         self.clear()
-        self.unsaid.append(text)
+        self.unsaid.append("".join(c if c.isprintable() or c == "\n" else " " for c in text))
         while self.unsaid and takes_more(self.out):
             self._print(self.unsaid.popleft())
 

@@ -598,14 +598,24 @@ def read_exit(folder: Path) -> dict | None:
 def replace_file(path: Path, data: bytes) -> None:
     """Put a whole new file in this place; a link that lies there is replaced, not followed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except BaseException:
+    with naming(path):
         temporary.unlink(missing_ok=True)
-        raise
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def naming(path: Path):
+    """In here an error of the system names this file: that of a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
@@ -617,9 +627,10 @@ def made_first(path: Path, text: str, mine: Path) -> bool:
     By link(2) from a file of one's own, so that nobody sees half of it; where the file system has
     no hard links by O_EXCL, and a reader may for a moment find the file empty.
     """
-    mine.unlink(missing_ok=True)
-    with open(mine, "x") as file:
-        file.write(text)
+    with naming(path):
+        mine.unlink(missing_ok=True)
+        with open(mine, "x") as file:
+            file.write(text)
     try:
         os.link(mine, path)
         return True

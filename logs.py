@@ -42,6 +42,7 @@ STEP_LINE = re.compile(
     rb"step:([0-9]{1,12})/([0-9]{1,12}) (val|train)_loss:([-+.0-9A-Za-z]{1,32})"
     rb" train_time:([0-9]{1,15}(?:\.[0-9]{1,9})?)ms step_avg:[-+.0-9A-Za-z]{1,32}ms"
 )
+STEP_LINE_AS = "step:I/I val_loss:F train_time:Ims step_avg:Fms"  # I, F: integer, number
 SUMMARY = b"summary: "
 # Where one of them may begin inside a line: behind a text without a line end, or behind another
 # one. Not `global_step:`, which counts something else.
@@ -51,8 +52,11 @@ BEGINNING = re.compile(
 )
 # A loss that is no number counts even where the rest of its line is damaged.
 LOSS = re.compile(
-    rb"(?<![\"'`_/-])step:([0-9]{1,12})/([0-9]{1,12}) (?:val|train)_loss:([-+.0-9A-Za-z]{3,32})"
+    rb"(?<![\"'`_/-])step:([0-9]{1,12})/([0-9]{1,12}) (?:val|train)_loss:"
+    rb"(?:(?!(?i:nan|inf))[A-Za-z_][\w.]{0,30}\()?"  # tensor(nan), np.float32(inf)
+    rb"([-+.#0-9A-Za-z]{3,32})"
 )
+NO_NUMBER = re.compile(rb"[-+]?1\.#(?:IND|[QS]NAN|INF)0*")  # as the C library of Windows says it
 LABELS = {  # that ranks and loggers put in front of their lines: an example, the form
     "[rank0]: ": rb"\[[A-Za-z_]{1,20}(?P<tee>[0-9]{1,6})\]:",
     "(rank 0) ": rb"[\[(]?[Rr]ank[ =:]?(?P<rank>[0-9]{1,6})(?![0-9])[\])]?(?: ?[:>])?",
@@ -173,6 +177,7 @@ class LogReader:
     conflict: str = ""  # two values where all processes should say the same
     fault: str = ""  # of a summary's field
     damaged: bool = False  # a summary that is no JSON
+    odd: bytes = b""  # the last step line in a form of its own
     unread: str = ""  # why the log was not read, or not to its end
     non_finite: bytes = b""
     out_of_memory: bytes = b""
@@ -271,15 +276,18 @@ class LogReader:
                 self._summary(piece, own and start == begin, rank)
             elif match := STEP_LINE.fullmatch(piece):
                 self._step(line, *match.groups(), own, rank)
+            else:
+                self.odd = piece
 
     def _look_for_divergence(self, text: bytes) -> None:
         for match in LOSS.finditer(text):
             if text[: match.start()].lstrip().startswith((b">", b"# ", b"//")):
                 continue
             try:
-                step, total, loss = int(match[1]), int(match[2]), float(match[3])
+                loss = math.nan if NO_NUMBER.fullmatch(match[3]) else float(match[3])
             except ValueError:
                 continue
+            step, total = int(match[1]), int(match[2])
             if total == self.num_iterations >= step and not math.isfinite(loss):
                 self.non_finite = self.non_finite or text
                 self.step = max(self.step, step)
@@ -336,6 +344,8 @@ class LogReader:
         if fault:
             return
         self.summary = was = self.summary or summary
+        # the trainer's own word for how far it came, also where its step lines could not be read
+        self.step = max(self.step, min(summary["steps_done"], self.num_iterations))
         for number in SUMMARY_FIELDS:
             if number.differs(was, summary) and not self.conflict:
                 both = f"{number.name} {was[number.name]} and {summary[number.name]}"
@@ -385,7 +395,8 @@ class LogReader:
         if summary["steps_done"] != total:
             return f"summary after {summary['steps_done']} of {total} steps"
         if not self.curve or self.curve[-1][0] != total:
-            return "no val_loss line at the last step"
+            seen = f"; not in this form: {text_of(self.odd)}" if self.odd else ""
+            return f"no val_loss line at the last step ({STEP_LINE_AS}{seen})"
         if abs(self.curve[-1][1] - summary["val_loss"]) > SAME_LOSS:
             both = f"{summary['val_loss']} and {self.curve[-1][1]}"
             return f"the summary's val_loss is not that of the last step ({both})"
@@ -404,7 +415,7 @@ class LogReader:
         trainer's own word that it refuses decides.
         """
         alone = self.siblings <= {2, *ENDED_BY_TORCHRUN}
-        return self.roots == {2} and bool(self.refusal or (alone and self.last_words))
+        return self.roots == {2} and bool(self.refusal or alone)
 
     @property
     def last_words(self) -> str:
@@ -488,7 +499,7 @@ def evidence(screen: LogReader, own: LogReader) -> LogReader:
     """
     both = copy.copy(screen)
     both.curve, both.summary = list(screen.curve), screen.summary
-    for name in ("conflict", "fault", "non_finite", "out_of_memory", "error", "refusal"):
+    for name in ("conflict", "fault", "odd", "non_finite", "out_of_memory", "error", "refusal"):
         setattr(both, name, getattr(screen, name) or getattr(own, name))
     both.restarted |= own.restarted
     both.step, both.summaries = max(screen.step, own.step), max(screen.summaries, own.summaries)

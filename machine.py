@@ -112,6 +112,7 @@ class Gpu:
 
 
 NONE_THERE = "no devices were found"
+UNNAMED = re.compile(r"\[[^,]*\], ")  # "[Unknown Error], ...", "[GPU is lost], ..."
 # Where a driver shows its GPUs, whether or not nvidia-smi is installed
 SIGNS_OF_A_GPU = ("dev/nvidia[0-9]*", "proc/driver/nvidia/gpus/*")
 ROOT_FOLDER = Path("/")
@@ -133,7 +134,7 @@ def visible_gpus(asked: int | None = None) -> tuple[str, ...]:
             return ()
         parts = answer if answer.failed else ask("nvidia-smi", "-L")  # instances: only there
         gpus = listed_gpus(answer.text, parts.text)
-        failed = answer.failed or ("" if gpus else f"lists no GPU: {printable(answer.text)}")
+        failed = answer.failed or not_listed(answer.text, gpus)
         if (visible or "").startswith("MIG-"):
             failed = failed or parts.failed
         if not failed:
@@ -149,6 +150,13 @@ def visible_gpus(asked: int | None = None) -> tuple[str, ...]:
             f"{failed}. How many GPUs there are is not known: give --num_gpus N (0: the CPU)"
         )
     return (UNKNOWN,) * asked
+
+
+def not_listed(rows: str, gpus: Sequence[Gpu]) -> str:
+    """What nvidia-smi says where it lists no GPU, or one that it lost; empty where it knows all."""
+    if lost := next(filter(UNNAMED.match, rows.splitlines()), ""):
+        return f"lists a GPU that it cannot name: {printable(lost)}"
+    return "" if gpus else f"lists no GPU: {printable(rows) or 'nothing is printed'}"
 
 
 def listed_gpus(rows: str, parts: str) -> tuple[Gpu, ...]:

@@ -254,8 +254,11 @@ def is_list_of_all(node: ast.AST) -> bool:
 def is_import_call(node: ast.AST) -> bool:
     if not (isinstance(node, ast.Call) and node.args):
         return False
-    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-    return name in ("import_module", "__import__")
+    return called(node) in ("import_module", "__import__")
+
+
+def called(node: ast.Call) -> str:
+    return getattr(node.func, "attr", getattr(node.func, "id", ""))
 
 
 def imported_text(node: ast.Call) -> str:
@@ -264,13 +267,24 @@ def imported_text(node: ast.Call) -> str:
 
 
 def file_names_in(tree: ast.Module, root: Path) -> Iterator[str]:
-    """Texts in the code that are the path of a file below root."""
-    for node in filter(is_text, ast.walk(tree)):
-        text = node.value
-        if 0 < len(text) < 256 and text.isprintable() and not text.startswith("/"):
-            path = Path(os.path.normpath(root / text))
+    """Texts in the code that are the path of a file below root, whole or put together."""
+    for text in map("/".join, map(path_parts, ast.walk(tree))):
+        elsewhere = text.startswith("/") and os.path.exists(text)
+        if 0 < len(text) < 256 and text.isprintable() and not elsewhere:
+            path = Path(os.path.normpath(root / text.lstrip("/")))  # folder + "/file"
             if path.is_relative_to(root) and os.path.isfile(path):
                 yield path.relative_to(root).as_posix()
+
+
+def path_parts(node: ast.AST) -> list[str]:
+    """The texts of a path as code puts it together: "a", x / "a" / "b", join(x, "a", "b")."""
+    if is_text(node):
+        return [node.value]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        return [*path_parts(node.left), *path_parts(node.right)]
+    if isinstance(node, ast.Call) and called(node) in ("join", "joinpath", "Path", "PurePath"):
+        return [text for argument in node.args for text in path_parts(argument)]
+    return []
 
 
 LOADERS = (  # what Python finds in a folder, in its order

@@ -250,9 +250,10 @@ def overlong(numbers: dict | None, wall_s: float) -> str:
 
 def refusal(log: LogReader, returncode: int | None) -> str:
     """The words of a trainer that says it cannot work: exit code 2, its own or, where torchrun
-    ended with 1, that of the worker that failed first. Empty for any other end."""
+    ended with 1, that of the worker that failed first. One that says no more than that says what
+    its log holds. Empty for any other end."""
     if returncode == 2 or (returncode == 1 and log.worker_refused):
-        return text_of(log.refusal) or log.last_words
+        return text_of(log.refusal) or log.last_words or explained("exit code 2", log)
     return ""
 
 

@@ -345,3 +345,9 @@ def test_what_a_program_ends_with_is_kept():
     finally:
         sys.stdout, sys.stderr, sys.stdin = out, err, stdin
     assert ended.value.code == 2
+
+
+def test_what_is_said_cannot_steer_the_terminal():
+    out = io.StringIO()
+    Display(out).say("📊 DECISION: ±0.1 → go\nNew experiment: a\x1b]0;title\x07\x1b[31m\r\u202eb")
+    assert out.getvalue() == "📊 DECISION: ±0.1 → go\nNew experiment: a ]0;title  [31m  b\n"

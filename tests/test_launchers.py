@@ -1,5 +1,6 @@
 """Processes: started, watched, and ended with everything below them, whoever dies."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -593,3 +594,22 @@ def test_of_many_that_make_a_file_at_once_one_is_first(tmp_path, monkeypatch, li
 
 def no_links(*_, **__):
     raise PermissionError(1, "Operation not permitted")
+
+
+@pytest.mark.parametrize("write", [
+    lambda path: launchers.replace_file(path, b"x" * 9),
+    lambda path: launchers.made_first(path, "x" * 9, path.with_name(".mine")),
+])  # fmt: skip
+def test_a_file_that_cannot_be_written_is_named_as_what_it_was_to_be(tmp_path, monkeypatch, write):
+    with pytest.raises(FileNotFoundError) as missing:
+        write(tmp_path / "gone" / "exit.json")
+    assert missing.value.filename == str(tmp_path / "gone" / "exit.json")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as write(2) says it: no name
+
+    monkeypatch.setattr(launchers, "open", full, raising=False)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write(tmp_path / "exit.json")
+    assert caught.value.filename == str(tmp_path / "exit.json")
+    assert not list(tmp_path.iterdir())

@@ -188,6 +188,13 @@ def test_what_differs_is_a_failure_that_names_both(log, why):
     assert why in result.reason
 
 
+@pytest.mark.parametrize("front", ["", "[rank0]: ", f"\r{BAR}", "UserWarning: something "])
+@pytest.mark.parametrize("loss", ["-1.#IND", "1.#QNAN00", "1.#INF", "nan(ind)", "tensor(nan)",
+    "tensor(-inf, device='cuda:0')", "torch.tensor(nan)", "np.float32(inf)"])  # fmt: skip
+def test_a_loss_that_is_no_number_is_a_divergence_however_it_is_spelled(loss, front):
+    assert verdict(COMPLETE.replace(LAST, front + val(TOTAL, loss))).status == "diverged"
+
+
 @pytest.mark.parametrize("loss", ["nan", "NaN", "inf", "-inf", "Infinity", "1e999"])
 @pytest.mark.parametrize(("front", "back"), [*DECORATIONS.values(), ("    ", ""), ("", " <- !"),
     ("!!! ", " !!!"), ("", "\rsomething else"), ("a\r", "\r\r")])  # fmt: skip
@@ -198,7 +205,9 @@ def test_a_loss_that_is_no_number_is_a_divergence_however_it_is_decorated(loss, 
 
 @pytest.mark.parametrize("text", ["print('step:3/8 train_loss:nan')\n", "# step:3/8 val_loss:nan\n",
     "> step:3/8 val_loss:nan\n", "step:3/9 val_loss:nan\n", "step:9/8 val_loss:nan\n",
-    "step:3/8 val_loss:nano\n", "global_step:3/8 val_loss:nan\n"])  # fmt: skip
+    "step:3/8 val_loss:nano\n", "global_step:3/8 val_loss:nan\n",
+    "step:3/8 val_loss:1.#\n", "step:3/8 val_loss:tensor(3.2)\n",
+    "step:3/8 val_loss:f(none)\n"])  # fmt: skip
 def test_a_word_about_divergences_is_none(text):
     assert verdict(text + COMPLETE).status == "ok"
 
@@ -289,6 +298,20 @@ def test_the_clock_may_be_a_little_behind():
     assert overlong({"train_time_ms": 101.0}, 0.0)
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        LAST.replace("ms step_avg", "s step_avg"),
+        LAST.replace(" train_time", " val_bpb:1.1 train_time"),
+        LAST.replace("\n", BAR + "\n"),
+    ],
+)
+def test_a_last_step_line_in_another_form_is_quoted_beside_the_form(odd):
+    reason = verdict(COMPLETE.replace(LAST, odd)).reason
+    assert logs.STEP_LINE_AS in reason
+    assert odd.strip() in reason
+
+
 # ---------------------------------------------------------------------------------------------
 # An attempt that would print the same again
 
@@ -298,6 +321,8 @@ def test_the_clock_may_be_a_little_behind():
     [
         (COMPLETE.replace(summary(), summary(tokens_seen=0)), CLEAN, True),
         (COMPLETE.replace(summary(), ""), CLEAN, True),
+        (COMPLETE.replace("ms step", "s step"), CLEAN, True),  # lines of another form
+        (COMPLETE.replace("ms step", "s step").replace(summary(), ""), CLEAN, False),
         (COMPLETE, CLEAN, False),  # it is ok
         (val(0) + train(3), CLEAN, False),  # it did not get there
         (COMPLETE, FAILED, False),  # a crash at the end: it may have been the machine
@@ -357,7 +382,10 @@ WORKERS = {  # words of the trainer, exit codes of the workers, which was first:
     "one refuses, the other is ended": (REFUSAL, (-15, 2), 1, "refused", REFUSAL.strip()),
     "one refuses, the other loses it": (REFUSAL, (2, 1), 0, "refused", REFUSAL.strip()),
     "it refuses in its own words": ("give me more heads\n", (2,), 0, "refused", "give me more"),
-    "it refuses in silence": ("", (2,), 0, "crashed", "exit code 2, nothing printed"),
+    "it refuses in silence": ("", (2,), 0, "refused", "exit code 2, nothing printed"),
+    "it refuses late": (val(3, 5.0), (2, -15), 0, "refused",
+                        "exit code 2; the log ends at step 3 of 8"),
+    "one ends with 2 in silence, one fails": ("", (2, 1), 0, "crashed", "exit code 2, nothing"),
     "one ends with 2, one fails": ("bye\n", (2, 1), 0, "crashed", "exit code 2: bye"),
     "one fails, the other ends with 2": (REFUSAL, (1, 2), 0, "crashed", "exit code 1: train"),
     "it fails": ("bye\n", (3,), 0, "crashed", "exit code 3: bye"),
@@ -419,11 +447,23 @@ def test_only_torchruns_own_failure_makes_its_report_count(exit):
     assert "exit code 2" not in result.reason
 
 
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("", "exit code 2, nothing printed"),
+        (val(3, 5.0), "exit code 2; the log ends at step 3 of 8"),
+        (COMPLETE, "exit code 2, but the log is complete, val_loss 3.2741"),
+    ],
+)
+def test_exit_code_2_is_a_refusal_also_without_a_word(log, reason):
+    result = verdict(log, replace(FAILED, returncode=2))
+    assert (result.status, result.reason) == ("refused", reason)
+
+
 def test_the_exit_code_2_of_a_trainer_without_torchrun_is_a_refusal():
     result = verdict("usage: x\n" + REFUSAL + "bye\n", replace(FAILED, returncode=2))
     assert (result.status, result.reason) == ("refused", REFUSAL.strip())
     assert verdict("usage: x\n", replace(FAILED, returncode=2)).status == "refused"
-    assert verdict("", replace(FAILED, returncode=2)).status == "crashed"
     stopped = replace(FAILED, returncode=2, ended_by="the budget is spent")
     assert verdict(REFUSAL, stopped).status == "interrupted"
 

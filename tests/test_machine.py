@@ -171,12 +171,15 @@ def test_a_machine_without_gpus_has_none(smi, script):
     assert machine.visible_gpus(asked=2) == ()
 
 
+ONE, LOST = "echo '0, GPU-a, H100'", "nvidia-smi: lists a GPU that it cannot name"
 FAILURES = {
     "exit 9": "nvidia-smi: exit code 9: no words",
     BROKEN: "nvidia-smi: exit code 18: Failed to initialize NVML: Driver/library version mismatch",
     "printf '\\033[31mGPU is lost\\n' >&2; exit 15": "nvidia-smi: exit code 15: [31mGPU is lost",
     "echo 'Unable to determine the device handle'": "nvidia-smi: lists no GPU: Unable to determine",
-    "true": "nvidia-smi: lists no GPU",
+    "true": "nvidia-smi: lists no GPU: nothing is printed",
+    f"{ONE}; echo '[Unknown Error], [Unknown Error], x'": f"{LOST}: [Unknown Error], ",
+    f"{ONE}; echo '[GPU is lost], [GPU is lost], x'": f"{LOST}: [GPU is lost], [GPU is lost], x",
     HANGS: "nvidia-smi: did not answer within 0.3 s",
     "#!/no/such/shell\n": "dev/nvidia0 is there, but no program nvidia-smi to ask",
     "": "dev/nvidia0 is there, but no program nvidia-smi to ask",

@@ -276,10 +276,19 @@ def test_nothing_of_a_trainer_is_executed_to_read_it(tmp_path):
             {"train.py": "exec(open('configurator.py').read())", "configurator.py": ""},
             "train.py: names configurator.py, which lies beside it and is not copied",
         ),
-        (
-            {"train.py": "x = 'conf/a.yaml'", "conf/a.yaml": ""},
-            "train.py: names conf/a.yaml, which",
-        ),
+        *[
+            ({"train.py": f"x = {named}", "conf/a.yaml": ""}, "train.py: names conf/a.yaml, which")
+            for named in (
+                "'conf/a.yaml'",
+                "os.path.join('conf', 'a.yaml')",
+                "join(here(), 'conf', 'a.yaml')",
+                "here.joinpath('conf', 'a.yaml')",
+                "Path(__file__).parent / 'conf' / 'a.yaml'",
+                "Path('conf') / 'a.yaml'",
+                "here / Path('conf', 'a.yaml')",
+                "dirname(__file__) + '/conf/a.yaml'",
+            )
+        ],
     ],
 )
 def test_what_is_left_outside_is_named(files, told, tmp_path):
@@ -297,6 +306,7 @@ def test_what_is_left_outside_is_named(files, told, tmp_path):
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from no_such import X",
         "import torch, numpy as np, xml.dom.minidom, os.path",
         "x = '../outside.txt', '/etc/passwd', 'no such file', '', '.', 'train.py', 'a' * 3",
+        "x = '/', 1 / 'train.py', join('..', 'out.txt'), join(), Path('/etc') / 'passwd', Path()",
     ],
 )
 def test_what_may_be_missing_or_is_elsewhere_is_not_named(text, tmp_path):
