@@ -477,7 +477,8 @@ def equal_losses(results: Sequence[RunResult]) -> tuple[int, str]:
                 seeds = f"seeds {other.run.seed} and {r.run.seed}"
                 both = f"{other.run.name} and {r.run.name}"
                 what = f"{both} ({seeds}) have exactly the same val loss {r.val_loss!r}"
-                return r.run.stage, f"{what}: does the trainer use its seed?"
+                remedy = "begin a new experiment with one that does"
+                return r.run.stage, f"{what}: does the trainer use its seed? If not, {remedy}"
     return 0, ""
 
 

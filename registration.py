@@ -463,8 +463,8 @@ def check_choice(layers: Sequence[int], weight: float | None, schedule: str | No
             raise ValueError(f"--best_layers {layer}: tap layers are 1 to {n_layer - 1}")
     if len(set(layers)) < len(layers):
         raise ValueError(f"--best_layers {','.join(map(str, layers))}: give each layer once")
-    if weight is not None and not (is_number(weight) and weight > 0):
-        raise ValueError(f"--best_weight {weight}: give a number above 0")
+    if weight is not None and not (is_number(weight) and 1e-6 <= weight <= 1e3):
+        raise ValueError(f"--best_weight {weight}: give a number above 0, from 1e-6 to 1e3")
     if schedule is not None and schedule not in ALL_SCHEDULES:
         raise ValueError(f"--best_schedule {schedule}: give one of {', '.join(ALL_SCHEDULES)}")
 

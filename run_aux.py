@@ -37,7 +37,7 @@ import console
 import exit_codes
 import launchers
 import slurm
-from arguments import Parser, a_path
+from arguments import Parser, a_path, pasteable, plain_words
 from command import build_command, check_launcher, extra_environment
 from display import Display
 from experiment import (
@@ -72,7 +72,7 @@ from registration import (
     with_override,
     with_overrides_on_record,
 )
-from session import Session, drive, quoted, resume_command
+from session import Session, drive, resume_command
 from status import print_status, status
 
 # ---------------------------------------------------------------------------------------------
@@ -140,6 +140,7 @@ STOP_ON = "adaptive: any (default) or superiority"
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="run_aux.py",
+        once=("--experiment", "--phase", "--stage", "--seeds", "--best_layers", "--exp_dir"),
         description=QUESTION,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=100),
     )
@@ -243,11 +244,30 @@ def check_arguments(args) -> None:
                 "--best_layers, --best_weight, --best_schedule go with --stage 3 or 4,"
                 " and --best_layers is needed"
             )
-        check_choice(args.best_layers, args.best_weight, args.best_schedule)
+        try:
+            check_choice(args.best_layers, args.best_weight, args.best_schedule)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
     try:
         shlex.split(args.slurm_args or "")
     except ValueError as error:
         raise UsageError(f"--slurm_args {args.slurm_args}: {error}") from None
+    check_goes_with(args, by_hand)
+
+
+def check_goes_with(args, by_hand: bool) -> None:
+    """Raise UsageError for an option that would do nothing beside the others."""
+    needs = {  # option: whether it has something to say here, and with what it would
+        "json": (args.status, "--status"),
+        "output_dir": (args.exp_dir is None, "a new experiment, without --exp_dir"),
+        "plan": (not by_hand, "--staged, --stage or --plan_report"),
+        "validation_runs": (not by_hand, "--staged, --stage or --plan_report"),
+        "ignore_gate": (not by_hand, "--staged or --stage"),
+        "slurm_args": (args.launcher == "slurm" or args.exp_dir is not None, "--launcher slurm"),
+    }
+    for name, (fits, what) in needs.items():
+        if getattr(args, name) not in (None, False) and not fits:
+            raise UsageError(f"--{name} goes with {what}; leave it out")
 
 
 def check_by_hand(args, by_hand: bool) -> None:
@@ -334,7 +354,7 @@ def as_asked(e: Experiment, args, gpus: Sequence[str]) -> Experiment:
         )
     if args.gpus_per_run is not None:
         if e.device == "cpu" or args.gpus_per_run > used:
-            raise ValueError(
+            raise UsageError(
                 f"--gpus_per_run {args.gpus_per_run}: there are {used if e.device == 'cuda' else 0}"
                 " GPUs to share; on a CPU give --parallel_runs"
             )
@@ -342,19 +362,19 @@ def as_asked(e: Experiment, args, gpus: Sequence[str]) -> Experiment:
     for name, field in (("cpu_processes", "processes"), ("parallel_runs", "slots")):
         if getattr(args, name) is not None:
             if e.device == "cuda" and e.launcher == "local":
-                raise ValueError(f"--{name}: for a CPU; with GPUs give --gpus_per_run")
+                raise UsageError(f"--{name}: for a CPU; with GPUs give --gpus_per_run")
             e = replace(e, **{field: getattr(args, name)})
     if e.processes % e.nodes:
         raise ValueError(f"{e.processes} processes of a run do not divide over {e.nodes} nodes")
     if args.nodes_per_run is not None:
         if e.launcher != "slurm" or e.processes % args.nodes_per_run:
-            raise ValueError(
+            raise UsageError(
                 f"--nodes_per_run {args.nodes_per_run}: for --launcher slurm, and a divisor of the"
                 f" {e.processes} processes of a run"
             )
         e = replace(e, nodes=args.nodes_per_run)
     if args.stop_on and e.plan != "adaptive":
-        raise ValueError(f"--stop_on {args.stop_on}: it is for --plan adaptive; leave it out")
+        raise UsageError(f"--stop_on {args.stop_on}: it is for --plan adaptive; leave it out")
     per_process = max(1, e.profile.batch_size // e.processes)
     sequences = args.device_batch_size or min(e.profile.device_batch_size, per_process)
     return replace(e, profile=replace(e.profile, device_batch_size=sequences))
@@ -538,7 +558,7 @@ def sit(
         return drive(e, session, results, display)
     except (OSError, ValueError) as error:  # ValueError: the lock or a folder is not ours any more
         raise MachineFault(
-            f"{error}. What was finished is kept; when that is mended, go on:"
+            f"{plain_words(error)}. What was finished is kept; when that is mended, go on:"
             f" {resume_command(e, exp_dir)}"
         ) from error
 
@@ -594,7 +614,7 @@ def check_turn(e: Experiment, results, stage: int, ignore_gate: bool, exp_dir: P
     raise ValueError(
         f"--stage {stage}: stage {step.stage} comes first"
         f"{' (' + step.ended + ')' if step.ended else ''};"
-        f" run: python run_aux.py --stage {step.stage} --exp_dir {quoted(exp_dir)}{by_hand}"
+        f" run: python run_aux.py --stage {step.stage} --exp_dir {pasteable(exp_dir)}{by_hand}"
     )
 
 
@@ -608,7 +628,7 @@ def show_status(args) -> int:
 
 
 def refuse(error: Exception) -> int:
-    print(f"run_aux.py: error: {printable(str(error), limit=2000)}", file=sys.stderr)
+    print(f"run_aux.py: error: {printable(plain_words(error), limit=2000)}", file=sys.stderr)
     kinds = ((UsageError, exit_codes.USAGE), (MachineFault, exit_codes.FAULT))
     return next((code for kind, code in kinds if isinstance(error, kind)), exit_codes.REFUSED)
 

@@ -5,7 +5,6 @@ here is when a sitting ends: the plan's end, a person, the budget, or a machine 
 """
 
 import os
-import shlex
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 import decision as rules
 import exit_codes
 import launchers
+from arguments import pasteable
 from command import build_command, extra_environment
 from display import Display
 from experiment import Costs, Experiment
@@ -279,14 +279,14 @@ def close(e: Experiment, s: Session, results, step, stopped: str, fault: str, sa
         )
         say(f"{counted}; {spent}.")
     elif step.ended:
-        say(f"Ended: {step.ended}. {counted}; {spent}.")
+        say(f"Ended: {step.ended}. {counted or 'nothing finished'}; {spent}.")
     else:
         say(f"Stage {s.until} is decided. {counted}; {spent}.")
     if step.at_gate:
         say(f"Go on all the same: {go_on} --ignore_gate")
     elif not step.ended:
         say(f"Go on: {go_on}")
-    say(f"Report and figures: python analyze_aux.py --exp_dir {quoted(s.exp_dir)}")
+    say(f"Report and figures: python analyze_aux.py --exp_dir {pasteable(s.exp_dir)}")
 
 
 def finished(results: Sequence[RunResult]) -> int:
@@ -306,8 +306,4 @@ def result_line(r: RunResult, done: int, to_come: int) -> str:
 def resume_command(e: Experiment, exp_dir: Path) -> str:
     by_hand = f"--experiment {','.join(arm.name for arm in e.arms)}"
     how = "--staged" if e.plan != "manual" else by_hand
-    return f"python run_aux.py {how} --exp_dir {quoted(exp_dir)}"
-
-
-def quoted(path: Path) -> str:
-    return shlex.quote(str(path))
+    return f"python run_aux.py {how} --exp_dir {pasteable(exp_dir)}"

@@ -7,7 +7,6 @@ prints a stage's results and its decision again, made anew from the records on d
 """
 
 import os.path
-import shlex
 import sys
 
 if __name__ == "__main__":  # before imports that another Python cannot read or find
@@ -22,7 +21,7 @@ if __name__ == "__main__":  # before imports that another Python cannot read or 
 from collections.abc import Sequence
 from pathlib import Path
 
-from arguments import Parser, a_path
+from arguments import Parser, a_path, pasteable, plain_words
 from decision import render
 from plans import PLANS
 from records import printable
@@ -45,7 +44,7 @@ def block(exp_dir: Path, stage: int) -> str:
         how = f"--stage {stage} " if stage else ""
         raise ValueError(
             f"--stage {stage}: not decided yet (decided: {decided}); "
-            f"run: python run_aux.py {how}--exp_dir {shlex.quote(str(exp_dir))}"
+            f"run: python run_aux.py {how}--exp_dir {pasteable(exp_dir)}"
         )
     return render(decision, is_overridden(decision, s.experiment))
 
@@ -60,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         print(block(args.exp_dir or newest_experiment(Path("experiments")), args.stage))
     except (ValueError, OSError) as error:
-        text = printable(str(error), limit=2000)
+        text = printable(plain_words(error), limit=2000)
         print(f"staged_analysis_helper.py: error: {text}", file=sys.stderr)
         return 1
     return 0

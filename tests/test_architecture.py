@@ -42,7 +42,7 @@ ARROWS = {  # file: the files of ours that it may import
     "status": {"decision", "orchestrator", "plans", "records", "registration"},
     "aux_figures": {"adaptive", "aux_evidence", "aux_stats", "records"},
     "session": {
-        *("command", "decision", "display", "exit_codes", "experiment", "launchers"),
+        *("arguments", "command", "decision", "display", "exit_codes", "experiment", "launchers"),
         *("orchestrator", "plans", "records", "registration"),
     },
     "analyze_aux": {
