@@ -211,8 +211,9 @@ def attempt_files(result: RunResult, experiment_id: str, attempt: int = 1) -> Fi
         "machine": {"host": "node1", "device": "cpu", "processes": 1, "gpus": [], "cpu": "A CPU"},
         "versions": {"python": "3.11.2", "torch": "2.13.0"},
         "git": {"commit": "0123abc", "dirty": False},
-        "clock": result.clock,
-        "start_s": result.start_s,
+        "limit_s": 1e6,
+        "limit_why": "timeout",
+        "launched": {"clock": result.clock, "monotonic_s": result.start_s, "utc": ""},
     }
     record = {"experiment_id": experiment_id, **asdict(result)}
     return {
@@ -240,6 +241,15 @@ def honest_records(rng: random.Random) -> Iterator[Files]:
         yield attempt_files(judged(RunConfig(n % 5, arm, n % 3, n, total), log), ID)
 
 
+# What differs from one registration to the next; paths are relative to the working folder
+MATERIALS = "../../../../materials"
+ALIKE = {
+    "experiment_id": "e" * 32,
+    "created": "2026-11-25T10:00:00.000000Z",
+    "train_script": f"{MATERIALS}/train.py",
+}
+
+
 def played_experiments(shop: Shop, rng: random.Random) -> Iterator[Played]:
     """Each plan, played with losses that let it go on, so far as a few decisions."""
     (shop.materials / "train.py").write_text("print('trained')\n")
@@ -257,7 +267,8 @@ def played_experiments(shop: Shop, rng: random.Random) -> Iterator[Played]:
         exp_dir.mkdir()
         facts = {"machine": {}, "versions": {}, "git": {}, "slurm_args": ""}
         document = registration.register(e, m, exp_dir, facts)
-        attempts, results, clock_s = [], [], 0.0
+        document |= ALIKE | {"data": {**document["data"], "dir": MATERIALS}}
+        attempts, results = [], []
         while (step := next_step(e, results)).runs and len(results) < 40:
             for run in step.runs:
                 loss = 3.3 - 0.1 * bool(run.arm.layers) + rng.gauss(0, 0.001)
@@ -266,7 +277,6 @@ def played_experiments(shop: Shop, rng: random.Random) -> Iterator[Played]:
                 log = Log(total, inputs.joined(lines), None, exit, HONEST)
                 results.append(judged(run, log))
                 attempts.append(attempt_files(results[-1], document["experiment_id"]))
-        clock_s += 1
         yield Played(document, tuple(attempts))
 
 
@@ -488,6 +498,10 @@ def snapshot(folder: Path) -> dict:
     return found
 
 
+def differing(before: dict, after: dict) -> set[str]:
+    return {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+
+
 def try_programs(rng: random.Random, shop: Shop) -> None:
     files, played = an_experiment(rng, shop, rng.choice((3, 8, 40)))
     for _ in range(rng.choice((0, 0, 1, 3))):
@@ -513,7 +527,8 @@ def look(rng: random.Random, shop: Shop, folder: Path) -> None:
         stage = rng.randrange(6)
         helped = in_process(staged_analysis_helper.main, ["--stage", str(stage), *at], encoding)
         in_process(run_aux.main, inputs.command_line(rng, "--dry_run", *at))
-    demand(snapshot(folder) == before, "looking changed the folder")
+    changed = differing(before, snapshot(folder))
+    demand(not changed, f"looking changed {sorted(changed)}")
     if told.code == 0:
         known = json.loads(told.out)
         decided, shown = str(stage) in known["decisions"], helped.code == 0
@@ -550,14 +565,11 @@ def report(rng: random.Random, shop: Shop, folder: Path) -> None:
     drawn = rng.randrange(FIGURES_EVERY) == 0
     with mock.patch.object(analyze_aux, "FIGURES", analyze_aux.FIGURES if drawn else {}):
         in_process(analyze_aux.main, argv)
-    after = snapshot(folder)
-    differing = {
-        path for path in before.keys() | after.keys() if before.get(path) != after.get(path)
-    }
-    demand(differing <= allowed, f"the report wrote {sorted(differing - allowed)}")
-    written = folder / "analysis_report.txt"
-    if written.is_file():
-        demand(is_plain(written.read_text()), "the report holds control signs", TRACEBACK)
+    written = differing(before, snapshot(folder))
+    demand(written <= allowed, f"the report wrote {sorted(written - allowed)}")
+    text = folder / "analysis_report.txt"
+    if text.is_file():
+        demand(is_plain(text.read_text()), "the report holds control signs", TRACEBACK)
 
 
 def go_on(rng: random.Random, shop: Shop, folder: Path) -> None:

@@ -406,15 +406,21 @@ def altered(rng: random.Random, value):
             case 3:
                 holder[path[-1]] = deep(rng.choice((3, 60, 70, 3000)), rng.choice((list, dict)))
             case 4 | 5 if type(holder[path[-1]]) in (int, float):
-                number = holder[path[-1]]
-                holder[path[-1]] = rng.choice(
-                    (number + 1, -number, number * 1e6, float(number), number // 2, str(number))
-                )
+                holder[path[-1]] = another(rng, holder[path[-1]])
             case _:
                 holder[path[-1]] = copy.deepcopy(rng.choice(NASTY))
         if not isinstance(value, dict | list):
             break
     return value
+
+
+def another(rng: random.Random, number: int | float):
+    """A number beside it, or the same one as another kind of value."""
+    try:
+        near = (number + 1, -number, number * 1e6, float(number), number // 2)
+    except OverflowError:
+        near = (number + 1, -number, number // 2)
+    return rng.choice((*near, str(number)))
 
 
 def deep(levels: int, kind: type):
