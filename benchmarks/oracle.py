@@ -136,8 +136,9 @@ def is_end_of_step_line(rest: bytes) -> bool:
         return False
     if float_of(time[len(b"train_time:") : -2]) is None:
         return False
-    # no verdict hangs on the average: whatever stands for it
-    return average.startswith(b"step_avg:") and average.endswith(b"ms")
+    shown = average[len(b"step_avg:") : -2]  # no verdict hangs on it: any word will do
+    plain = shown.translate(None, b"+-.").isalnum()
+    return average.startswith(b"step_avg:") and average.endswith(b"ms") and plain
 
 
 def is_another_word(front: bytes) -> bool:
@@ -325,6 +326,8 @@ def why_not_believed(folder: Path, arm: str, index: int, attempt: int, experimen
 def is_same_run(one: dict, other: dict) -> bool:
     """An older version wrote fewer fields of an arm; what both say has to be the same."""
     arms = one["arm"], other["arm"]
+    if not all(isinstance(arm, dict) for arm in arms):
+        return False
     both = [{name: arm[name] for name in arms[0].keys() & arms[1].keys()} for arm in arms]
     needed = both[0].keys() >= {"name", "layers", "weight"} or not one["arm"]["layers"]
     return needed and {**one, "arm": both[0]} == {**other, "arm": both[1]}
