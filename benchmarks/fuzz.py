@@ -34,7 +34,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -751,16 +751,17 @@ class Tally:
         return sum(f.counted == counted for f in self.findings)
 
 
-def some(seed: int, numbers: Sequence[int], limit_s: float = LIMIT_S, kinds=KINDS) -> Tally:
+def some(
+    seed: int, numbers: Iterable[int], made: Shop, limit_s: float = LIMIT_S, kinds=KINDS
+) -> Tally:
     """Inputs of a seed, in this process. For its main thread: the alarm is a signal."""
     before = signal.signal(signal.SIGALRM, alarm)
     tally = Tally(Counter(), [])
     try:
-        with shop() as made:
-            for number in numbers:
-                name, finding = one(seed, number, made, limit_s, kinds)
-                tally.inputs[name] += 1
-                tally.findings += [finding] if finding else []
+        for number in numbers:
+            name, finding = one(seed, number, made, limit_s, kinds)
+            tally.inputs[name] += 1
+            tally.findings += [finding] if finding else []
     finally:
         signal.signal(signal.SIGALRM, before)
     return tally
@@ -768,23 +769,17 @@ def some(seed: int, numbers: Sequence[int], limit_s: float = LIMIT_S, kinds=KIND
 
 def worker(seed: int, limit_s: float, blocks, tallies) -> None:
     """Take blocks of numbers until there is none."""
-    signal.signal(signal.SIGALRM, alarm)
     with shop() as made:
         for block in iter(blocks.get, None):
-            tally = Tally(Counter(), [])
-            for number in block:
-                name, finding = one(seed, number, made, limit_s)
-                tally.inputs[name] += 1
-                tally.findings += [finding] if finding else []
-            tallies.put(tally)
+            tallies.put(some(seed, block, made, limit_s))
     tallies.put(None)
 
 
 BLOCK = 500
 
 
-def many(seed: int, inputs: int, seconds: float, jobs: int, limit_s: float, say) -> Tally:
-    """Inputs 0 to `inputs` of a seed, or as many as there is time for, over several processes."""
+def many(seed: int, most: int, seconds: float, jobs: int, limit_s: float, say) -> Tally:
+    """Inputs 0 to `most` of a seed, or as many as there is time for, over several processes."""
     context = multiprocessing.get_context("spawn")
     blocks, tallies = context.Queue(2 * jobs), context.Queue()
     workers = [
@@ -796,14 +791,16 @@ def many(seed: int, inputs: int, seconds: float, jobs: int, limit_s: float, say)
     total, given, working = Tally(Counter(), []), 0, jobs
     deadline, said_s = time.monotonic() + seconds, time.monotonic()
     while working:
-        over = given >= inputs or time.monotonic() > deadline
+        over = given >= most or time.monotonic() > deadline
         with contextlib.suppress(Exception):  # the queue is full
-            blocks.put(None if over else range(given, min(given + BLOCK, inputs)), timeout=0.02)
+            blocks.put(None if over else range(given, min(given + BLOCK, most)), timeout=0.02)
             given += 0 if over else BLOCK
         while not tallies.empty():
             tally = tallies.get()
             working -= tally is None
             if tally:
+                for f in tally.findings[: max(0, 20 - len(total.findings))]:
+                    say(f"  {f.counted}: --seed {seed} --only {f.number} ({f.kind}, {f.where})")
                 total += tally
         if not any(process.is_alive() for process in workers) and tallies.empty() and working:
             total.findings.append(Finding(HANG, "process", given, "", "a worker process died"))

