@@ -269,7 +269,7 @@ class LogReader:
             return self._explain(line)
         if not own:  # a text without a line end, or a progress bar
             self._explain(line[: starts[0]].rstrip())
-        rank = rank_of(label) if own else None
+        rank = rank_of(label if own else label_before(line, starts[0]))
         for start, end in zip(starts, [*starts[1:], len(line)], strict=True):
             piece = line[start:end].rstrip()
             if piece.startswith(SUMMARY):
@@ -302,7 +302,8 @@ class LogReader:
         # Other processes may be late with the last lines. Whoever begins anew is another run.
         others = rank is not None and self._summary_rank not in (None, rank)
         late = step == self.num_iterations or others
-        self.restarted |= self.summaries > 0 and own and not late
+        look_back = not own and kind == b"val" and self._has_point(step, loss)
+        self.restarted |= self.summaries > 0 and not (late or look_back)
         self.step, self.train_time_ms = max(self.step, step), train_time_ms
         if not math.isfinite(loss):
             self.non_finite = self.non_finite or line
@@ -310,6 +311,10 @@ class LogReader:
             self.train_loss = loss
         else:
             self._point(step, loss, train_time_ms)
+
+    def _has_point(self, step: int, loss: float) -> bool:
+        at = bisect_left(self.curve, step, key=lambda point: point[0])
+        return at < len(self.curve) and self.curve[at][:2] == (step, loss)
 
     def _point(self, step: int, loss: float, train_time_ms: float) -> None:
         at = bisect_left(self.curve, step, key=lambda point: point[0])
@@ -442,6 +447,11 @@ def text_of(line: bytes) -> str:
 def rank_of(label: re.Match | None) -> bytes | None:
     """Which process a label names; None for none."""
     return label and (label["tee"] or label["rank"] or label["task"])
+
+
+def label_before(line: bytes, end: int) -> re.Match | None:
+    """The label of a line behind which a text without a line end stands in front of its own."""
+    return next((m for m in LABEL.finditer(line, 0, end) if m.end() == end), None)
 
 
 def is_sign_of_life(line: bytes) -> bool:

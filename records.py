@@ -176,6 +176,7 @@ def exit_from(value) -> Exit | None:
 
 
 MOST_S = 1e12  # of any clock
+MOST_MS = 1e15
 
 
 def is_interval(start_s, end_s) -> bool:
@@ -333,6 +334,8 @@ def fault_of(r: RunResult) -> str:
         return "it does not say when it began and ended"
     if not is_returncode(r.returncode):
         return f"returncode {printable(repr(r.returncode))}: give an integer"
+    if not all(0 <= time_ms <= MOST_MS for _, _, time_ms in r.curve):
+        return "a time of its curve can be none"
     if any(step >= later for (step, *_), (later, *_) in pairwise(r.curve)):
         return "the steps of its curve are not in their order"
     return unearned(r) if r.status == "ok" else ""
@@ -363,7 +366,7 @@ def attempt_dir(run_dir: Path, attempt: int) -> Path:
 
 
 RUN_FOLDER = re.compile(r"run_[0-9]{1,6}")
-ATTEMPT_FOLDER = re.compile(r"attempt_([0-9]{1,6})")
+ATTEMPT_FOLDER = re.compile(r"attempt_([2-9]|[1-9][0-9]{1,5})")  # the first lies in run_<k> itself
 MAX_FOUND = 100_000  # folders below one folder
 
 
@@ -449,7 +452,8 @@ def read_result(folder: Path, name: str, attempt: int, experiment_id: str) -> Ru
 def read_config(folder: Path, name: str, attempt: int) -> tuple[RunConfig, dict]:
     """What was launched in this folder, and all of config.json. Raises ValueError, as above."""
     run, config = described(folder)
-    if (run.name, config.get("attempt")) != (name, attempt):
+    is_number_of_attempt = is_count(config.get("attempt"))
+    if not is_number_of_attempt or (run.name, config["attempt"]) != (name, attempt):
         found = printable(f"{run.name}, attempt {config.get('attempt')!r}")
         raise ValueError(f"config.json is that of {found}")
     return run, config

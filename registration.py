@@ -218,8 +218,18 @@ def is_new(exp_dir: Path) -> bool:
 
 
 def code_copy(document: dict, exp_dir: Path) -> Path:
-    """The trainer that runs: the copy in the experiment. Where that is gone, it is made again from
-    the files it was made of, or from the checkout's, if their hash is the registered one.
+    """The trainer that runs: the copy in the experiment, made again where it is gone. Raises
+    ValueError, as below."""
+    code = document["code"]
+    copy = exp_dir / "code" / code["hash"] / code["files"][0]
+    if (found := registered_trainer(document, exp_dir)) != copy:
+        read_code(found).copy_to(copy.parent)
+    return copy
+
+
+def registered_trainer(document: dict, exp_dir: Path) -> Path:
+    """Where the registered trainer lies: the copy in the experiment; where that is gone, the files
+    it was made of, or the checkout's, if their hash is the registered one. Writes nothing.
 
     Raises ValueError where the copy was edited, or where no such file is left.
     """
@@ -231,9 +241,8 @@ def code_copy(document: dict, exp_dir: Path) -> Path:
         return copy
     for script in (Path(document["train_script"]), ROOT / name):
         with contextlib.suppress(ValueError):  # gone, or nothing that Python can read
-            if (found := read_code(script)).hash == code["hash"]:
-                found.copy_to(copy.parent)
-                return copy
+            if read_code(script).hash == code["hash"]:
+                return script
     raise ValueError(
         f"the trainer of this experiment is gone: neither {copy} nor {document['train_script']}"
         f" holds the registered files (hash {code['hash']}); put them back, or begin anew"

@@ -69,6 +69,7 @@ from registration import (
     record_overrides,
     register,
     registered,
+    registered_trainer,
     with_override,
     with_overrides_on_record,
 )
@@ -464,7 +465,7 @@ def materials_of(args, document: dict | None, exp_dir: Path | None, e: Experimen
     if document is None:
         script, data_dir = ROOT / "train_gpt.py", ROOT / e.profile.data_dir
     else:
-        script, data_dir = code_copy(document, exp_dir), data_dir_of(document, e)
+        script, data_dir = registered_trainer(document, exp_dir), data_dir_of(document, e)
     return Materials((args.train_script or script).resolve(), (args.data_dir or data_dir).resolve())
 
 

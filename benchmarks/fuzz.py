@@ -34,7 +34,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -211,8 +211,9 @@ def attempt_files(result: RunResult, experiment_id: str, attempt: int = 1) -> Fi
         "machine": {"host": "node1", "device": "cpu", "processes": 1, "gpus": [], "cpu": "A CPU"},
         "versions": {"python": "3.11.2", "torch": "2.13.0"},
         "git": {"commit": "0123abc", "dirty": False},
-        "clock": result.clock,
-        "start_s": result.start_s,
+        "limit_s": 1e6,
+        "limit_why": "timeout",
+        "launched": {"clock": result.clock, "monotonic_s": result.start_s, "utc": ""},
     }
     record = {"experiment_id": experiment_id, **asdict(result)}
     return {
@@ -240,6 +241,15 @@ def honest_records(rng: random.Random) -> Iterator[Files]:
         yield attempt_files(judged(RunConfig(n % 5, arm, n % 3, n, total), log), ID)
 
 
+# What differs from one registration to the next; paths are relative to the working folder
+MATERIALS = "../../../../materials"
+ALIKE = {
+    "experiment_id": "e" * 32,
+    "created": "2026-11-25T10:00:00.000000Z",
+    "train_script": f"{MATERIALS}/train.py",
+}
+
+
 def played_experiments(shop: Shop, rng: random.Random) -> Iterator[Played]:
     """Each plan, played with losses that let it go on, so far as a few decisions."""
     (shop.materials / "train.py").write_text("print('trained')\n")
@@ -257,7 +267,8 @@ def played_experiments(shop: Shop, rng: random.Random) -> Iterator[Played]:
         exp_dir.mkdir()
         facts = {"machine": {}, "versions": {}, "git": {}, "slurm_args": ""}
         document = registration.register(e, m, exp_dir, facts)
-        attempts, results, clock_s = [], [], 0.0
+        document |= ALIKE | {"data": {**document["data"], "dir": MATERIALS}}
+        attempts, results = [], []
         while (step := next_step(e, results)).runs and len(results) < 40:
             for run in step.runs:
                 loss = 3.3 - 0.1 * bool(run.arm.layers) + rng.gauss(0, 0.001)
@@ -266,7 +277,6 @@ def played_experiments(shop: Shop, rng: random.Random) -> Iterator[Played]:
                 log = Log(total, inputs.joined(lines), None, exit, HONEST)
                 results.append(judged(run, log))
                 attempts.append(attempt_files(results[-1], document["experiment_id"]))
-        clock_s += 1
         yield Played(document, tuple(attempts))
 
 
@@ -488,6 +498,10 @@ def snapshot(folder: Path) -> dict:
     return found
 
 
+def differing(before: dict, after: dict) -> set[str]:
+    return {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+
+
 def try_programs(rng: random.Random, shop: Shop) -> None:
     files, played = an_experiment(rng, shop, rng.choice((3, 8, 40)))
     for _ in range(rng.choice((0, 0, 1, 3))):
@@ -513,7 +527,8 @@ def look(rng: random.Random, shop: Shop, folder: Path) -> None:
         stage = rng.randrange(6)
         helped = in_process(staged_analysis_helper.main, ["--stage", str(stage), *at], encoding)
         in_process(run_aux.main, inputs.command_line(rng, "--dry_run", *at))
-    demand(snapshot(folder) == before, "looking changed the folder")
+    changed = differing(before, snapshot(folder))
+    demand(not changed, f"looking changed {sorted(changed)}")
     if told.code == 0:
         known = json.loads(told.out)
         decided, shown = str(stage) in known["decisions"], helped.code == 0
@@ -550,14 +565,11 @@ def report(rng: random.Random, shop: Shop, folder: Path) -> None:
     drawn = rng.randrange(FIGURES_EVERY) == 0
     with mock.patch.object(analyze_aux, "FIGURES", analyze_aux.FIGURES if drawn else {}):
         in_process(analyze_aux.main, argv)
-    after = snapshot(folder)
-    differing = {
-        path for path in before.keys() | after.keys() if before.get(path) != after.get(path)
-    }
-    demand(differing <= allowed, f"the report wrote {sorted(differing - allowed)}")
-    written = folder / "analysis_report.txt"
-    if written.is_file():
-        demand(is_plain(written.read_text()), "the report holds control signs", TRACEBACK)
+    written = differing(before, snapshot(folder))
+    demand(written <= allowed, f"the report wrote {sorted(written - allowed)}")
+    text = folder / "analysis_report.txt"
+    if text.is_file():
+        demand(is_plain(text.read_text()), "the report holds control signs", TRACEBACK)
 
 
 def go_on(rng: random.Random, shop: Shop, folder: Path) -> None:
@@ -739,16 +751,17 @@ class Tally:
         return sum(f.counted == counted for f in self.findings)
 
 
-def some(seed: int, numbers: Sequence[int], limit_s: float = LIMIT_S, kinds=KINDS) -> Tally:
+def some(
+    seed: int, numbers: Iterable[int], made: Shop, limit_s: float = LIMIT_S, kinds=KINDS
+) -> Tally:
     """Inputs of a seed, in this process. For its main thread: the alarm is a signal."""
     before = signal.signal(signal.SIGALRM, alarm)
     tally = Tally(Counter(), [])
     try:
-        with shop() as made:
-            for number in numbers:
-                name, finding = one(seed, number, made, limit_s, kinds)
-                tally.inputs[name] += 1
-                tally.findings += [finding] if finding else []
+        for number in numbers:
+            name, finding = one(seed, number, made, limit_s, kinds)
+            tally.inputs[name] += 1
+            tally.findings += [finding] if finding else []
     finally:
         signal.signal(signal.SIGALRM, before)
     return tally
@@ -756,23 +769,17 @@ def some(seed: int, numbers: Sequence[int], limit_s: float = LIMIT_S, kinds=KIND
 
 def worker(seed: int, limit_s: float, blocks, tallies) -> None:
     """Take blocks of numbers until there is none."""
-    signal.signal(signal.SIGALRM, alarm)
     with shop() as made:
         for block in iter(blocks.get, None):
-            tally = Tally(Counter(), [])
-            for number in block:
-                name, finding = one(seed, number, made, limit_s)
-                tally.inputs[name] += 1
-                tally.findings += [finding] if finding else []
-            tallies.put(tally)
+            tallies.put(some(seed, block, made, limit_s))
     tallies.put(None)
 
 
 BLOCK = 500
 
 
-def many(seed: int, inputs: int, seconds: float, jobs: int, limit_s: float, say) -> Tally:
-    """Inputs 0 to `inputs` of a seed, or as many as there is time for, over several processes."""
+def many(seed: int, most: int, seconds: float, jobs: int, limit_s: float, say) -> Tally:
+    """Inputs 0 to `most` of a seed, or as many as there is time for, over several processes."""
     context = multiprocessing.get_context("spawn")
     blocks, tallies = context.Queue(2 * jobs), context.Queue()
     workers = [
@@ -784,14 +791,16 @@ def many(seed: int, inputs: int, seconds: float, jobs: int, limit_s: float, say)
     total, given, working = Tally(Counter(), []), 0, jobs
     deadline, said_s = time.monotonic() + seconds, time.monotonic()
     while working:
-        over = given >= inputs or time.monotonic() > deadline
+        over = given >= most or time.monotonic() > deadline
         with contextlib.suppress(Exception):  # the queue is full
-            blocks.put(None if over else range(given, min(given + BLOCK, inputs)), timeout=0.02)
+            blocks.put(None if over else range(given, min(given + BLOCK, most)), timeout=0.02)
             given += 0 if over else BLOCK
         while not tallies.empty():
             tally = tallies.get()
             working -= tally is None
             if tally:
+                for f in tally.findings[: max(0, 20 - len(total.findings))]:
+                    say(f"  {f.counted}: --seed {seed} --only {f.number} ({f.kind}, {f.where})")
                 total += tally
         if not any(process.is_alive() for process in workers) and tallies.empty() and working:
             total.findings.append(Finding(HANG, "process", given, "", "a worker process died"))

@@ -193,7 +193,7 @@ def faulty_log(rng: random.Random) -> Log:
     match rng.randrange(14):
         case 0:  # cut off
             text = joined(dressed(rng, lines, times=1))
-            end = text.rindex(b"summary: ")
+            end = text.rindex(b'summary: {"val_loss"')
             return Log(total, text[: rng.randrange(end + 9)], None, exit, truth)
         case 1:  # a field of the wrong kind
             name = rng.choice([*WRONG])
@@ -373,6 +373,11 @@ NASTY = (
 )
 
 
+def nasty(rng: random.Random):
+    """A copy: what is put into one input must not be altered in the next."""
+    return copy.deepcopy(rng.choice(NASTY))
+
+
 def places(value, path=()):
     """(path) of every value inside a JSON value, itself included."""
     yield path
@@ -391,7 +396,7 @@ def altered(rng: random.Random, value):
         path = rng.choice([*places(value)])
         if not path:
             if rng.random() < 0.05:
-                value = rng.choice(NASTY)
+                value = nasty(rng)
             continue
         holder = value
         for key in path[:-1]:
@@ -400,21 +405,27 @@ def altered(rng: random.Random, value):
             case 0 if isinstance(holder, dict):
                 del holder[path[-1]]
             case 1 if isinstance(holder, dict):
-                holder[rng.choice(("x", "\x1b[31m", "", "name", "x" * 300))] = rng.choice(NASTY)
+                holder[rng.choice(("x", "\x1b[31m", "", "name", "x" * 300))] = nasty(rng)
             case 2 if isinstance(holder, list):
-                holder.insert(path[-1], rng.choice(NASTY))
+                holder.insert(path[-1], nasty(rng))
             case 3:
                 holder[path[-1]] = deep(rng.choice((3, 60, 70, 3000)), rng.choice((list, dict)))
             case 4 | 5 if type(holder[path[-1]]) in (int, float):
-                number = holder[path[-1]]
-                holder[path[-1]] = rng.choice(
-                    (number + 1, -number, number * 1e6, float(number), number // 2, str(number))
-                )
+                holder[path[-1]] = another(rng, holder[path[-1]])
             case _:
-                holder[path[-1]] = copy.deepcopy(rng.choice(NASTY))
+                holder[path[-1]] = nasty(rng)
         if not isinstance(value, dict | list):
             break
     return value
+
+
+def another(rng: random.Random, number: int | float):
+    """A number beside it, or the same one as another kind of value."""
+    try:
+        near = (number + 1, -number, number * 1e6, float(number), number // 2)
+    except OverflowError:
+        near = (number + 1, -number, number // 2)
+    return rng.choice((*near, str(number)))
 
 
 def deep(levels: int, kind: type):

@@ -21,8 +21,11 @@ def is_whole(value, least: int) -> bool:
     return type(value) is int and least <= value < 10**19
 
 
-def is_real(value, least: float = -1e300, above: bool = False) -> bool:
-    if type(value) not in (int, float) or value != value or not -1e300 < value < 1e300:
+MOST = 1.7976931348623157e308  # the largest double
+
+
+def is_real(value, least: float = -MOST, above: bool = False) -> bool:
+    if type(value) not in (int, float) or not -MOST <= value <= MOST:
         return False
     return value > least if above else value >= least
 
@@ -131,12 +134,14 @@ def is_end_of_step_line(rest: bytes) -> bool:
     words = rest.split(b" ")
     if len(words) != 3 or words[0] != b"":
         return False
-    for word, name in zip(words[1:], (b"train_time:", b"step_avg:"), strict=True):
-        if not (word.startswith(name) and word.endswith(b"ms")):
-            return False
-        if float_of(word[len(name) : -2]) is None:
-            return False
-    return True
+    time, average = words[1:]
+    if not (time.startswith(b"train_time:") and time.endswith(b"ms")):
+        return False
+    if float_of(time[len(b"train_time:") : -2]) is None:
+        return False
+    shown = average[len(b"step_avg:") : -2]  # no verdict hangs on it: any word will do
+    plain = shown.translate(None, b"+-.").isalnum()
+    return average.startswith(b"step_avg:") and average.endswith(b"ms") and plain
 
 
 def is_another_word(front: bytes) -> bool:
@@ -155,13 +160,18 @@ def is_quoted(front: bytes) -> bool:
     return bare.endswith(quotes) or lead.startswith((b">", b"# ", b"//", b"- ", b"* ", b"+ "))
 
 
+def is_object(text: bytes) -> bool:
+    return text.lstrip(b" \t").startswith(b"{")
+
+
 def beginnings(line: bytes) -> list[int]:
     """Where the trainer's words may begin in a line."""
     found = []
-    for word in (b"step:", b"summary: {"):
+    for word in (b"step:", b"summary: "):
         at = line.find(word)
         while at >= 0:
-            if (word != b"step:" or step_at(line, at)) and not is_another_word(line[:at]):
+            begins = step_at(line, at) if word == b"step:" else is_object(line[at + 9 :])
+            if begins and not is_another_word(line[:at]):
                 found.append(at)
             at = line.find(word, at + 1)
     return sorted(found)
@@ -177,6 +187,7 @@ class Said:
         self.not_finite = False
         self.begun_anew = False
         self.texts = 0
+        self.disputed = False  # a line that may be too long to be a trainer's
 
     def read(self, text: bytes) -> None:
         self.texts += 1
@@ -186,7 +197,8 @@ class Said:
             parts = shown(line)
             for part in parts[:-1]:
                 self.overwritten(part)
-            if parts and len(parts[-1]) <= 4000:
+            self.disputed |= 3500 < len(line) < 5000
+            if parts and len(parts[-1]) <= 4096:
                 ended = self.line(parts[-1], ended)
 
     def overwritten(self, part: bytes) -> None:
@@ -206,7 +218,7 @@ class Said:
                 ended |= self.summary(piece[len(b"summary: ") :], at == 0)
                 continue
             step, total, kind, loss, rest = step_at(piece, 0)
-            if total != self.total or step > total:
+            if total != self.total or step > total or float_of(loss) is None:
                 continue
             self.begun_anew |= ended and at == 0 and step < total and is_end_of_step_line(rest)
             if is_no_number(loss):
@@ -250,6 +262,8 @@ def heard(texts: list[bytes], total: int) -> Said:
 def why_not_ok(said: Said, returncode, wall_s: float) -> list[str]:
     """Reasons why an attempt must not be `ok`, from the logs that it left and how it ended."""
     total = said.total
+    if said.disputed:
+        return []
     faults = [] if returncode == 0 else [f"exit code {returncode}"]
     if said.not_finite:
         faults.append("a loss that is not finite")
@@ -299,7 +313,7 @@ def why_not_believed(folder: Path, arm: str, index: int, attempt: int, experimen
         run = result["run"]
         total = run["num_iterations"]
         faults = [] if result["experiment_id"] == experiment else ["another experiment's"]
-        if run != config["run"] or type(run["seed"]) is not int:
+        if not is_same_run(run, config["run"]) or type(run["seed"]) is not int:
             faults.append("not the run that was launched")
         if (run["arm"]["name"], run["index"]) != (arm, index) or type(run["index"]) is not int:
             faults.append("another run's")
@@ -313,18 +327,28 @@ def why_not_believed(folder: Path, arm: str, index: int, attempt: int, experimen
         start_s, end_s = result["start_s"], result["end_s"]
         if not (is_real(start_s) and is_real(end_s) and start_s <= end_s):
             return [*faults, "no interval"]
-        if not (is_whole(total, 0) and is_whole(result["nodes"], 1)):
+        if not (is_whole(total, 0) and is_whole(result.get("nodes", 1), 1)):
             return [*faults, "no count"]
         faults += faults_of_numbers(result, total, end_s - start_s)
         return faults + faults_of_curve(result, total)
-    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError, OverflowError) as error:
         return [repr(error)]
+
+
+def is_same_run(one: dict, other: dict) -> bool:
+    """An older version wrote fewer fields of an arm; what both say has to be the same."""
+    arms = one["arm"], other["arm"]
+    if not all(isinstance(arm, dict) for arm in arms):
+        return False
+    both = [{name: arm[name] for name in arms[0].keys() & arms[1].keys()} for arm in arms]
+    needed = both[0].keys() >= {"name", "layers", "weight"} or not one["arm"]["layers"]
+    return needed and {**one, "arm": both[0]} == {**other, "arm": both[1]}
 
 
 def faults_of_curve(result: dict, total: int) -> list[str]:
     curve, before = result["curve"], -1
     for step, loss, time_ms in curve:
-        if not (is_whole(step, 0) and is_real(loss) and is_real(time_ms)):
+        if not (is_whole(step, 0) and is_real(loss) and is_real(time_ms, 0.0)):
             return ["a point of the curve that is none"]
         if step <= before:
             return ["the curve goes back"]

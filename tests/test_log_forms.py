@@ -102,6 +102,8 @@ HONEST = {
     "another step counter": COMPLETE.replace(LAST, "global_" + val(TOTAL, 9.0) + LAST),
     "another program's summary": COMPLETE + 'model summary: {"layers": 12}\n',
     "another program's torn summary": COMPLETE + "model summary: {layers: 12\n",
+    "a warning in front of a rank's summary": labelled("[rank0]: ", COMPLETE).replace(
+        "[rank0]: summary", f"{BAR}[rank0]: summary") + labelled("[rank1]: ", COMPLETE),
     "a look back at the end": COMPLETE + "the first was " + val(0, 10.8),
     "another logger's summary": COMPLETE + "INFO summary: 12 files\n",
     "late lines of another length": COMPLETE + val(0, total=5),
@@ -178,6 +180,9 @@ NOT_ONE_RUN = {
     "one with labels": (labelled("[rank0]: ", COMPLETE + COMPLETE), "more than one run"),
     "a second run that breaks off": (COMPLETE + val(0, 10.8), "more than one run"),
     "one that trains only": (COMPLETE + train(1), "more than one run"),
+    "one behind a warning": (COMPLETE + "Warning: x." + train(1), "more than one run"),
+    "one of a rank behind a warning": (
+        labelled("[rank0]: ", COMPLETE) + "Warning: x.[rank0]: " + train(1), "more than one run"),
 }  # fmt: skip
 
 
