@@ -182,7 +182,7 @@ def test_a_choice_by_hand_of_more_than_an_arm_has_is_refused(shop):
     value = {"layers": [4], "weight": 0.1, "schedule": "constant", "name": "x"}
     override = {"kind": "by_hand", "stage": 3, "value": value}
     files["overrides.json"] = inputs.json_bytes({"overrides": [override]})
-    with shop.folder(files) as folder, pytest.raises(ValueError, match=r"choice by hand.*mend it"):
+    with shop.folder(files) as folder, pytest.raises(ValueError, match=r"a choice of .*mend it"):
         registration.standing(folder)
 
 
