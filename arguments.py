@@ -44,8 +44,8 @@ def a_path(text: str) -> Path:
     return Path(text)
 
 
-def pasteable(path: Path) -> str:
-    """A path as a word of a command: one line, and safe on a terminal, whatever it is called."""
+def pasteable(path: Path | str) -> str:
+    """A path, or another word of a command: one line, and safe on a terminal, whatever it is."""
     text = str(path)
     if text.isprintable():
         return shlex.quote(text)

@@ -291,6 +291,8 @@ def explained(how: str, log: LogReader) -> str:
 
 
 def arm_from(value: dict) -> Arm:
+    if not isinstance(value["layers"], list | tuple):  # an empty text would be the baseline
+        raise TypeError(f"layers {value['layers']!r}")
     arm = Arm(**{**value, "layers": tuple(value["layers"])})
     texts = (arm.name, arm.schedule, arm.description)
     if not (all(map(is_count, arm.layers)) and all(isinstance(t, str) for t in texts)):
@@ -328,7 +330,8 @@ def fault_of(r: RunResult) -> str:
     numbers = [number for _, *point in r.curve for number in point]
     optional = [getattr(r, f.name) for f in SUMMARY_FIELDS]
     numbers += [number for number in optional if number is not None]
-    if not (all(map(is_count, whole)) and all(map(is_number, numbers))):
+    steps = all(type(step) is int for step, _, _ in r.curve)  # true + 1 is a count, too
+    if not (steps and all(map(is_count, whole)) and all(map(is_number, numbers))):
         return "a field holds no number where one belongs"
     if not is_interval(r.start_s, r.end_s) or not isinstance(r.clock, str):
         return "it does not say when it began and ended"

@@ -115,7 +115,7 @@ def dry_run(e: Experiment, m: Materials, exp_dir: Path, results: Sequence[RunRes
         log_file = exp_dir / p.run.name / "train_log.txt"
         command = build_command(e, p.run, m.script, m.data_dir, log_file)
         print(f"# {number}/{len(planned)} stage {p.run.stage}: {p.run.name}, {duration(p.wall_s)}")
-        print(environment + shlex.join(command))
+        print(environment + " ".join(map(pasteable, command)))
     print()
     announce(e, results, print)
 

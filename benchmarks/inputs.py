@@ -633,7 +633,6 @@ FLAGS = (
     "--ignore_gate",
     "--log_grad_norms",
     "--help",
-    "--plan_report",
 )
 WITH_NUMBER = (
     "--stage",

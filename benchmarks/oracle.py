@@ -197,7 +197,7 @@ class Said:
             parts = shown(line)
             for part in parts[:-1]:
                 self.overwritten(part)
-            self.disputed |= 3500 < len(line) < 5000
+            self.disputed |= 3500 < len(line) < 5000 or (len(line) > 3500 and b"\x1b" in line)
             if parts and len(parts[-1]) <= 4096:
                 ended = self.line(parts[-1], ended)
 

@@ -653,3 +653,21 @@ def test_the_ledger_is_the_union_of_all_attempts(intervals):
     assert machine_seconds(results) == len(seconds)
     in_flight = [r.interval for r in results]
     assert machine_seconds(results[:3], in_flight[3:]) == len(seconds)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda value: value["curve"].insert(0, [False, 11.0, 0.0]),
+        lambda value: value["run"]["arm"].update(layers=""),
+        lambda value: value["run"]["arm"].update(layers={}),
+    ],
+    ids=["a step that is no number", "layers that are a text", "layers that are an object"],
+)
+def test_what_only_counts_as_a_number_or_a_list_is_none(edit):
+    value = json.loads(json.dumps(asdict(verdict(COMPLETE))))
+    value["curve"] = value["curve"][1:]
+    assert result_from(value).status == "ok"
+    edit(value)
+    with pytest.raises(ValueError, match="not a run's record"):
+        result_from(value)

@@ -232,6 +232,17 @@ def test_a_printed_command_can_be_pasted(home):
     assert done.stdout.splitlines()[-1].startswith("summary: ")
 
 
+def test_a_printed_command_is_one_line_whatever_a_path_is_called(home):
+    (home / "shards").rename(home / "a\x1b[31mb\nc")
+    odd = [*FIXED[:2], "--data_dir", "a\x1b[31mb\nc", *FIXED[4:]]
+    _, out, _ = call(home, "--staged", "--dry_run", *odd)
+    printed = next(line for line in out.splitlines() if "--nproc_per_node" in line)
+    assert printed.isprintable()
+    done = subprocess.run(["bash", "-c", f"printf %s {printed.partition('--data_dir ')[2]}"],
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.stdout.startswith(str(home / "a\x1b[31mb\nc"))
+
+
 def test_dry_run_says_what_the_budget_cuts(home):
     _, out, _ = call(home, "--staged", "--dry_run", "--profile", "speedrun", *FIXED[:4])
     assert "cut by the budget: stage 4:" in out
