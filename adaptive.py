@@ -21,8 +21,11 @@ from decision import (
     Decision,
     Group,
     baseline_losses,
+    delta_text,
+    finished_pairs,
     groups_of,
     loss_lines,
+    losses_text,
     mean_text,
     missing_arms,
     no_comparison,
@@ -355,7 +358,7 @@ def take_look(
     baseline = [b.val_loss for b, _ in pairs if b.status == "ok"]
     best = [a.val_loss for _, a in pairs if a.status == "ok"]
     if len(baseline) < n or len(best) < n:
-        return ranked_look(n, n_max, z, q, baseline, best)
+        return ranked_look(pairs, n_max, z, q)
     c = aux_stats.compare(baseline, best)
     if c.se is None or c.df is None:  # no variance at all: nothing can be concluded from it
         return Look(n, n_max, c.improvement, z, q, None, None, None, None, None)
@@ -385,16 +388,19 @@ def verdict_of(look: Look, design: Design) -> str:
     return ""
 
 
-def ranked_look(n, n_max, z, q, baseline, best) -> Look:
-    """A run diverged: the exact worst-rank test decides (Lachin 1999), at this look's level."""
+def ranked_look(pairs: Sequence[Pair], n_max: int, z: float, q: float) -> Look:
+    """A run diverged: the exact worst-rank test decides (Lachin 1999), at this look's level; the
+    improvement is that of the pairs of which both runs finished."""
+    n = len(pairs)
+    baseline = [b.val_loss for b, _ in pairs if b.status == "ok"]
+    best = [a.val_loss for _, a in pairs if a.status == "ok"]
     test = aux_stats.worst_rank(baseline, best, n - len(baseline), n - len(best))
     level = 2 * aux_stats.upper_tail(z)
     verdict = ""
-    if test.p is not None and test.p <= level:
+    if test.p is not None and test.p <= level and baseline:  # else there is nothing to beat
         verdict = IMPROVES if test.favours_arm else HARMFUL
-    improvement = None
-    if baseline and best:
-        improvement = statistics.fmean(baseline) - statistics.fmean(best)
+    finished = finished_pairs([r for pair in pairs for r in pair])
+    improvement = statistics.fmean(b - a for b, a in finished) if finished else None
     return Look(n, n_max, improvement, z, q, None, None, None, None, test.p, verdict)
 
 
@@ -424,8 +430,9 @@ def decide_validation(
     baseline = [b.val_loss for b, _ in pairs[: last.n] if b.status == "ok"]
     best = [a.val_loss for _, a in pairs[: last.n] if a.status == "ok"]
     diverged = 2 * last.n - len(baseline) - len(best)
+    finished = finished_pairs([r for pair in pairs[: last.n] for r in pair])
     verdict, label = last.verdict or UNDECIDED, last.label
-    if not last.verdict and diverged and level_among_finished(last, baseline, best, design):
+    if not last.verdict and diverged and level_among_finished(last, finished, design):
         verdict = NO_EFFECT
         label = f"among the runs that finished ({diverged} of {2 * last.n} diverged)"
     fell = next((k for k, look in enumerate(looks, 1) if look.verdict), len(looks))
@@ -448,7 +455,9 @@ def decide_validation(
         span = "no interval: without variance there is no test"
     if last.low is not None:
         span = f"sequential interval {last.low:+.4f} to {last.high:+.4f}"
-    estimate = "unknown" if last.improvement is None else f"{last.improvement:+.4f} nats/token"
+    estimate = delta_text(last.improvement)
+    if diverged:
+        estimate += f" over the {len(finished)} pair(s) of which both finished"
     facts = [
         f"Configuration: {chosen.label}",
         f"Baseline: {losses_text(baseline)}",
@@ -472,20 +481,18 @@ def decide_validation(
     )
 
 
-def level_among_finished(last: Look, baseline, best, design: Design) -> bool:
-    """Where runs diverged and ranks show nothing: whether those that finished are equivalent, at
-    the look's bound."""
-    if last.p is None or min(len(baseline), len(best)) < 2:
+def level_among_finished(
+    last: Look, finished: Sequence[tuple[float, float]], design: Design
+) -> bool:
+    """Where runs diverged and ranks show nothing: whether baseline and best are equivalent, at the
+    look's bound, in the pairs of which both finished (their val losses)."""
+    if last.p is None or len(finished) < 2:
         return False
-    c = aux_stats.compare(baseline, best)
+    c = aux_stats.compare(*zip(*finished, strict=True))
     if c.se is None:
         return False
     reach = aux_stats.t_critical(last.q, c.df) * c.se
     return abs(c.improvement) + reach < design.delta_eq
-
-
-def losses_text(losses: Sequence[float]) -> str:
-    return f"val loss {mean_text(losses, 4)}" if losses else "every run diverged"
 
 
 def title_of(verdict: str, label: str, fell: int, looks: int) -> str:

@@ -179,7 +179,7 @@ def effect_line(x: Experiment, block: Block | None) -> str:
     found = contrast(block, block.arms[0]) if block else Contrast()
     c = found.comparison
     if not c:
-        return "There is no difference to show: no finished runs of both arms."
+        return "There is no difference to show: no seed on which both arms finished."
     low, high, kind = primary_interval(x, found)
     when = f" at look {len(x.looks)}" * bool(x.looks)
     within = f"{kind} interval{when} {span(low, high)}" if low is not None else "no interval"

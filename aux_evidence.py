@@ -344,11 +344,8 @@ def matched(block: Block, group: Group) -> tuple[Group, Group] | None:
     return (base.on(seeds), group.on(seeds)) if seeds else None
 
 
-def averaged(block: Block, sides: tuple[Group, Group]) -> tuple[Group, Group]:
-    """The runs that a difference of means is of: on seeds that both sides finished. Stage 4 takes
-    all that finished of its pairs, as its rule does, and ranks decide where a run diverged."""
-    if block.stage == 4:
-        return sides
+def averaged(sides: tuple[Group, Group]) -> tuple[Group, Group]:
+    """The runs that a difference of means is of: on seeds that both sides finished."""
     seeds = set.intersection(*({r.run.seed for r in g.ok} for g in sides))
     return tuple(g.on(seeds) for g in sides)
 
@@ -378,7 +375,7 @@ def contrast(block: Block, group: Group) -> Contrast:
                 return Contrast(why=f"no finished run of the {name}")
         return Contrast(why="no seed in common with the baseline: no difference")
     base, arm = sides
-    losses = [g.losses for g in averaged(block, sides)]
+    losses = [g.losses for g in averaged(sides)]
     found, n = aux_stats.compare(*losses) if all(losses) else None, len(arm.seeds)
     if base.diverged or arm.diverged:
         test = aux_stats.worst_rank(base.losses, arm.losses, base.diverged, arm.diverged)
@@ -498,10 +495,10 @@ def race(block: Block, group: Group, alpha: float) -> Race | None:
     baseline; of the arm it would flatter it, and `shows` refuses.
     """
     sides = None if group is block.baseline else matched(block, group)
-    if sides is None or not all(g.losses for g in averaged(block, sides)):
+    if sides is None or not all(g.losses for g in averaged(sides)):
         return None
     runs = len(sides[1].runs)
-    base, group = averaged(block, sides)
+    base, group = averaged(sides)
     target = aux_stats.mean_sd(base.losses)[0]
     arrived, times = arrivals(group, target)
     slower = relative(times, arrivals(base, target)[1], alpha)

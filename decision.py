@@ -322,10 +322,11 @@ def decide_final(results: Sequence[RunResult], expected: Sequence[str]) -> Decis
     groups = groups_of(results)
     baseline = groups.pop((), None)
     best = next(iter(groups.values()), None)
-    sides = [side if side and side.losses else None for side in (baseline, best)]
-    if None in sides:
-        return no_comparison(4, results, *sides, missing)
-    comparison = aux_stats.compare(baseline.losses, best.losses)
+    if not (baseline and baseline.losses and best):
+        usable = baseline if baseline and baseline.losses else None
+        return no_comparison(4, results, usable, best, missing)
+    finished = finished_pairs(results)
+    c = aux_stats.compare(*zip(*finished, strict=True)) if finished else None
     times = {
         bool(layers): [
             r.train_time_ms / 1000
@@ -340,13 +341,13 @@ def decide_final(results: Sequence[RunResult], expected: Sequence[str]) -> Decis
         "baseline_diverged": baseline.diverged,
         "best_diverged": best.diverged,
         "baseline_loss": baseline.mean,
-        "best_loss": best.mean,
-        "improvement": comparison.improvement,
-        "relative_improvement": comparison.improvement / baseline.mean,
-        "ci_low": comparison.ci_low,
-        "ci_high": comparison.ci_high,
-        "p": comparison.p,
-        "cohens_d": comparison.cohens_d,
+        "best_loss": best.mean if best.losses else None,
+        "improvement": c and c.improvement,
+        "relative_improvement": c and c.improvement / c.mean_baseline,
+        "ci_low": c and c.ci_low,
+        "ci_high": c and c.ci_high,
+        "p": c and c.p,
+        "cohens_d": c and c.cohens_d,
         "speedup": speedup(results),
     }
     if baseline.diverged or best.diverged:
@@ -354,23 +355,26 @@ def decide_final(results: Sequence[RunResult], expected: Sequence[str]) -> Decis
             baseline.losses, best.losses, baseline.diverged, best.diverged
         )
         numbers |= {"p": test.p, "favours_arm": test.favours_arm}
+    delta = delta_text(numbers["improvement"])
+    if c:
+        delta += f" ({numbers['relative_improvement']:+.2%}){interval(c)}"
     facts = [
         f"Layers: {','.join(map(str, best.arm.layers))}",
         f"Weight: {best.arm.weight:g}",
         f"Schedule: {best.arm.schedule}",
-        f"Baseline: val loss {mean_text(baseline.losses, 4)}",
-        f"Best:     val loss {mean_text(best.losses, 4)}",
+        f"Baseline: {losses_text(baseline.losses)}",
+        f"Best:     {losses_text(best.losses)}",
         f"Training time: baseline {mean_text(times[False], 1, ' s')},"
         f" best {mean_text(times[True], 1, ' s')}",
-        f"Delta: {comparison.improvement:+.4f} nats/token "
-        f"({numbers['relative_improvement']:+.2%}){interval(comparison)}",
+        f"Delta: {delta}",
         f"p-value: {p_text(numbers['p']).removeprefix('p ').removeprefix('= ')}",
         f"Speedup: {speedup_text(numbers['speedup'])}",
     ]
     if baseline.diverged or best.diverged:
         facts.append(
             f"Diverged: baseline {baseline.diverged}, best {best.diverged}; the p-value is the"
-            " exact worst-rank test's, the means are of the runs that finished"
+            " exact worst-rank test's, the means are of the runs that finished, Delta of the"
+            f" {len(finished)} pair(s) of which both did"
         )
     title, because = final_verdict(numbers)
     if baseline.diverged or best.diverged:
@@ -397,6 +401,14 @@ def complete_pairs(results: Sequence[RunResult]) -> list[RunResult]:
     return [r for r in results if r.settled and r.run.seed in seeds[False] & seeds[True]]
 
 
+def finished_pairs(results: Sequence[RunResult]) -> list[tuple[float, float]]:
+    """Final val losses (baseline, best) of each seed on which both finished, by seed: what a
+    difference of means is of, also where other runs diverged."""
+    baselines = baseline_losses(results)
+    best = {r.run.seed: r.val_loss for r in results if r.status == "ok" and r.run.arm.layers}
+    return [(baselines[seed], best[seed]) for seed in sorted(baselines.keys() & best.keys())]
+
+
 def final_verdict(numbers: dict) -> tuple[str, tuple[str, ...]]:
     """The conclusion of stage 4 as (title, lines), from its numbers alone."""
     rules, improvement = CLASSIC_RULES, numbers["improvement"]
@@ -413,10 +425,9 @@ def final_verdict(numbers: dict) -> tuple[str, tuple[str, ...]]:
             because += f"; improvements outside this are excluded: 95 % interval {reach}"
         return "INCONCLUSIVE: no significant difference", (f"{because}.",)
     # where a run diverged, ranks decide the direction too: the means leave the diverged runs out
-    if not numbers.get("favours_arm", improvement > 0):
-        return "HARMFUL: aux heads make the final loss worse", (
-            f"{improvement:+.4f} nats/token, {p_text(numbers['p'])}.",
-        )
+    if not numbers.get("favours_arm", improvement is not None and improvement > 0):
+        size = "" if improvement is None else f"{delta_text(improvement)}, "
+        return "HARMFUL: aux heads make the final loss worse", (f"{size}{p_text(numbers['p'])}.",)
     met = [
         str(rules[name])
         for name, value in (("target_loss", improvement), ("target_speedup", numbers["speedup"]))
@@ -437,7 +448,8 @@ def speedup(results: Sequence[RunResult]) -> float | None:
     leaving out those that do not would flatter the arm.
     """
     baseline = [r for r in results if not r.run.arm.layers and r.status == "ok"]
-    best = [r for r in results if r.run.arm.layers]
+    seeds = {r.run.seed for r in baseline}
+    best = [r for r in results if r.run.arm.layers and r.run.seed in seeds]
     if not baseline or not best:
         return None
     target = sum(r.val_loss for r in baseline) / len(baseline)
@@ -448,11 +460,21 @@ def speedup(results: Sequence[RunResult]) -> float | None:
     return 1 - sum(times) / len(times) / full
 
 
+def losses_text(losses: Sequence[float]) -> str:
+    return f"val loss {mean_text(losses, 4)}" if losses else "every run diverged"
+
+
 def mean_text(values: Sequence[float], digits: int, unit: str = "") -> str:
     """The mean ± the standard deviation between runs, and n, to so many digits."""
+    if not values:
+        return "unknown"
     mean, sd = aux_stats.mean_sd(values)
     spread = f" ± {sd:.{digits}f} sd" if sd is not None else ""
     return f"{mean:.{digits}f}{spread}{unit} (n = {len(values)})"
+
+
+def delta_text(improvement: float | None) -> str:
+    return "unknown" if improvement is None else f"{improvement:+.4f} nats/token"
 
 
 def interval(comparison) -> str:

@@ -264,6 +264,12 @@ def test_an_arm_that_always_diverges_is_harmful():
     assert last.improvement is None  # of losses that do not exist
 
 
+def test_a_baseline_that_always_diverges_is_nothing_to_beat():
+    last = looks_at(pairs_of([None] * 8, [3.28 + k / 1e4 for k in range(8)]), [8] * 8, DESIGN)[-1]
+    assert last.p < 0.001
+    assert last.verdict == ""
+
+
 def test_one_divergence_switches_to_ranks():
     baseline = [3.28 + k / 1e4 for k in range(8)]
     best = [3.26 + k / 1e4 for k in range(7)]
@@ -283,6 +289,15 @@ def test_the_rank_test_decides_at_the_level_of_its_look(diverged, verdict):
     (look,) = looks_at(pairs_of(baseline, [None] * diverged + best), [9] * 9, DESIGN)[-1:]
     assert look.verdict == verdict
     assert (look.p <= 2 * aux_stats.upper_tail(look.z)) == bool(verdict)
+
+
+def test_where_runs_diverged_differences_are_of_the_pairs_that_finished():
+    of_seeds = [3.20, 3.21, 3.22, 3.23, 3.24, 3.60]  # the last seed is a bad one, for both
+    best = [loss - 0.01 for loss in of_seeds[:5]] + [None]
+    last = looks_at(pairs_of(of_seeds, best), [6] * 6, DESIGN)[-1]
+    assert last.improvement == pytest.approx(0.01)
+    decision = conclude([last], pairs_of(of_seeds, best))
+    assert any("over the 5 pair(s) of which both finished" in fact for fact in decision.facts)
 
 
 def test_a_rank_look_too_early_to_reach_its_level_decides_nothing():

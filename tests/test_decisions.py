@@ -285,6 +285,49 @@ def test_where_baselines_diverged_ranks_give_the_direction():
     assert "HELP" in decision.title
 
 
+def outcomes(baseline, best):
+    """Results of stage 4, seed by seed; None is a run that diverged."""
+    sides = {arm("final_baseline"): baseline, arm("final_best", 6): best}
+    return [
+        result(an_arm, loss, status="diverged" if loss is None else "ok", stage=4, index=k)
+        for an_arm, losses in sides.items()
+        for k, loss in enumerate(losses)
+    ]
+
+
+def test_a_difference_beside_divergences_is_of_the_seeds_that_both_finished():
+    results = outcomes([3.30, 3.31, 3.32, 3.33, 3.9], [3.29, 3.30, 3.31, 3.32, None])
+    decision = decide_final(results, ())
+    assert decision.numbers["improvement"] == pytest.approx(0.01)
+    assert "Delta of the 4 pair(s) of which both did" in render(decision)
+
+
+def test_where_no_pair_finished_ranks_decide_and_no_difference_is_invented():
+    baseline = [*(3.3 + k / 1e3 for k in range(7)), None]
+    decision = decide_final(outcomes(baseline, [None] * 7 + [3.0]), ())
+    assert decision.numbers["improvement"] is decision.numbers["ci_low"] is None
+    assert decision.numbers["p"] < 0.05
+    assert "HARMFUL" in decision.title
+    assert "Delta: unknown" in render(decision)
+
+
+def test_an_arm_that_always_diverges_is_harmful_and_a_baseline_that_does_is_nothing_to_beat():
+    losses = [3.3 + k / 1e3 for k in range(8)]
+    decision = decide_final(outcomes(losses, [None] * 8), ())
+    assert "HARMFUL" in decision.title
+    assert "Best:     every run diverged" in render(decision)
+    decision = decide_final(outcomes([None] * 8, losses), ())
+    assert "INCONCLUSIVE: no usable run of the baseline" in decision.title
+
+
+def test_the_speedup_is_of_seeds_on_which_the_baseline_finished():
+    curve = ((0, 4.0, 0.0), (50, 3.2, 4000.0), (100, 3.1, 8000.0))
+    never = ((0, 4.0, 0.0), (100, 3.25, 8000.0))
+    results = outcomes([3.2, 3.2, None], [3.1, 3.1, 3.25])
+    results = [replace(r, curve=never if r.val_loss == 3.25 else curve) for r in results]
+    assert decide_final(results, ()).numbers["speedup"] == pytest.approx(0.5)
+
+
 def test_speedup_counts_only_when_every_run_gets_there():
     curve = ((0, 4.0, 0.0), (50, 3.2, 4000.0), (100, 3.1, 8000.0))
     assert final([3.2, 3.2], [3.1, 3.1], curve=curve).numbers["speedup"] == pytest.approx(0.5)
