@@ -562,6 +562,16 @@ def next_step(
     return Step(stage.number, (), decisions, "all runs are done", cut=tuple(cut))
 
 
+def tests_again(before: Experiment, after: Experiment, results: Sequence[RunResult]) -> bool:
+    """Whether stage 4, whose pairs were tested when the budget of `before` ended it, would run and
+    test more under that of `after`: the level of the verdict holds for one end only."""
+    verdict = next_step(before, results).decisions.get(4)
+    if verdict is None:
+        return False
+    tested = verdict.numbers.get("looks") or verdict.numbers.get("p") is not None
+    return bool(tested and next_step(after, results).runs)
+
+
 @dataclass(frozen=True)
 class Planned:
     """A run that is still to come if every gate lets the plan pass."""

@@ -53,7 +53,15 @@ from experiment import (
 from machine import ROOT, cores, git_state, machine, versions, visible_gpus
 from materials import Materials
 from orchestrator import Launcher, Lock, reconcile
-from plans import PLANS, every_seed_once, forecast, next_step, paid_s, pairs_begun
+from plans import (
+    PLANS,
+    every_seed_once,
+    forecast,
+    next_step,
+    paid_s,
+    pairs_begun,
+    tests_again,
+)
 from preflight import check_materials
 from records import Arm, RunResult, duration, machine_seconds, printable, read_records
 from registration import (
@@ -595,7 +603,14 @@ def with_overrides(args, e: Experiment, results: Sequence[RunResult]) -> Experim
     hours = args.max_budget_hours
     if hours not in (None, e.budget_hours):
         value = {"hours": hours, "was": e.budget_hours, "pairs": pairs_begun(results)}
-        e = replace(with_override(e, "budget", 0, value), budget_hours=hours)
+        rebudgeted = replace(with_override(e, "budget", 0, value), budget_hours=hours)
+        if tests_again(e, rebudgeted, results):
+            raise ValueError(
+                f"--max_budget_hours {hours:g}: stage 4 has its verdict, of the"
+                f" {pairs_begun(results)} pairs that the budget of {e.budget_hours:g} h allowed;"
+                " more of them would be a second test: begin a new experiment"
+            )
+        e = rebudgeted
     return e
 
 

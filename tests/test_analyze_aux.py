@@ -561,7 +561,7 @@ def test_an_arm_that_always_diverges_is_told_without_its_losses(tmp_path):
     exp_dir = make(tmp_path, adaptive_plan(), failures=failures)
     text = analyze(exp_dir)
     assert is_png(exp_dir / "verdict.png")
-    assert "no finished runs of both arms" in chapter(text, "The answer")
+    assert "no seed on which both arms finished" in chapter(text, "The answer")
     assert entry(text, "arm").startswith("n = 0")
 
 

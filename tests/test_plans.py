@@ -459,10 +459,10 @@ def test_whatever_becomes_of_runs_the_plan_ends_and_never_asks_for_a_finished_on
 
 
 def test_behind_the_last_stage_there_is_nothing_to_go_on_with():
-    """Where every final run of the best arm diverges there is no comparison, but no gate either."""
+    """Where every final run of the baseline diverges there is no comparison, but no gate either."""
     _, step, _ = play(
         experiment(validation_runs=1),
-        happens=lambda run, _: "diverged" if run.arm.name == "final_best" else "ok",
+        happens=lambda run, _: "diverged" if run.arm.name == "final_baseline" else "ok",
     )
     assert step.ended == step.decisions[4].title and "INCONCLUSIVE" in step.ended
     assert not step.at_gate
