@@ -562,7 +562,7 @@ def next_step(
     return Step(stage.number, (), decisions, "all runs are done", cut=tuple(cut))
 
 
-def tests_again(before: Experiment, after: Experiment, results: Sequence[RunResult]) -> bool:
+def is_second_test(before: Experiment, after: Experiment, results: Sequence[RunResult]) -> bool:
     """Whether stage 4, whose pairs were tested when the budget of `before` ended it, would run and
     test more under that of `after`: the level of the verdict holds for one end only."""
     verdict = next_step(before, results).decisions.get(4)

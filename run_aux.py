@@ -57,10 +57,10 @@ from plans import (
     PLANS,
     every_seed_once,
     forecast,
+    is_second_test,
     next_step,
     paid_s,
     pairs_begun,
-    tests_again,
 )
 from preflight import check_materials
 from records import Arm, RunResult, duration, machine_seconds, printable, read_records
@@ -239,7 +239,7 @@ def check_arguments(args) -> None:
         raise UsageError(f"--num_gpus {args.num_gpus}: give 0 (the CPU) or more")
     by_hand = args.experiment is not None or args.phase is not None
     staged = args.staged or args.stage is not None or args.plan_report
-    if not (staged or by_hand or args.status or args.exp_dir):
+    if not (staged or by_hand or args.status or args.list or args.exp_dir):
         raise UsageError(NOTHING_TO_DO)
     if args.stage is not None and args.stage not in (1, 2, 3, 4):
         raise UsageError(f"--stage {args.stage}: stages are 1, 2, 3 and 4")
@@ -604,7 +604,7 @@ def with_overrides(args, e: Experiment, results: Sequence[RunResult]) -> Experim
     if hours not in (None, e.budget_hours):
         value = {"hours": hours, "was": e.budget_hours, "pairs": pairs_begun(results)}
         rebudgeted = replace(with_override(e, "budget", 0, value), budget_hours=hours)
-        if tests_again(e, rebudgeted, results):
+        if is_second_test(e, rebudgeted, results):
             raise ValueError(
                 f"--max_budget_hours {hours:g}: stage 4 has its verdict, of the"
                 f" {pairs_begun(results)} pairs that the budget of {e.budget_hours:g} h allowed;"
@@ -654,10 +654,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     display = Display()
     try:
         with console.interruptible():
+            check_arguments(args)
             if args.list:
                 print_arms()
                 return exit_codes.DONE
-            check_arguments(args)
             return show_status(args) if args.status else run(args, display)
     except (ValueError, OSError) as error:
         display.clear()

@@ -10,9 +10,20 @@ from invent import experiment, result
 
 import run_aux
 import session
-from experiment import PROFILES, Costs
-from plans import PLANS, Planned, forecast, invented, next_step, paid_s, span_s
+from experiment import PROFILES, Costs, Override
+from plans import (
+    PLANS,
+    Planned,
+    forecast,
+    invented,
+    is_second_test,
+    next_step,
+    paid_s,
+    pairs_begun,
+    span_s,
+)
 from records import machine_seconds
+from registration import with_override
 
 STAGED = [name for name in PLANS if name != "manual"]
 SPEEDRUN = {
@@ -190,6 +201,39 @@ def test_a_budget_that_runs_out_in_a_stage_ends_there_with_a_decision(stage):
     assert stage in step.decisions
     assert machine_seconds(results) <= 3600 * e.budget_hours + 1e-6
     assert step.cut
+
+
+def broken_off(plan, times_as_slow):
+    """An experiment whose budget promised eight pairs and is spent in stage 4; the same with a
+    larger budget; and the results."""
+    gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
+    e = experiment(plan=plan, overrides=gates, budget_hours=1e3, validation_runs=8, stop_on="any")
+    e = replace(e, budget_hours=hours(total_of(e)))
+    prior = Costs(e)
+    results, _ = carry_out(e, lambda run: prior(run) * (times_as_slow if run.stage == 4 else 1))
+    value = {"hours": 1e3, "was": e.budget_hours, "pairs": pairs_begun(results)}
+    return e, replace(with_override(e, "budget", 0, value), budget_hours=1e3), results
+
+
+def test_a_larger_budget_does_not_test_again_what_the_smaller_one_ended():
+    """A verdict that fell because the budget was spent is the one that its level allows."""
+    e, larger, results = broken_off("classic", times_as_slow=1.9)
+    assert "budget" in next_step(e, results).ended
+    assert pairs_begun(results) >= 2 and next_step(larger, results).runs
+    assert is_second_test(e, larger, results) and not is_second_test(e, e, results)
+
+
+def test_a_larger_budget_goes_on_where_nothing_was_tested_yet():
+    e, larger, results = broken_off("classic", times_as_slow=6)
+    assert "budget" in next_step(e, results).ended
+    assert pairs_begun(results) < 2 and next_step(larger, results).runs
+    assert not is_second_test(e, larger, results)
+
+
+@pytest.mark.parametrize("times_as_slow", [1.0, 1.9, 4.0])
+def test_looks_of_the_adaptive_plan_end_with_the_budget_that_they_began_with(times_as_slow):
+    e, larger, results = broken_off("adaptive", times_as_slow)
+    assert not next_step(larger, results).runs or is_second_test(e, larger, results)
 
 
 def test_a_run_that_overstays_is_stopped_where_the_budget_ends_and_the_rest_counts():

@@ -315,6 +315,7 @@ def test_list_shows_every_arm(home):
         (["--stage", "one"], ["'one'"]),
         (["--stage", "2"], ["no experiment in experiments/", "--staged"]),
         (["--staged", "--profile", "huge"], ["huge", "speedrun, small, mini"]),
+        (["--list", "--json"], ["--json goes with --status"]),
         (["--staged", "--max_budget_hours", "0"], ["--max_budget_hours 0", "above 0"]),
         (["--staged", "--max_budget_hours", "nan"], ["nan"]),
         (["--staged", "--full_iterations", "-3"], ["-3", "above 0"]),
