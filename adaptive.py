@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import aux_stats
 from decision import (
+    ARM_SIDE,
     FINAL,
     PROCEED,
     STOP,
@@ -24,6 +25,7 @@ from decision import (
     delta_text,
     finished_pairs,
     groups_of,
+    lacking,
     loss_lines,
     losses_text,
     mean_text,
@@ -105,18 +107,13 @@ def usable_baseline(results: Sequence[RunResult]) -> Group | None:
     return group if group and group.usable else None
 
 
-def without_comparison(stage, results, baseline, best, missing, design: Design) -> Decision:
-    undecided = no_comparison(stage, results, baseline, best, missing)
-    return replace(undecided, rule=rule_text(stage, design))
-
-
 def decide_screening(results: Sequence[RunResult], expected, design: Design) -> Decision:
     missing = missing_arms(results, expected)
     usable = usable_baseline(results)
     tried_any = any(r.run.arm.layers and r.settled for r in results)
     if usable is None or not tried_any:
-        arms = Group((), Arm(""), (), 0) if tried_any else None
-        return without_comparison(1, results, usable, arms, missing, design)
+        without = lacking(usable, tried_any or None)
+        return no_comparison(1, rule_text(1, design), results, without, missing)
     dropped = dropped_by_screening(results, design)
     groups = groups_of(results)
     del groups[()]
@@ -156,7 +153,8 @@ def decide_layers(results: Sequence[RunResult], expected, design: Design) -> Dec
     best = min(finalists, key=lambda group: group.mean, default=None)
     missing = missing_arms(results, expected)
     if best is None or baseline is None:
-        undecided = without_comparison(2, results, baseline, best, missing, design)
+        without = lacking(baseline, best)
+        undecided = no_comparison(2, rule_text(2, design), results, without, missing)
         return replace(undecided, chosen=best and best.arm)  # should a person go on all the same
     samples = [g.losses for g in (baseline, *groups.values())]
     s = math.sqrt(aux_stats.pooled_variance(samples, design.sigma0**2, design.nu0))
@@ -205,7 +203,7 @@ def decide_hyperparameters(
         observed[DEFAULT_CELL] = numbers["best_loss"]
     missing = missing_arms(results, expected)
     if not observed:
-        return without_comparison(3, results, Group((), Arm(""), (), 0), None, missing, design)
+        return no_comparison(3, rule_text(3, design), results, [ARM_SIDE], missing)
     rich = cells_to_run(numbers.get("z2")) == MANY_CELLS
     predicted = additive_fit(observed) if rich else observed
     predicted = {cell: loss for cell, loss in predicted.items() if cell in observed}

@@ -168,17 +168,31 @@ def loss_lines(
     return tuple(lines)
 
 
-def no_comparison(stage, results, baseline, best, missing) -> Decision:
-    """INCONCLUSIVE: a side of the comparison has no usable run."""
-    sides = {"the baseline": baseline, "an auxiliary arm": best}
-    what = f"no usable run of {' or '.join(side for side, g in sides.items() if g is None)}"
+BASELINE_SIDE, ARM_SIDE = "the baseline", "an auxiliary arm"  # of a comparison
+
+
+def lacking(baseline: object, best: object) -> list[str]:
+    """The sides of a comparison that have no usable run, in words."""
+    sides = {BASELINE_SIDE: baseline, ARM_SIDE: best}
+    return [side for side, found in sides.items() if found is None]
+
+
+def no_comparison(
+    stage: int,
+    rule: str,
+    results: Sequence[RunResult],
+    without: Sequence[str],
+    missing: tuple[str, ...],
+) -> Decision:
+    """INCONCLUSIVE: these sides of the comparison have no usable run."""
+    what = f"no usable run of {' or '.join(without)}"
     return Decision(
         stage=stage,
         verdict=INCONCLUSIVE,
         title=f"INCONCLUSIVE: {what}",
         because=("The rule cannot be applied; nothing is concluded about auxiliary heads.",),
         facts=loss_lines(results, baseline_losses(results)),
-        rule=rule_text(stage),
+        rule=rule,
         numbers={},
         missing=missing,
     )
@@ -189,7 +203,7 @@ def decide_screening(results: Sequence[RunResult], expected: Sequence[str]) -> D
     missing = missing_arms(results, expected)
     baseline, best = best_against_baseline(results)
     if baseline is None or best is None:
-        return no_comparison(1, results, baseline, best, missing)
+        return no_comparison(1, rule_text(1), results, lacking(baseline, best), missing)
     improvement = baseline.mean - best.mean
     relative = improvement / baseline.mean
     percent = f"{relative:+.2%}"
@@ -231,7 +245,7 @@ def decide_layers(results: Sequence[RunResult], expected: Sequence[str]) -> Deci
     missing = missing_arms(results, expected)
     baseline, best = best_against_baseline(on_shared_seed(results))
     if baseline is None or best is None:
-        undecided = no_comparison(2, results, baseline, best, missing)
+        undecided = no_comparison(2, rule_text(2), results, lacking(baseline, best), missing)
         return replace(undecided, chosen=best and best.arm)  # should a person go on all the same
     improvement = baseline.mean - best.mean
     losses = {r.run.arm.name: r.val_loss for r in results if r.status == "ok"}
@@ -286,7 +300,7 @@ def decide_hyperparameters(results: Sequence[RunResult], expected: Sequence[str]
     missing = missing_arms(results, expected)
     best = best_dive([r for r in results if r.run.arm.name.startswith("dive_")])
     if best is None:
-        return no_comparison(3, results, Group((), Arm(""), (), 0), None, missing)
+        return no_comparison(3, rule_text(3), results, [ARM_SIDE], missing)
     validations = [r for r in results if r.run.arm.name.startswith("validation_")]
     losses = [r.val_loss for r in validations if r.status == "ok"]
     facts = [
@@ -324,7 +338,7 @@ def decide_final(results: Sequence[RunResult], expected: Sequence[str]) -> Decis
     best = next(iter(groups.values()), None)
     if not (baseline and baseline.losses and best):
         usable = baseline if baseline and baseline.losses else None
-        return no_comparison(4, results, usable, best, missing)
+        return no_comparison(4, rule_text(4), results, lacking(usable, best), missing)
     finished = finished_pairs(results)
     c = aux_stats.compare(*zip(*finished, strict=True)) if finished else None
     times = {

@@ -86,6 +86,7 @@ class Stage:
     wanted: Callable[[Situation], list[RunConfig]]  # all runs asked for so far, in order
     decide: Callable[[Situation], Decision]
     needs_baseline: bool = False  # without a usable one its other runs could be compared with none
+    all_pairs_at_once: bool = False  # how many pairs it has is fixed before the first
 
 
 def classic(rule: Callable[[Sequence[RunResult], Sequence[str]], Decision]):
@@ -93,7 +94,7 @@ def classic(rule: Callable[[Sequence[RunResult], Sequence[str]], Decision]):
     return lambda s: rule(s.told, [arm.name for arm in s.stage.arms or s.experiment.arms])
 
 
-def decide_final(s: Situation) -> Decision:
+def final_decision(s: Situation) -> Decision:
     return of_what(s, classic(helper.decide_final)(s))
 
 
@@ -226,7 +227,7 @@ def affordable(s: Situation, costs: Costs, left_s: float) -> int:
     if e.slots == 1 or e.paid_each:
         return max(0, math.floor(left_s / sum(times)))
     rounds = max(0, math.floor(left_s / max(times)))
-    if s.stage.wanted is pairs:  # all at once: an odd slot takes half of the next pair
+    if s.stage.all_pairs_at_once:  # an odd slot takes half of the next pair
         return rounds * e.slots // 2
     return rounds * together(s)
 
@@ -305,7 +306,7 @@ def every_seed(s: Situation) -> list[RunConfig]:
 def every_seed_once(e: Experiment) -> None:
     """Raise ValueError where two runs by hand would be the same training: a copy is no repeat."""
     seen: dict[tuple, RunConfig] = {}
-    for run in every_seed(Situation(e, PLANS["manual"][0], None, {}, {}, (), 0.0, Costs(e))):
+    for run in every_seed(Situation(e, MANUAL[0], None, {}, {}, (), 0.0, Costs(e))):
         trained = run.arm.configuration, run.seed, run.num_iterations
         if other := seen.get(trained):
             raise ValueError(
@@ -315,108 +316,111 @@ def every_seed_once(e: Experiment) -> None:
         seen[trained] = run
 
 
-PLANS = {
-    "classic": (
-        Stage(
-            number=1,
-            name="screening",
-            question="does any placement help at once?",
-            rule=helper.rule_text(1),
-            arms=SCREENING,
-            fraction=SHORT,
-            wanted=each_arm_once,
-            decide=classic(helper.decide_screening),
-            needs_baseline=True,
-        ),
-        Stage(
-            number=2,
-            name="layer position",
-            question="which tap layers?",
-            rule=helper.rule_text(2),
-            arms=LAYERS,
-            fraction=1.0,
-            wanted=each_arm_once,
-            decide=classic(helper.decide_layers),
-            needs_baseline=True,
-        ),
-        Stage(
-            number=3,
-            name="deep dive",
-            question="which loss weight and schedule?",
-            rule=helper.rule_text(3),
-            arms=DIVES + VALIDATIONS,
-            fraction=1.0,
-            wanted=dives_then_validations,
-            decide=classic(helper.decide_hyperparameters),
-        ),
-        Stage(
-            number=4,
-            name="final validation",
-            question="does it hold on seeds used nowhere else?",
-            rule=helper.rule_text(4),
-            arms=FINAL_ARMS,
-            fraction=1.0,
-            wanted=pairs,
-            decide=decide_final,
-        ),
+CLASSIC = (
+    Stage(
+        number=1,
+        name="screening",
+        question="does any placement help at once?",
+        rule=helper.rule_text(1),
+        arms=SCREENING,
+        fraction=SHORT,
+        wanted=each_arm_once,
+        decide=classic(helper.decide_screening),
+        needs_baseline=True,
     ),
-    "adaptive": (
-        Stage(
-            number=1,
-            name="screening",
-            question="does any placement do plain harm?",
-            rule=adaptive.RULES[1],
-            arms=SCREENING,
-            fraction=SHORT,
-            wanted=twice_the_baseline,
-            decide=with_design(adaptive.decide_screening),
-            needs_baseline=True,
-        ),
-        Stage(
-            number=2,
-            name="layer position",
-            question="which tap layers?",
-            rule=adaptive.RULES[2],
-            arms=LAYERS[:-1],
-            fraction=1.0,
-            wanted=placements_then_two_again,
-            decide=with_design(adaptive.decide_layers),
-            needs_baseline=True,
-        ),
-        Stage(
-            number=3,
-            name="deep dive",
-            question="which loss weight and schedule?",
-            rule=adaptive.RULES[3],
-            arms=tuple(aux((4, 8), cell_name(*cell), *cell) for cell in adaptive.MANY_CELLS),
-            fraction=1.0,
-            wanted=cells,
-            decide=decide_cells,
-        ),
-        Stage(
-            number=4,
-            name="final validation",
-            question="does it hold on seeds used nowhere else?",
-            rule=adaptive.RULES[4],
-            arms=FINAL_ARMS,
-            fraction=1.0,
-            wanted=pairs_until_settled,
-            decide=decide_pairs,
-        ),
+    Stage(
+        number=2,
+        name="layer position",
+        question="which tap layers?",
+        rule=helper.rule_text(2),
+        arms=LAYERS,
+        fraction=1.0,
+        wanted=each_arm_once,
+        decide=classic(helper.decide_layers),
+        needs_baseline=True,
     ),
-    "manual": (
-        Stage(
-            number=0,
-            name="by hand",
-            question="what was asked for",
-            rule="none",
-            arms=(),
-            fraction=1.0,
-            wanted=every_seed,
-            decide=classic(helper.summarize),
-        ),
+    Stage(
+        number=3,
+        name="deep dive",
+        question="which loss weight and schedule?",
+        rule=helper.rule_text(3),
+        arms=DIVES + VALIDATIONS,
+        fraction=1.0,
+        wanted=dives_then_validations,
+        decide=classic(helper.decide_hyperparameters),
     ),
-}
+    Stage(
+        number=4,
+        name="final validation",
+        question="does it hold on seeds used nowhere else?",
+        rule=helper.rule_text(4),
+        arms=FINAL_ARMS,
+        fraction=1.0,
+        wanted=pairs,
+        decide=final_decision,
+        all_pairs_at_once=True,
+    ),
+)
+
+ADAPTIVE = (
+    Stage(
+        number=1,
+        name="screening",
+        question="does any placement do plain harm?",
+        rule=adaptive.RULES[1],
+        arms=SCREENING,
+        fraction=SHORT,
+        wanted=twice_the_baseline,
+        decide=with_design(adaptive.decide_screening),
+        needs_baseline=True,
+    ),
+    Stage(
+        number=2,
+        name="layer position",
+        question="which tap layers?",
+        rule=adaptive.RULES[2],
+        arms=LAYERS[:-1],
+        fraction=1.0,
+        wanted=placements_then_two_again,
+        decide=with_design(adaptive.decide_layers),
+        needs_baseline=True,
+    ),
+    Stage(
+        number=3,
+        name="deep dive",
+        question="which loss weight and schedule?",
+        rule=adaptive.RULES[3],
+        arms=tuple(aux((4, 8), cell_name(*cell), *cell) for cell in adaptive.MANY_CELLS),
+        fraction=1.0,
+        wanted=cells,
+        decide=decide_cells,
+    ),
+    Stage(
+        number=4,
+        name="final validation",
+        question="does it hold on seeds used nowhere else?",
+        rule=adaptive.RULES[4],
+        arms=FINAL_ARMS,
+        fraction=1.0,
+        wanted=pairs_until_settled,
+        decide=decide_pairs,
+    ),
+)
+
+MANUAL = (
+    Stage(
+        number=0,
+        name="by hand",
+        question="what was asked for",
+        rule="none",
+        arms=(),
+        fraction=1.0,
+        wanted=every_seed,
+        decide=classic(helper.summarize),
+    ),
+)
+
+PLANS = {"classic": CLASSIC, "adaptive": ADAPTIVE, "manual": MANUAL}
 
 # ---------------------------------------------------------------------------------------------
 # The plan: a pure function from the results so far to the next runs, or to an end
@@ -533,7 +537,7 @@ def next_step(
             open_runs = []  # could be compared with nothing
         startable = tuple(run for run in open_runs if run.name not in running)
         asked = e.validation_runs or N_PAIRS
-        if stage.wanted is pairs and len(wanted) < 2 * asked:
+        if stage.all_pairs_at_once and len(wanted) < 2 * asked:
             cut.append(f"stage 4: {len(wanted) // 2} of {asked} pairs fit into what is left")
         broke = bool(startable) and costs(startable[0]) > left_s
         if open_runs and (not broke or running):
