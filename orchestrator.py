@@ -242,6 +242,9 @@ def outcome(r: RunResult) -> str:
     return f"val loss {r.val_loss:.4f}" if r.status == "ok" else f"{r.status}: {r.reason}"
 
 
+UNRECORDED = "nobody recorded its end: orchestrator and watcher died, or the disk was full"
+
+
 def close_attempt(
     folder: Path, name: str, attempt: int, experiment_id: str, distrust: str = ""
 ) -> RunResult:
@@ -258,7 +261,7 @@ def close_attempt(
     latest = (*interval[:2], time.monotonic() if here else math.inf, interval[3])
     exit = witnessed(launchers.read_exit(folder), latest)
     if exit is None:
-        exit = Exit(None, "the orchestrator and the watcher died", *interval)
+        exit = Exit(None, UNRECORDED, *interval)
     if distrust:
         exit = replace(exit, returncode=None, ended_by=distrust)
         result = judge(run, attempt, LogReader(run.num_iterations), exit)
@@ -574,6 +577,12 @@ class Orchestrator:
     def order_stop(self, why: str) -> None:
         for flight in self.flights.values():
             self._stop(flight, why)
+
+    def leave(self, why: str) -> None:
+        """Tell why to the runs that end when this process does. Jobs of a queue go on."""
+        for flight in self.flights.values():
+            if isinstance(flight.process, launchers.LocalRun):
+                self._stop(flight, why)
 
     def stop(self, why: str) -> list[RunResult]:
         """End every run in flight and record it."""

@@ -933,3 +933,62 @@ def test_a_display_that_breaks_is_silent_from_then_on(monkeypatch):
     display = Display(Broken())
     display.say("x")
     display.say("y")
+
+
+# ---------------------------------------------------------------------------------------------
+# A disk that fills up while runs are underway
+
+
+@pytest.fixture
+def small_disk(sitting, tmp_path):
+    """The sitting's folder is on a disk of 1 MiB; what this returns makes it larger."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=777", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to mount a small disk")
+    sitting.folder = disk
+    yield lambda: subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
+    wait_until_gone(sitting.token)
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def fill(disk):
+    with open(disk / "filler", "wb", buffering=0) as file, pytest.raises(OSError, match="space"):
+        while True:
+            file.write(b"x" * 4096)
+
+
+def test_what_ended_while_the_disk_was_full_is_told_as_it_was(sitting, small_disk):
+    """One run is complete and counts; the other was ended because the sitting could not go on."""
+    process = sitting.start(*QUICK, "--parallel_runs", "2", seconds=1, mischief={"4,8": "hang"})
+    for name in (FIRST, SECOND):
+        sitting.wait_for(f"{name}/output.log")
+    fill(sitting.folder)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == exit_codes.FAULT
+    assert f"{FIRST}/result.json" in complaint(err)
+    assert wait_until_gone(sitting.token) == 0
+    assert sitting.statuses() == {}
+    small_disk()
+    code, out, _ = sitting.run(*QUICK, "--parallel_runs", "2", new=False)
+    assert code == 0
+    assert f"Found {FIRST}, attempt 1, without a result: val loss" in out
+    assert sitting.statuses() == {(FIRST, 1): "ok", (SECOND, 1): "interrupted", (SECOND, 2): "ok"}
+    second = next(r for r in sitting.records().results if r.status == "interrupted")
+    assert second.reason.startswith(f"its sitting ended: [Errno {errno.ENOSPC}]")
+    assert not list(sitting.exp_dir.rglob("*.tmp"))
+
+
+def test_a_run_whose_log_filled_the_disk_says_which_file_and_is_not_held_against_it(
+    sitting, small_disk
+):
+    code, _, _ = sitting.run(*BASELINE, mischief={"": "flood"})
+    assert code == exit_codes.FAULT
+    small_disk()
+    code, _, _ = sitting.run(*BASELINE, new=False)
+    assert code == 0
+    assert sitting.statuses() == {(FIRST, 1): "interrupted", (FIRST, 2): "ok"}
+    first, _ = sitting.records().results
+    assert first.reason.startswith(f"{launchers.NO_SPACE}: {sitting.exp_dir / FIRST}/output.log")
+    assert first.returncode  # its own failure, and not its fault
