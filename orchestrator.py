@@ -491,7 +491,10 @@ class Orchestrator:
         try:
             process = self.launcher.start(job)
         except launchers.CannotStart as error:
-            exit = launchers.exit_record(None, f"{launchers.CANNOT_START}: {error}", now)
+            # on a cluster it is a job's, with a clock of its own, that never came to be
+            job_name = f"{run.name} {attempt}" if launched_on(record) == "slurm" else ""
+            why = f"{launchers.CANNOT_START}: {error}"
+            exit = launchers.exit_record(None, why, time.monotonic(), job_name)  # no time was paid
             launchers.write_whole(job.folder / "exit.json", exit)
             return close_attempt(job.folder, run.name, attempt, self.experiment_id)
         self._follow(run, attempt, job.folder, process, limits, now)

@@ -37,7 +37,10 @@ POLL_S = 1.0  # between two questions to Slurm
 VISIBLE_S = 30.0  # how long a file may take to show up here after its job has ended
 WORD_S = 360.0  # how long Slurm may call a job alive whose run has failed: SlurmdTimeout is 300 s
 PATIENCE_S, RETRY_S = 60.0, 3.0  # with a controller that does not answer
-TRANSIENT = re.compile(r"tim(?:ed|e) ?out|does not answer|contact|[Ss]ocket|onnection|temporarily")
+TRANSIENT = re.compile(  # a refusal may tell whom to contact, too
+    r"timed ?out|time-?out|does not answer|[Uu]nable to contact|[Ss]ocket|onnect|temporarily"
+    r"|Zero Bytes|standby"
+)
 ENDED_BY = {  # Slurm's states of a job that left no exit.json: who ended it
     "TIMEOUT": "timeout",
     "CANCELLED": "it was cancelled in Slurm",
@@ -79,7 +82,8 @@ def slurm(*command: str) -> str:
     except subprocess.TimeoutExpired:
         raise OSError(f"{command[0]} does not answer") from None
     if done.returncode:
-        raise OSError(f"{command[0]}: {' '.join(done.stderr.split()) or done.returncode}")
+        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise OSError(f"{command[0]}: {said.removeprefix(f'{command[0]}: ')}")
     return done.stdout
 
 
@@ -142,7 +146,8 @@ class SlurmRun:
 
     def stop(self, why: str) -> None:
         """Say why, then cancel; the watcher ends the run and repeats the reason in exit.json."""
-        launchers.write_whole(self.job.folder / "order.json", {"why": why})
+        with contextlib.suppress(OSError):  # a full disk does not keep a job running
+            launchers.write_whole(self.job.folder / "order.json", {"why": why})
         self._cancel()
 
     def _cancel(self) -> None:
@@ -273,6 +278,8 @@ class SlurmLauncher:
         launchers.replace_file(self.program, Path(launchers.__file__).read_bytes())
 
     def start(self, job: Job) -> SlurmRun:
+        """Raises CannotStart in sbatch's own words where it says no, and OSError where after
+        PATIENCE_S nobody knows whether the job was accepted."""
         script = job.folder / "job.sh"
         script.write_text(job_script(job, self.program, self.nodes, self.workers))
         offered = [f"--export=ALL,{launchers.MARK}={job.folder}", f"--comment={job.folder}"]
@@ -289,15 +296,18 @@ class SlurmLauncher:
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
-                job_id = job_id_of(slurm(*command))
+                printed = slurm(*command)
                 break
             except OSError as error:
-                if not TRANSIENT.search(str(error)) or time.monotonic() > deadline:
+                if not TRANSIENT.search(str(error)):
+                    raise launchers.CannotStart(str(error)) from None
+                if time.monotonic() > deadline:
                     raise
                 time.sleep(RETRY_S)
-                self.ask()
+                self.settle(job.folder)
                 if found := self.find(job.folder):  # it was accepted all the same
                     return found
+        job_id = job_id_of(printed)
         self.queue[job_id] = job_name(job.folder)
         return SlurmRun(job, job_id, self)
 

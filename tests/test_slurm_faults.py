@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from invent import arm
 
+import exit_codes
 import launchers
 import orchestrator
 import slurm
@@ -101,9 +102,7 @@ def test_a_submission_that_timed_out_is_tried_again(commands, launcher, tmp_path
     assert len(commands.queue) == 1
 
 
-def test_a_submission_that_timed_out_and_was_accepted_is_not_repeated(
-    commands, launcher, tmp_path
-):
+def test_a_submission_that_timed_out_and_was_accepted_is_not_repeated(commands, launcher, tmp_path):
     commands.failing["sbatch"] = 1
     commands.queue["77"] = slurm.job_name(tmp_path)
     assert launcher.start(Job(("true",), {}, tmp_path)).job_id == "77"
@@ -115,8 +114,81 @@ def test_a_submission_that_cannot_work_is_an_error_at_once(launcher, tmp_path, m
         raise OSError("sbatch: error: invalid partition specified: gpu")
 
     monkeypatch.setattr(slurm, "slurm", refuse)
-    with pytest.raises(OSError, match="invalid partition"):
+    with pytest.raises(launchers.CannotStart, match="invalid partition"):
         launcher.start(Job(("true",), {}, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        ("Batch job submission failed: Invalid account; contact help@site.example", True),
+        ("Batch job submission failed: Requested node configuration is not available", True),
+        ("Batch job submission failed: Job violates accounting/QOS policy (time limit)", True),
+        ("unrecognized option '--patrition=gpu'", True),
+        (
+            "Batch job submission failed: Unable to contact slurm controller (connect failure)",
+            False,
+        ),
+        ("Batch job submission failed: Socket timed out on send/recv operation", False),
+        ("Batch job submission failed: Zero Bytes were transmitted or received", False),
+        ("Batch job submission failed: Slurm backup controller in standby mode", False),
+    ],
+)
+def test_a_controller_that_does_not_answer_has_not_refused(
+    commands, launcher, tmp_path, monkeypatch, words, refused
+):
+    def fail(*command):
+        if command[0] == "sbatch":
+            raise OSError(f"sbatch: error: {words}")
+        return commands(*command)
+
+    monkeypatch.setattr(slurm, "slurm", fail)
+    with pytest.raises(OSError, match="sbatch: error") as caught:
+        launcher.start(Job(("true",), {}, tmp_path))
+    assert isinstance(caught.value, launchers.CannotStart) == refused
+
+
+def test_nothing_is_submitted_again_before_the_queue_was_seen(commands, launcher, tmp_path):
+    commands.failing |= {"sbatch": 1, "squeue": 2}
+    commands.queue["77"] = slurm.job_name(tmp_path)
+    assert launcher.start(Job(("true",), {}, tmp_path)).job_id == "77"
+    assert (commands.count("sbatch"), commands.count("squeue")) == (1, 3)
+
+
+def test_a_job_is_cancelled_although_the_reason_cannot_be_written(commands, run, monkeypatch):
+    def full(path, value):
+        raise OSError(28, os.strerror(28), str(path))
+
+    monkeypatch.setattr(launchers, "write_whole", full)
+    run.stop("the operator stopped it")
+    assert commands.count("scancel") == 1
+
+
+def test_a_refusal_of_sbatch_ends_the_sitting_at_once_in_its_own_words(tmp_path):
+    programs = {"sbatch": "echo 'sbatch: error: invalid partition: gpu' >&2; exit 1", "squeue": ""}
+    for name, what in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{what}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "shards").mkdir()
+    for kind in ("train", "val"):
+        (tmp_path / "shards" / f"x_{kind}_000000.bin").write_bytes(b"tokens")
+    command = [sys.executable, ROOT / "run_aux.py", "--staged", "--profile", "mini"]
+    command += ["--launcher", "slurm", "--num_gpus", "16", "--gpus_per_run", "1"]
+    command += ["--train_script", ROOT / "tests" / "fake_train.py", "--data_dir", "shards"]
+    done = subprocess.run(
+        [*map(str, command), "--exp_dir", "x"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == exit_codes.FAULT, done.stderr
+    (stopped,) = [line for line in done.stdout.splitlines() if line.startswith("STOPPED")]
+    words = "sbatch: error: invalid partition: gpu"
+    assert f"screen_baseline/run_0: {launchers.CANNOT_START}: {words}" in stopped
+    (record,) = (tmp_path / "x").rglob("result.json")  # one attempt, at one run
+    assert json.loads(record.read_text())["status"] == "interrupted"
 
 
 @pytest.mark.parametrize(
