@@ -146,6 +146,10 @@ class LocalLauncher:
         """A run of an earlier sitting that goes on: never here, its watcher ended it."""
         return None
 
+    def end_of(self, folder: Path) -> dict | None:
+        """How an attempt ended that nobody follows any more; None where nobody knows."""
+        return read_exit(folder)
+
     def settle(self, exp_dir: Path) -> None:
         settle(exp_dir)
 

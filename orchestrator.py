@@ -220,7 +220,9 @@ def reconcile(
         if folder not in to_close or launcher.find(folder.resolve()):
             continue
         try:
-            result = close_attempt(folder, name, attempt, experiment_id, distrust.get(folder, ""))
+            ended = launcher.end_of(folder.resolve())
+            why = distrust.get(folder, "")
+            result = close_attempt(folder, name, attempt, experiment_id, ended, why)
         except (ValueError, FileNotFoundError) as error:
             aside = next_free(folder / "config.json", "damaged")
             with contextlib.suppress(FileNotFoundError):
@@ -243,12 +245,20 @@ def outcome(r: RunResult) -> str:
 
 
 UNRECORDED = "nobody recorded its end: orchestrator and watcher died, or the disk was full"
+NEVER_BEGAN = "its job left the queue before it began, and Slurm does not know why any more"
 
 
 def close_attempt(
-    folder: Path, name: str, attempt: int, experiment_id: str, distrust: str = ""
+    folder: Path,
+    name: str,
+    attempt: int,
+    experiment_id: str,
+    ended: Mapping | None,
+    distrust: str = "",
 ) -> RunResult:
     """Judge an attempt by what it left; with a reason for distrust, it has to be run again.
+
+    ended: its exit.json, or what its launcher knows in its place.
 
     Raises ValueError when config.json cannot be believed.
     """
@@ -259,9 +269,11 @@ def close_attempt(
         raise ValueError(f"it does not say when the attempt began ({error!r})") from None
     here = interval[0] == launchers.boot_clock()
     latest = (*interval[:2], time.monotonic() if here else math.inf, interval[3])
-    exit = witnessed(launchers.read_exit(folder), latest)
+    exit = witnessed(ended, latest)
     if exit is None:
-        exit = Exit(None, UNRECORDED, *interval)
+        never_began = launched_on(config) == "slurm" and not (folder / "claim.json").exists()
+        unrecorded = NEVER_BEGAN if never_began else UNRECORDED
+        exit = Exit(None, launchers.read_order(folder) or unrecorded, *interval)
     if distrust:
         exit = replace(exit, returncode=None, ended_by=distrust)
         result = judge(run, attempt, LogReader(run.num_iterations), exit)
@@ -496,7 +508,7 @@ class Orchestrator:
             why = f"{launchers.CANNOT_START}: {error}"
             exit = launchers.exit_record(None, why, time.monotonic(), job_name)  # no time was paid
             launchers.write_whole(job.folder / "exit.json", exit)
-            return close_attempt(job.folder, run.name, attempt, self.experiment_id)
+            return close_attempt(job.folder, run.name, attempt, self.experiment_id, exit)
         self._follow(run, attempt, job.folder, process, limits, now)
         return None
 
@@ -510,7 +522,8 @@ class Orchestrator:
             run, config = read_config(folder, name, attempt)
             process = self.launcher.find(folder.resolve())
             if process is None:
-                ended.append(close_attempt(folder, name, attempt, self.experiment_id))
+                end = self.launcher.end_of(folder.resolve())
+                ended.append(close_attempt(folder, name, attempt, self.experiment_id, end))
                 continue
             if not is_number(config.get("limit_s")):
                 raise ValueError(f"{folder}/config.json: limit_s {config.get('limit_s')!r}")

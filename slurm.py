@@ -31,7 +31,7 @@ from pathlib import Path
 import environment
 import launchers
 from command import ONE_MACHINE
-from launchers import A_SIGNAL, Job, exit_record, read_exit, read_order
+from launchers import A_SIGNAL, Job, exit_record, read_exit, read_object, read_order
 
 POLL_S = 1.0  # between two questions to Slurm
 VISIBLE_S = 30.0  # how long a file may take to show up here after its job has ended
@@ -179,8 +179,7 @@ class SlurmRun:
             return exit
         # the job has ended, or is about to; its file, or Slurm's word for why, may come later
         self.ended_s = self.ended_s or now
-        facts = self._ask()
-        state, ran_s = facts.get("JobState", "").split("+")[0], run_time_s(facts.get("RunTime", ""))
+        state, ran_s = state_of(self._ask())
         why = read_order(self.job.folder) or ENDED_BY.get(state)
         if exit is None and state in OVER and not self.begun and not ran_s:
             patience_s = 0.0  # it never ran
@@ -209,13 +208,20 @@ class SlurmRun:
     def _explain(self, state: str) -> None:
         """Say in the run's log what is known of a job that ended without a word."""
         said = b""
-        with contextlib.suppress(OSError):
-            said = (self.job.folder / "slurm.log").read_bytes()[-500:]
+        with (
+            contextlib.suppress(OSError),
+            open(self.job.folder / "slurm.log", "rb", opener=launchers.no_link) as log,
+        ):
+            log.seek(max(0, log.seek(0, os.SEEK_END) - 500))
+            said = log.read(500)
         self._note(f"job {self.job_id} ended as {state or 'unknown'}")
         self._note(said.decode(errors="replace"))
 
     def _note(self, line: str) -> None:
-        with open(self.job.folder / "output.log", "ab") as log:
+        with (  # where the log takes nothing more, the verdict stands without it
+            contextlib.suppress(OSError),
+            open(self.job.folder / "output.log", "ab", opener=launchers.no_link) as log,
+        ):
             log.write(line.encode() + b"\n")
 
 
@@ -234,6 +240,23 @@ def job_facts(job_id: str) -> dict[str, str]:
         return {}
     facts = [word.split("=", 1) for word in words if "=" in word]
     return dict(reversed(facts))  # what comes first is Slurm's; a path of ours may look alike
+
+
+def state_of(facts: Mapping[str, str]) -> tuple[str, float]:
+    """Slurm's state of a job, empty where it knows none; and how long it ran, seconds."""
+    return facts.get("JobState", "").split("+")[0], run_time_s(facts.get("RunTime", ""))
+
+
+def job_id_in_memory(folder: Path) -> str:
+    """The job of an attempt, ended or not, as long as Slurm knows its name; empty once it has
+    forgotten it. Of several, the one that ran the attempt. Ids are given again, names never."""
+    named = f"--name={job_name(folder)}"
+    try:
+        ids = slurm("squeue", "--noheader", "--me", "--states=all", named, "--format=%i").split()
+    except OSError:
+        return ""
+    claimed = str((read_object(folder / "claim.json") or {}).get("job"))
+    return claimed if claimed in ids else (ids or [""])[-1]
 
 
 def job_id_of(printed: str) -> str:
@@ -266,6 +289,7 @@ class SlurmLauncher:
     workers: int = 1  # processes of one run on each node
     queue: dict[str, str] = field(default_factory=dict)  # job id -> name
     asked_s: float = -1e9
+    born_s: float = field(default_factory=time.monotonic)
 
     def __post_init__(self):
         if shutil.which("sbatch") is None:
@@ -315,6 +339,29 @@ class SlurmLauncher:
         """The job of an attempt that an earlier orchestrator submitted, if it still is one."""
         ids = [job_id for job_id, name in self.queue.items() if name == job_name(folder)]
         return SlurmRun(Job((), {}, folder), ids[0], self) if ids else None
+
+    def end_of(self, folder: Path) -> dict | None:
+        """How a job ended that has left the queue while nobody looked: as `poll` would have told.
+
+        Slurm remembers a job for some minutes. None where it has forgotten one without exit.json.
+        """
+        exit = read_exit(folder)
+        if exit is not None and is_of_the_run(exit):
+            return exit
+        run = SlurmRun(Job((), {}, folder), job_id_in_memory(folder), self)
+        facts = job_facts(run.job_id) if run.job_id else {}
+        state, ran_s = state_of(facts)
+        while exit is None and state in OVER and run.begun:
+            if time.monotonic() - self.born_s > VISIBLE_S:
+                break
+            os.listdir(folder)  # it may show up late, as in `poll`
+            time.sleep(0.1)
+            exit = read_exit(folder)
+        if exit is None and state not in OVER:
+            return None
+        if exit is not None and is_of_the_run(exit):
+            return exit
+        return run._end(exit, read_order(folder) or ENDED_BY.get(state), state, ran_s)
 
     def settle(self, exp_dir: Path) -> None:
         """Jobs go on without an orchestrator: nothing is ended, `find` finds them again.

@@ -234,3 +234,27 @@ def test_script_of_a_run_on_one_node(tmp_path, monkeypatch):
 )
 def test_run_times_of_slurm(text, seconds):
     assert slurm.run_time_s(text) == seconds
+
+
+def test_what_slurm_ended_while_nobody_looked_is_told_as_if_watched(cluster, home):
+    """One job is cancelled while it runs; another loses its node, and leaves no exit.json."""
+    arguments = ["--experiment", "aux_6,aux_8", *PACKED, *FAKE, "--data_dir", "shards"]
+    arguments.append("--slurm_args=--nodelist=n1")
+    process = start(cluster, home, *arguments, seconds=99)
+    until(lambda: len(list(home.rglob("claim.json"))) == 2)
+    process.kill()
+    process.communicate()
+    claims = {path.parent.parent.name: path for path in home.rglob("claim.json")}
+    cluster.command("scancel", json.loads(claims["aux_6"].read_text())["job"])
+    until(lambda: list(home.rglob("aux_6/**/exit.json")))
+    cluster.kill_node(1)
+    try:
+        until(lambda: cluster.command("squeue", "-h") == "", seconds=60)
+    finally:
+        cluster.start_node(1)
+        cluster.command("scontrol", "update", "nodename=n1", "state=resume")
+    finish(start(cluster, home, *arguments, "--exp_dir", str(folder_of(home)), seconds=0.2))
+    first = {r["run"]["arm"]["name"]: r["reason"] for r in results(home) if r["attempt"] == 1}
+    assert "cancelled" in first["aux_6"]
+    assert "its node failed" in first["aux_8"]
+    assert {r["status"] for r in results(home) if r["attempt"] == 2} == {"ok"}

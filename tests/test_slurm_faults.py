@@ -27,6 +27,7 @@ class Commands:
 
     def __init__(self):
         self.queue, self.facts, self.failing, self.given = {}, "", {}, []
+        self.known = {}  # jobs in Slurm's memory, ended ones too
 
     def __call__(self, *command):
         program = command[0]
@@ -37,7 +38,12 @@ class Commands:
         if program == "sbatch":
             name = next(word for word in command if word.startswith("--job-name="))
             self.queue[str(len(self.queue) + 1)] = name.removeprefix("--job-name=")
+            self.known |= self.queue
             return f"{len(self.queue)}\n"
+        if "--states=all" in command:
+            return "".join(
+                f"{job}\n" for job, name in self.known.items() if f"--name={name}" in command
+            )
         if program == "squeue":
             return "".join(f"{job} {name}\n" for job, name in self.queue.items())
         return self.facts
@@ -419,7 +425,7 @@ def attempt(tmp_path):
 
 
 def test_a_job_is_paid_for_from_its_claim_to_its_last_sign_of_life_on_each_node(attempt):
-    r = orchestrator.close_attempt(attempt, RUN.name, 1, "id", "")
+    r = orchestrator.close_attempt(attempt, RUN.name, 1, "id", None)
     assert r.status == "interrupted"
     assert machine_seconds([r]) == pytest.approx(2 * 30, abs=1)
     assert r.clock != launchers.boot_clock()  # others beside it are paid for on their own
@@ -430,4 +436,87 @@ def test_a_job_that_still_waits_in_the_queue_has_cost_nothing(attempt):
     assert machine_seconds((), [found["interval"]]) == pytest.approx(2 * 40, abs=1)
     (attempt / "claim.json").unlink()
     assert orchestrator.read_in_flight(RUN.name, 1, attempt)["interval"] is None
-    assert orchestrator.close_attempt(attempt, RUN.name, 1, "id", "").wall_s == 0
+    assert orchestrator.close_attempt(attempt, RUN.name, 1, "id", None).wall_s == 0
+
+
+# ---------------------------------------------------------------------------------------------
+# What ended while nobody looked
+
+
+@pytest.fixture
+def unseen(launcher, attempt):
+    """A job that was submitted and claimed, and whose orchestrator died."""
+    run = launcher.start(Job(("true",), {}, attempt))
+    claim, times = attempt / "claim.json", os.stat(attempt / "claim.json")
+    claim.write_text(json.dumps({"job": run.job_id, "host": "n0"}))
+    os.utime(claim, ns=(times.st_atime_ns, times.st_mtime_ns))
+    return run
+
+
+def judged(attempt, exit):
+    r = orchestrator.close_attempt(attempt, RUN.name, 1, "id", exit)
+    return r.status, r.reason, round(r.wall_s)
+
+
+@pytest.mark.parametrize(
+    "left", [None, (0, "itself"), (1, "itself"), (-15, A_SIGNAL), (1, "stall")]
+)
+@pytest.mark.parametrize("order", ["", "the budget is spent"])
+@pytest.mark.parametrize(
+    "state",
+    [*slurm.ENDED_BY, "COMPLETED", "FAILED", "OUT_OF_MEMORY"],
+)
+def test_a_job_that_ended_unseen_is_judged_as_if_it_had_been_watched(
+    commands, unseen, attempt, state, order, left
+):
+    if left:
+        leave_exit(unseen, *left)
+    if order:
+        launchers.write_whole(attempt / "order.json", {"why": order})
+    leave_the_queue(commands, unseen)
+    commands.facts = f"JobId=1 JobState={state} RunTime=00:00:07"
+    later = judged(attempt, slurm.SlurmLauncher(attempt.parents[1] / "code").end_of(attempt))
+    (attempt / "output.log").write_bytes(b"")  # without what was explained there
+    deadline = time.monotonic() + 10
+    while (exit := unseen.poll()) is None:
+        assert time.monotonic() < deadline
+    assert later == judged(attempt, exit)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "order", "words"),
+    [
+        (True, "", orchestrator.UNRECORDED),
+        (False, "", orchestrator.NEVER_BEGAN),
+        (True, "the operator stopped it", "the operator stopped it"),
+    ],
+)
+def test_of_a_job_that_slurm_forgot_only_what_is_known_is_told(
+    commands, unseen, attempt, claimed, order, words
+):
+    if not claimed:
+        (attempt / "claim.json").unlink()
+    if order:
+        launchers.write_whole(attempt / "order.json", {"why": order})
+    commands.known.clear()
+    commands.facts = "JobId=1 JobState=COMPLETED RunTime=00:00:07"  # its number was given again
+    leave_the_queue(commands, unseen)
+    status, reason, wall_s = judged(attempt, unseen.launcher.end_of(attempt))
+    assert (status, reason) == ("interrupted", words)
+    assert bool(wall_s) == claimed
+
+
+def test_a_job_cancelled_unseen_before_it_began_is_told_as_that(commands, unseen, attempt):
+    (attempt / "claim.json").unlink()
+    commands.facts = "JobId=1 JobState=CANCELLED RunTime=00:00:00"
+    leave_the_queue(commands, unseen)
+    told = judged(attempt, unseen.launcher.end_of(attempt))
+    assert told == ("interrupted", "it was cancelled in Slurm", 0)
+
+
+def test_an_exit_file_that_shows_up_late_counts_unseen_too(commands, unseen, attempt, monkeypatch):
+    monkeypatch.setattr(slurm, "VISIBLE_S", 1e9)
+    monkeypatch.setattr(slurm.time, "sleep", lambda _: leave_exit(unseen, 0))
+    commands.facts = "JobId=1 JobState=COMPLETED RunTime=00:00:07"
+    leave_the_queue(commands, unseen)
+    assert unseen.launcher.end_of(attempt)["returncode"] == 0
