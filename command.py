@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from experiment import TRAINER_FLAGS, Experiment
+from machine import named_gpus
 from records import RunConfig
 
 # Workers meet on this machine and nowhere else, whatever its host name resolves to.
@@ -92,18 +93,7 @@ def extra_environment(e: Experiment, exp_dir: Path, slot: int = 0) -> dict[str, 
     elif e.slots * e.processes > 1:
         env["OMP_NUM_THREADS"] = str(share)
     if e.device == "cuda" and e.slots > 1:
-        ids = visible_entries(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        ids = named_gpus(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         ids = ids or [str(n) for n in range(e.slots * e.processes)]
         env["CUDA_VISIBLE_DEVICES"] = ",".join(ids[slot * e.processes :][: e.processes])
     return env
-
-
-def visible_entries(listed: str | None) -> list[str]:
-    """The GPUs that CUDA_VISIBLE_DEVICES names: indices, UUIDs, MIG-...; as CUDA reads it, the
-    first entry that can be none (empty, -1) ends the list."""
-    entries = []
-    for entry in map(str.strip, (listed or "").split(",")):
-        if not entry or entry.startswith("-"):
-            break
-        entries.append(entry)
-    return entries

@@ -73,6 +73,19 @@ def runs_by_hand(e: Experiment) -> list[RunConfig]:
     return stage.wanted(nothing_yet) if e.plan == "manual" else []
 
 
+def every_seed_once(e: Experiment) -> None:
+    """Raise ValueError where two runs by hand would be the same training: a copy is no repeat."""
+    seen: dict[tuple, RunConfig] = {}
+    for run in runs_by_hand(e):
+        trained = run.arm.configuration, run.seed, run.num_iterations
+        if other := seen.get(trained):
+            raise ValueError(
+                f"{other.name} and {run.name} would be the same training (seed {run.seed}):"
+                " a repeat of an arm takes its seed + 1000; give seeds that lie closer together"
+            )
+        seen[trained] = run
+
+
 def check_passes(e: Experiment) -> None:
     """A process's share of a batch has to be so many equal passes."""
     share, pass_size = e.profile.batch_size // e.processes, e.profile.device_batch_size

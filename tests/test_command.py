@@ -9,7 +9,8 @@ import pytest
 from invent import arm, experiment
 
 import command
-from command import build_command, extra_environment, visible_entries
+from command import build_command, extra_environment
+from machine import named_gpus
 from records import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,8 +134,11 @@ def test_a_job_has_its_share_from_slurm(tmp_path):
 @pytest.mark.parametrize(
     ("listed", "entries"),
     [
-        (None, []),
         ("", []),
+        ("1,1", []),  # a device given twice: none at all
+        ("2,+1,07x", ["2", "1", "7"]),
+        ("0,GPU-8c1f", ["0"]),
+        ("GPU-8c1f, GPU-99", ["GPU-8c1f"]),
         ("0,1", ["0", "1"]),
         (" 3 , 1 ", ["3", "1"]),
         ("1,0,", ["1", "0"]),
@@ -147,7 +151,7 @@ def test_a_job_has_its_share_from_slurm(tmp_path):
     ],
 )
 def test_gpus_are_read_as_cuda_reads_them(listed, entries):
-    assert visible_entries(listed) == entries
+    assert named_gpus(listed) == entries
 
 
 @pytest.mark.parametrize(
@@ -156,6 +160,7 @@ def test_gpus_are_read_as_cuda_reads_them(listed, entries):
         (None, 1, ["0", "1", "2", "3"]),
         ("7,5,3,1", 1, ["7", "5", "3", "1"]),
         ("7, 5 ,3,1,-1,9", 2, ["7,5", "3,1"]),
+        ("+7,05,3,1,GPU-a", 2, ["7,5", "3,1"]),  # what visible_gpus counts is what is shared
         ("GPU-a,GPU-b,GPU-c,GPU-d,", 2, ["GPU-a,GPU-b", "GPU-c,GPU-d"]),
         ("MIG-a,MIG-b,MIG-c", 1, ["MIG-a", "MIG-b", "MIG-c"]),
     ],
