@@ -353,8 +353,11 @@ def is_attempt(entry: os.DirEntry) -> bool:
 
 
 # in an attempt's folder, half written by who was killed
-LITTER = re.compile(r"\.(config|result|exit|order)\.json\.[0-9]+\.tmp|\.claim\..+")
-LEFT_BEHIND = re.compile(r"\.[\w.-]+\.([0-9]+)\.tmp")  # by a writer of this process id
+LITTER = re.compile(r"\.(config|result|exit|order)\.json\.[0-9]+(-[0-9]+)?\.tmp|\.claim\..+")
+LEFT_BEHIND = re.compile(  # by a writer of this process id, or by a report, which hides its own
+    r"\.[\w.-]+\.(?:([0-9]{1,10})(?:-[0-9]+)?|[0-9a-f]{16})\.tmp"
+)
+ABANDONED_S = 3600.0  # no report writes one file for so long
 
 
 def sweep(exp_dir: Path, records: Records, launcher: Launcher) -> None:
@@ -372,7 +375,8 @@ def sweep(exp_dir: Path, records: Records, launcher: Launcher) -> None:
             sweep_attempt(exp_dir, folder, folder in ours, launcher)
     with contextlib.suppress(OSError):
         now = os.lstat(exp_dir / "lock.json").st_mtime  # made just now, by the disk's clock
-        for path in exp_dir.glob(".*"):
+        code = exp_dir / "code"
+        for path in [*exp_dir.glob(".*"), *(() if code.is_symlink() else code.glob(".*"))]:
             with contextlib.suppress(OSError, ValueError):
                 if is_left_behind(path, now):
                     path.unlink()
@@ -391,12 +395,18 @@ def sweep_attempt(exp_dir: Path, folder: Path, ours: bool, launcher: Launcher) -
 
 def is_left_behind(path: Path, now: float) -> bool:
     """Whether nobody will need this file of an experiment's own folder any more."""
-    long_ago = now - os.lstat(path).st_mtime > STALE_S
+    found = os.lstat(path)
+    if not stat.S_ISREG(found.st_mode):
+        return False
+    age_s = now - found.st_mtime
+    long_ago = age_s > STALE_S
     if re.fullmatch(r"\.lock\..+\.[0-9]+", path.name):
         _, lives, certain = look_at(path, now)
         return not lives and (certain or long_ago)
     match = LEFT_BEHIND.fullmatch(path.name)
-    return bool(match) and long_ago and process_birth(match[1]) is None
+    if not match or match[1] is None:
+        return bool(match) and age_s > ABANDONED_S
+    return long_ago and process_birth(match[1]) is None
 
 
 def next_free(path: Path, word: str) -> Path:

@@ -700,7 +700,8 @@ def test_attempts_behind_a_link_are_passed_over_and_left_alone(attempts, tmp_pat
 
 
 def test_litter_of_killed_sittings_is_removed_and_nothing_else(attempts):
-    exp_dir, long_ago = attempts.exp_dir, time.time() - 1000
+    exp_dir, long_ago = attempts.exp_dir, time.time() - 4000
+    (exp_dir / "code").mkdir(parents=True)
     old, new = attempts.next_attempt(RUN)[0], exp_dir / "aux_8/run_0/attempt_2"
     new.mkdir(parents=True)
     stray = exp_dir / "aux_6_copy/run_0"
@@ -715,6 +716,11 @@ def test_litter_of_killed_sittings_is_removed_and_nothing_else(attempts):
         (exp_dir / f".lock.{dead['host']}.4194305", json.dumps(dead)),
         (exp_dir / ".lock.elsewhere.7", json.dumps(elsewhere)),
         (exp_dir / ".overrides.json.4194305.tmp", "{"),
+        (exp_dir / ".overrides.json.4194305-2.tmp", "{"),
+        (exp_dir / ".analysis_report.txt.0123456789abcdef.tmp", "the re"),
+        (exp_dir / ".verdict.png.0123456789012345.tmp", ""),
+        (exp_dir / "code" / ".launchers.py.4194305.tmp", ""),
+        (new / ".result.json.77-1.tmp", "{"),
     ]
     kept = [
         (stray / "notes", "mine"),
@@ -722,6 +728,9 @@ def test_litter_of_killed_sittings_is_removed_and_nothing_else(attempts):
         (exp_dir / f".results.json.{me}.tmp", "{"),  # its writer lives
         (exp_dir / ".lock.here.9", json.dumps(Lock(exp_dir).me)),
         (exp_dir / ".notes", "mine"),
+        (exp_dir / ".notes.txt.0123456789ABCDEF.tmp", "mine"),
+        (exp_dir / ".notes.txt.0123456789abcde.tmp", "mine"),
+        (exp_dir / "notes.txt.0123456789abcdef.tmp", "mine"),
         (exp_dir / "notes.txt", "mine"),
         (exp_dir / "aux_6" / "notes.txt", "mine"),
     ]
@@ -731,6 +740,13 @@ def test_litter_of_killed_sittings_is_removed_and_nothing_else(attempts):
     for path in (exp_dir / ".lock.elsewhere.8", exp_dir / ".x.json.4194305.tmp"):  # just now
         path.write_text(json.dumps(elsewhere))
         kept.append((path, ""))
+    report = exp_dir / ".x.png.0123456789abcdef.tmp"  # half an hour ago: it may go on
+    report.touch()
+    os.utime(report, (time.time() - 1800, time.time() - 1800))
+    link = exp_dir / ".y.png.0123456789abcdef.tmp"
+    link.symlink_to(stray / "notes")
+    os.utime(link, (long_ago, long_ago), follow_symlinks=False)
+    kept += [(report, ""), (link, "")]
     with Lock(exp_dir):
         reconcile(exp_dir, "id", NoLauncher(), lambda _: None)
     assert not [path for path, _ in litter if path.exists()]
