@@ -699,7 +699,7 @@ def made_first(path: Path, text: str, mine: Path) -> bool:
     finally:
         mine.unlink(missing_ok=True)
     try:
-        with open(path, "x") as file:
+        with naming(path), open(path, "x") as file:
             file.write(text)
     except FileExistsError:
         return False

@@ -305,7 +305,8 @@ class SlurmLauncher:
         """Raises CannotStart in sbatch's own words where it says no, and OSError where after
         PATIENCE_S nobody knows whether the job was accepted."""
         script = job.folder / "job.sh"
-        script.write_text(job_script(job, self.program, self.nodes, self.workers))
+        text = job_script(job, self.program, self.nodes, self.workers)
+        launchers.replace_file(script, text.encode())
         offered = [f"--export=ALL,{launchers.MARK}={job.folder}", f"--comment={job.folder}"]
         if self.gpus_per_node:
             offered.append(f"--gres=gpu:{self.gpus_per_node}")
