@@ -13,6 +13,9 @@ from records import RunConfig
 
 # Workers meet on this machine and nowhere else, whatever its host name resolves to.
 ONE_MACHINE = ("--standalone", "--nnodes=1", "--local-addr=127.0.0.1")
+# Else torchrun makes a folder torchelastic_... for each run, and leaves it in the temporary folder.
+# All output goes to output.log, so nothing would be in it.
+NO_LOG_DIR = f"--log-dir={os.devnull}"
 
 
 def build_command(
@@ -34,7 +37,7 @@ def build_command(
     asked = {"--unet_skips": run.arm.unet_skips, "--log_grad_norms": e.log_grad_norms}
     flags += [flag for flag, is_asked in asked.items() if is_asked]
     per_node = f"--nproc_per_node={e.processes // e.nodes}"
-    return (*launcher(), *ONE_MACHINE, per_node, str(script), *flags)
+    return (*launcher(), *ONE_MACHINE, per_node, NO_LOG_DIR, str(script), *flags)
 
 
 def launcher() -> tuple[str, ...]:

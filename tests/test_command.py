@@ -1,6 +1,7 @@
 """The command of a run and its environment: what is launched, with whose Python, on which share."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,8 @@ def test_a_run_is_launched_with_this_python_on_this_machine_alone():
     assert words[:3] == (sys.executable, "-m", "torch.distributed.run")
     options = words[3 : words.index("t.py")]
     assert options == (
-        "--standalone", "--nnodes=1", "--local-addr=127.0.0.1", "--nproc_per_node=4"
+        "--standalone", "--nnodes=1", "--local-addr=127.0.0.1", "--nproc_per_node=4",
+        "--log-dir=/dev/null",
     )  # fmt: skip
 
 
@@ -42,6 +44,20 @@ def test_the_installed_torchrun_takes_these_options():
     args = parse_args(list(built(processes=4)[3:]))
     assert (args.standalone, args.nnodes, args.local_addr) == (True, "1", "127.0.0.1")
     assert (args.nproc_per_node, args.training_script) == ("4", "t.py")
+
+
+def test_the_installed_torchrun_leaves_nothing_in_the_temporary_folder(tmp_path, monkeypatch):
+    """It would make a folder for each run; and the exit code of a worker is told without one."""
+    (tmp_path / "t.py").write_text("import os, sys\nprint('rank', os.environ['RANK'])\nsys.exit(2)")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    words = built(processes=2)
+    command = [*words[: words.index("t.py")], str(tmp_path / "t.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert re.search(r"exitcode\s*: 2 ", done.stderr)
+    assert done.stdout.count("rank") >= 1
+    assert not list((tmp_path / "tmp").iterdir())
 
 
 def program(folder: Path, name: str) -> str:

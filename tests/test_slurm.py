@@ -216,7 +216,7 @@ def test_script_of_a_run_that_spans_nodes(tmp_path, monkeypatch):
     assert f"srun --ntasks-per-node=1 {sys.executable} -m torch.distributed.run --rdzv_b" in script
     assert '--rdzv_endpoint="$(hostname):' in script
     assert script.count("--nnodes=") == script.count("--nnodes=2") == 1
-    assert "--nproc_per_node=8 t.py --num_iterations" in script
+    assert "--nproc_per_node=8 --log-dir=/dev/null t.py --num_iterations" in script
     assert "--standalone" not in script
     assert "--local-addr" not in script  # each node has an address of its own
 
@@ -224,7 +224,7 @@ def test_script_of_a_run_that_spans_nodes(tmp_path, monkeypatch):
 def test_script_of_a_run_on_one_node(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHRUN", "'sh' -x")
     script = script_of(tmp_path, nodes=1)
-    assert "sh -x --standalone --nnodes=1 --local-addr=127.0.0.1 --nproc_per_node=8 t.py" in script
+    assert "sh -x --standalone --nnodes=1 --local-addr=127.0.0.1 --nproc_per_node=8 --log" in script
     assert "export A='b c'\n" in script
     assert "srun" not in script
 
