@@ -130,6 +130,10 @@ class SlurmRun:
         return f"job {self.job_id}"
 
     @property
+    def ran_as(self) -> str:
+        return claimed_by(self.job.folder) or self.job_id
+
+    @property
     def begun(self) -> bool:
         return (self.job.folder / "claim.json").exists()
 
@@ -153,11 +157,11 @@ class SlurmRun:
     def _cancel(self) -> None:
         self.told_s = time.monotonic()
         with contextlib.suppress(OSError):  # then it is told again
-            slurm("scancel", self.job_id)
+            slurm("scancel", *(self.launcher.jobs_of(self.job.folder) or [self.job_id]))
 
     def _ask(self) -> dict[str, str]:
         if time.monotonic() - self.asked_s > POLL_S:
-            self.facts, self.asked_s = job_facts(self.job_id) or self.facts, time.monotonic()
+            self.facts, self.asked_s = job_facts(self.ran_as) or self.facts, time.monotonic()
         return self.facts
 
     def poll(self) -> dict | None:
@@ -165,11 +169,12 @@ class SlurmRun:
 
         Where the watcher left no exit.json, whoever ended the job is in Slurm's state of it. A
         state that names nobody, a failure to start included, is the run's own crash. A failure that
-        the watcher saw waits for that state too.
+        the watcher saw waits for that state too. A submission whose answer came too late may have
+        become a second job: the attempt lives as long as one of its name does.
         """
         exit = read_exit(self.job.folder)
         now = time.monotonic()
-        in_queue = self.launcher.in_queue(self.job_id)
+        in_queue = bool(self.launcher.jobs_of(self.job.folder))
         if exit is None and in_queue:
             self.ended_s = None
             if self.told_s is not None and now - self.told_s > RETRY_S:
@@ -197,7 +202,7 @@ class SlurmRun:
         """exit.json, or one in its place, with what is known of why the job ended."""
         if exit is None:
             now = time.monotonic()
-            exit = exit_record(None, why or "itself", now - ran_s, self.job_id, self.nodes)
+            exit = exit_record(None, why or "itself", now - ran_s, self.ran_as, self.nodes)
             if why is None:
                 self._explain(state)
         elif state == "OUT_OF_MEMORY":
@@ -214,7 +219,7 @@ class SlurmRun:
         ):
             log.seek(max(0, log.seek(0, os.SEEK_END) - 500))
             said = log.read(500)
-        self._note(f"job {self.job_id} ended as {state or 'unknown'}")
+        self._note(f"job {self.ran_as} ended as {state or 'unknown'}")
         self._note(said.decode(errors="replace"))
 
     def _note(self, line: str) -> None:
@@ -255,8 +260,14 @@ def job_id_in_memory(folder: Path) -> str:
         ids = slurm("squeue", "--noheader", "--me", "--states=all", named, "--format=%i").split()
     except OSError:
         return ""
-    claimed = str((read_object(folder / "claim.json") or {}).get("job"))
+    claimed = claimed_by(folder)
     return claimed if claimed in ids else (ids or [""])[-1]
+
+
+def claimed_by(folder: Path) -> str:
+    """The job that runs or ran an attempt; empty where none has begun."""
+    job_id = (read_object(folder / "claim.json") or {}).get("job")
+    return job_id if isinstance(job_id, str) and job_id.isdecimal() else ""
 
 
 def job_id_of(printed: str) -> str:
@@ -338,7 +349,7 @@ class SlurmLauncher:
 
     def find(self, folder: Path) -> SlurmRun | None:
         """The job of an attempt that an earlier orchestrator submitted, if it still is one."""
-        ids = [job_id for job_id, name in self.queue.items() if name == job_name(folder)]
+        ids = self.jobs_of(folder)
         return SlurmRun(Job((), {}, folder), ids[0], self) if ids else None
 
     def end_of(self, folder: Path) -> dict | None:
@@ -385,8 +396,9 @@ class SlurmLauncher:
         self.queue = {job_id: name for job_id, _, name in (line.partition(" ") for line in lines)}
         return True
 
-    def in_queue(self, job_id: str) -> bool:
-        return job_id in self.queue
+    def jobs_of(self, folder: Path) -> list[str]:
+        """The jobs of an attempt that wait or run: one, or none; of which one can claim it."""
+        return [job_id for job_id, name in self.queue.items() if name == job_name(folder)]
 
     def wait(self, runs: list[SlurmRun], timeout_s: float) -> None:
         time.sleep(timeout_s)

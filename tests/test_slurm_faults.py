@@ -115,6 +115,24 @@ def test_a_submission_that_timed_out_and_was_accepted_is_not_repeated(commands, 
     assert commands.count("sbatch") == 1
 
 
+def test_of_two_jobs_of_one_attempt_the_one_that_claimed_it_is_followed(commands, run):
+    """sbatch gave up, and the controller accepted its job all the same: after the second one."""
+    commands.queue["2"] = commands.queue["1"]
+    (run.job.folder / "claim.json").write_text(json.dumps({"job": "2", "host": "n0"}))
+    commands.facts = "JobId=1 JobState=COMPLETED RunTime=00:00:01"
+    del commands.queue["1"]  # it found the attempt claimed
+    run.launcher.ask()
+    for _ in range(3):
+        assert run.poll() is None
+        time.sleep(slurm.VISIBLE_S)
+    run.stop("the operator stopped it")
+    assert commands.given[-1] == ("scancel", "2")
+    leave_the_queue(commands, run)
+    commands.facts = "JobId=2 JobState=CANCELLED RunTime=00:00:07"
+    assert end_of(run).reason.startswith("the operator stopped it")
+    assert commands.given[-1][-1] == "2"  # and it was asked about
+
+
 def test_a_submission_that_cannot_work_is_an_error_at_once(launcher, tmp_path, monkeypatch):
     def refuse(*command):
         raise OSError("sbatch: error: invalid partition specified: gpu")
