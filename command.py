@@ -8,10 +8,14 @@ import sys
 from pathlib import Path
 
 from experiment import TRAINER_FLAGS, Experiment
+from machine import named_gpus
 from records import RunConfig
 
 # Workers meet on this machine and nowhere else, whatever its host name resolves to.
 ONE_MACHINE = ("--standalone", "--nnodes=1", "--local-addr=127.0.0.1")
+# Else torchrun makes a folder torchelastic_... for each run, and leaves it in the temporary folder.
+# All output goes to output.log, so nothing would be in it.
+NO_LOG_DIR = f"--log-dir={os.devnull}"
 
 
 def build_command(
@@ -33,7 +37,7 @@ def build_command(
     asked = {"--unet_skips": run.arm.unet_skips, "--log_grad_norms": e.log_grad_norms}
     flags += [flag for flag, is_asked in asked.items() if is_asked]
     per_node = f"--nproc_per_node={e.processes // e.nodes}"
-    return (*launcher(), *ONE_MACHINE, per_node, str(script), *flags)
+    return (*launcher(), *ONE_MACHINE, per_node, NO_LOG_DIR, str(script), *flags)
 
 
 def launcher() -> tuple[str, ...]:
@@ -92,18 +96,7 @@ def extra_environment(e: Experiment, exp_dir: Path, slot: int = 0) -> dict[str, 
     elif e.slots * e.processes > 1:
         env["OMP_NUM_THREADS"] = str(share)
     if e.device == "cuda" and e.slots > 1:
-        ids = visible_entries(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        ids = named_gpus(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         ids = ids or [str(n) for n in range(e.slots * e.processes)]
         env["CUDA_VISIBLE_DEVICES"] = ",".join(ids[slot * e.processes :][: e.processes])
     return env
-
-
-def visible_entries(listed: str | None) -> list[str]:
-    """The GPUs that CUDA_VISIBLE_DEVICES names: indices, UUIDs, MIG-...; as CUDA reads it, the
-    first entry that can be none (empty, -1) ends the list."""
-    entries = []
-    for entry in map(str.strip, (listed or "").split(",")):
-        if not entry or entry.startswith("-"):
-            break
-        entries.append(entry)
-    return entries

@@ -7,7 +7,8 @@ killed torchrun leaves them on the GPU. Hence a watcher between orchestrator and
 each run: a small process that adopts every orphan below it (PR_SET_CHILD_SUBREAPER), takes orders
 through its standard input, and ends everything below it when it is told to, when the run's time is
 up, when torchrun ends, or when that pipe closes because the orchestrator is gone, however it died.
-Its last act is `exit.json`: exit code, who ended the run, and the machine time it took.
+Its last act is `exit.json`: exit code, who ended the run, and the machine time it took. Room for it
+is taken on the disk before the run begins, which may fill it.
 
 A watcher may be killed, stopped or hang, too. So it has a parent that does nothing but wait for
 it: the guard adopts what a killed watcher leaves and ends it, and ends a watcher that does not do
@@ -38,6 +39,9 @@ UNKILLABLE_S = 10.0  # a process that SIGKILL did not end by then hangs in the k
 TELLING = {signal.SIGTERM, signal.SIGINT}  # a guard or a watcher to end its run
 MARK = "AUX_HEADS_RUN"  # in the environment of every process of a run: the run's folder
 CANNOT_START = "the launcher could not be started"  # who ended a run that never began
+NO_SPACE = "no space left on the disk"  # what ended a run whose log could not grow
+FAILED = "its watcher failed"
+OF_THE_MACHINE = (CANNOT_START, NO_SPACE, FAILED)  # and the next run would not fare better
 
 
 class Job(NamedTuple):  # not a dataclass: the watcher would import that for every run
@@ -141,6 +145,10 @@ class LocalLauncher:
     def find(self, folder: Path) -> LocalRun | None:
         """A run of an earlier sitting that goes on: never here, its watcher ended it."""
         return None
+
+    def end_of(self, folder: Path) -> dict | None:
+        """How an attempt ended that nobody follows any more; None where nobody knows."""
+        return read_exit(folder)
 
     def settle(self, exp_dir: Path) -> None:
         settle(exp_dir)
@@ -263,14 +271,17 @@ def guard(folder: Path, command: list[str], job: str = "") -> int:
     """Start the watcher, and do its work should it die or not do it in time."""
     start_s, me = time.monotonic(), os.getpid()
     prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a killed watcher leaves comes here
+    if job and not claim(folder, job):
+        return 0  # the attempt is another job's
+    last_word = LastWord(folder)
     watcher = os.fork()
     if watcher == 0:
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         os.setsid()  # a signal to the guard's process group is not one to the watcher's
-        return watch(folder, command, job, me) if os.getppid() == me else 1
+        return watch(folder, command, job, me, last_word) if os.getppid() == me else 1
     status, why = guarded(watcher, *deadline_of(folder, start_s, job), takes_orders=not job)
     if status == 0:
-        return 0  # exit.json is written, or the attempt is another job's
+        return 0  # exit.json is written
     ours = (lambda: below(me)) if job else (lambda: below(me) | {*marked(folder)} - {me})
     deadline = time.monotonic() + UNKILLABLE_S
     while (processes := ours()) and time.monotonic() < deadline:
@@ -279,7 +290,7 @@ def guard(folder: Path, command: list[str], job: str = "") -> int:
     if not job and read_exit(folder) is None:
         if why == "itself" and is_orphaned(patience_s=1.0):
             why = ORPHANED  # both were killed, one a moment before the other
-        write_exit(folder, None, why, start_s, job)
+        last_word.write(None, why, start_s, job)
     return 1
 
 
@@ -353,21 +364,18 @@ def wakened_by(*signals: int) -> int:
 A_SIGNAL = "a signal to the watcher"
 ORPHANED = "the orchestrator died"
 UNGUARDED = "its guard was killed"
-FAILED = "its watcher failed"
 ORDER_BYTES = 200
 
 
-def watch(folder: Path, command: list[str], job: str, guard: int) -> int:
+def watch(folder: Path, command: list[str], job: str, guard: int, last_word: "LastWord") -> int:
     """Run the command to its end, or to the first order; leave nothing behind; write exit.json.
 
     With a job, orders do not come through standard input but as SIGTERM, with the reason in
-    order.json, and the attempt has to be claimed first: only one job may ever run it.
+    order.json.
     """
     start_s = time.monotonic()
-    if job and not claim(folder, job):
-        return 0
     limit = limit_of(folder, job)
-    finish = functools.partial(write_exit, folder, start_s=start_s, job=job)
+    finish = functools.partial(last_word.write, start_s=start_s, job=job)
     prctl(PR_SET_CHILD_SUBREAPER, 1)  # become the parent of every orphan below
     wake = wakened_by(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     killed_before = memory_kills()
@@ -382,7 +390,10 @@ def watch(folder: Path, command: list[str], job: str, guard: int) -> int:
         ended_by = UNGUARDED
     end_descendants(child, 0.0 if ended_by == "itself" else GRACE_S)
     if ended_by == "itself" and memory_kills() > killed_before:
-        tell_memory_kill(folder / "output.log", child.returncode)
+        with contextlib.suppress(OSError):  # on a full disk, which is told below
+            tell_memory_kill(folder / "output.log", child.returncode)
+    if ended_by == "itself" and is_full(folder):
+        ended_by = f"{NO_SPACE}: {folder / 'output.log'}"
     finish(child.returncode, ended_by)
     if os.getppid() == guard:
         os.kill(guard, signal.SIGCONT)  # should it have been stopped: it can end, too
@@ -511,11 +522,52 @@ def exit_record(
     }
 
 
-def write_exit(
-    folder: Path, returncode: int | None, ended_by: str, start_s: float, job: str
-) -> None:
-    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", 1)) if job else 1
-    write_whole(folder / "exit.json", exit_record(returncode, ended_by, start_s, job, nodes))
+ROOM = 4096  # bytes, a block of most disks; more than an exit.json has
+
+
+class LastWord:
+    """exit.json, before it is one: its room is taken now, and blanks become words in place. Without
+    it a run that ended on a full disk would have ended unseen, however complete it is.
+
+    Raises OSError where the disk is full already: then nothing is begun. Guard and watcher share
+    it; one of them speaks.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder / "exit.json"
+        self.temporary = temporary_of(self.path)
+        with naming(self.path):
+            self.temporary.unlink(missing_ok=True)
+            self.file = open(self.temporary, "xb")  # noqa: SIM115 (until the run has ended)
+            self._put(b"")
+
+    def write(self, returncode: int | None, ended_by: str, start_s: float, job: str) -> None:
+        nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", 1)) if job else 1
+        record = exit_record(returncode, ended_by, start_s, job, nodes)
+        try:
+            self._put(json.dumps(record).encode())
+            os.replace(self.temporary, self.path)
+        except OSError:  # somebody removed it, or a disk that writes nothing in place
+            write_whole(self.path, record)
+
+    def _put(self, data: bytes) -> None:
+        self.file.seek(0)
+        self.file.write(data.ljust(ROOM - 1) + b"\n")
+        self.file.flush()
+
+
+def is_full(folder: Path) -> bool:
+    """Whether the disk takes nothing more, so that what a run had to say may be lost."""
+    probe = temporary_of(folder / "exit.json")
+    try:
+        with open(probe, "xb") as file:
+            file.write(bytes(ROOM))
+        return False
+    except OSError as error:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
 
 
 def write_whole(path: Path, value: dict) -> None:
@@ -595,9 +647,14 @@ def read_exit(folder: Path) -> dict | None:
     return read_object(folder / "exit.json")
 
 
+def temporary_of(path: Path) -> Path:
+    """Where this process writes what is to lie there when it is whole."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
 def replace_file(path: Path, data: bytes) -> None:
     """Put a whole new file in this place; a link that lies there is replaced, not followed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     with naming(path):
         temporary.unlink(missing_ok=True)
         try:
@@ -642,7 +699,7 @@ def made_first(path: Path, text: str, mine: Path) -> bool:
     finally:
         mine.unlink(missing_ok=True)
     try:
-        with open(path, "x") as file:
+        with naming(path), open(path, "x") as file:
             file.write(text)
     except FileExistsError:
         return False

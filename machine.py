@@ -126,7 +126,7 @@ def visible_gpus(asked: int | None = None) -> tuple[str, ...]:
     how many there are: a machine with GPUs must not be taken for one without.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if asked == 0 or (visible is not None and not meant(visible)):
+    if asked == 0 or (visible is not None and not named_gpus(visible)):
         return ()
     try:
         answer = ask("nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader")
@@ -173,7 +173,7 @@ def listed_gpus(rows: str, parts: str) -> tuple[Gpu, ...]:
     return tuple(Gpu(name, uuid, tuple(instances.get(uuid, ()))) for _, uuid, name in gpus)
 
 
-def meant(visible: str) -> list[str]:
+def named_gpus(visible: str) -> list[str]:
     """The entries of CUDA_VISIBLE_DEVICES up to the first that CUDA does not read.
 
     The first entry says of which kind all are: GPU-..., MIG-... or numbers, of which only the
@@ -200,7 +200,7 @@ def as_cuda_sees(gpus: Sequence[Gpu], visible: str | None) -> tuple[Gpu, ...]:
     divided GPUs a process sees one, and no other device beside it (NVIDIA's MIG user guide).
     """
     seen: list[Gpu] = []
-    for key in map(str, range(len(gpus))) if visible is None else meant(visible):
+    for key in map(str, range(len(gpus))) if visible is None else named_gpus(visible):
         if key.startswith("MIG-"):
             found = [i for gpu in gpus for i in gpu.instances if i.uuid.startswith(key)]
             old = re.match(r"MIG-(GPU-[^/]+)/\d+/\d+", key)  # where newer drivers list other names

@@ -85,9 +85,15 @@ class Code:
         with contextlib.suppress(FileNotFoundError):
             folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
         for name, contents in self.files:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            with open(folder / name, "xb") as file:
-                file.write(contents)
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with open(path, "xb") as file:
+                    file.write(contents)
+            except OSError as error:  # a full disk does not say which file
+                with contextlib.suppress(OSError):
+                    path.unlink()  # half of it would look like an edit
+                raise OSError(error.errno, error.strerror, str(path)) from None
 
     def told(self) -> Iterator[str]:
         """Lines for a person, before the first run."""

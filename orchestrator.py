@@ -220,7 +220,9 @@ def reconcile(
         if folder not in to_close or launcher.find(folder.resolve()):
             continue
         try:
-            result = close_attempt(folder, name, attempt, experiment_id, distrust.get(folder, ""))
+            ended = launcher.end_of(folder.resolve())
+            why = distrust.get(folder, "")
+            result = close_attempt(folder, name, attempt, experiment_id, ended, why)
         except (ValueError, FileNotFoundError) as error:
             aside = next_free(folder / "config.json", "damaged")
             with contextlib.suppress(FileNotFoundError):
@@ -242,10 +244,21 @@ def outcome(r: RunResult) -> str:
     return f"val loss {r.val_loss:.4f}" if r.status == "ok" else f"{r.status}: {r.reason}"
 
 
+UNRECORDED = "nobody recorded its end: orchestrator and watcher died, or the disk was full"
+NEVER_BEGAN = "its job left the queue before it began, and Slurm does not know why any more"
+
+
 def close_attempt(
-    folder: Path, name: str, attempt: int, experiment_id: str, distrust: str = ""
+    folder: Path,
+    name: str,
+    attempt: int,
+    experiment_id: str,
+    ended: Mapping | None,
+    distrust: str = "",
 ) -> RunResult:
     """Judge an attempt by what it left; with a reason for distrust, it has to be run again.
+
+    ended: its exit.json, or what its launcher knows in its place.
 
     Raises ValueError when config.json cannot be believed.
     """
@@ -256,9 +269,11 @@ def close_attempt(
         raise ValueError(f"it does not say when the attempt began ({error!r})") from None
     here = interval[0] == launchers.boot_clock()
     latest = (*interval[:2], time.monotonic() if here else math.inf, interval[3])
-    exit = witnessed(launchers.read_exit(folder), latest)
+    exit = witnessed(ended, latest)
     if exit is None:
-        exit = Exit(None, "the orchestrator and the watcher died", *interval)
+        never_began = launched_on(config) == "slurm" and not (folder / "claim.json").exists()
+        unrecorded = NEVER_BEGAN if never_began else UNRECORDED
+        exit = Exit(None, launchers.read_order(folder) or unrecorded, *interval)
     if distrust:
         exit = replace(exit, returncode=None, ended_by=distrust)
         result = judge(run, attempt, LogReader(run.num_iterations), exit)
@@ -338,8 +353,11 @@ def is_attempt(entry: os.DirEntry) -> bool:
 
 
 # in an attempt's folder, half written by who was killed
-LITTER = re.compile(r"\.(config|result|exit|order)\.json\.[0-9]+\.tmp|\.claim\..+")
-LEFT_BEHIND = re.compile(r"\.[\w.-]+\.([0-9]+)\.tmp")  # by a writer of this process id
+LITTER = re.compile(r"\.(config|result|exit|order)\.json\.[0-9]+(-[0-9]+)?\.tmp|\.claim\..+")
+LEFT_BEHIND = re.compile(  # by a writer of this process id, or by a report, which hides its own
+    r"\.[\w.-]+\.(?:([0-9]{1,10})(?:-[0-9]+)?|[0-9a-f]{16})\.tmp"
+)
+ABANDONED_S = 3600.0  # no report writes one file for so long
 
 
 def sweep(exp_dir: Path, records: Records, launcher: Launcher) -> None:
@@ -357,7 +375,8 @@ def sweep(exp_dir: Path, records: Records, launcher: Launcher) -> None:
             sweep_attempt(exp_dir, folder, folder in ours, launcher)
     with contextlib.suppress(OSError):
         now = os.lstat(exp_dir / "lock.json").st_mtime  # made just now, by the disk's clock
-        for path in exp_dir.glob(".*"):
+        code = exp_dir / "code"
+        for path in [*exp_dir.glob(".*"), *(() if code.is_symlink() else code.glob(".*"))]:
             with contextlib.suppress(OSError, ValueError):
                 if is_left_behind(path, now):
                     path.unlink()
@@ -376,12 +395,18 @@ def sweep_attempt(exp_dir: Path, folder: Path, ours: bool, launcher: Launcher) -
 
 def is_left_behind(path: Path, now: float) -> bool:
     """Whether nobody will need this file of an experiment's own folder any more."""
-    long_ago = now - os.lstat(path).st_mtime > STALE_S
+    found = os.lstat(path)
+    if not stat.S_ISREG(found.st_mode):
+        return False
+    age_s = now - found.st_mtime
+    long_ago = age_s > STALE_S
     if re.fullmatch(r"\.lock\..+\.[0-9]+", path.name):
         _, lives, certain = look_at(path, now)
         return not lives and (certain or long_ago)
     match = LEFT_BEHIND.fullmatch(path.name)
-    return bool(match) and long_ago and process_birth(match[1]) is None
+    if not match or match[1] is None:
+        return bool(match) and age_s > ABANDONED_S
+    return long_ago and process_birth(match[1]) is None
 
 
 def next_free(path: Path, word: str) -> Path:
@@ -488,9 +513,12 @@ class Orchestrator:
         try:
             process = self.launcher.start(job)
         except launchers.CannotStart as error:
-            exit = launchers.exit_record(None, f"{launchers.CANNOT_START}: {error}", now)
+            # on a cluster it is a job's, with a clock of its own, that never came to be
+            job_name = f"{run.name} {attempt}" if launched_on(record) == "slurm" else ""
+            why = f"{launchers.CANNOT_START}: {error}"
+            exit = launchers.exit_record(None, why, time.monotonic(), job_name)  # no time was paid
             launchers.write_whole(job.folder / "exit.json", exit)
-            return close_attempt(job.folder, run.name, attempt, self.experiment_id)
+            return close_attempt(job.folder, run.name, attempt, self.experiment_id, exit)
         self._follow(run, attempt, job.folder, process, limits, now)
         return None
 
@@ -504,7 +532,8 @@ class Orchestrator:
             run, config = read_config(folder, name, attempt)
             process = self.launcher.find(folder.resolve())
             if process is None:
-                ended.append(close_attempt(folder, name, attempt, self.experiment_id))
+                end = self.launcher.end_of(folder.resolve())
+                ended.append(close_attempt(folder, name, attempt, self.experiment_id, end))
                 continue
             if not is_number(config.get("limit_s")):
                 raise ValueError(f"{folder}/config.json: limit_s {config.get('limit_s')!r}")
@@ -574,6 +603,12 @@ class Orchestrator:
     def order_stop(self, why: str) -> None:
         for flight in self.flights.values():
             self._stop(flight, why)
+
+    def leave(self, why: str) -> None:
+        """Tell why to the runs that end when this process does. Jobs of a queue go on."""
+        for flight in self.flights.values():
+            if isinstance(flight.process, launchers.LocalRun):
+                self._stop(flight, why)
 
     def stop(self, why: str) -> list[RunResult]:
         """End every run in flight and record it."""

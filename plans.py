@@ -303,19 +303,6 @@ def every_seed(s: Situation) -> list[RunConfig]:
     return runs
 
 
-def every_seed_once(e: Experiment) -> None:
-    """Raise ValueError where two runs by hand would be the same training: a copy is no repeat."""
-    seen: dict[tuple, RunConfig] = {}
-    for run in every_seed(Situation(e, MANUAL[0], None, {}, {}, (), 0.0, Costs(e))):
-        trained = run.arm.configuration, run.seed, run.num_iterations
-        if other := seen.get(trained):
-            raise ValueError(
-                f"{other.name} and {run.name} would be the same training (seed {run.seed}):"
-                " a repeat of an arm takes its seed + 1000; give seeds that lie closer together"
-            )
-        seen[trained] = run
-
-
 CLASSIC = (
     Stage(
         number=1,

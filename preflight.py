@@ -14,7 +14,7 @@ from pathlib import Path
 from experiment import Costs, Experiment
 from machine import ROOT
 from materials import Code, Materials, shards_in
-from plans import PLANS, Situation
+from plans import MANUAL, Situation
 from records import RunConfig, printable
 
 # As data/prepare.py and train_gpt.py have them; a test keeps them equal
@@ -68,9 +68,22 @@ def check_arguments(e: Experiment) -> None:
 
 def runs_by_hand(e: Experiment) -> list[RunConfig]:
     """All runs of a plan by hand; stages choose theirs as they go, with seeds of their own."""
-    stage = PLANS["manual"][0]
+    stage = MANUAL[0]
     nothing_yet = Situation(e, stage, None, {}, {}, (), 3600 * e.budget_hours, Costs(e))
     return stage.wanted(nothing_yet) if e.plan == "manual" else []
+
+
+def every_seed_once(e: Experiment) -> None:
+    """Raise ValueError where two runs by hand would be the same training: a copy is no repeat."""
+    seen: dict[tuple, RunConfig] = {}
+    for run in runs_by_hand(e):
+        trained = run.arm.configuration, run.seed, run.num_iterations
+        if other := seen.get(trained):
+            raise ValueError(
+                f"{other.name} and {run.name} would be the same training (seed {run.seed}):"
+                " a repeat of an arm takes its seed + 1000; give seeds that lie closer together"
+            )
+        seen[trained] = run
 
 
 def check_passes(e: Experiment) -> None:

@@ -65,9 +65,7 @@ def registered(e: Experiment, m: Materials, fingerprint: str | None = None) -> d
             "question": stage.question,
             "rule": stage.rule.format(**vars(e.profile.design)),
             "num_iterations": e.iterations(stage.fraction),
-            "arms": [
-                asdict(replace(arm, unet_skips=e.unet_skips)) for arm in stage.arms or e.arms
-            ],
+            "arms": [asdict(replace(arm, unet_skips=e.unet_skips)) for arm in stage.arms or e.arms],
             "seeds": list(e.seeds) if e.arms else seeds_of(stage.number),
         }
         for stage in PLANS[e.plan]
@@ -199,20 +197,33 @@ def printable_value(value) -> str:
 # An experiment folder
 
 
+OF_A_QUEUE = re.compile(  # where a job's script says cd or --output: of Slurm; of PBS or SGE
+    r"slurm-[0-9]+(_[0-9]+)?\.(out|err)|[\w.-]+\.[oe][0-9]+(\.[0-9]+)?"
+)
+
+
 def is_new(exp_dir: Path) -> bool:
-    """Nothing is there yet: no folder, an empty one, or what a killed beginning left. Raises
-    ValueError for a folder that holds something else."""
+    """Nothing is there yet: no folder, an empty one, what a killed beginning left, or what a queue
+    writes for the job that begins here. Raises ValueError that names what else lies there."""
     path = exp_dir / "experiment_configs.json"
     if os.path.lexists(path):
         return False
     if not exp_dir.exists():
         return True
     ours = re.compile(r"code|lock\.json|\..*")  # before the registration: no run has begun
-    other = [entry for entry in os.listdir(exp_dir) if not ours.fullmatch(entry)]
+    with os.scandir(exp_dir) as entries:
+        other = sorted(
+            entry.name
+            for entry in entries
+            if not ours.fullmatch(entry.name)
+            and not (OF_A_QUEUE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False))
+        )
     if other:
+        more = f" and {len(other) - 1} more" if len(other) > 1 else ""
         raise ValueError(
-            f"--exp_dir {exp_dir}: no {path.name} there; give a folder that run_aux.py made"
-            " (experiments/aux_heads_...), or one that is empty or not there yet to begin in"
+            f"--exp_dir {exp_dir}: no {path.name} there, but {printable(other[0])}{more}; give a"
+            " folder that run_aux.py made (experiments/aux_heads_...), or one that is empty or not"
+            " there yet to begin in"
         )
     return True
 

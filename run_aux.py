@@ -53,16 +53,8 @@ from experiment import (
 from machine import ROOT, cores, git_state, machine, versions, visible_gpus
 from materials import Materials
 from orchestrator import Launcher, Lock, reconcile
-from plans import (
-    PLANS,
-    every_seed_once,
-    forecast,
-    is_second_test,
-    next_step,
-    paid_s,
-    pairs_begun,
-)
-from preflight import check_materials
+from plans import PLANS, forecast, is_second_test, next_step, paid_s, pairs_begun
+from preflight import check_materials, every_seed_once
 from records import Arm, RunResult, duration, machine_seconds, printable, read_records
 from registration import (
     check_choice,
@@ -433,11 +425,10 @@ def run(args, display: Display) -> int:
     if args.dry_run or args.plan_report:
         return show_plan(args, exp_dir, document, e, gpus, display)
     e = as_asked(e, args, gpus)
-    if e.plan == "manual":
-        try:
-            every_seed_once(e)
-        except ValueError as error:
-            raise UsageError(f"--seeds: {error}") from None
+    try:
+        every_seed_once(e)
+    except ValueError as error:
+        raise UsageError(f"--seeds: {error}") from None
     if document is None:
         e = replace(e, budget_hours=args.max_budget_hours or e.budget_hours)
     return begin_or_go_on(args, exp_dir, document, e, gpus, display)

@@ -105,7 +105,7 @@ def fault_of(row: Sequence[RunResult], last: RunResult, results: Sequence[RunRes
     """
     if last.status == "refused":
         return f"{last.run.name}: the trainer refuses: {last.reason}"
-    if last.status == "interrupted" and last.reason.startswith(launchers.CANNOT_START):
+    if last.status == "interrupted" and last.reason.startswith(launchers.OF_THE_MACHINE):
         return f"{last.run.name}: {last.reason}"
     runs = {r.run.name for r in row}
     arms = {r.run.arm.configuration for r in row}
@@ -155,8 +155,18 @@ def with_fault_on_record(e: Experiment, row: Sequence[RunResult], why: str) -> E
 def drive(e: Experiment, s: Session, results: list[RunResult], display: Display) -> int:
     """Run until the plan ends, the stages asked for are decided, or something stops it; the exit
     code."""
-    stop = StopRequest()
     orchestrator = Orchestrator(s.exp_dir, s.experiment_id, s.launcher, e.slots)
+    try:
+        return drive_with(orchestrator, e, s, results, display)
+    except (OSError, ValueError) as error:  # a full disk, a lock or a folder that is gone
+        orchestrator.leave(f"its sitting ended: {error}")
+        raise
+
+
+def drive_with(
+    orchestrator: Orchestrator, e: Experiment, s: Session, results: list[RunResult], display
+) -> int:
+    stop = StopRequest()
     flights, row, fault = orchestrator.flights, failed_last(e, results), ""
 
     def take(ended: Sequence[RunResult]) -> None:

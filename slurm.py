@@ -31,13 +31,16 @@ from pathlib import Path
 import environment
 import launchers
 from command import ONE_MACHINE
-from launchers import A_SIGNAL, Job, exit_record, read_exit, read_order
+from launchers import A_SIGNAL, Job, exit_record, read_exit, read_object, read_order
 
 POLL_S = 1.0  # between two questions to Slurm
 VISIBLE_S = 30.0  # how long a file may take to show up here after its job has ended
 WORD_S = 360.0  # how long Slurm may call a job alive whose run has failed: SlurmdTimeout is 300 s
 PATIENCE_S, RETRY_S = 60.0, 3.0  # with a controller that does not answer
-TRANSIENT = re.compile(r"tim(?:ed|e) ?out|does not answer|contact|[Ss]ocket|onnection|temporarily")
+TRANSIENT = re.compile(  # a refusal may tell whom to contact, too
+    r"timed ?out|time-?out|does not answer|[Uu]nable to contact|[Ss]ocket|onnect|temporarily"
+    r"|Zero Bytes|standby"
+)
 ENDED_BY = {  # Slurm's states of a job that left no exit.json: who ended it
     "TIMEOUT": "timeout",
     "CANCELLED": "it was cancelled in Slurm",
@@ -79,7 +82,8 @@ def slurm(*command: str) -> str:
     except subprocess.TimeoutExpired:
         raise OSError(f"{command[0]} does not answer") from None
     if done.returncode:
-        raise OSError(f"{command[0]}: {' '.join(done.stderr.split()) or done.returncode}")
+        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise OSError(f"{command[0]}: {said.removeprefix(f'{command[0]}: ')}")
     return done.stdout
 
 
@@ -126,6 +130,10 @@ class SlurmRun:
         return f"job {self.job_id}"
 
     @property
+    def ran_as(self) -> str:
+        return claimed_by(self.job.folder) or self.job_id
+
+    @property
     def begun(self) -> bool:
         return (self.job.folder / "claim.json").exists()
 
@@ -142,17 +150,18 @@ class SlurmRun:
 
     def stop(self, why: str) -> None:
         """Say why, then cancel; the watcher ends the run and repeats the reason in exit.json."""
-        launchers.write_whole(self.job.folder / "order.json", {"why": why})
+        with contextlib.suppress(OSError):  # a full disk does not keep a job running
+            launchers.write_whole(self.job.folder / "order.json", {"why": why})
         self._cancel()
 
     def _cancel(self) -> None:
         self.told_s = time.monotonic()
         with contextlib.suppress(OSError):  # then it is told again
-            slurm("scancel", self.job_id)
+            slurm("scancel", *(self.launcher.jobs_of(self.job.folder) or [self.job_id]))
 
     def _ask(self) -> dict[str, str]:
         if time.monotonic() - self.asked_s > POLL_S:
-            self.facts, self.asked_s = job_facts(self.job_id) or self.facts, time.monotonic()
+            self.facts, self.asked_s = job_facts(self.ran_as) or self.facts, time.monotonic()
         return self.facts
 
     def poll(self) -> dict | None:
@@ -160,11 +169,12 @@ class SlurmRun:
 
         Where the watcher left no exit.json, whoever ended the job is in Slurm's state of it. A
         state that names nobody, a failure to start included, is the run's own crash. A failure that
-        the watcher saw waits for that state too.
+        the watcher saw waits for that state too. A submission whose answer came too late may have
+        become a second job: the attempt lives as long as one of its name does.
         """
         exit = read_exit(self.job.folder)
         now = time.monotonic()
-        in_queue = self.launcher.in_queue(self.job_id)
+        in_queue = bool(self.launcher.jobs_of(self.job.folder))
         if exit is None and in_queue:
             self.ended_s = None
             if self.told_s is not None and now - self.told_s > RETRY_S:
@@ -174,8 +184,7 @@ class SlurmRun:
             return exit
         # the job has ended, or is about to; its file, or Slurm's word for why, may come later
         self.ended_s = self.ended_s or now
-        facts = self._ask()
-        state, ran_s = facts.get("JobState", "").split("+")[0], run_time_s(facts.get("RunTime", ""))
+        state, ran_s = state_of(self._ask())
         why = read_order(self.job.folder) or ENDED_BY.get(state)
         if exit is None and state in OVER and not self.begun and not ran_s:
             patience_s = 0.0  # it never ran
@@ -193,7 +202,7 @@ class SlurmRun:
         """exit.json, or one in its place, with what is known of why the job ended."""
         if exit is None:
             now = time.monotonic()
-            exit = exit_record(None, why or "itself", now - ran_s, self.job_id, self.nodes)
+            exit = exit_record(None, why or "itself", now - ran_s, self.ran_as, self.nodes)
             if why is None:
                 self._explain(state)
         elif state == "OUT_OF_MEMORY":
@@ -204,13 +213,20 @@ class SlurmRun:
     def _explain(self, state: str) -> None:
         """Say in the run's log what is known of a job that ended without a word."""
         said = b""
-        with contextlib.suppress(OSError):
-            said = (self.job.folder / "slurm.log").read_bytes()[-500:]
-        self._note(f"job {self.job_id} ended as {state or 'unknown'}")
+        with (
+            contextlib.suppress(OSError),
+            open(self.job.folder / "slurm.log", "rb", opener=launchers.no_link) as log,
+        ):
+            log.seek(max(0, log.seek(0, os.SEEK_END) - 500))
+            said = log.read(500)
+        self._note(f"job {self.ran_as} ended as {state or 'unknown'}")
         self._note(said.decode(errors="replace"))
 
     def _note(self, line: str) -> None:
-        with open(self.job.folder / "output.log", "ab") as log:
+        with (  # where the log takes nothing more, the verdict stands without it
+            contextlib.suppress(OSError),
+            open(self.job.folder / "output.log", "ab", opener=launchers.no_link) as log,
+        ):
             log.write(line.encode() + b"\n")
 
 
@@ -229,6 +245,29 @@ def job_facts(job_id: str) -> dict[str, str]:
         return {}
     facts = [word.split("=", 1) for word in words if "=" in word]
     return dict(reversed(facts))  # what comes first is Slurm's; a path of ours may look alike
+
+
+def state_of(facts: Mapping[str, str]) -> tuple[str, float]:
+    """Slurm's state of a job, empty where it knows none; and how long it ran, seconds."""
+    return facts.get("JobState", "").split("+")[0], run_time_s(facts.get("RunTime", ""))
+
+
+def job_id_in_memory(folder: Path) -> str:
+    """The job of an attempt, ended or not, as long as Slurm knows its name; empty once it has
+    forgotten it. Of several, the one that ran the attempt. Ids are given again, names never."""
+    named = f"--name={job_name(folder)}"
+    try:
+        ids = slurm("squeue", "--noheader", "--me", "--states=all", named, "--format=%i").split()
+    except OSError:
+        return ""
+    claimed = claimed_by(folder)
+    return claimed if claimed in ids else (ids or [""])[-1]
+
+
+def claimed_by(folder: Path) -> str:
+    """The job that runs or ran an attempt; empty where none has begun."""
+    job_id = (read_object(folder / "claim.json") or {}).get("job")
+    return job_id if isinstance(job_id, str) and job_id.isdecimal() else ""
 
 
 def job_id_of(printed: str) -> str:
@@ -261,6 +300,7 @@ class SlurmLauncher:
     workers: int = 1  # processes of one run on each node
     queue: dict[str, str] = field(default_factory=dict)  # job id -> name
     asked_s: float = -1e9
+    born_s: float = field(default_factory=time.monotonic)
 
     def __post_init__(self):
         if shutil.which("sbatch") is None:
@@ -273,8 +313,11 @@ class SlurmLauncher:
         launchers.replace_file(self.program, Path(launchers.__file__).read_bytes())
 
     def start(self, job: Job) -> SlurmRun:
+        """Raises CannotStart in sbatch's own words where it says no, and OSError where after
+        PATIENCE_S nobody knows whether the job was accepted."""
         script = job.folder / "job.sh"
-        script.write_text(job_script(job, self.program, self.nodes, self.workers))
+        text = job_script(job, self.program, self.nodes, self.workers)
+        launchers.replace_file(script, text.encode())
         offered = [f"--export=ALL,{launchers.MARK}={job.folder}", f"--comment={job.folder}"]
         if self.gpus_per_node:
             offered.append(f"--gres=gpu:{self.gpus_per_node}")
@@ -289,22 +332,48 @@ class SlurmLauncher:
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
-                job_id = job_id_of(slurm(*command))
+                printed = slurm(*command)
                 break
             except OSError as error:
-                if not TRANSIENT.search(str(error)) or time.monotonic() > deadline:
+                if not TRANSIENT.search(str(error)):
+                    raise launchers.CannotStart(str(error)) from None
+                if time.monotonic() > deadline:
                     raise
                 time.sleep(RETRY_S)
-                self.ask()
+                self.settle(job.folder)
                 if found := self.find(job.folder):  # it was accepted all the same
                     return found
+        job_id = job_id_of(printed)
         self.queue[job_id] = job_name(job.folder)
         return SlurmRun(job, job_id, self)
 
     def find(self, folder: Path) -> SlurmRun | None:
         """The job of an attempt that an earlier orchestrator submitted, if it still is one."""
-        ids = [job_id for job_id, name in self.queue.items() if name == job_name(folder)]
+        ids = self.jobs_of(folder)
         return SlurmRun(Job((), {}, folder), ids[0], self) if ids else None
+
+    def end_of(self, folder: Path) -> dict | None:
+        """How a job ended that has left the queue while nobody looked: as `poll` would have told.
+
+        Slurm remembers a job for some minutes. None where it has forgotten one without exit.json.
+        """
+        exit = read_exit(folder)
+        if exit is not None and is_of_the_run(exit):
+            return exit
+        run = SlurmRun(Job((), {}, folder), job_id_in_memory(folder), self)
+        facts = job_facts(run.job_id) if run.job_id else {}
+        state, ran_s = state_of(facts)
+        while exit is None and state in OVER and run.begun:
+            if time.monotonic() - self.born_s > VISIBLE_S:
+                break
+            os.listdir(folder)  # it may show up late, as in `poll`
+            time.sleep(0.1)
+            exit = read_exit(folder)
+        if exit is None and state not in OVER:
+            return None
+        if exit is not None and is_of_the_run(exit):
+            return exit
+        return run._end(exit, read_order(folder) or ENDED_BY.get(state), state, ran_s)
 
     def settle(self, exp_dir: Path) -> None:
         """Jobs go on without an orchestrator: nothing is ended, `find` finds them again.
@@ -327,8 +396,9 @@ class SlurmLauncher:
         self.queue = {job_id: name for job_id, _, name in (line.partition(" ") for line in lines)}
         return True
 
-    def in_queue(self, job_id: str) -> bool:
-        return job_id in self.queue
+    def jobs_of(self, folder: Path) -> list[str]:
+        """The jobs of an attempt that wait or run: one, or none; of which one can claim it."""
+        return [job_id for job_id, name in self.queue.items() if name == job_name(folder)]
 
     def wait(self, runs: list[SlurmRun], timeout_s: float) -> None:
         time.sleep(timeout_s)

@@ -24,7 +24,7 @@ ARROWS = {  # file: the files of ours that it may import
     "decision": {"aux_stats", "records"},
     "adaptive": {"aux_stats", "decision", "records"},
     "experiment": {"adaptive", "records"},
-    "command": {"experiment", "records"},
+    "command": {"experiment", "machine", "records"},
     "machine": {"environment", "experiment", "records"},
     "plans": {"adaptive", "decision", "experiment", "records"},
     "materials": {"machine", "records"},

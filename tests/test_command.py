@@ -1,6 +1,7 @@
 """The command of a run and its environment: what is launched, with whose Python, on which share."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 from invent import arm, experiment
 
 import command
-from command import build_command, extra_environment, visible_entries
+from command import build_command, extra_environment
+from machine import named_gpus
 from records import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +33,8 @@ def test_a_run_is_launched_with_this_python_on_this_machine_alone():
     assert words[:3] == (sys.executable, "-m", "torch.distributed.run")
     options = words[3 : words.index("t.py")]
     assert options == (
-        "--standalone", "--nnodes=1", "--local-addr=127.0.0.1", "--nproc_per_node=4"
+        "--standalone", "--nnodes=1", "--local-addr=127.0.0.1", "--nproc_per_node=4",
+        "--log-dir=/dev/null",
     )  # fmt: skip
 
 
@@ -41,6 +44,20 @@ def test_the_installed_torchrun_takes_these_options():
     args = parse_args(list(built(processes=4)[3:]))
     assert (args.standalone, args.nnodes, args.local_addr) == (True, "1", "127.0.0.1")
     assert (args.nproc_per_node, args.training_script) == ("4", "t.py")
+
+
+def test_the_installed_torchrun_leaves_nothing_in_the_temporary_folder(tmp_path, monkeypatch):
+    """It would make a folder for each run; and the exit code of a worker is told without one."""
+    (tmp_path / "t.py").write_text("import os, sys\nprint('rank', os.environ['RANK'])\nsys.exit(2)")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    words = built(processes=2)
+    command = [*words[: words.index("t.py")], str(tmp_path / "t.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert re.search(r"exitcode\s*: 2 ", done.stderr)
+    assert done.stdout.count("rank") >= 1
+    assert not list((tmp_path / "tmp").iterdir())
 
 
 def program(folder: Path, name: str) -> str:
@@ -133,8 +150,11 @@ def test_a_job_has_its_share_from_slurm(tmp_path):
 @pytest.mark.parametrize(
     ("listed", "entries"),
     [
-        (None, []),
         ("", []),
+        ("1,1", []),  # a device given twice: none at all
+        ("2,+1,07x", ["2", "1", "7"]),
+        ("0,GPU-8c1f", ["0"]),
+        ("GPU-8c1f, GPU-99", ["GPU-8c1f"]),
         ("0,1", ["0", "1"]),
         (" 3 , 1 ", ["3", "1"]),
         ("1,0,", ["1", "0"]),
@@ -147,7 +167,7 @@ def test_a_job_has_its_share_from_slurm(tmp_path):
     ],
 )
 def test_gpus_are_read_as_cuda_reads_them(listed, entries):
-    assert visible_entries(listed) == entries
+    assert named_gpus(listed) == entries
 
 
 @pytest.mark.parametrize(
@@ -156,6 +176,7 @@ def test_gpus_are_read_as_cuda_reads_them(listed, entries):
         (None, 1, ["0", "1", "2", "3"]),
         ("7,5,3,1", 1, ["7", "5", "3", "1"]),
         ("7, 5 ,3,1,-1,9", 2, ["7,5", "3,1"]),
+        ("+7,05,3,1,GPU-a", 2, ["7,5", "3,1"]),  # what visible_gpus counts is what is shared
         ("GPU-a,GPU-b,GPU-c,GPU-d,", 2, ["GPU-a,GPU-b", "GPU-c,GPU-d"]),
         ("MIG-a,MIG-b,MIG-c", 1, ["MIG-a", "MIG-b", "MIG-c"]),
     ],

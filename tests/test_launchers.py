@@ -599,6 +599,7 @@ def no_links(*_, **__):
 @pytest.mark.parametrize("write", [
     lambda path: launchers.replace_file(path, b"x" * 9),
     lambda path: launchers.made_first(path, "x" * 9, path.with_name(".mine")),
+    lambda path: launchers.LastWord(path.parent),
 ])  # fmt: skip
 def test_a_file_that_cannot_be_written_is_named_as_what_it_was_to_be(tmp_path, monkeypatch, write):
     with pytest.raises(FileNotFoundError) as missing:

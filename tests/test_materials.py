@@ -3,6 +3,7 @@
 import importlib.machinery
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import materials
+from arguments import plain_words
 from data import prepare
 from materials import Materials, read_code, shards_in
 
@@ -592,3 +594,20 @@ def test_a_shard_that_fails_while_it_is_read_is_named(data, monkeypatch):
     monkeypatch.setattr("builtins.open", broken)
     with pytest.raises(ValueError, match=r"x_train_000001.bin: cannot be read \(Input/output"):
         fingerprint(data)
+
+
+def test_a_copy_that_does_not_fit_is_one_line_and_leaves_no_half_of_a_file(tmp_path):
+    """The limit on the size of files fails as a full disk does: in write(2), without a name."""
+    script = write(tmp_path / "a", {"train.py": "import big", "big.py": f"'{'x' * 5000}'"})
+    code, copy = read_code(script), tmp_path / "copy"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            code.copy_to(copy)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert plain_words(caught.value).startswith(f"{copy / 'big.py'}: File too large; raise the")
+    assert [path.name for path in copy.iterdir()] == ["train.py"]
+    code.copy_to(copy)
+    assert read_code(copy / "train.py").hash == code.hash

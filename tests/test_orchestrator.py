@@ -700,7 +700,8 @@ def test_attempts_behind_a_link_are_passed_over_and_left_alone(attempts, tmp_pat
 
 
 def test_litter_of_killed_sittings_is_removed_and_nothing_else(attempts):
-    exp_dir, long_ago = attempts.exp_dir, time.time() - 1000
+    exp_dir, long_ago = attempts.exp_dir, time.time() - 4000
+    (exp_dir / "code").mkdir(parents=True)
     old, new = attempts.next_attempt(RUN)[0], exp_dir / "aux_8/run_0/attempt_2"
     new.mkdir(parents=True)
     stray = exp_dir / "aux_6_copy/run_0"
@@ -715,6 +716,11 @@ def test_litter_of_killed_sittings_is_removed_and_nothing_else(attempts):
         (exp_dir / f".lock.{dead['host']}.4194305", json.dumps(dead)),
         (exp_dir / ".lock.elsewhere.7", json.dumps(elsewhere)),
         (exp_dir / ".overrides.json.4194305.tmp", "{"),
+        (exp_dir / ".overrides.json.4194305-2.tmp", "{"),
+        (exp_dir / ".analysis_report.txt.0123456789abcdef.tmp", "the re"),
+        (exp_dir / ".verdict.png.0123456789012345.tmp", ""),
+        (exp_dir / "code" / ".launchers.py.4194305.tmp", ""),
+        (new / ".result.json.77-1.tmp", "{"),
     ]
     kept = [
         (stray / "notes", "mine"),
@@ -722,6 +728,9 @@ def test_litter_of_killed_sittings_is_removed_and_nothing_else(attempts):
         (exp_dir / f".results.json.{me}.tmp", "{"),  # its writer lives
         (exp_dir / ".lock.here.9", json.dumps(Lock(exp_dir).me)),
         (exp_dir / ".notes", "mine"),
+        (exp_dir / ".notes.txt.0123456789ABCDEF.tmp", "mine"),
+        (exp_dir / ".notes.txt.0123456789abcde.tmp", "mine"),
+        (exp_dir / "notes.txt.0123456789abcdef.tmp", "mine"),
         (exp_dir / "notes.txt", "mine"),
         (exp_dir / "aux_6" / "notes.txt", "mine"),
     ]
@@ -731,6 +740,13 @@ def test_litter_of_killed_sittings_is_removed_and_nothing_else(attempts):
     for path in (exp_dir / ".lock.elsewhere.8", exp_dir / ".x.json.4194305.tmp"):  # just now
         path.write_text(json.dumps(elsewhere))
         kept.append((path, ""))
+    report = exp_dir / ".x.png.0123456789abcdef.tmp"  # half an hour ago: it may go on
+    report.touch()
+    os.utime(report, (time.time() - 1800, time.time() - 1800))
+    link = exp_dir / ".y.png.0123456789abcdef.tmp"
+    link.symlink_to(stray / "notes")
+    os.utime(link, (long_ago, long_ago), follow_symlinks=False)
+    kept += [(report, ""), (link, "")]
     with Lock(exp_dir):
         reconcile(exp_dir, "id", NoLauncher(), lambda _: None)
     assert not [path for path, _ in litter if path.exists()]
@@ -933,3 +949,62 @@ def test_a_display_that_breaks_is_silent_from_then_on(monkeypatch):
     display = Display(Broken())
     display.say("x")
     display.say("y")
+
+
+# ---------------------------------------------------------------------------------------------
+# A disk that fills up while runs are underway
+
+
+@pytest.fixture
+def small_disk(sitting, tmp_path):
+    """The sitting's folder is on a disk of 1 MiB; what this returns makes it larger."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=777", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to mount a small disk")
+    sitting.folder = disk
+    yield lambda: subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
+    wait_until_gone(sitting.token)
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def fill(disk):
+    with open(disk / "filler", "wb", buffering=0) as file, pytest.raises(OSError, match="space"):
+        while True:
+            file.write(b"x" * 4096)
+
+
+def test_what_ended_while_the_disk_was_full_is_told_as_it_was(sitting, small_disk):
+    """One run is complete and counts; the other was ended because the sitting could not go on."""
+    process = sitting.start(*QUICK, "--parallel_runs", "2", seconds=1, mischief={"4,8": "hang"})
+    for name in (FIRST, SECOND):
+        sitting.wait_for(f"{name}/output.log")
+    fill(sitting.folder)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == exit_codes.FAULT
+    assert f"{FIRST}/result.json" in complaint(err)
+    assert wait_until_gone(sitting.token) == 0
+    assert sitting.statuses() == {}
+    small_disk()
+    code, out, _ = sitting.run(*QUICK, "--parallel_runs", "2", new=False)
+    assert code == 0
+    assert f"Found {FIRST}, attempt 1, without a result: val loss" in out
+    assert sitting.statuses() == {(FIRST, 1): "ok", (SECOND, 1): "interrupted", (SECOND, 2): "ok"}
+    second = next(r for r in sitting.records().results if r.status == "interrupted")
+    assert second.reason.startswith(f"its sitting ended: [Errno {errno.ENOSPC}]")
+    assert not list(sitting.exp_dir.rglob("*.tmp"))
+
+
+def test_a_run_whose_log_filled_the_disk_says_which_file_and_is_not_held_against_it(
+    sitting, small_disk
+):
+    code, _, _ = sitting.run(*BASELINE, mischief={"": "flood"})
+    assert code == exit_codes.FAULT
+    small_disk()
+    code, _, _ = sitting.run(*BASELINE, new=False)
+    assert code == 0
+    assert sitting.statuses() == {(FIRST, 1): "interrupted", (FIRST, 2): "ok"}
+    first, _ = sitting.records().results
+    assert first.reason.startswith(f"{launchers.NO_SPACE}: {sitting.exp_dir / FIRST}/output.log")
+    assert first.returncode  # its own failure, and not its fault

@@ -280,3 +280,46 @@ def test_an_override_is_told_of_where_it_overrode_something_only():
     assert is_overridden(stop, e)
     assert not is_overridden(replace(stop, verdict="PROCEED"), e)
     assert not is_overridden(replace(stop, stage=2), e)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        (),
+        ("slurm-12.out",),
+        ("slurm-12.err", "slurm-12_3.out", "train.sh.o4711", "train.e4711.2"),
+        ("code/", "lock.json", ".lock.guard", "slurm-7.out"),
+    ],
+)
+def test_an_experiment_begins_where_only_its_queue_has_written(tmp_path, names):
+    put(tmp_path, names)
+    assert registration.is_new(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("notes.txt",), "but notes.txt; give"),
+        (("slurm-12.out", "b", "a"), "but a and 1 more; give"),
+        (("slurm-12.out/",), "but slurm-12.out; give"),
+        (("slurm-x.out",), "but slurm-x.out; give"),
+        (("my slurm-12.out",), "but my slurm-12.out; give"),
+        (("\x1b[2J",), "but [2J; give"),
+    ],
+)
+def test_a_folder_that_holds_something_else_is_refused_by_its_name(tmp_path, names, told):
+    put(tmp_path, names)
+    with pytest.raises(ValueError, match=f"--exp_dir {tmp_path}: ") as refused:
+        registration.is_new(tmp_path)
+    assert told in str(refused.value)
+
+
+def test_a_link_with_the_name_of_a_queue_s_file_is_something_else(tmp_path):
+    (tmp_path / "slurm-12.out").symlink_to("/etc/passwd")
+    with pytest.raises(ValueError, match=r"but slurm-12\.out"):
+        registration.is_new(tmp_path)
+
+
+def put(folder, names):
+    for name in names:
+        (folder / name).mkdir() if name.endswith("/") else (folder / name).touch()

@@ -260,8 +260,8 @@ def test_golden_command_line(monkeypatch):
     run = RunConfig(2, ARMS["aux_4_8"], 0, 2000, 5100)
     script, data, log = Path("train_gpt.py"), Path("data/fineweb"), Path("train_log.txt")
     assert shlex.join(command.build_command(e, run, script, data, log)) == (
-        "torchrun --standalone --nnodes=1 --local-addr=127.0.0.1 --nproc_per_node=8 train_gpt.py"
-        " --num_iterations 5100"
+        "torchrun --standalone --nnodes=1 --local-addr=127.0.0.1 --nproc_per_node=8"
+        " --log-dir=/dev/null train_gpt.py --num_iterations 5100"
         " --n_layer 12 --n_head 6 --model_dim 768 --vocab_size 50304 --sequence_length 1024"
         " --cooldown_frac 0.7 --batch_size 512 --device_batch_size 64 --muon_lr 0.025"
         " --embed_lr 0.7 --head_lr 0.004 --scalar_lr 0.015 --val_tokens 10485760"

@@ -522,3 +522,20 @@ def test_a_path_is_what_the_shell_would_have_made_of_it(home, monkeypatch):
     assert call(home, "--experiment", "baseline", "--output_dir=~/mine", *FIXED)[0] == 0
     assert not (home / "~").exists()
     assert len(list((home / "mine").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "stops"),
+    [
+        (f"{launchers.CANNOT_START}: no torchrun", True),
+        (f"{launchers.NO_SPACE}: /x/output.log, at step 5", True),
+        (f"{launchers.FAILED} (is the disk full?)", True),
+        ("its node failed", False),
+        ("the operator stopped it", False),
+    ],
+)
+def test_what_the_machine_did_to_one_run_it_would_do_to_the_next(reason, stops):
+    """It is not held against a run, so nothing else would end the attempts at it."""
+    last = replace(result(arm("a4", 4), status="interrupted"), reason=reason)
+    why = session.fault_of([], last, [last])
+    assert why == (f"{last.run.name}: {reason}" if stops else "")

@@ -216,7 +216,7 @@ def test_script_of_a_run_that_spans_nodes(tmp_path, monkeypatch):
     assert f"srun --ntasks-per-node=1 {sys.executable} -m torch.distributed.run --rdzv_b" in script
     assert '--rdzv_endpoint="$(hostname):' in script
     assert script.count("--nnodes=") == script.count("--nnodes=2") == 1
-    assert "--nproc_per_node=8 t.py --num_iterations" in script
+    assert "--nproc_per_node=8 --log-dir=/dev/null t.py --num_iterations" in script
     assert "--standalone" not in script
     assert "--local-addr" not in script  # each node has an address of its own
 
@@ -224,7 +224,7 @@ def test_script_of_a_run_that_spans_nodes(tmp_path, monkeypatch):
 def test_script_of_a_run_on_one_node(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHRUN", "'sh' -x")
     script = script_of(tmp_path, nodes=1)
-    assert "sh -x --standalone --nnodes=1 --local-addr=127.0.0.1 --nproc_per_node=8 t.py" in script
+    assert "sh -x --standalone --nnodes=1 --local-addr=127.0.0.1 --nproc_per_node=8 --log" in script
     assert "export A='b c'\n" in script
     assert "srun" not in script
 
@@ -234,3 +234,27 @@ def test_script_of_a_run_on_one_node(tmp_path, monkeypatch):
 )
 def test_run_times_of_slurm(text, seconds):
     assert slurm.run_time_s(text) == seconds
+
+
+def test_what_slurm_ended_while_nobody_looked_is_told_as_if_watched(cluster, home):
+    """One job is cancelled while it runs; another loses its node, and leaves no exit.json."""
+    arguments = ["--experiment", "aux_6,aux_8", *PACKED, *FAKE, "--data_dir", "shards"]
+    arguments.append("--slurm_args=--nodelist=n1")
+    process = start(cluster, home, *arguments, seconds=99)
+    until(lambda: len(list(home.rglob("claim.json"))) == 2)
+    process.kill()
+    process.communicate()
+    claims = {path.parent.parent.name: path for path in home.rglob("claim.json")}
+    cluster.command("scancel", json.loads(claims["aux_6"].read_text())["job"])
+    until(lambda: list(home.rglob("aux_6/**/exit.json")))
+    cluster.kill_node(1)
+    try:
+        until(lambda: cluster.command("squeue", "-h") == "", seconds=60)
+    finally:
+        cluster.start_node(1)
+        cluster.command("scontrol", "update", "nodename=n1", "state=resume")
+    finish(start(cluster, home, *arguments, "--exp_dir", str(folder_of(home)), seconds=0.2))
+    first = {r["run"]["arm"]["name"]: r["reason"] for r in results(home) if r["attempt"] == 1}
+    assert "cancelled" in first["aux_6"]
+    assert "its node failed" in first["aux_8"]
+    assert {r["status"] for r in results(home) if r["attempt"] == 2} == {"ok"}

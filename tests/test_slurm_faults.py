@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from invent import arm
 
+import exit_codes
 import launchers
 import orchestrator
 import slurm
@@ -26,6 +27,7 @@ class Commands:
 
     def __init__(self):
         self.queue, self.facts, self.failing, self.given = {}, "", {}, []
+        self.known = {}  # jobs in Slurm's memory, ended ones too
 
     def __call__(self, *command):
         program = command[0]
@@ -36,7 +38,12 @@ class Commands:
         if program == "sbatch":
             name = next(word for word in command if word.startswith("--job-name="))
             self.queue[str(len(self.queue) + 1)] = name.removeprefix("--job-name=")
+            self.known |= self.queue
             return f"{len(self.queue)}\n"
+        if "--states=all" in command:
+            return "".join(
+                f"{job}\n" for job, name in self.known.items() if f"--name={name}" in command
+            )
         if program == "squeue":
             return "".join(f"{job} {name}\n" for job, name in self.queue.items())
         return self.facts
@@ -101,13 +108,29 @@ def test_a_submission_that_timed_out_is_tried_again(commands, launcher, tmp_path
     assert len(commands.queue) == 1
 
 
-def test_a_submission_that_timed_out_and_was_accepted_is_not_repeated(
-    commands, launcher, tmp_path
-):
+def test_a_submission_that_timed_out_and_was_accepted_is_not_repeated(commands, launcher, tmp_path):
     commands.failing["sbatch"] = 1
     commands.queue["77"] = slurm.job_name(tmp_path)
     assert launcher.start(Job(("true",), {}, tmp_path)).job_id == "77"
     assert commands.count("sbatch") == 1
+
+
+def test_of_two_jobs_of_one_attempt_the_one_that_claimed_it_is_followed(commands, run):
+    """sbatch gave up, and the controller accepted its job all the same: after the second one."""
+    commands.queue["2"] = commands.queue["1"]
+    (run.job.folder / "claim.json").write_text(json.dumps({"job": "2", "host": "n0"}))
+    commands.facts = "JobId=1 JobState=COMPLETED RunTime=00:00:01"
+    del commands.queue["1"]  # it found the attempt claimed
+    run.launcher.ask()
+    for _ in range(3):
+        assert run.poll() is None
+        time.sleep(slurm.VISIBLE_S)
+    run.stop("the operator stopped it")
+    assert commands.given[-1] == ("scancel", "2")
+    leave_the_queue(commands, run)
+    commands.facts = "JobId=2 JobState=CANCELLED RunTime=00:00:07"
+    assert end_of(run).reason.startswith("the operator stopped it")
+    assert commands.given[-1][-1] == "2"  # and it was asked about
 
 
 def test_a_submission_that_cannot_work_is_an_error_at_once(launcher, tmp_path, monkeypatch):
@@ -115,8 +138,81 @@ def test_a_submission_that_cannot_work_is_an_error_at_once(launcher, tmp_path, m
         raise OSError("sbatch: error: invalid partition specified: gpu")
 
     monkeypatch.setattr(slurm, "slurm", refuse)
-    with pytest.raises(OSError, match="invalid partition"):
+    with pytest.raises(launchers.CannotStart, match="invalid partition"):
         launcher.start(Job(("true",), {}, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        ("Batch job submission failed: Invalid account; contact help@site.example", True),
+        ("Batch job submission failed: Requested node configuration is not available", True),
+        ("Batch job submission failed: Job violates accounting/QOS policy (time limit)", True),
+        ("unrecognized option '--patrition=gpu'", True),
+        (
+            "Batch job submission failed: Unable to contact slurm controller (connect failure)",
+            False,
+        ),
+        ("Batch job submission failed: Socket timed out on send/recv operation", False),
+        ("Batch job submission failed: Zero Bytes were transmitted or received", False),
+        ("Batch job submission failed: Slurm backup controller in standby mode", False),
+    ],
+)
+def test_a_controller_that_does_not_answer_has_not_refused(
+    commands, launcher, tmp_path, monkeypatch, words, refused
+):
+    def fail(*command):
+        if command[0] == "sbatch":
+            raise OSError(f"sbatch: error: {words}")
+        return commands(*command)
+
+    monkeypatch.setattr(slurm, "slurm", fail)
+    with pytest.raises(OSError, match="sbatch: error") as caught:
+        launcher.start(Job(("true",), {}, tmp_path))
+    assert isinstance(caught.value, launchers.CannotStart) == refused
+
+
+def test_nothing_is_submitted_again_before_the_queue_was_seen(commands, launcher, tmp_path):
+    commands.failing |= {"sbatch": 1, "squeue": 2}
+    commands.queue["77"] = slurm.job_name(tmp_path)
+    assert launcher.start(Job(("true",), {}, tmp_path)).job_id == "77"
+    assert (commands.count("sbatch"), commands.count("squeue")) == (1, 3)
+
+
+def test_a_job_is_cancelled_although_the_reason_cannot_be_written(commands, run, monkeypatch):
+    def full(path, value):
+        raise OSError(28, os.strerror(28), str(path))
+
+    monkeypatch.setattr(launchers, "write_whole", full)
+    run.stop("the operator stopped it")
+    assert commands.count("scancel") == 1
+
+
+def test_a_refusal_of_sbatch_ends_the_sitting_at_once_in_its_own_words(tmp_path):
+    programs = {"sbatch": "echo 'sbatch: error: invalid partition: gpu' >&2; exit 1", "squeue": ""}
+    for name, what in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{what}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "shards").mkdir()
+    for kind in ("train", "val"):
+        (tmp_path / "shards" / f"x_{kind}_000000.bin").write_bytes(b"tokens")
+    command = [sys.executable, ROOT / "run_aux.py", "--staged", "--profile", "mini"]
+    command += ["--launcher", "slurm", "--num_gpus", "16", "--gpus_per_run", "1"]
+    command += ["--train_script", ROOT / "tests" / "fake_train.py", "--data_dir", "shards"]
+    done = subprocess.run(
+        [*map(str, command), "--exp_dir", "x"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == exit_codes.FAULT, done.stderr
+    (stopped,) = [line for line in done.stdout.splitlines() if line.startswith("STOPPED")]
+    words = "sbatch: error: invalid partition: gpu"
+    assert f"screen_baseline/run_0: {launchers.CANNOT_START}: {words}" in stopped
+    (record,) = (tmp_path / "x").rglob("result.json")  # one attempt, at one run
+    assert json.loads(record.read_text())["status"] == "interrupted"
 
 
 @pytest.mark.parametrize(
@@ -347,7 +443,7 @@ def attempt(tmp_path):
 
 
 def test_a_job_is_paid_for_from_its_claim_to_its_last_sign_of_life_on_each_node(attempt):
-    r = orchestrator.close_attempt(attempt, RUN.name, 1, "id", "")
+    r = orchestrator.close_attempt(attempt, RUN.name, 1, "id", None)
     assert r.status == "interrupted"
     assert machine_seconds([r]) == pytest.approx(2 * 30, abs=1)
     assert r.clock != launchers.boot_clock()  # others beside it are paid for on their own
@@ -358,4 +454,87 @@ def test_a_job_that_still_waits_in_the_queue_has_cost_nothing(attempt):
     assert machine_seconds((), [found["interval"]]) == pytest.approx(2 * 40, abs=1)
     (attempt / "claim.json").unlink()
     assert orchestrator.read_in_flight(RUN.name, 1, attempt)["interval"] is None
-    assert orchestrator.close_attempt(attempt, RUN.name, 1, "id", "").wall_s == 0
+    assert orchestrator.close_attempt(attempt, RUN.name, 1, "id", None).wall_s == 0
+
+
+# ---------------------------------------------------------------------------------------------
+# What ended while nobody looked
+
+
+@pytest.fixture
+def unseen(launcher, attempt):
+    """A job that was submitted and claimed, and whose orchestrator died."""
+    run = launcher.start(Job(("true",), {}, attempt))
+    claim, times = attempt / "claim.json", os.stat(attempt / "claim.json")
+    claim.write_text(json.dumps({"job": run.job_id, "host": "n0"}))
+    os.utime(claim, ns=(times.st_atime_ns, times.st_mtime_ns))
+    return run
+
+
+def judged(attempt, exit):
+    r = orchestrator.close_attempt(attempt, RUN.name, 1, "id", exit)
+    return r.status, r.reason, round(r.wall_s)
+
+
+@pytest.mark.parametrize(
+    "left", [None, (0, "itself"), (1, "itself"), (-15, A_SIGNAL), (1, "stall")]
+)
+@pytest.mark.parametrize("order", ["", "the budget is spent"])
+@pytest.mark.parametrize(
+    "state",
+    [*slurm.ENDED_BY, "COMPLETED", "FAILED", "OUT_OF_MEMORY"],
+)
+def test_a_job_that_ended_unseen_is_judged_as_if_it_had_been_watched(
+    commands, unseen, attempt, state, order, left
+):
+    if left:
+        leave_exit(unseen, *left)
+    if order:
+        launchers.write_whole(attempt / "order.json", {"why": order})
+    leave_the_queue(commands, unseen)
+    commands.facts = f"JobId=1 JobState={state} RunTime=00:00:07"
+    later = judged(attempt, slurm.SlurmLauncher(attempt.parents[1] / "code").end_of(attempt))
+    (attempt / "output.log").write_bytes(b"")  # without what was explained there
+    deadline = time.monotonic() + 10
+    while (exit := unseen.poll()) is None:
+        assert time.monotonic() < deadline
+    assert later == judged(attempt, exit)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "order", "words"),
+    [
+        (True, "", orchestrator.UNRECORDED),
+        (False, "", orchestrator.NEVER_BEGAN),
+        (True, "the operator stopped it", "the operator stopped it"),
+    ],
+)
+def test_of_a_job_that_slurm_forgot_only_what_is_known_is_told(
+    commands, unseen, attempt, claimed, order, words
+):
+    if not claimed:
+        (attempt / "claim.json").unlink()
+    if order:
+        launchers.write_whole(attempt / "order.json", {"why": order})
+    commands.known.clear()
+    commands.facts = "JobId=1 JobState=COMPLETED RunTime=00:00:07"  # its number was given again
+    leave_the_queue(commands, unseen)
+    status, reason, wall_s = judged(attempt, unseen.launcher.end_of(attempt))
+    assert (status, reason) == ("interrupted", words)
+    assert bool(wall_s) == claimed
+
+
+def test_a_job_cancelled_unseen_before_it_began_is_told_as_that(commands, unseen, attempt):
+    (attempt / "claim.json").unlink()
+    commands.facts = "JobId=1 JobState=CANCELLED RunTime=00:00:00"
+    leave_the_queue(commands, unseen)
+    told = judged(attempt, unseen.launcher.end_of(attempt))
+    assert told == ("interrupted", "it was cancelled in Slurm", 0)
+
+
+def test_an_exit_file_that_shows_up_late_counts_unseen_too(commands, unseen, attempt, monkeypatch):
+    monkeypatch.setattr(slurm, "VISIBLE_S", 1e9)
+    monkeypatch.setattr(slurm.time, "sleep", lambda _: leave_exit(unseen, 0))
+    commands.facts = "JobId=1 JobState=COMPLETED RunTime=00:00:07"
+    leave_the_queue(commands, unseen)
+    assert unseen.launcher.end_of(attempt)["returncode"] == 0
