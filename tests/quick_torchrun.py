@@ -4,11 +4,12 @@
 
 Importing torch costs more than all else that a small run does, and torchrun imports it once for
 itself and once in each worker. Of its options only the number of workers is read; the exit code is
-1 where a worker fails, as torchrun's.
+1 where a worker fails, as torchrun's. QUICK_ARGUMENTS are more words for the script, after its own.
 """
 
 import os
 import runpy
+import shlex
 import socket
 import sys
 import traceback
@@ -53,6 +54,7 @@ def main(words: list[str]) -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    words += shlex.split(os.environ.get("QUICK_ARGUMENTS", ""))
     workers = [forked(rank, size, port, words) for rank in range(size)]
     return int(any([os.waitpid(worker, 0)[1] for worker in workers]))
 

@@ -63,7 +63,7 @@ def newest(home) -> Path:
 
 
 def test_stages_one_by_one_and_a_finished_one_again(home):
-    code, out, _ = call(home, "--stage", "1", *FIXED)
+    code, out, _ = call(home, "--stage", "1", "--validation_runs", "2", *FIXED)
     assert code == 0
     assert "✅ DECISION: PROCEED to Stage 2" in out
     assert "STAGE 2 RESULTS" not in out
@@ -425,8 +425,9 @@ def test_status_in_words_and_for_programs(home):
 
 
 def test_all_stages_with_the_real_trainer_through_to_the_figures(tmp_path):
-    """As in the README, at the smallest scale that trains at all: the first stage under torchrun,
-    the others under a stand-in that imports torch once a run and not twice."""
+    """As in the README, at the smallest scale that trains at all: the first stage as it is, the
+    others without torchrun's own import of torch and with a short validation, which would be most
+    of what so short a run costs."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
     def run(*command, **settings):
@@ -450,6 +451,7 @@ def test_all_stages_with_the_real_trainer_through_to_the_figures(tmp_path):
     went_on = run(
         *("run_aux.py", "--staged", "--ignore_gate", "--exp_dir", str(folder)),
         TORCHRUN=shlex.join([sys.executable, str(ROOT / "tests" / "quick_torchrun.py")]),
+        QUICK_ARGUMENTS="--val_tokens 2048",
     )
     assert "📊 STAGE 1 RESULTS:" in began
     for stage in (2, 3, 4):

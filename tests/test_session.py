@@ -134,7 +134,7 @@ def test_a_machine_that_breaks_stops_the_sitting_and_when_mended_the_plan_is_com
 
 def test_a_trainer_that_refuses_is_asked_once(home, monkeypatch):
     monkeypatch.setenv("FAKE_MISCHIEF", json.dumps({"6": "refuse"}))
-    code, out, _ = call(home, "--staged", *FIXED)
+    code, out, _ = call(home, "--staged", "--validation_runs", "2", *FIXED)
     assert code == exit_codes.FAULT
     assert statuses(home) == ["refused", "ok"]
     assert "--batch_size 3: give a multiple of 2" in out
@@ -320,7 +320,8 @@ def folders(tmp_path_factory):
         (folder / "shards").mkdir()
         for kind in ("train", "val"):
             (folder / "shards" / f"x_{kind}_000000.bin").write_bytes(b"tokens")
-        call(folder, "--staged", "--plan", plan, "--validation_runs", "4", *FIXED)
+        how = ("--validation_runs", "4", "--parallel_runs", "2")
+        call(folder, "--staged", "--plan", plan, *how, *FIXED)
         made[plan] = newest(folder)
     patch.undo()
     return made
@@ -427,7 +428,8 @@ def test_a_folder_is_begun_in_only_if_nothing_is_there(home, litter, arguments, 
     for name in litter:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}")
-    got, out, err = call(home, *arguments, "--exp_dir", "mine", *FIXED, "--full_iterations", "20")
+    short = ("--full_iterations", "20", *("--validation_runs", "2") * bool(arguments))
+    got, out, err = call(home, *arguments, "--exp_dir", "mine", *FIXED, *short)
     assert got == code, out + err
     assert code == 0 or len(err.splitlines()) == 1
     assert (folder / "experiment_configs.json").exists() == (code == 0)
