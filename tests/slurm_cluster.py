@@ -174,7 +174,9 @@ class SlurmCluster:
         spool, found = str(self.folder / f"spool.n{n}"), []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                here = process.environ().get("SLURMD_NODENAME") == f"n{n}"
+                env = process.environ()
+                ours = env.get("SLURM_CONF") == self.env["SLURM_CONF"]  # others have an n1 too
+                here = ours and env.get("SLURMD_NODENAME") == f"n{n}"
                 if here or spool in " ".join(process.cmdline()):
                     found += filter(keeps_others, process.parents())
                     found += [process, *process.children(recursive=True)]

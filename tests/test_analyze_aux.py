@@ -88,6 +88,19 @@ def full(tmp_path_factory):
     return exp_dir, analyze(exp_dir)
 
 
+@pytest.fixture(scope="module")
+def pictures(full):
+    x = aux_evidence.read_experiment(full[0])
+    return {draw: aux_figures.picture(draw, x) for draw in aux_figures.FIGURES.values()}
+
+
+@pytest.fixture
+def drawn_once(pictures, monkeypatch):
+    """The figures of `full`, for tests of where they are written and not of what they show."""
+    known = lambda draw, x: pictures.get(draw) or aux_figures.picture(draw, x)  # noqa: E731
+    monkeypatch.setattr(analyze_aux, "picture", known)
+
+
 def test_numbers_in_the_report_are_those_of_scipy(full):
     exp_dir, text = full
     baseline, best = final_losses(exp_dir)
@@ -748,7 +761,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_an_output_dir_gets_all_that_is_written(full, tmp_path, capsys):
+def test_an_output_dir_gets_all_that_is_written(full, drawn_once, tmp_path, capsys):
     exp_dir, text = full
     before = contents(exp_dir)
     elsewhere = tmp_path / "not there yet" / "out"
@@ -760,7 +773,9 @@ def test_an_output_dir_gets_all_that_is_written(full, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("option", ["--exp_dir", "--output_dir"])
-def test_a_path_option_means_what_a_shell_makes_of_it(full, tmp_path, monkeypatch, option):
+def test_a_path_option_means_what_a_shell_makes_of_it(
+    full, drawn_once, tmp_path, monkeypatch, option
+):
     monkeypatch.setenv("HOME", str(tmp_path))
     exp_dir = full[0] if option == "--output_dir" else shutil.copytree(full[0], tmp_path / "x")
     given = [f"--exp_dir={exp_dir}"] if option == "--output_dir" else []
@@ -783,7 +798,7 @@ def test_the_answer_is_printed_before_anything_is_drawn_or_written(full, capsys,
 
 @pytest.mark.parametrize("name", ["os.replace", "builtins.open"])
 def test_a_folder_that_cannot_be_written_to_has_its_report_on_screen(
-    full, tmp_path, capsys, monkeypatch, name
+    full, drawn_once, tmp_path, capsys, monkeypatch, name
 ):
     exp_dir = shutil.copytree(full[0], tmp_path / "copy")
     before = contents(exp_dir)
@@ -805,7 +820,7 @@ def test_a_folder_that_cannot_be_written_to_has_its_report_on_screen(
     assert contents(exp_dir) == before
 
 
-def test_nothing_is_written_through_a_link(full, tmp_path):
+def test_nothing_is_written_through_a_link(full, drawn_once, tmp_path):
     exp_dir = shutil.copytree(full[0], tmp_path / "copy")
     secret = tmp_path / "secret"
     secret.write_text("theirs")
@@ -818,7 +833,7 @@ def test_nothing_is_written_through_a_link(full, tmp_path):
     assert not (exp_dir / "verdict.png").is_symlink()  # nothing to draw: the link is gone
 
 
-def test_what_only_has_the_name_of_a_figure_is_left_alone(full, tmp_path, capsys):
+def test_what_only_has_the_name_of_a_figure_is_left_alone(full, drawn_once, tmp_path, capsys):
     exp_dir = shutil.copytree(full[0], tmp_path / "copy")
     (exp_dir / "verdict.png").mkdir()  # there is nothing to draw
     (exp_dir / "training_curves.png").unlink()
@@ -840,7 +855,9 @@ def test_temporaries_have_names_that_nobody_can_know(tmp_path, monkeypatch):
     assert len(set(seen)) == 2 and all(re.fullmatch(r"\.x\.[0-9a-f]{16}\.tmp", n) for n in seen)
 
 
-def test_a_bug_in_a_figure_is_named_and_the_rest_is_there(full, tmp_path, capsys, monkeypatch):
+def test_a_bug_in_a_figure_is_named_and_the_rest_is_there(
+    full, drawn_once, tmp_path, capsys, monkeypatch
+):
     exp_dir = shutil.copytree(full[0], tmp_path / "copy")
     broken = {**aux_figures.FIGURES, "training_curves.png": lambda x: 1 / 0}
     monkeypatch.setattr(analyze_aux, "FIGURES", broken)

@@ -1,6 +1,7 @@
 """Killed at random moments, the orchestrator loses nothing and makes nothing up."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,20 +12,37 @@ from benchmarks.crash_drill import COUNTED, run
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_10_kills_over_a_whole_plan_lose_nothing_and_invent_nothing(capsys):
-    figures = run(kills=10, seed=20, real=False)
-    print(capsys.readouterr().out)
-    assert figures.pop("kills") >= 10
+@pytest.fixture(scope="module")
+def drills():
+    """Two drills side by side: each mostly waits, for its processes or for one core."""
+    with ThreadPoolExecutor(2) as beside:
+        started = {"fake": beside.submit(told, kills=10, seed=20, real=False)}
+        if list((ROOT / "data" / "stdlib").glob("*.bin")):
+            started["real"] = beside.submit(told, kills=1, seed=4, real=True)
+        yield started
+
+
+def told(**drill):
+    """The figures of a drill, and all that it said."""
+    said = []
+    return run(**drill, say=said.append), "\n".join(said)
+
+
+def check(drill, kills):
+    figures, said = drill.result()
+    print(said)
+    assert figures.pop("kills") >= kills
     assert figures == dict.fromkeys(COUNTED, 0)
 
 
-def test_the_real_trainer_under_torchrun_with_two_processes_leaves_nothing_either(capsys):
-    if not list((ROOT / "data" / "stdlib").glob("*.bin")):
+def test_10_kills_over_a_whole_plan_lose_nothing_and_invent_nothing(drills):
+    check(drills["fake"], kills=10)
+
+
+def test_the_real_trainer_under_torchrun_with_two_processes_leaves_nothing_either(drills):
+    if "real" not in drills:
         pytest.skip("no shards in data/stdlib: python data/prepare.py makes them")
-    figures = run(kills=1, seed=4, real=True)
-    print(capsys.readouterr().out)
-    assert figures.pop("kills") >= 1
-    assert figures == dict.fromkeys(COUNTED, 0)
+    check(drills["real"], kills=1)
 
 
 @pytest.mark.parametrize(("survivors", "code"), [(0, 0), (1, 1)])

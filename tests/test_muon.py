@@ -79,7 +79,7 @@ dist.destroy_process_group()
 def test_processes_share_the_work_and_agree_bit_for_bit(tmp_path, size):
     """Also where a batch has fewer matrices than there are processes."""
     (tmp_path / "worker.py").write_text(WORKER)
-    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}"]
+    command = [ROOT / "tests" / "quick_torchrun.py", f"--nproc_per_node={size}"]
     done = subprocess.run(
         [sys.executable, *command, tmp_path / "worker.py", tmp_path / "rank"],
         capture_output=True,

@@ -435,6 +435,15 @@ def test_a_second_orchestrator_is_refused_with_host_and_pid(sitting):
     assert sitting.statuses() == {(FIRST, 1): "interrupted"}
 
 
+def no_links(number):
+    """A file system without hard links says so with one of several errors."""
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
 def take(folder, together, answers):
     said = []
     together.wait(10)
@@ -448,7 +457,10 @@ def take(folder, together, answers):
     together.wait(10)  # hold it until all have tried
 
 
-def test_of_many_that_find_a_stale_lock_one_takes_it(tmp_path):
+@pytest.mark.parametrize("links", [True, False])
+def test_of_many_that_find_a_stale_lock_one_takes_it(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", no_links(errno.EPERM))
     many, processes = 6, multiprocessing.get_context("fork")
     for _ in range(10):
         write_json(tmp_path / "lock.json", {**Lock(tmp_path).me, "pid": 2**22 + 1})
@@ -541,17 +553,13 @@ def test_half_a_lock_is_watched_before_it_is_taken_over(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", launchers.NO_HARD_LINKS, ids=os.strerror)
 def test_without_hard_links_there_is_one_orchestrator_too(tmp_path, monkeypatch, number):
-    def refuse(*_, **__):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "link", no_links(number))
     with Lock(tmp_path) as lock:
         lock.touched_s = -1e9
         lock.touch()  # it is this one's
         with pytest.raises(ValueError, match=f"pid {os.getpid()}"):
             Lock(tmp_path).__enter__()
     assert {path.name for path in tmp_path.iterdir()} == {".lock.guard"}
-    test_of_many_that_find_a_stale_lock_one_takes_it(tmp_path)
 
 
 IN_PLACE_OF_A_FILE = {

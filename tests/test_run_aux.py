@@ -1,12 +1,14 @@
 """The command line, as a person uses it: with the fake trainer for its manners, and once with the
 real one through all stages to the figures."""
 
+import io
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,8 @@ import pytest
 from invent import experiment
 
 import command
+import exit_codes
+import run_aux
 import staged_analysis_helper
 from experiment import ARMS, PROFILES
 from plans import next_step
@@ -38,6 +42,18 @@ def call(home, *arguments, program=ROOT / "run_aux.py"):
     return done.returncode, done.stdout, done.stderr
 
 
+def ask(*arguments):
+    """The same in this process, without the start of one: where no run is launched, and what is
+    asked for is an answer in words. An error that run_aux does not put into words is raised."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = run_aux.main(arguments)
+        except SystemExit as end:
+            code = end.code
+    return code, out.getvalue(), err.getvalue()
+
+
 def newest(home) -> Path:
     return max((home / "experiments").glob("aux_heads_*"), key=lambda p: p.stat().st_mtime_ns)
 
@@ -47,7 +63,7 @@ def newest(home) -> Path:
 
 
 def test_stages_one_by_one_and_a_finished_one_again(home):
-    code, out, _ = call(home, "--stage", "1", *FIXED)
+    code, out, _ = call(home, "--stage", "1", "--validation_runs", "2", *FIXED)
     assert code == 0
     assert "✅ DECISION: PROCEED to Stage 2" in out
     assert "STAGE 2 RESULTS" not in out
@@ -86,7 +102,7 @@ def test_a_stop_is_kept_until_a_person_overrides_it_and_that_is_recorded(home, m
     call(home, "--staged", *FIXED)
     folder = newest(home)
     monkeypatch.delenv("FAKE_MISCHIEF")
-    code, _, err = call(home, "--stage", "2")
+    code, _, err = ask("--stage", "2")
     assert code == 1
     assert "--ignore_gate" in err
     assert len(err.splitlines()) == 1
@@ -100,8 +116,8 @@ def test_a_stop_is_kept_until_a_person_overrides_it_and_that_is_recorded(home, m
 
 
 def test_layers_by_hand(home):
-    code, out, _ = call(
-        home, "--stage", "4", "--best_layers", "6", "--best_weight", "0.2", *FIXED,
+    code, out, _ = ask(
+        "--stage", "4", "--best_layers", "6", "--best_weight", "0.2", *FIXED,
         "--validation_runs", "2",
     )  # fmt: skip
     assert code == 1  # there is no experiment to continue
@@ -120,14 +136,14 @@ def test_layers_by_hand(home):
 def test_a_dry_run_shows_what_was_chosen_by_hand(home):
     call(home, "--stage", "1", *FIXED, "--validation_runs", "2")
     call(home, "--stage", "3", "--best_layers", "2,7", "--max_budget_hours", "5")
-    _, out, _ = call(home, "--staged", "--dry_run", "--exp_dir", str(newest(home)))
+    _, out, _ = ask("--staged", "--dry_run", "--exp_dir", str(newest(home)))
     assert "--aux_head_layers 2,7" in out and "--aux_head_layers 4,8" not in out
     assert "of the budget of 5.0 h" in out
 
 
 def test_a_refused_command_leaves_no_override(home):
     call(home, "--stage", "1", *FIXED)
-    code, _, err = call(home, "--stage", "4", "--max_budget_hours", "55")
+    code, _, err = ask("--stage", "4", "--max_budget_hours", "55")
     assert code == 1
     assert "stage 2 comes first" in err
     assert not (newest(home) / "overrides.json").exists()
@@ -173,7 +189,7 @@ def test_unet_skips_and_gradient_norms_are_of_every_run_and_on_record(home):
     assert call(home, "--exp_dir", str(exp_dir))[0] == 0  # as registered, without being told again
 
     call(home, "--experiment", "baseline", *FIXED)
-    code, _, err = call(home, "--exp_dir", str(newest(home)), "--unet_skips")
+    code, _, err = ask("--exp_dir", str(newest(home)), "--unet_skips")
     assert code == 1
     assert "unet_skips: registered false, now true" in err
 
@@ -235,7 +251,7 @@ def test_a_printed_command_can_be_pasted(home):
 def test_a_printed_command_is_one_line_whatever_a_path_is_called(home):
     (home / "shards").rename(home / "a\x1b[31mb\nc")
     odd = [*FIXED[:2], "--data_dir", "a\x1b[31mb\nc", *FIXED[4:]]
-    _, out, _ = call(home, "--staged", "--dry_run", *odd)
+    _, out, _ = ask("--staged", "--dry_run", *odd)
     printed = next(line for line in out.splitlines() if "--nproc_per_node" in line)
     assert printed.isprintable()
     done = subprocess.run(["bash", "-c", f"printf %s {printed.partition('--data_dir ')[2]}"],
@@ -244,12 +260,12 @@ def test_a_printed_command_is_one_line_whatever_a_path_is_called(home):
 
 
 def test_dry_run_says_what_the_budget_cuts(home):
-    _, out, _ = call(home, "--staged", "--dry_run", "--profile", "speedrun", *FIXED[:4])
+    _, out, _ = ask("--staged", "--dry_run", "--profile", "speedrun", *FIXED[:4])
     assert "cut by the budget: stage 4:" in out
 
 
 def test_a_budget_too_small_for_the_final_stage_says_what_to_change(home):
-    _, out, _ = call(home, "--staged", "--dry_run", *FIXED, "--max_budget_hours", "0.01")
+    _, out, _ = ask("--staged", "--dry_run", *FIXED, "--max_budget_hours", "0.01")
     for part in ("before the final validation", "--profile", "--full_iterations", "--max_budget"):
         assert part in out
 
@@ -274,10 +290,10 @@ def test_golden_command_line(monkeypatch):
 def test_on_a_cluster_the_profile_goes_by_the_gpus_that_are_asked_for(home):
     """The login node, where nobody names a profile, has no GPU."""
     on_cluster = ("--staged", "--dry_run", "--launcher", "slurm", "--num_gpus")
-    _, out, _ = call(home, *on_cluster, "16", "--nodes_per_run", "2")
+    _, out, _ = ask(*on_cluster, "16", "--nodes_per_run", "2")
     assert "Profile speedrun: 16 GPUs are asked for (4 or more)." in out
     assert "--batch_size 512 --device_batch_size 32 " in out
-    assert "Profile mini: no GPU is asked for." in call(home, *on_cluster, "0")[1]
+    assert "Profile mini: no GPU is asked for." in ask(*on_cluster, "0")[1]
 
 
 def test_compiled_code_is_shared_by_the_runs_of_an_experiment():
@@ -296,7 +312,7 @@ def test_packed_runs_share_no_gpu(monkeypatch):
 
 
 def test_list_shows_every_arm(home):
-    code, out, _ = call(home, "--list")
+    code, out, _ = ask("--list")
     assert code == 0
     for arm in ARMS:
         assert re.search(rf"^  {arm} ", out, re.MULTILINE), arm
@@ -345,8 +361,8 @@ def test_a_mistake_gets_one_line_that_names_it(home, arguments, parts):
         if flag not in arguments
         for part in (flag, value)
     ]
-    code, _, err = call(home, *arguments, *defaults)
-    assert code != 0
+    code, _, err = ask(*arguments, *defaults)
+    assert code in (exit_codes.USAGE, exit_codes.REFUSED)
     assert len(err.strip().splitlines()) == 1, err
     assert err.startswith("run_aux.py: error: ")
     for part in parts:
@@ -354,9 +370,25 @@ def test_a_mistake_gets_one_line_that_names_it(home, arguments, parts):
     assert not (home / "experiments").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--stagd"], exit_codes.USAGE),  # the parser's own
+        (["--staged", "--max_budget_hours", "nan"], exit_codes.USAGE),
+        (["--staged", "--data_dir", "nowhere"], exit_codes.REFUSED),
+    ],
+)
+def test_a_mistake_is_the_same_to_a_shell(home, arguments, code):
+    before = sorted(home.rglob("*"))
+    arguments = [*arguments, "--train_script", str(FAKE), "--profile", "mini"]
+    assert call(home, *arguments) == ask(*arguments)
+    assert call(home, *arguments)[0] == code
+    assert sorted(home.rglob("*")) == before
+
+
 def test_stage_3_before_stage_2(home):
     call(home, "--stage", "1", *FIXED)
-    code, _, err = call(home, "--stage", "3")
+    code, _, err = ask("--stage", "3")
     assert code == 1
     assert "stage 2 comes first" in err
     assert "--best_layers" in err
@@ -364,7 +396,7 @@ def test_stage_3_before_stage_2(home):
 
 def test_what_differs_from_the_registered_experiment_is_named(home):
     call(home, "--stage", "1", *FIXED)
-    code, _, err = call(home, "--stage", "2", "--full_iterations", "77", "--plan", "adaptive")
+    code, _, err = ask("--stage", "2", "--full_iterations", "77", "--plan", "adaptive")
     assert code == 1
     assert 'plan: registered "classic", now "adaptive"' in err
     assert "full_iterations: registered" in err
@@ -374,7 +406,7 @@ def test_a_corrupt_experiment_file_is_named(home):
     call(home, "--stage", "1", *FIXED)
     path = newest(home) / "experiment_configs.json"
     path.write_text("{")
-    code, _, err = call(home, "--status", "--exp_dir", str(path.parent))
+    code, _, err = ask("--status", "--exp_dir", str(path.parent))
     assert code == 1
     assert "experiment_configs.json" in err
     assert len(err.splitlines()) == 1
@@ -383,7 +415,7 @@ def test_a_corrupt_experiment_file_is_named(home):
 def test_status_in_words_and_for_programs(home):
     call(home, "--stage", "1", *FIXED)
     folder = str(newest(home))
-    _, out, _ = call(home, "--status", "--exp_dir", folder)
+    _, out, _ = ask("--status", "--exp_dir", folder)
     assert "done 4" in out
     _, out, _ = call(home, "--status", "--exp_dir", folder, "--json")
     assert len(json.loads(out)["done"]) == 4
@@ -394,14 +426,16 @@ def test_status_in_words_and_for_programs(home):
 
 
 def test_all_stages_with_the_real_trainer_through_to_the_figures(tmp_path):
-    """As in the README, at the smallest scale that trains at all."""
+    """As in the README, at the smallest scale that trains at all: the first stage as it is, the
+    others without torchrun's own import of torch and with a short validation, which would be most
+    of what so short a run costs."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
-    def run(*command):
+    def run(*command, **settings):
         return subprocess.run(
             [sys.executable, *command],
             cwd=ROOT,
-            env=environment,
+            env=environment | settings,
             capture_output=True,
             text=True,
             timeout=600,
@@ -409,15 +443,21 @@ def test_all_stages_with_the_real_trainer_through_to_the_figures(tmp_path):
         ).stdout
 
     run("data/prepare.py")
-    out = run(
-        *("run_aux.py", "--staged", "--profile", "mini", "--full_iterations", "10"),
-        *("--ignore_gate", "--validation_runs", "2", "--max_budget_hours", "2"),
+    began = run(
+        *("run_aux.py", "--stage", "1", "--profile", "mini", "--full_iterations", "5"),
+        *("--validation_runs", "2", "--max_budget_hours", "2"),
         *("--parallel_runs", "2", "--output_dir", str(tmp_path)),
     )
-    for stage in (1, 2, 3, 4):
-        assert f"📊 STAGE {stage} RESULTS:" in out
-    assert "24 ok" in out
     folder = next(tmp_path.glob("aux_heads_*"))
+    went_on = run(
+        *("run_aux.py", "--staged", "--ignore_gate", "--exp_dir", str(folder)),
+        TORCHRUN=shlex.join([sys.executable, str(ROOT / "tests" / "quick_torchrun.py")]),
+        QUICK_ARGUMENTS="--val_tokens 2048",
+    )
+    assert "📊 STAGE 1 RESULTS:" in began
+    for stage in (2, 3, 4):
+        assert f"📊 STAGE {stage} RESULTS:" in went_on
+    assert "24 ok" in went_on
     run("analyze_aux.py", "--exp_dir", str(folder))
     for name in ("val_loss_comparison", "layer_ablation", "training_curves"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name

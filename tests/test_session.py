@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from invent import arm, experiment, result
-from test_run_aux import FIXED, call, newest
+from test_run_aux import FIXED, ask, call, newest
 
 import exit_codes
 import launchers
@@ -134,7 +134,7 @@ def test_a_machine_that_breaks_stops_the_sitting_and_when_mended_the_plan_is_com
 
 def test_a_trainer_that_refuses_is_asked_once(home, monkeypatch):
     monkeypatch.setenv("FAKE_MISCHIEF", json.dumps({"6": "refuse"}))
-    code, out, _ = call(home, "--staged", *FIXED)
+    code, out, _ = call(home, "--staged", "--validation_runs", "2", *FIXED)
     assert code == exit_codes.FAULT
     assert statuses(home) == ["refused", "ok"]
     assert "--batch_size 3: give a multiple of 2" in out
@@ -270,7 +270,7 @@ def test_another_choice_after_the_first_final_pair_is_a_second_test_and_refused(
     before = staged_analysis_helper.block(newest(home), 4)
     assert call(home, *by_hand, "6")[0] == exit_codes.DONE  # the same again
     for stage in ("3", "4"):
-        code, _, err = call(home, "--stage", stage, "--best_layers", "4,8")
+        code, _, err = ask("--stage", stage, "--best_layers", "4,8")
         assert code == exit_codes.REFUSED
         assert "second test" in err and len(err.splitlines()) == 1
     assert staged_analysis_helper.block(newest(home), 4) == before
@@ -320,7 +320,8 @@ def folders(tmp_path_factory):
         (folder / "shards").mkdir()
         for kind in ("train", "val"):
             (folder / "shards" / f"x_{kind}_000000.bin").write_bytes(b"tokens")
-        call(folder, "--staged", "--plan", plan, "--validation_runs", "4", *FIXED)
+        how = ("--validation_runs", "4", "--parallel_runs", "2")
+        call(folder, "--staged", "--plan", plan, *how, *FIXED)
         made[plan] = newest(folder)
     patch.undo()
     return made
@@ -361,7 +362,7 @@ def test_helper_status_and_records_agree(folders, capsys):
         step = standing(folder).step
         assert staged_analysis_helper.main(["--stage", "4", "--exp_dir", str(folder)]) == 0
         block = capsys.readouterr().out
-        _, out, _ = call(folder, "--status", "--exp_dir", str(folder))
+        _, out, _ = ask("--status", "--exp_dir", str(folder))
         written = json.loads((folder / "staged_ablation_results.json").read_text())
         for number, decision in step.decisions.items():
             assert f"stage {number} decided: {decision.title}" in out
@@ -385,7 +386,7 @@ def test_a_folder_that_is_not_what_was_registered_is_told_so_by_all(folders, tmp
     (words, *_) = standing(copy).changed
     before = {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()}
     for arguments, code in ((("--status",), 0), (("--staged",), 1), (("--stage", "1"), 1)):
-        got, out, err = call(tmp_path, *arguments, "--exp_dir", str(copy))
+        got, out, err = ask(*arguments, "--exp_dir", str(copy))
         assert got == code
         assert words in out + err, arguments
         assert "decided:" not in out
@@ -427,7 +428,8 @@ def test_a_folder_is_begun_in_only_if_nothing_is_there(home, litter, arguments, 
     for name in litter:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}")
-    got, out, err = call(home, *arguments, "--exp_dir", "mine", *FIXED, "--full_iterations", "20")
+    short = ("--full_iterations", "20", *("--validation_runs", "2") * bool(arguments))
+    got, out, err = call(home, *arguments, "--exp_dir", "mine", *FIXED, *short)
     assert got == code, out + err
     assert code == 0 or len(err.splitlines()) == 1
     assert (folder / "experiment_configs.json").exists() == (code == 0)
@@ -458,7 +460,7 @@ def test_a_lost_copy_of_the_trainer_is_made_again_and_an_edited_one_refused(home
     call(home, "--stage", "1", *FIXED)
     (copy,) = (newest(home) / "code").glob("*/fake_train.py")
     copy.write_text(copy.read_text() + "\n# edited\n")
-    code, _, err = call(home, "--stage", "2")
+    code, _, err = ask("--stage", "2")
     assert code == 1
     assert "was edited; its files no longer match their hash" in err
     shutil.rmtree(copy.parent)
@@ -508,7 +510,7 @@ def test_the_newest_experiment_is_the_one_registered_last(tmp_path):
     ],
 )  # fmt: skip
 def test_what_nobody_can_mean_is_one_line_and_nothing_is_written(home, arguments, parts):
-    code, _, err = call(home, *arguments, *FIXED)
+    code, _, err = ask(*arguments, *FIXED)
     assert code in (exit_codes.USAGE, exit_codes.REFUSED)
     assert len(err.strip().splitlines()) == 1, err
     assert err.rstrip("\n").isprintable()

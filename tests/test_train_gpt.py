@@ -1,5 +1,6 @@
 """A run of the trainer: what it computes, against slow references; what it prints and refuses."""
 
+import io
 import json
 import math
 import os
@@ -7,7 +8,9 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -107,30 +110,37 @@ class Ran:
 
 
 @pytest.fixture
-def run(data, capsys):
-    """Run the trainer in this process."""
+def run(data):
+    return lambda changes=None: alone(arguments(data, changes))
 
-    def run_with(changes: dict | None = None) -> Ran:
-        capsys.readouterr()
+
+def alone(argv: list[str]) -> Ran:
+    """Run the trainer in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
         try:
-            code = train_gpt.main(arguments(data, changes))
+            code = train_gpt.main(argv)
         except SystemExit as end:
             code = end.code
-        return Ran(code, *capsys.readouterr())
-
-    return run_with
+    return Ran(code, out.getvalue(), err.getvalue())
 
 
-def torchrun(processes: int, argv: list[str]) -> Ran:
-    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
+
+
+def torchrun(processes: int, argv: list[str], program: tuple[str, ...] = TORCHRUN) -> Ran:
+    command = [sys.executable, *program, f"--nproc_per_node={processes}"]
     done = subprocess.run(
-        [sys.executable, *command, str(ROOT / "train_gpt.py"), *argv],
+        [*command, str(ROOT / "train_gpt.py"), *argv],
         capture_output=True,
         text=True,
         timeout=120,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     return Ran(done.returncode, done.stdout, done.stderr)
+
+
+quick_torchrun = partial(torchrun, program=(str(ROOT / "tests" / "quick_torchrun.py"),))
 
 
 def trainer(data: Path, changes: dict | None = None, world=None) -> Trainer:
@@ -350,10 +360,16 @@ def test_what_processes_add_up_is_the_gradient_of_the_whole_batch(data, monkeypa
 def long_runs(data) -> dict:
     """50 steps with heads and skips (every kind of parameter) on 1, 2 and 4 processes."""
     changes = HEADS | {"--num_iterations": 50, "--unet_skips": None}
-    splits = ((4, 1), (2, 2), (1, 2), (1, 8))  # processes, sequences a pass
-    runs = [(n, arguments(data, changes | {"--device_batch_size": size})) for n, size in splits]
-    with ThreadPoolExecutor(2) as two_at_a_time:
-        return dict(zip(splits, two_at_a_time.map(torchrun, *zip(*runs, strict=True)), strict=True))
+
+    def given(size: int) -> list[str]:
+        return arguments(data, changes | {"--device_batch_size": size})
+
+    with ThreadPoolExecutor(2) as beside:
+        started = {  # by processes and sequences a pass
+            (n, size): beside.submit(quick_torchrun, n, given(size)) for n, size in ((4, 1), (2, 2))
+        }
+        runs = {(1, size): alone(given(size)) for size in (2, 8)}
+        return runs | {split: run.result() for split, run in started.items()}
 
 
 @pytest.mark.parametrize("split", [(1, 2), (2, 2), (4, 1)])
