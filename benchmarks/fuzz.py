@@ -47,6 +47,7 @@ import analyze_aux  # noqa: E402
 import command  # noqa: E402
 import display  # noqa: E402
 import environment  # noqa: E402
+import launchers  # noqa: E402
 import logs  # noqa: E402
 import machine  # noqa: E402
 import orchestrator  # noqa: E402
@@ -166,6 +167,9 @@ class NoLauncher:
 
     def find(self, folder):
         return None
+
+    def end_of(self, folder):
+        return launchers.read_exit(folder)
 
 
 def drive(e, session, results, shown) -> int:
