@@ -208,10 +208,8 @@ def end_marked(folder: Path) -> None:
 def parents() -> dict[int, int]:
     """The parent of each living process, by their ids."""
     if sys.platform != "linux":
-        import psutil
-
-        alive = (p for p in psutil.process_iter(["ppid", "status"]))
-        return {p.pid: p.info["ppid"] for p in alive if p.info["status"] != psutil.STATUS_ZOMBIE}
+        rows = (row.split() for row in listed_by_ps("-A", "-o", "pid=,ppid=,state="))
+        return {int(row[0]): int(row[1]) for row in rows if not row[2].startswith("Z")}
     found = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):  # gone meanwhile
@@ -219,6 +217,13 @@ def parents() -> dict[int, int]:
             if state not in (b"Z", b"X"):
                 found[int(name)] = int(parent)
     return found
+
+
+def listed_by_ps(*options: str) -> list[str]:
+    """What ps lists where there is no /proc; itself left out."""
+    ps = subprocess.Popen(("ps", *options), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    rows = ps.communicate()[0].decode(errors="replace").splitlines()
+    return [row for row in rows if row.split()[:1] != [str(ps.pid)]]
 
 
 def of_process(process: int | str, file: str) -> bytes:
@@ -235,11 +240,9 @@ def command_line(process: int) -> list[str]:
 def mark_of(process: int) -> str:
     """The folder of the run that this process belongs to; empty for one of no run."""
     if sys.platform != "linux":
-        import psutil
-
-        with contextlib.suppress(psutil.Error):
-            return psutil.Process(process).environ().get(MARK, "")
-        return ""
+        shown = " ".join(listed_by_ps("-E", "-ww", "-o", "command=", "-p", str(process)))
+        found = re.search(rf" {MARK}=(.*?)(?= \w+=|$)", shown)  # before the next variable
+        return found[1] if found else ""
     with contextlib.suppress(OSError):  # another user's, or gone meanwhile
         for setting in of_process(process, "environ").split(b"\0"):
             if setting.startswith(f"{MARK}=".encode()):

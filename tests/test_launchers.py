@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,6 +145,30 @@ def test_children_that_ignore_sigterm_in_other_sessions_are_ended(start, token):
     for why, run in runs.items():
         assert end_of(run)["ended_by"] == why
     assert not survivors(token)
+
+
+@pytest.mark.skipif(not shutil.which("ps"), reason="no program ps")
+def test_without_proc_ps_tells_the_same_parents(monkeypatch):
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        here = launchers.parents()
+        monkeypatch.setattr(sys, "platform", "darwin")
+        elsewhere = launchers.parents()
+        assert elsewhere[child.pid] == here[child.pid] == os.getpid()
+        assert launchers.below(os.getpid()) == {child.pid}  # ps is not listed by itself
+    finally:
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.parametrize("folder", ["/a/run_0", "/a folder/run_0"])
+def test_without_proc_the_mark_is_read_from_what_ps_shows(monkeypatch, folder):
+    shown = f"python -I watcher.py HOME=/root {launchers.MARK}={folder} LANG=C"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(launchers, "listed_by_ps", lambda *_: [shown])
+    assert launchers.mark_of(1) == folder
+    monkeypatch.setattr(launchers, "listed_by_ps", lambda *_: ["python HOME=/root"])
+    assert launchers.mark_of(1) == ""
 
 
 def test_orphans_of_a_command_that_ended_are_ended_too(start, token):
