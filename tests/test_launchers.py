@@ -155,7 +155,10 @@ def test_without_proc_ps_tells_the_same_parents(monkeypatch):
         monkeypatch.setattr(sys, "platform", "darwin")
         elsewhere = launchers.parents()
         assert elsewhere[child.pid] == here[child.pid] == os.getpid()
-        assert launchers.below(os.getpid()) == {child.pid}  # ps is not listed by itself
+        assert launchers.below(child.pid) == set()
+        assert child.pid in launchers.below(os.getpid())
+        rows = launchers.listed_by_ps("-A", "-o", "pid=,args=")
+        assert not [row for row in rows if "ps -A -o pid=,args=" in row]  # itself left out
     finally:
         child.kill()
         child.wait()
