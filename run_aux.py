@@ -1,7 +1,7 @@
 """Do auxiliary prediction heads at intermediate layers make a GPT train better, and which ones?
 
 A staged ablation: four stages, each deciding whether the next is worth its cost. One run is one
-training of `train_gpt.py`; every decision follows from the results on disk (plans.py).
+training of `train_gpt.py`; every decision follows from the results on disk (ablation/plan/).
 
     python run_aux.py --staged --max_budget_hours 7     # all four stages
     python run_aux.py --staged --dry_run                # every command, count and hour, first
@@ -16,10 +16,10 @@ import sys
 
 if __name__ == "__main__":  # before imports that another Python cannot read or find
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -P leaves it out
-    import prerequisites
+    from ablation.cli import prerequisites
 
     prerequisites.check("run_aux.py")
-    import console
+    from ablation.cli import console
 
     console.stop_quietly("run_aux.py")  # Ctrl-C while the rest is imported
 
@@ -33,31 +33,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import console
-import exit_codes
-import launchers
-import slurm
-from arguments import Parser, a_path, pasteable, plain_words
-from command import build_command, check_launcher, extra_environment
-from display import Display
-from experiment import (
-    ARMS,
-    PHASES,
-    PROFILES,
-    QUESTION,
-    SCHEDULE,
-    WEIGHT,
-    Experiment,
-    default_profile,
-)
-from machine import ROOT, cores, git_state, machine, versions, visible_gpus
-from materials import Materials
-from orchestrator import Launcher, Lock, reconcile
-from plans import PLANS, forecast, is_second_test, next_step, paid_s, pairs_begun
-from preflight import check_materials, every_seed_once
-from records import Arm, RunResult, duration, machine_seconds, printable, read_records
-from registration import (
+from ablation.cli import console, exit_codes
+from ablation.cli.arguments import Parser, a_path, pasteable, plain_words
+from ablation.execute import local, slurm
+from ablation.execute.command import build_command, check_launcher, extra_environment
+from ablation.execute.display import Display
+from ablation.execute.lock import Lock
+from ablation.execute.machine import cores, git_state, machine, versions, visible_gpus
+from ablation.execute.orchestrator import Launcher, reconcile
+from ablation.execute.preflight import check_materials
+from ablation.execute.session import Session, drive, resume_command
+from ablation.execute.status import print_status, status
+from ablation.folder.materials import ROOT, Materials
+from ablation.folder.overrides import (
     check_choice,
+    record_overrides,
+    with_override,
+    with_overrides_on_record,
+)
+from ablation.folder.registration import (
     check_unchanged,
     code_copy,
     data_dir_of,
@@ -66,15 +60,19 @@ from registration import (
     new_folder,
     newest_experiment,
     read_document,
-    record_overrides,
     register,
     registered,
     registered_trainer,
-    with_override,
-    with_overrides_on_record,
 )
-from session import Session, drive, resume_command
-from status import print_status, status
+from ablation.plan.forecast import forecast, paid_s
+from ablation.plan.manual import every_seed_once
+from ablation.plan.next_step import PLANS, is_second_test, next_step, pairs_begun
+from ablation.runs.run import Arm, RunResult, duration, machine_seconds
+from ablation.runs.store import read_records
+from ablation.runs.untrusted import printable
+from ablation.study.experiment import Experiment
+from ablation.study.heads import ARMS, PHASES, QUESTION, SCHEDULE, WEIGHT
+from ablation.study.profiles import PROFILES, default_profile
 
 # ---------------------------------------------------------------------------------------------
 # Before anything runs: what the plan will do, and what it will cost
@@ -443,10 +441,10 @@ def show_plan(args, exp_dir, document, e: Experiment, gpus: Sequence[str], displ
         e = replace(e, device="cuda", processes=meant.gpus)
     e = as_asked(e, args, gpus)
     if args.plan_report:
-        import plan_report  # numpy: only here
+        from ablation.plan import power
 
         e = replace(e, budget_hours=args.max_budget_hours or e.budget_hours)
-        print(plan_report.render(e))
+        print(power.render(e))
         return exit_codes.DONE
     results = ()
     if document:
@@ -569,7 +567,7 @@ class MachineFault(ValueError):
 
 def launcher_of(e: Experiment, slurm_args: str, code_dir: Path) -> Launcher:
     if e.launcher == "local":
-        return launchers.LocalLauncher(code_dir)
+        return local.LocalLauncher(code_dir)
     workers = e.processes // e.nodes
     gpus = workers if e.device == "cuda" else 0
     return slurm.SlurmLauncher(code_dir, tuple(shlex.split(slurm_args)), gpus, e.nodes, workers)

@@ -11,21 +11,23 @@ import sys
 
 if __name__ == "__main__":  # before imports that another Python cannot read or find
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -P leaves it out
-    import prerequisites
+    from ablation.cli import prerequisites
 
     prerequisites.check("staged_analysis_helper.py")
-    import console
+    from ablation.cli import console
 
     console.stop_quietly("staged_analysis_helper.py")  # Ctrl-C while the rest is imported
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from arguments import Parser, a_path, pasteable, plain_words
-from decision import render
-from plans import PLANS
-from records import printable
-from registration import is_overridden, newest_experiment, standing
+from ablation.cli.arguments import Parser, a_path, pasteable, plain_words
+from ablation.folder.overrides import is_overridden
+from ablation.folder.registration import newest_experiment
+from ablation.folder.standing import standing
+from ablation.plan.decision import render
+from ablation.plan.next_step import PLANS
+from ablation.runs.untrusted import printable
 
 
 def block(exp_dir: Path, stage: int) -> str:

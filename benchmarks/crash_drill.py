@@ -41,15 +41,16 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+SUPPORT = ROOT / "tests" / "support"
 sys.path.insert(0, str(ROOT))
 
-import launchers  # noqa: E402
-from records import Records, RunResult, attempt_dir, machine_seconds, read_records  # noqa: E402
+from ablation.execute import local, watcher
+from ablation.runs.run import RunResult, machine_seconds
+from ablation.runs.store import Records, attempt_dir, read_records
+from tests.support.processes import TOKEN, stand_in_shards, wait_until_gone
 
-TOKEN = "CRASH_DRILL"  # in the environment of every process of a drill
 SLACK_S = 0.5  # machine time of an attempt outside the trainer's own signs of life
 BLURRED_S = 0.1  # of an attempt whose watchers were both killed: its end is that of its log
-PATIENCE_S = 15.0  # for processes to be gone: grace, and the margins of guard and orchestrator
 COUNTED = ("lost", "duplicated", "invented", "overlapping", "survivors")
 STRIKES = (  # who is stopped, who is killed, and how often of all that
     ((), ("orchestrator",), 6),
@@ -74,34 +75,6 @@ STRIKES = (  # who is stopped, who is killed, and how often of all that
 MOST_FAILURES = 5  # sittings in a row that end with an error, as after crashes in a row
 
 
-def survivors(token: str) -> list[int]:
-    """Living processes with this token in their environment, by their ids."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            mine = entry.name.isdigit() and token.encode() in (entry / "environ").read_bytes()
-            if mine and (entry / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
-
-
-def stand_in_shards(folder: Path) -> None:
-    """Shards that the fake trainer does not read, but every run needs."""
-    folder.mkdir(parents=True)
-    for name in ("none_train_000001.bin", "none_val_000000.bin"):
-        (folder / name).write_bytes(b"no tokens")
-
-
-def wait_until_gone(token: str, patience_s: float = PATIENCE_S) -> int:
-    """How many processes of the drill are left after so many seconds."""
-    deadline = time.monotonic() + patience_s
-    while (left := survivors(token)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return len(left)
-
-
 SHORTLY = f"""
 import runpy, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -120,14 +93,14 @@ class Drill:
         self.trace = folder / "trace"
         self.output = folder / "output"
         folder.mkdir(parents=True)
-        self.script, self.data = ROOT / "tests" / "fake_train.py", folder / "data"
+        self.script, self.data = SUPPORT / "fake_train.py", folder / "data"
         if real:
             self.script, self.data = folder / "train_shortly.py", ROOT / "data" / "stdlib"
             self.script.write_text(SHORTLY)
         else:
             stand_in_shards(self.data)
         fakes = {
-            "TORCHRUN": str(ROOT / "tests" / "fake_torchrun"),
+            "TORCHRUN": str(SUPPORT / "fake_torchrun"),
             "FAKE_SECONDS": "0.05",
             "FAKE_TRACE": str(self.trace),
         }
@@ -167,15 +140,15 @@ class Drill:
 
     def processes(self, moments: random.Random) -> tuple[Path | None, dict[str, int]]:
         """The processes of one of the runs in flight, by what they are, and its folder."""
-        marked = launchers.marked(self.exp_dir.resolve()) if self.exp_dir else []
-        folders = {pid: launchers.mark_of(pid) for pid in marked}
+        marked = watcher.marked(self.exp_dir.resolve()) if self.exp_dir else []
+        folders = {pid: watcher.mark_of(pid) for pid in marked}
         if not any(folders.values()):
             return None, {}
         folder = moments.choice(sorted(filter(None, folders.values())))
         mine = [pid for pid in marked if folders[pid] == folder]
-        parents, found = launchers.parents(), {}
+        parents, found = watcher.parents(), {}
         for pid in sorted(mine, key=lambda pid: len(ancestors(pid, parents))):
-            if launchers.is_watcher(pid):
+            if local.is_watcher(pid):
                 found.setdefault("watcher" if "guard" in found else "guard", pid)
             else:
                 found.setdefault("torchrun", pid)
@@ -187,7 +160,7 @@ class Drill:
         run_dir = folder.parent if folder.name.startswith("attempt_") else folder
         failed = 0
         for path in (run_dir, *run_dir.glob("attempt_*")):
-            failed += (launchers.read_object(path / "result.json") or {}).get("status") == "crashed"
+            failed += (watcher.read_object(path / "result.json") or {}).get("status") == "crashed"
         return failed >= 2
 
     def records(self) -> Records:
@@ -241,7 +214,7 @@ def strike(drill: Drill, orchestrator: subprocess.Popen, longest_s: float, momen
 def send(drill: Drill, process: int, number: int) -> bool:
     """Send a signal, if that process is still the drill's own."""
     try:
-        if drill.token.encode() in launchers.of_process(process, "environ"):
+        if drill.token.encode() in watcher.of_process(process, "environ"):
             os.kill(process, number)
             return True
     except OSError:
@@ -389,7 +362,7 @@ def run(kills: int, seed: int, real: bool, say=print) -> dict[str, int]:
             killed, left = disturb(drill, kills - total["kills"], longest_s, moments)
             findings = compare(undisturbed, drill)
             left += wait_until_gone(drill.token)
-            launchers.end_marked(drill.exp_dir.resolve())
+            local.end_marked(drill.exp_dir.resolve())
             found = Counter(kind for kind, _ in findings) + Counter(survivors=left)
             total.update(found, kills=killed)
             attempts = len(drill.records().results)

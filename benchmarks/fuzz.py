@@ -43,25 +43,22 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import analyze_aux  # noqa: E402
-import command  # noqa: E402
-import display  # noqa: E402
-import environment  # noqa: E402
-import launchers  # noqa: E402
-import logs  # noqa: E402
-import machine  # noqa: E402
-import orchestrator  # noqa: E402
-import records  # noqa: E402
-import registration  # noqa: E402
-import run_aux  # noqa: E402
-import staged_analysis_helper  # noqa: E402
-import status  # noqa: E402
-from benchmarks import inputs, oracle  # noqa: E402
-from benchmarks.inputs import ANYTHING, DIVERGED, FAULTY, HONEST, Files, Log  # noqa: E402
-from experiment import ARMS, PROFILES, Experiment  # noqa: E402
-from materials import Materials  # noqa: E402
-from plans import next_step  # noqa: E402
-from records import Arm, RunConfig, RunResult  # noqa: E402
+import analyze_aux
+import run_aux
+import staged_analysis_helper
+from ablation.execute import command, display, environment, machine, orchestrator, status, watcher
+from ablation.folder import registration, standing
+from ablation.folder.materials import Materials
+from ablation.plan.next_step import next_step
+from ablation.report import figures
+from ablation.runs import log as logs
+from ablation.runs import outcome, store
+from ablation.runs.run import Arm, RunConfig, RunResult
+from ablation.study.experiment import Experiment
+from ablation.study.heads import ARMS
+from ablation.study.profiles import PROFILES
+from benchmarks import inputs, oracle
+from benchmarks.inputs import ANYTHING, DIVERGED, FAULTY, HONEST, Files, Log
 
 WRONG_OK, WRONG_ELSE, TRACEBACK, HANG = "wrong ok", "wrong else", "tracebacks", "hangs"
 COUNTED = (WRONG_OK, WRONG_ELSE, TRACEBACK, HANG)
@@ -169,7 +166,7 @@ class NoLauncher:
         return None
 
     def end_of(self, folder):
-        return launchers.read_exit(folder)
+        return watcher.read_exit(folder)
 
 
 def drive(e, session, results, shown) -> int:
@@ -227,8 +224,8 @@ def attempt_files(result: RunResult, experiment_id: str, attempt: int = 1) -> Fi
 
 
 def judged(run: RunConfig, log: Log, attempt: int = 1) -> RunResult:
-    exit = records.exit_from(log.exit)
-    return records.judge(run, attempt, read(log.screen, log.total), exit)
+    exit = outcome.exit_from(log.exit)
+    return outcome.judge(run, attempt, read(log.screen, log.total), exit)
 
 
 def read(text: bytes | None, total: int, chunk: int = 1 << 20) -> logs.LogReader:
@@ -291,7 +288,7 @@ def played_experiments(shop: Shop, rng: random.Random) -> Iterator[Played]:
 def try_log(rng: random.Random, shop: Shop) -> None:
     log = inputs.a_log(rng)
     chunk = rng.choice((1 << 20, 1 << 20, 7, 64, 1000))
-    run, exit = RunConfig(1, Arm("baseline"), 0, 42, log.total), records.exit_from(log.exit)
+    run, exit = RunConfig(1, Arm("baseline"), 0, 42, log.total), outcome.exit_from(log.exit)
     demand(exit is not None, f"an honest exit.json is not read: {log.exit}")
     screen = read(log.screen, log.total, chunk)
     if rng.random() < 0.03:
@@ -300,10 +297,10 @@ def try_log(rng: random.Random, shop: Shop) -> None:
             odd = inputs.FIFO if rng.random() < 0.2 else inputs.Link("/dev/zero")
             left = {"a/run_0/train_log.txt": odd}
         with shop.folder(left) as folder:
-            result = records.judge_attempt(run, 1, folder / "a/run_0", screen, exit)
+            result = outcome.judge_attempt(run, 1, folder / "a/run_0", screen, exit)
     else:
         own = read(log.own, log.total, chunk)
-        result = records.judge(run, 1, logs.evidence(screen, own), exit)
+        result = outcome.judge(run, 1, logs.evidence(screen, own), exit)
     check_verdict(log, result)
 
 
@@ -330,7 +327,7 @@ def check_verdict(log: Log, result: RunResult) -> None:
         demand(result.steps_done == log.total == result.curve[-1][0], "not all steps", WRONG_OK)
     plain = result.reason.isprintable() and len(result.reason) <= 1000
     demand(plain, f"reason {result.reason!r}", TRACEBACK)
-    again = records.result_from(json.loads(json.dumps(asdict(result))))
+    again = outcome.result_from(json.loads(json.dumps(asdict(result))))
     demand(again == result, "a record that says something else when it is read again")
 
 
@@ -342,7 +339,7 @@ def try_records(rng: random.Random, shop: Shop) -> None:
     for _ in range(rng.choice((1, 1, 2, 4))):
         honest -= inputs.damage(rng, files)
     with shop.folder(files) as folder:
-        found = records.read_records(folder, ID)
+        found = store.read_records(folder, ID)
         check_records(folder, ID, found, honest)
 
 
@@ -389,7 +386,7 @@ def try_open_attempts(rng: random.Random, shop: Shop) -> None:
             if r.run.name in left and r.attempt == 1:
                 check_verdict(left.pop(r.run.name), r)
         demand(not left, f"attempts without a record: {sorted(left)}")
-        again = records.read_records(folder, ID)
+        again = store.read_records(folder, ID)
         demand(again.results == found.results, "the records are others a moment later")
 
 
@@ -406,10 +403,10 @@ def refusable(act: Callable, *args):
 def try_exit(rng: random.Random, shop: Shop) -> None:
     log = inputs.a_log(rng)
     value = inputs.altered(rng, log.exit)
-    exit = records.exit_from(value)
+    exit = outcome.exit_from(value)
     if exit is not None:
         run = RunConfig(1, Arm("baseline"), 0, 42, log.total)
-        result = records.judge(run, 1, read(log.screen, log.total), exit)
+        result = outcome.judge(run, 1, read(log.screen, log.total), exit)
         known = {**value, "returncode": exit.returncode}
         check_verdict(replace(log, own=None, exit=known, truth=inputs.ANYTHING), result)
 
@@ -452,7 +449,7 @@ def an_experiment(rng: random.Random, shop: Shop, most: int) -> tuple[Files, Pla
 def try_registration(rng: random.Random, shop: Shop) -> None:
     files, _ = an_experiment(rng, shop, 2)
     with shop.folder(files) as folder:
-        s = refusable(registration.standing, folder)
+        s = refusable(standing.standing, folder)
         if s is None:
             return
         check_unchanged(folder, s.changed, s.step)
@@ -570,9 +567,9 @@ FIGURES_EVERY = 200  # reports: drawing takes seconds
 
 def report(rng: random.Random, shop: Shop, folder: Path) -> None:
     before = snapshot(folder)
-    argv, allowed = ["--exp_dir", str(folder)], {"analysis_report.txt", *analyze_aux.FIGURES}
+    argv, allowed = ["--exp_dir", str(folder)], {"analysis_report.txt", *figures.FIGURES}
     drawn = rng.randrange(FIGURES_EVERY) == 0
-    with mock.patch.object(analyze_aux, "FIGURES", analyze_aux.FIGURES if drawn else {}):
+    with mock.patch.object(analyze_aux, "FIGURES", figures.FIGURES if drawn else {}):
         in_process(analyze_aux.main, argv)
     written = differing(before, snapshot(folder))
     demand(written <= allowed, f"the report wrote {sorted(written - allowed)}")

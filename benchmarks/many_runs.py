@@ -19,15 +19,19 @@ from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+SUPPORT = ROOT / "tests" / "support"
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.crash_drill import stand_in_shards  # noqa: E402
-from experiment import ARMS, PROFILES, Experiment  # noqa: E402
-from machine import git_state, machine, versions  # noqa: E402
-from materials import Materials  # noqa: E402
-from plans import next_step  # noqa: E402
-from records import RunResult, write_json, write_result  # noqa: E402
-from registration import begin  # noqa: E402
+from ablation.execute.machine import git_state, machine, versions
+from ablation.folder.materials import Materials
+from ablation.folder.registration import begin
+from ablation.plan.next_step import next_step
+from ablation.runs.run import RunResult
+from ablation.runs.store import write_json, write_result
+from ablation.study.experiment import Experiment
+from ablation.study.heads import ARMS
+from ablation.study.profiles import PROFILES
+from tests.support.processes import stand_in_shards
 
 WALL_S = 90.0
 
@@ -46,7 +50,7 @@ def invent(folder: Path, runs: int) -> Path:
         arms=(ARMS["baseline"],),
         seeds=tuple(range(runs + 1)),
     )
-    materials = Materials(ROOT / "tests" / "fake_train.py", folder / "data")
+    materials = Materials(SUPPORT / "fake_train.py", folder / "data")
     facts = {"machine": machine(e, ()), "versions": versions(), "git": git_state()}
     exp_dir = begin(e, materials, folder, {**facts, "slurm_args": ""})
     experiment_id = json.loads((exp_dir / "experiment_configs.json").read_bytes())["experiment_id"]
@@ -79,7 +83,7 @@ def invent(folder: Path, runs: int) -> Path:
 
 def timed(exp_dir: Path, *arguments: str) -> tuple[float, str]:
     """(wall time in seconds of a command on the experiment, what it printed)"""
-    fakes = {"TORCHRUN": str(ROOT / "tests" / "fake_torchrun"), "FAKE_PYTHON": sys.executable}
+    fakes = {"TORCHRUN": str(SUPPORT / "fake_torchrun"), "FAKE_PYTHON": sys.executable}
     command = [sys.executable, str(ROOT / "run_aux.py"), "--exp_dir", str(exp_dir), *arguments]
     began = time.perf_counter()
     done = subprocess.run(

@@ -21,9 +21,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+SUPPORT = ROOT / "tests" / "support"
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.crash_drill import stand_in_shards  # noqa: E402
+from tests.support.processes import stand_in_shards
 
 MOST_PERCENT, MOST_MS = 2.0, 150.0
 
@@ -56,7 +57,7 @@ def bash_script(commands: list[list[str]], scratch: Path) -> str:
 def measure(seconds: float, rounds: int, real: bool, say=print) -> dict[str, float]:
     """Both ways in turn; sums over the rounds."""
     fakes = {
-        "TORCHRUN": str(ROOT / "tests" / "fake_torchrun"),
+        "TORCHRUN": str(SUPPORT / "fake_torchrun"),
         "FAKE_SECONDS": str(seconds / 2),  # of 100 iterations; a full run of the profile has 200
     }
     env = {**os.environ, **({} if real else fakes)}
@@ -68,7 +69,7 @@ def measure(seconds: float, rounds: int, real: bool, say=print) -> dict[str, flo
             what = []
             if not real:
                 stand_in_shards(scratch / "data")
-                what = ["--train_script", str(ROOT / "tests" / "fake_train.py")]
+                what = ["--train_script", str(SUPPORT / "fake_train.py")]
                 what += ["--data_dir", str(scratch / "data")]
             orchestrate = [sys.executable, str(ROOT / "run_aux.py"), "--staged", *what]
             orchestrate += ["--profile", "mini", "--full_iterations", "200", "--num_gpus", "0"]

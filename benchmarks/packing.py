@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+SUPPORT = ROOT / "tests" / "support"
 GPUS = 8
 NVIDIA_SMI = f"""#!/bin/sh
 for n in $(seq 0 {GPUS - 1}); do echo "$n, GPU-$n, fake"; done
@@ -25,8 +26,8 @@ for n in $(seq 0 {GPUS - 1}); do echo "$n, GPU-$n, fake"; done
 
 
 def measure(folder: Path, launcher: str, runs: int, seconds: float) -> dict:
-    sys.path.insert(0, str(ROOT / "tests"))
-    from slurm_cluster import SlurmCluster
+    sys.path.insert(0, str(ROOT))
+    from tests.support.slurm_cluster import SlurmCluster
 
     (folder / "nvidia-smi").write_text(NVIDIA_SMI)
     (folder / "nvidia-smi").chmod(0o755)
@@ -36,11 +37,11 @@ def measure(folder: Path, launcher: str, runs: int, seconds: float) -> dict:
     command = [sys.executable, str(ROOT / "run_aux.py"), "--experiment", "baseline"]
     command += ["--profile", "mini", "--full_iterations", "100", "--max_budget_hours", "24"]
     command += ["--runs", str(runs), "--num_gpus", str(GPUS), "--gpus_per_run", "1"]
-    command += ["--train_script", str(ROOT / "tests" / "fake_train.py"), "--data_dir", "shards"]
+    command += ["--train_script", str(SUPPORT / "fake_train.py"), "--data_dir", "shards"]
     environment = {
         **os.environ,
         "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
-        "TORCHRUN": str(ROOT / "tests" / "fake_torchrun"),
+        "TORCHRUN": str(SUPPORT / "fake_torchrun"),
         "FAKE_PYTHON": sys.executable,
         "FAKE_SECONDS": str(seconds),
     }

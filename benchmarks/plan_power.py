@@ -41,12 +41,14 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import aux_stats  # noqa: E402
-import plan_report  # noqa: E402
-from adaptive import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED  # noqa: E402
-from experiment import PROFILES, Experiment  # noqa: E402
-from plan_report import GRID, NOISE, Outcome, Truth, World, as_meant, plain_world  # noqa: E402
-from plans import RunConfig  # noqa: E402
+from ablation import stats
+from ablation.plan import power
+from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
+from ablation.plan.power import NOISE, Outcome, Truth, World, as_meant, plain_world
+from ablation.runs.run import RunConfig
+from ablation.study.experiment import Experiment
+from ablation.study.heads import GRID
+from ablation.study.profiles import PROFILES
 
 SPEEDRUN = PROFILES["speedrun"]
 SIGMA = SPEEDRUN.design.sigma0
@@ -86,7 +88,7 @@ def cost_s(run: RunConfig) -> float:
 
 
 def by_next_step(e: Experiment):
-    return lambda truth: plan_report.outcome(e, truth, cost_s)
+    return lambda truth: power.outcome(e, truth, cost_s)
 
 
 def bash_loop(truth: Truth) -> Outcome:
@@ -137,10 +139,10 @@ def fixed_test(truth: Truth, cell: tuple, pairs: int) -> str:
     """Welch, two-sided .05; if that finds nothing, TOST at .05 against delta_eq."""
     baseline = [truth.loss(()) for _ in range(pairs)]
     arm = [truth.loss(cell) for _ in range(pairs)]
-    comparison = aux_stats.compare(baseline, arm)
+    comparison = stats.compare(baseline, arm)
     if comparison.p < SPEEDRUN.design.alpha:
         return IMPROVES if comparison.improvement > 0 else HARMFUL
-    narrow = aux_stats.compare(baseline, arm, alpha=2 * SPEEDRUN.design.alpha)
+    narrow = stats.compare(baseline, arm, alpha=2 * SPEEDRUN.design.alpha)
     inside = max(abs(narrow.ci_low), abs(narrow.ci_high)) < SPEEDRUN.design.delta_eq
     return NO_EFFECT if inside else UNDECIDED
 
@@ -148,7 +150,7 @@ def fixed_test(truth: Truth, cell: tuple, pairs: int) -> str:
 PLANS = {
     "bash loop": bash_loop,
     "classic": by_next_step(staged("classic")),
-    "classic without gates": by_next_step(staged("classic", overrides=plan_report.UNGATED)),
+    "classic without gates": by_next_step(staged("classic", overrides=power.UNGATED)),
     "successive halving": successive_halving,
     "oracle": oracle,
     "adaptive": by_next_step(staged("adaptive")),
@@ -175,7 +177,7 @@ def rows_of(
         parts = pool.imap(replicates_of, tasks)
         for world, plan in keys:
             outcomes = [outcome for _ in chunks for outcome in next(parts)]
-            yield plan_report.tally(world.name, plan, outcomes)
+            yield power.tally(world.name, plan, outcomes)
 
 
 def chosen(text: str, known: Sequence[str], option: str) -> list[str]:
@@ -207,14 +209,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"plan_power.py: error: {error}", file=sys.stderr)
         return 1
     if args.scattered:
-        worlds = [replace(world, ranks=plan_report.scattered_ranks) for world in worlds]
+        worlds = [replace(world, ranks=power.scattered_ranks) for world in worlds]
     rows = []
     began = time.perf_counter()
     for row in rows_of(worlds, plans, args.replicates, args.seed, args.jobs):
         rows.append(row)
         if row["plan"] == plans[-1]:
             print(f"\n{row['world']}")
-            print("\n".join(plan_report.verdict_table(rows[-len(plans) :], by="plan")), flush=True)
+            print("\n".join(power.verdict_table(rows[-len(plans) :], by="plan")), flush=True)
     print(f"\n{time.perf_counter() - began:.0f} s with {args.jobs} processes")
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")

@@ -30,8 +30,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import train_gpt  # noqa: E402
-from experiment import PROFILES, TRAINER_FLAGS, Profile  # noqa: E402
+import train_gpt
+from ablation.study.profiles import PROFILES, TRAINER_FLAGS, Profile
 
 MIDDLE = replace(  # between mini and the GPU profiles: the 124M model's vocabulary on a CPU
     PROFILES["small"],

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+SUPPORT = ROOT / "tests" / "support"
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +21,7 @@ def subnormal_numbers_again():
 def home(tmp_path, monkeypatch):
     """An empty working folder, the fake torchrun, and shards that nobody reads."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TORCHRUN", str(ROOT / "tests" / "fake_torchrun"))
+    monkeypatch.setenv("TORCHRUN", str(SUPPORT / "fake_torchrun"))
     monkeypatch.setenv("FAKE_PYTHON", sys.executable)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (tmp_path / "shards").mkdir()

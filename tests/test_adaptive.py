@@ -7,23 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from invent import BASELINE, arm, experiment, result
-from scipy import stats
+import scipy.stats
 
-import adaptive
-import aux_stats
-from adaptive import (
-    BELOW,
-    FEW_CELLS,
-    HARMFUL,
-    IMPROVES,
-    MANY_CELLS,
-    MET,
-    NO_EFFECT,
-    UNDECIDED,
-    UNRESOLVED,
-    Design,
-    Look,
+from ablation import stats
+from ablation.folder.overrides import with_override
+from ablation.plan.adaptive import (
+    MAX_GIVEN_UP,
     additive_fit,
     cells_to_run,
     decide_hyperparameters,
@@ -31,16 +20,30 @@ from adaptive import (
     decide_screening,
     decide_validation,
     dropped_by_screening,
+    two_best,
+)
+from ablation.plan.costs import Costs
+from ablation.plan.forecast import Planned, invented
+from ablation.plan.looks import (
+    BELOW,
+    HARMFUL,
+    IMPROVES,
+    MET,
+    NO_EFFECT,
+    UNDECIDED,
+    UNRESOLVED,
+    Look,
     looks_at,
     settled,
     target_label,
-    two_best,
     verdict_of,
 )
-from experiment import PROFILES, Costs
-from plans import MAX_ATTEMPTS, MAX_GIVEN_UP, Planned, invented, next_step, pairs_begun
-from records import machine_seconds
-from registration import with_override
+from ablation.plan.next_step import MAX_ATTEMPTS, next_step, pairs_begun
+from ablation.runs.run import machine_seconds
+from ablation.study import heads
+from ablation.study.heads import FEW_CELLS, MANY_CELLS
+from ablation.study.profiles import PROFILES, Design
+from tests.support.invent import BASELINE, arm, experiment, result
 
 DESIGN = Design(sigma0=0.0013, delta_eq=0.005, delta_target=0.02, drop=0.125)
 BEST = arm("final_best", 4, 8)
@@ -157,10 +160,10 @@ def test_pairs_side_by_side_are_looked_at_together_and_at_the_end():
 def test_intervals_are_welch_at_the_nominal_level_of_the_bound():
     pairs = noisy_pairs(6, 0.002)
     last = looks_at(pairs, [9] * 6, DESIGN)[-1]
-    spent = [aux_stats.obrien_fleming_spending(n / 9, 0.025) for n in (4, 5, 6)]
-    assert last.z == pytest.approx(aux_stats.bounds((4, 5, 6), spent)[-1])
-    level = 1 - 2 * stats.norm.sf(last.z)
-    reference = stats.ttest_ind(
+    spent = [stats.obrien_fleming_spending(n / 9, 0.025) for n in (4, 5, 6)]
+    assert last.z == pytest.approx(stats.bounds((4, 5, 6), spent)[-1])
+    level = 1 - 2 * scipy.stats.norm.sf(last.z)
+    reference = scipy.stats.ttest_ind(
         [b.val_loss for b, _ in pairs], [a.val_loss for _, a in pairs], equal_var=False
     ).confidence_interval(level)
     assert (last.low, last.high) == pytest.approx(tuple(reference), abs=1e-12)
@@ -177,8 +180,8 @@ def test_first_looks_are_strict_and_the_last_one_nearly_nominal():
 
 def test_one_look_at_the_end_spends_all_of_alpha():
     only = looks_at(noisy_pairs(4, 0.0), [4] * 4, DESIGN)
-    assert only[0].z == pytest.approx(stats.norm.isf(0.025), abs=1e-9)
-    assert only[0].q == pytest.approx(stats.norm.isf(0.05), abs=1e-9)
+    assert only[0].z == pytest.approx(scipy.stats.norm.isf(0.025), abs=1e-9)
+    assert only[0].q == pytest.approx(scipy.stats.norm.isf(0.05), abs=1e-9)
 
 
 def test_a_budget_that_lowers_n_max_spends_the_rest_of_alpha_sooner():
@@ -186,8 +189,8 @@ def test_a_budget_that_lowers_n_max_spends_the_rest_of_alpha_sooner():
     kept = looks_at(pairs, [10] * 6, DESIGN)
     lowered = looks_at(pairs, [10, 10, 10, 10, 10, 6], DESIGN)
     assert [k.z for k in lowered[:2]] == [k.z for k in kept[:2]]  # what was spent stays spent
-    spent = [aux_stats.obrien_fleming_spending(n / 10, 0.025) for n in (4, 5)] + [0.025]
-    assert lowered[2].z == pytest.approx(aux_stats.bounds((4, 5, 6), spent)[-1])
+    spent = [stats.obrien_fleming_spending(n / 10, 0.025) for n in (4, 5)] + [0.025]
+    assert lowered[2].z == pytest.approx(stats.bounds((4, 5, 6), spent)[-1])
     assert lowered[2].z < kept[2].z
     assert lowered[2].low > kept[2].low
 
@@ -276,7 +279,7 @@ def test_one_divergence_switches_to_ranks():
     pairs = pairs_of(baseline, [*best[:5], None, *best[5:]])
     looks = looks_at(pairs, [8] * 8, DESIGN)
     assert [k.low is None for k in looks] == [False, False, True, True, True]
-    reference = stats.mannwhitneyu(baseline, [*best, 99.0], method="exact").pvalue
+    reference = scipy.stats.mannwhitneyu(baseline, [*best, 99.0], method="exact").pvalue
     assert looks[-1].p == pytest.approx(reference)
     # 7 of 8 are far better: one divergence does not hide it, nor the verdict reached before
     assert looks[-1].verdict == IMPROVES
@@ -288,7 +291,7 @@ def test_the_rank_test_decides_at_the_level_of_its_look(diverged, verdict):
     best = [3.26 + k / 1e4 for k in range(9 - diverged)]
     (look,) = looks_at(pairs_of(baseline, [None] * diverged + best), [9] * 9, DESIGN)[-1:]
     assert look.verdict == verdict
-    assert (look.p <= 2 * aux_stats.upper_tail(look.z)) == bool(verdict)
+    assert (look.p <= 2 * stats.upper_tail(look.z)) == bool(verdict)
 
 
 def test_where_runs_diverged_differences_are_of_the_pairs_that_finished():
@@ -366,7 +369,7 @@ def test_inconclusive_says_what_it_would_still_take():
     baseline, best = ([r.val_loss for r in side] for side in zip(*pairs, strict=True))
     sd = math.sqrt((np.var(baseline, ddof=1) + np.var(best, ddof=1)) / 2)
     effect = max(abs(decision.numbers["improvement"]), DESIGN.delta_eq)
-    needed = aux_stats.runs_needed(effect, sd)
+    needed = stats.runs_needed(effect, sd)
     assert decision.numbers["runs_needed"] == needed
     hours = f"{(needed - 4) * 1800 / 3600:.1f} h"
     assert f"{needed} runs per arm: {needed - 4} more pairs, {hours}" in " ".join(decision.because)
@@ -558,7 +561,7 @@ def test_additive_fit_is_least_squares():
 def test_additive_fit_finds_the_best_cell_that_was_never_run():
     effect = {0.05: 0.00, 0.1: 0.01, 0.2: 0.02}
     of_schedule = {"constant": 0.02, "linear_decay": 0.01, "cosine_decay": 0.0}
-    cells = (adaptive.DEFAULT_CELL, *MANY_CELLS)
+    cells = (heads.DEFAULT_CELL, *MANY_CELLS)
     fit = additive_fit({(w, s): 3.2 + effect[w] + of_schedule[s] for w, s in cells})
     assert min(fit, key=fit.get) == (0.05, "cosine_decay")
     assert (0.05, "cosine_decay") not in cells
@@ -804,9 +807,9 @@ def test_a_budget_that_shrinks_lowers_n_max_and_nothing_raises_it():
     assert n_maxes == sorted(n_maxes, reverse=True)
     assert (n_maxes[0], n_maxes[-1]) == (9, 8)
     assert wasted["n"] == 8
-    spent = [aux_stats.obrien_fleming_spending(k["n"] / k["n_max"], 0.025) for k in wasted["looks"]]
+    spent = [stats.obrien_fleming_spending(k["n"] / k["n_max"], 0.025) for k in wasted["looks"]]
     assert spent[-1] == pytest.approx(0.025)
-    bounds = aux_stats.bounds([k["n"] for k in wasted["looks"]], spent)
+    bounds = stats.bounds([k["n"] for k in wasted["looks"]], spent)
     assert [k["z"] for k in wasted["looks"]] == pytest.approx(list(bounds))
 
 
@@ -923,7 +926,7 @@ def test_side_by_side_the_budget_is_read_in_rounds():
     _, step, _ = carry_out(e, improvement=0.0)
     (only,) = step.decisions[4].numbers["looks"]
     assert (only["n"], only["n_max"]) == (4, 4)
-    assert only["z"] == pytest.approx(stats.norm.isf(0.025))
+    assert only["z"] == pytest.approx(scipy.stats.norm.isf(0.025))
 
 
 def test_the_adaptive_plan_is_a_function_of_its_results():

@@ -13,17 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from invented_folder import adaptive_plan, make, manual, speedrun, store, train
-from scipy import stats
+import scipy.stats
 
 import analyze_aux
-import aux_evidence
-import aux_figures
-import aux_stats
-from adaptive import NO_EFFECT, Look
-from experiment import ARMS, PROFILES, Override
-from plans import next_step
-from registration import changes, digest_of, fixed_part, read_document
+from ablation import stats
+from ablation.folder.registration import changes, digest_of, fixed_part, read_document
+from ablation.plan.looks import NO_EFFECT, Look
+from ablation.plan.next_step import next_step
+from ablation.report import chapters, evidence, figures, text
+from ablation.study.experiment import Override
+from ablation.study.heads import ARMS
+from ablation.study.profiles import PROFILES
+from tests.support.invented_folder import adaptive_plan, make, manual, speedrun, store, train
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORT, *FIGURES = (
@@ -44,7 +45,7 @@ def analyze(exp_dir: Path) -> str:
 
 def report(exp_dir: Path) -> str:
     """The report without drawing anything."""
-    return analyze_aux.render_report(aux_evidence.read_experiment(exp_dir), {})
+    return chapters.render_report(evidence.read_experiment(exp_dir), {})
 
 
 def chapter(text: str, title: str) -> str:
@@ -90,22 +91,22 @@ def full(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(full):
-    x = aux_evidence.read_experiment(full[0])
-    return {draw: aux_figures.picture(draw, x) for draw in aux_figures.FIGURES.values()}
+    x = evidence.read_experiment(full[0])
+    return {draw: figures.picture(draw, x) for draw in figures.FIGURES.values()}
 
 
 @pytest.fixture
 def drawn_once(pictures, monkeypatch):
     """The figures of `full`, for tests of where they are written and not of what they show."""
-    known = lambda draw, x: pictures.get(draw) or aux_figures.picture(draw, x)  # noqa: E731
-    monkeypatch.setattr(analyze_aux, "picture", known)
+    known = lambda draw, x: pictures.get(draw) or figures.picture(draw, x)  # noqa: E731
+    monkeypatch.setattr(figures, "picture", known)
 
 
 def test_numbers_in_the_report_are_those_of_scipy(full):
     exp_dir, text = full
     baseline, best = final_losses(exp_dir)
     assert len(baseline) == len(best) == 8
-    test = stats.ttest_ind(baseline, best, equal_var=False)
+    test = scipy.stats.ttest_ind(baseline, best, equal_var=False)
     low, high = test.confidence_interval()
     improvement = np.mean(baseline) - np.mean(best)
     d = improvement / math.sqrt((np.var(baseline, ddof=1) + np.var(best, ddof=1)) / 2)
@@ -124,7 +125,7 @@ def test_numbers_in_the_report_are_those_of_scipy(full):
 
 def test_every_chapter_is_there_and_the_answer_comes_first(full):
     text = full[1]
-    found = [text.index(title) for title in analyze_aux.CHAPTERS]
+    found = [text.index(title) for title in chapters.CHAPTERS]
     assert found == sorted(found)
     head = text[: text.index("What was asked")]
     assert "Stage 4, final validation" in head
@@ -154,7 +155,7 @@ def test_stages_are_not_pooled_and_fresh_runs_stay_apart_from_those_that_selecte
 
 def test_where_there_is_no_baseline_a_dash_says_so(full):
     arms = chapter(full[1], "Arms against their baseline")
-    assert set(row(arms, "validation_0 … validation_3")[4:]) == {analyze_aux.DASH}
+    assert set(row(arms, "validation_0 … validation_3")[4:]) == {text.DASH}
     assert "no baseline of this stage and length ran" in arms
     assert "n = 1: no interval, p or d" in arms
 
@@ -196,7 +197,7 @@ def test_diverged_runs_are_shown_counted_and_tested(tmp_path):
     assert "exact worst-rank test" in arms
     # eight baselines between seven runs that beat them all and one that none can be worse than
     assert "ranks decide" in entry(text, "interval") and "excluded" not in entry(text, "p")
-    p = stats.mannwhitneyu(range(10, 18), [*range(7), math.inf], method="exact").pvalue
+    p = scipy.stats.mannwhitneyu(range(10, 18), [*range(7), math.inf], method="exact").pvalue
     assert row(arms, "final_best")[7] == f"{p:.4f}"
     assert "final_best/run_2, attempt 1: diverged" in chapter(text, "Runs that failed")
 
@@ -280,9 +281,9 @@ def test_a_changed_folder_of_the_adaptive_plan_has_tables_and_no_verdict(small_e
     text = report(exp_dir)
     assert entry(text, "verdict").startswith("none shown: see the top; p and intervals are nominal")
     assert "repeated" not in chapter(text, "Final validation")
-    x = aux_evidence.read_experiment(exp_dir)
-    with pytest.raises(aux_figures.NothingToDraw, match="no decision can be shown"):
-        aux_figures.draw_verdict(x)
+    x = evidence.read_experiment(exp_dir)
+    with pytest.raises(figures.NothingToDraw, match="no decision can be shown"):
+        figures.draw_verdict(x)
 
 
 def test_a_difference_is_between_runs_of_the_same_seed(full):
@@ -304,7 +305,7 @@ def test_without_a_seed_in_common_there_is_a_dash_and_the_reason(tmp_path):
     text = report(exp_dir)
     arms, time = chapter(text, "Arms against their baseline"), chapter(text, "Time")
     assert row(arms, "aux_6")[1] == "1"
-    assert row(arms, "aux_6")[4:] == [analyze_aux.DASH] * 5
+    assert row(arms, "aux_6")[4:] == [text.DASH] * 5
     assert "aux_6: no seed in common with the baseline: no difference" in arms
     assert "arrived" not in time.partition("Runs by hand")[2]
 
@@ -322,8 +323,8 @@ def test_the_final_validation_is_of_complete_pairs(tmp_path, plan):
     gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
     failures = {"final_best/run_2": ("crashed",) * 3, "final_baseline/run_0": ("crashed",) * 3}
     exp_dir = make(tmp_path, speedrun(plan=plan, overrides=gates), failures=failures)
-    x = aux_evidence.read_experiment(exp_dir)
-    baseline, best = aux_evidence.final_block(x).groups
+    x = evidence.read_experiment(exp_dir)
+    baseline, best = evidence.final_block(x).groups
     assert [r.run.seed for r in baseline.runs] == [r.run.seed for r in best.runs]
     assert not {0, 2} & {r.run.index for r in best.runs}
     expected = np.mean(baseline.losses) - np.mean(best.losses)
@@ -347,9 +348,9 @@ def test_several_arms_by_hand_are_compared_without_a_rule(tmp_path):
     assert "No rule was registered" in text
     assert "not corrected" in text
     baseline, *arms = (losses_of(exp_dir, name) for name in names)
-    ps = stats.dunnett(*arms, control=baseline, rng=np.random.default_rng(0)).pvalue
+    ps = scipy.stats.dunnett(*arms, control=baseline, rng=np.random.default_rng(0)).pvalue
     listed = ", ".join(
-        f"{name} {analyze_aux.bare_p(p)}" for name, p in zip(names[1:], ps, strict=True)
+        f"{name} {chapters.bare_p(p)}" for name, p in zip(names[1:], ps, strict=True)
     )
     assert f"Dunnett's p, for 3 arms, assuming one sd: {listed}." in text
     assert row(chapter(text, "Arms against their baseline"), "aux_4_8_w0p2")[1] == "3"
@@ -463,13 +464,13 @@ def test_every_statistic_of_the_final_validation_is_that_of_aux_stats(small_effe
     baseline, best = final_losses(exp_dir)
     last, n, d = looks[-1], len(baseline), PROFILES["speedrun"].design
     assert n == last.n > 4
-    c = aux_stats.compare(baseline, best)
+    c = stats.compare(baseline, best)
     assert f"improvement {c.improvement:+.4f} nats/token" in entry(final, "effect")
-    span = analyze_aux.span
+    span = text.span
     assert entry(final, "interval").startswith(f"{span(last.low, last.high)}, sequential 95 %")
     assert entry(final, "equivalence").startswith(f"{span(last.eq_low, last.eq_high)}, 90 %")
-    each = [aux_stats.compare(baseline[: k.n], best[: k.n]) for k in looks]
-    repeated = aux_stats.repeated_p(
+    each = [stats.compare(baseline[: k.n], best[: k.n]) for k in looks]
+    repeated = stats.repeated_p(
         [k.n for k in looks],
         [k.n_max for k in looks],
         [e.improvement / e.se for e in each],
@@ -480,15 +481,15 @@ def test_every_statistic_of_the_final_validation_is_that_of_aux_stats(small_effe
     sides = (("baseline", c.mean_baseline, c.sd_baseline), ("arm", c.mean_arm, c.sd_arm))
     for name, mean, sd in sides:
         assert entry(final, name) == f"n = {n}, mean {mean:.4f}, sd {sd:.4f}"
-    pair = aux_stats.paired(baseline, best)
+    pair = stats.paired(baseline, best)
     assert f"{span(pair.ci_low, pair.ci_high)}, p = {pair.p:.4f}" in entry(final, "paired t")
-    rng = np.random.default_rng(analyze_aux.SEED)
-    bca = aux_stats.bootstrap_interval(baseline, best, rng)
+    rng = np.random.default_rng(chapters.SEED)
+    bca = stats.bootstrap_interval(baseline, best, rng)
     assert entry(final, "BCa bootstrap").startswith(span(*bca))
-    s = math.sqrt(aux_stats.pooled_variance([baseline, best], 0, 0))
-    assert entry(final, "MDE80").startswith(f"{aux_stats.mde80(s, n):.4f} nats/token, for n = {n}")
+    s = math.sqrt(stats.pooled_variance([baseline, best], 0, 0))
+    assert entry(final, "MDE80").startswith(f"{stats.mde80(s, n):.4f} nats/token, for n = {n}")
     for delta in (d.delta_eq, d.delta_target):
-        assert f"{aux_stats.power(delta, n, s):.3f} at {delta:g}" in entry(final, "power")
+        assert f"{stats.power(delta, n, s):.3f} at {delta:g}" in entry(final, "power")
 
 
 def test_every_look_is_listed_with_its_repeated_p_never_rising(small_effect):
@@ -504,8 +505,8 @@ def test_every_look_is_listed_with_its_repeated_p_never_rising(small_effect):
 
 def test_a_repeated_p_is_below_alpha_exactly_where_a_bound_was_crossed(small_effect, null):
     for exp_dir, _ in (small_effect, null):
-        x = aux_evidence.read_experiment(exp_dir)
-        ps = aux_evidence.repeated_ps(x, aux_evidence.final_block(x))
+        x = evidence.read_experiment(exp_dir)
+        ps = evidence.repeated_ps(x, evidence.final_block(x))
         for k, p in enumerate(ps, 1):
             crossed = any(look.low > 0 or look.high < 0 for look in x.looks[:k])
             assert (p <= 0.05) == crossed
@@ -525,7 +526,7 @@ def test_a_null_result_says_what_it_excludes(null):
 def test_classic_without_significance_says_what_is_excluded(tmp_path):
     gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
     exp_dir = make(tmp_path, speedrun(overrides=gates), scale=0.0)
-    c = aux_stats.compare(*final_losses(exp_dir))
+    c = stats.compare(*final_losses(exp_dir))
     assert c.ci_low < 0 < c.ci_high
     beyond = f"effects beyond ±{max(-c.ci_low, c.ci_high):.4f} nats/token are excluded"
     text = report(exp_dir)
@@ -539,14 +540,14 @@ def test_classic_without_significance_says_what_is_excluded(tmp_path):
 )
 def test_a_locked_verdict_is_told_as_it_fell(small_effect, locked, low, high):
     """Later looks settle its label only, also where their interval has come to cover zero."""
-    x = aux_evidence.read_experiment(small_effect[0])
+    x = evidence.read_experiment(small_effect[0])
     decision = x.decisions[4]
     looks = [dict(look) for look in decision.numbers["looks"]]
     looks[-1] |= {"verdict": locked, "low": low, "high": high}
     numbers = {**decision.numbers, "verdict": locked, "looks": looks}
     told = replace(decision, title=f"{locked} at look 1, below target", numbers=numbers)
     step = replace(x.standing.step, decisions={**x.decisions, 4: told})
-    text = analyze_aux.render_report(replace(x, standing=replace(x.standing, step=step)), {})
+    text = chapters.render_report(replace(x, standing=replace(x.standing, step=step)), {})
     answer = chapter(text, "The answer")
     assert f"{locked} at look 1, below target" in answer
     assert "Not shown" not in answer and "excluded" not in answer
@@ -556,7 +557,7 @@ def test_a_locked_verdict_is_told_as_it_fell(small_effect, locked, low, high):
 
 def test_the_answer_says_of_which_configuration_it_is(small_effect):
     answer = flat(chapter(small_effect[1], "The answer"))
-    x = aux_evidence.read_experiment(small_effect[0])
+    x = evidence.read_experiment(small_effect[0])
     assert all(line in answer for line in x.decisions[4].because)
     assert "of the configuration chosen" in answer and "were run" in answer
 
@@ -608,25 +609,25 @@ def test_deviations_name_overrides_failures_and_other_machines(tmp_path):
 
 def test_time_to_the_baselines_loss_counts_runs_that_never_get_there(full, null):
     time = chapter(full[1], "Time")
-    x = aux_evidence.read_experiment(full[0])
-    block = aux_evidence.final_block(x)
+    x = evidence.read_experiment(full[0])
+    block = evidence.final_block(x)
     target = np.mean(block.baseline.losses)
     times = [
-        aux_stats.time_to_target([(t / 1000, v) for _, v, t in r.curve], target)
+        stats.time_to_target([(t / 1000, v) for _, v, t in r.curve], target)
         for r in block.arms[0].runs
     ]
-    race = aux_evidence.race(block, block.arms[0], 0.05)
+    race = evidence.race(block, block.arms[0], 0.05)
     assert (race.arrived, race.runs) == (8, 8) and None not in times
     assert race.time_s == pytest.approx(np.mean(times))
-    _, baseline_times = aux_evidence.arrivals(block.baseline, target)
-    slower = aux_stats.time_ratio(times, baseline_times)
+    _, baseline_times = evidence.arrivals(block.baseline, target)
+    slower = stats.time_ratio(times, baseline_times)
     assert race.saved.ratio == pytest.approx(1 - slower.ratio)
     assert (race.saved.low, race.saved.high) == pytest.approx((1 - slower.high, 1 - slower.low))
     cells = re.split(r"\s{2,}", time.rstrip().splitlines()[-1].strip())
     assert cells[:3] == ["final_best", "8 of 8", f"{np.mean(times):.1f}"]
-    x = aux_evidence.read_experiment(null[0])
-    block = aux_evidence.final_block(x)
-    race = aux_evidence.race(block, block.arms[0], 0.05)
+    x = evidence.read_experiment(null[0])
+    block = evidence.final_block(x)
+    race = evidence.race(block, block.arms[0], 0.05)
     assert race.arrived < race.runs
     assert f"{race.runs - race.arrived} of {race.runs} runs never got there" in entry(
         null[1], "speedup"
@@ -638,16 +639,16 @@ def test_time_to_the_baselines_loss_counts_runs_that_never_get_there(full, null)
     [(4, 0.10, True), (4, 0.0999, False), (3, 0.2, False), (4, None, False)],
 )
 def test_a_speedup_is_shown_only_if_its_lower_bound_clears_it(arrived, low, shown):
-    saved = aux_stats.Ratio(0.15, low, low and 0.3)
-    race = aux_evidence.Race(arrived, 4, 100.0, saved, None, None, None)
+    saved = stats.Ratio(0.15, low, low and 0.3)
+    race = evidence.Race(arrived, 4, 100.0, saved, None, None, None)
     assert race.shows(0.10).startswith("shown") == shown
 
 
 def test_times_and_improvements_are_printed_with_their_sign_and_in_seconds(full):
     exp_dir, text = full
-    x = aux_evidence.read_experiment(exp_dir)
-    block = aux_evidence.final_block(x)
-    race = aux_evidence.race(block, block.arms[0], 0.05)
+    x = evidence.read_experiment(exp_dir)
+    block = evidence.final_block(x)
+    race = evidence.race(block, block.arms[0], 0.05)
     steps, time = np.subtract(*map(np.mean, final_losses(exp_dir))), race.at_equal_time
     assert steps > 0 and time.improvement > 0
     assert f"improvement {steps:+.4f} nats/token, 95 %" in flat(chapter(text, "The answer"))
@@ -667,9 +668,9 @@ def test_times_and_improvements_are_printed_with_their_sign_and_in_seconds(full)
 
 
 def test_losses_at_equal_time_are_compared_where_the_first_run_ends(full):
-    x = aux_evidence.read_experiment(full[0])
-    block = aux_evidence.final_block(x)
-    race = aux_evidence.race(block, block.arms[0], 0.05)
+    x = evidence.read_experiment(full[0])
+    block = evidence.final_block(x)
+    race = evidence.race(block, block.arms[0], 0.05)
     assert race.equal_s == pytest.approx(5100 * 0.165)  # the baseline's; the arm takes longer
 
     def loss(r):
@@ -733,7 +734,7 @@ def test_gradient_lines_that_do_not_fit_are_passed_over():
             *(norms(4, 2.0, 3.0), norms(2, 0.0, 1.0), norms(5, 1.0), norms(4, 5.0, 6.0)),
         ]
     )
-    found = aux_evidence.grad_norms_in(log.encode() + b"\n\xff", 100)
+    found = evidence.grad_norms_in(log.encode() + b"\n\xff", 100)
     assert [(n.step, n.total) for n in found] == [(2, (0.0, 1.0)), (4, (5.0, 6.0))]
 
 
@@ -859,13 +860,13 @@ def test_a_bug_in_a_figure_is_named_and_the_rest_is_there(
     full, drawn_once, tmp_path, capsys, monkeypatch
 ):
     exp_dir = shutil.copytree(full[0], tmp_path / "copy")
-    broken = {**aux_figures.FIGURES, "training_curves.png": lambda x: 1 / 0}
-    monkeypatch.setattr(analyze_aux, "FIGURES", broken)
+    broken = {**figures.FIGURES, "training_curves.png": lambda x: 1 / 0}
+    monkeypatch.setattr(figures, "FIGURES", broken)
     assert analyze_aux.main(["--exp_dir", str(exp_dir)]) == 1
     assert drawn(exp_dir) == ALWAYS - {"training_curves.png"}  # the old one would be stale
     why = entry((exp_dir / REPORT).read_text(), "training_curves.png")
     assert re.fullmatch(
-        r"not drawn: ZeroDivisionError: division by zero \(aux_figures.py, line \d+\)", why
+        r"not drawn: ZeroDivisionError: division by zero \(figures.py, line \d+\)", why
     )
     assert capsys.readouterr().err.count("\n") == 1
 

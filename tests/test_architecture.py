@@ -1,4 +1,4 @@
-"""Who may import whom, and what a start may cost."""
+"""Which room may import from which, what the plan may touch, and what a start may cost."""
 
 import ast
 import subprocess
@@ -8,80 +8,95 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ARROWS = {  # file: the files of ours that it may import
-    "aux_heads": set(),
-    "aux_stats": set(),
-    "console": set(),
-    "environment": set(),
-    "exit_codes": set(),
-    "prerequisites": set(),
-    "untrusted": set(),
-    "arguments": {"untrusted"},
-    "launchers": {"environment"},
-    "logs": {"untrusted"},
-    "train_gpt": {"aux_heads"},
-    "records": {"logs", "untrusted"},
-    "decision": {"aux_stats", "records"},
-    "adaptive": {"aux_stats", "decision", "records"},
-    "experiment": {"adaptive", "records"},
-    "command": {"experiment", "machine", "records"},
-    "machine": {"environment", "experiment", "records"},
-    "plans": {"adaptive", "decision", "experiment", "records"},
-    "materials": {"machine", "records"},
-    "plan_report": {"adaptive", "aux_stats", "decision", "experiment", "plans", "records"},
-    "slurm": {"command", "environment", "launchers"},
-    "orchestrator": {"launchers", "records", "slurm"},
-    "preflight": {"experiment", "machine", "materials", "plans", "records"},
-    "registration": {"decision", "experiment", "machine", "materials", "plans", "records"},
-    "aux_evidence": {"adaptive", "aux_stats", "decision", "plans", "records", "registration"},
-    "display": {"console", "orchestrator", "records"},
-    "staged_analysis_helper": {
-        *("arguments", "console", "decision", "plans", "prerequisites", "records"),
-        "registration",
-    },
-    "status": {"decision", "orchestrator", "plans", "records", "registration"},
-    "aux_figures": {"adaptive", "aux_evidence", "aux_stats", "records"},
-    "session": {
-        *("arguments", "command", "decision", "display", "exit_codes", "experiment", "launchers"),
-        *("orchestrator", "plans", "records", "registration"),
-    },
-    "analyze_aux": {
-        *("adaptive", "arguments", "aux_evidence", "aux_figures", "aux_stats", "console"),
-        *("decision", "plans", "prerequisites", "records", "registration"),
-    },
-    "run_aux": {
-        *("arguments", "command", "console", "display", "exit_codes", "experiment", "launchers"),
-        *("machine", "materials", "orchestrator", "plan_report", "plans", "preflight"),
-        *("prerequisites", "records", "registration", "session", "slurm", "status"),
-    },
+DOORS = {  # room: the rooms whose files it may import, beside its own
+    "runs": set(),
+    "stats": set(),
+    "study": {"runs"},
+    "plan": {"study", "runs", "stats"},
+    "cli": {"runs"},
+    "folder": {"plan", "study", "runs"},
+    "execute": {"folder", "plan", "study", "runs", "cli"},
+    "report": {"folder", "plan", "study", "runs", "stats"},
 }
+REPORT_MAY_ASK = {"plan.decision", "plan.looks"}  # of the plan's files
+PROGRAMS = {"run_aux", "analyze_aux", "staged_analysis_helper"}
+TRAINER = {"train_gpt", "aux_heads"}
+FILES = sorted(p for p in (ROOT / "ablation").rglob("*.py") if p.name != "__init__.py")
+IMPURE = {  # what a pure file has no use for
+    *("os", "time", "datetime", "socket", "subprocess", "pathlib", "shutil", "tempfile", "glob"),
+    *("random", "platform", "threading", "multiprocessing", "psutil"),
+}
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 650, 80
+
+
+def named(path: Path) -> str:
+    """A file of the package as its room and name: plan.looks; or only its name: stats."""
+    return ".".join(path.relative_to(ROOT / "ablation").with_suffix("").parts)
 
 
 def imports(path: Path) -> set[str]:
+    """Every module that a file imports, wherever it does; of ours as `named`, or a program."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(node.module.split(".")[0])
-    return found
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            is_room = (ROOT / node.module.replace(".", "/")).is_dir()
+            found |= set(inside) if is_room else {node.module}
+    return {module.removeprefix("ablation.") for module in found}
 
 
-def test_every_program_has_its_place_in_the_table():
-    assert {path.stem for path in ROOT.glob("*.py")} == ARROWS.keys()
+def test_every_file_has_a_room():
+    assert {named(path).split(".")[0] for path in FILES} == DOORS.keys()
+    assert {path.stem for path in ROOT.glob("*.py")} == PROGRAMS | TRAINER
 
 
-@pytest.mark.parametrize("name", ARROWS)
-def test_arrows_between_files_are_the_agreed_ones(name):
-    assert imports(ROOT / f"{name}.py") & ARROWS.keys() == ARROWS[name]
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_a_file_imports_only_through_the_doors_of_its_room(path):
+    room = named(path).split(".")[0]
+    ours = {named(file) for file in FILES} | PROGRAMS | TRAINER
+    entered = {module for module in imports(path) & ours if module.split(".")[0] != room}
+    assert {module.split(".")[0] for module in entered} <= DOORS[room]
+    if room == "report":
+        assert {module for module in entered if module.startswith("plan.")} <= REPORT_MAY_ASK
 
 
-def test_arrows_are_acyclic():
-    left = dict(ARROWS)
+def test_no_file_imports_itself_by_a_detour():
+    left = {named(path): imports(path) for path in FILES}
     while ready := [name for name, needs in left.items() if not needs & left.keys()]:
         for name in ready:
             del left[name]
     assert not left
+
+
+def test_programs_import_no_program_and_the_trainer_nothing_of_the_house():
+    for name in PROGRAMS:
+        assert not imports(ROOT / f"{name}.py") & ((PROGRAMS | TRAINER) - {name}), name
+    for name in TRAINER:
+        found = {module.split(".")[0] for module in imports(ROOT / f"{name}.py")}
+        assert not found & (DOORS.keys() | PROGRAMS | {"ablation"}), name
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if named(p).startswith("plan.")], ids=named)
+def test_the_plan_asks_no_clock_no_disk_and_no_machine(path):
+    assert not {module.split(".")[0] for module in imports(path)} & IMPURE
+
+
+def test_the_watcher_needs_the_standard_library_alone():
+    """It is copied into an experiment, and runs there with `python -I`."""
+    found = {module.split(".")[0] for module in imports(ROOT / "ablation/execute/watcher.py")}
+    assert found <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_a_file_is_read_in_one_sitting_and_a_function_on_one_screen(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= MOST_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            assert lines < MOST_LINES_OF_A_FUNCTION, f"{node.name}: {lines} lines"
 
 
 @pytest.mark.parametrize("module", ["run_aux", "staged_analysis_helper"])
@@ -93,6 +108,7 @@ def test_importing_loads_nothing_heavy(module):
     assert not {"torch", "scipy", "numpy", "matplotlib", "tqdm"} & set(loaded)
 
 
-def test_only_launchers_and_questions_to_the_machine_touch_processes():
-    for name in ARROWS.keys() - {"launchers", "machine", "slurm"}:
-        assert "subprocess" not in imports(ROOT / f"{name}.py"), name
+def test_only_who_starts_or_asks_programs_touches_processes():
+    may = {"execute.watcher", "execute.local", "execute.machine", "execute.slurm"}
+    users = {named(path) for path in FILES if "subprocess" in imports(path)}
+    assert users <= may

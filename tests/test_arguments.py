@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from arguments import REMEDIES, Parser, a_path, pasteable, plain_words
+from ablation.cli.arguments import REMEDIES, Parser, a_path, pasteable, plain_words
 
 
 def parser() -> Parser:

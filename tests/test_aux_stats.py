@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-import aux_stats as a
+from ablation import stats as a
 
 losses = st.lists(st.floats(2, 5), min_size=2, max_size=12)
 
@@ -696,6 +696,7 @@ def test_time_ratio_is_welch_on_logarithms():
 
 def test_importing_the_statistics_imports_no_numbers_library():
     """`run_aux.py --help` waits for this import."""
-    loaded = "import sys, aux_stats; sys.exit(bool({'numpy', 'scipy', 'torch'} & set(sys.modules)))"
-    root = Path(a.__file__).parent
+    heavy = "{'numpy', 'scipy', 'torch'}"
+    loaded = f"import sys, ablation.stats; sys.exit(bool({heavy} & set(sys.modules)))"
+    root = Path(a.__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", loaded], cwd=root, check=False).returncode == 0

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FAKE = ROOT / "tests" / "fake_train.py"
+SUPPORT = ROOT / "tests" / "support"
+FAKE = SUPPORT / "fake_train.py"
 
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A working folder with shards that nobody reads, and a trainer of four files."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TORCHRUN", str(ROOT / "tests" / "fake_torchrun"))
+    monkeypatch.setenv("TORCHRUN", str(SUPPORT / "fake_torchrun"))
     monkeypatch.setenv("FAKE_PYTHON", sys.executable)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (tmp_path / "shards").mkdir()

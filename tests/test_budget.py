@@ -6,24 +6,17 @@ from dataclasses import replace
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from invent import experiment, result
 
 import run_aux
-import session
-from experiment import PROFILES, Costs, Override
-from plans import (
-    PLANS,
-    Planned,
-    forecast,
-    invented,
-    is_second_test,
-    next_step,
-    paid_s,
-    pairs_begun,
-    span_s,
-)
-from records import machine_seconds
-from registration import with_override
+from ablation.execute import session
+from ablation.folder.overrides import with_override
+from ablation.plan.costs import Costs
+from ablation.plan.forecast import Planned, forecast, invented, paid_s, span_s
+from ablation.plan.next_step import PLANS, is_second_test, next_step, pairs_begun
+from ablation.runs.run import machine_seconds
+from ablation.study.experiment import Override
+from ablation.study.profiles import PROFILES
+from tests.support.invent import experiment, result
 
 STAGED = [name for name in PLANS if name != "manual"]
 SPEEDRUN = {

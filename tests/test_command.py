@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from invent import arm, experiment
 
-import command
-from command import build_command, extra_environment
-from machine import named_gpus
-from records import RunConfig
+from ablation.execute import command
+from ablation.execute.command import build_command, extra_environment
+from ablation.execute.machine import named_gpus
+from ablation.runs.run import RunConfig
+from tests.support.invent import arm, experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = RunConfig(1, arm("aux_6", 6), 0, 1000, 10)
@@ -107,7 +107,10 @@ def test_a_python_without_torch_is_named_with_the_remedy(monkeypatch, tmp_path, 
 
 
 def test_looking_for_the_launcher_does_not_import_torch():
-    code = "import command, sys; command.check_launcher(); print('torch' in sys.modules)"
+    code = (
+        "import sys; from ablation.execute import command; command.check_launcher();"
+        "print('torch' in sys.modules)"
+    )
     told = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -9,29 +9,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from invent import experiment
 
 import aux_heads
-import preflight
 import train_gpt
-from command import build_command
-from data import prepare
-from experiment import (
+from ablation.execute import preflight
+from ablation.execute.command import build_command
+from ablation.folder.materials import Materials
+from ablation.folder.overrides import check_choice
+from ablation.folder.registration import seeds_of
+from ablation.plan.next_step import PLANS
+from ablation.runs.run import RunConfig
+from ablation.study.experiment import Experiment
+from ablation.study.heads import (
     ALL_SCHEDULES,
     ARMS,
     DIVES,
     FINAL_ARMS,
-    PROFILES,
     SCHEDULE,
     SCHEDULES,
-    TRAINER_FLAGS,
     VALIDATIONS,
-    Experiment,
 )
-from materials import Materials
-from plans import PLANS
-from records import RunConfig
-from registration import check_choice, seeds_of
+from ablation.study.profiles import PROFILES, TRAINER_FLAGS
+from data import prepare
+from tests.support.invent import experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULTS = vars(train_gpt.build_parser().parse_args([]))

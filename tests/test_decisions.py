@@ -4,24 +4,19 @@ import math
 from dataclasses import replace
 
 import pytest
-from invent import BASELINE, arm, result
 
-from decision import (
+from ablation.plan.classic import (
     CLASSIC_RULES,
-    FINAL,
-    INCONCLUSIVE,
-    PROCEED,
-    STOP,
     decide_final,
     decide_hyperparameters,
     decide_layers,
     decide_screening,
-    decision_from,
     final_verdict,
-    render,
-    summarize,
 )
-from records import RunResult
+from ablation.plan.decision import FINAL, INCONCLUSIVE, PROCEED, STOP, decision_from, render
+from ablation.plan.manual import summarize
+from ablation.runs.run import RunResult
+from tests.support.invent import BASELINE, arm, result
 
 SCREENED = ("screen_baseline", "screen_aux_6")
 

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 
-import console
-import display
-from display import Display
+from ablation.cli import console
+from ablation.execute import display
+from ablation.execute.display import Display
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -119,7 +119,7 @@ def test_settings_of_tqdm_change_nothing(setting):
     program = (
         "import sys; sys.path[:0] = ['.', 'tests']\n"
         "from test_display import Terminal, flight\n"
-        "from display import Display\n"
+        "from ablation.execute.display import Display\n"
         "terminal = Terminal()\n"
         "shown = Display(terminal.out)\n"
         "shown.progress([flight()], 'the plan')\n"
@@ -222,7 +222,7 @@ def test_a_full_pipe_holds_nothing_up_and_loses_no_lasting_line(always):
 def test_a_display_whose_reader_has_left_leaves_no_complaint_behind():
     program = (
         "import os; r, w = os.pipe(); os.dup2(w, 1); os.close(r)\n"
-        "from display import Display\n"
+        "from ablation.execute.display import Display\n"
         "Display().say('a line')\n"
     )
     env = {**os.environ, "PYTHONUNBUFFERED": ""}
@@ -232,7 +232,7 @@ def test_a_display_whose_reader_has_left_leaves_no_complaint_behind():
 
 def test_what_could_not_be_said_in_time_is_said_at_the_end():
     program = (
-        "import os; from display import Display\n"
+        "import os; from ablation.execute.display import Display\n"
         "os.set_blocking(1, False)\n"
         "try:\n"
         "    while True: os.write(1, b'x' * 4096)\n"
@@ -284,7 +284,7 @@ def test_a_stream_of_somebody_s_own_that_knows_ascii_alone():
 PROGRAM = """
 import os, sys
 sys.path.insert(0, {root!r})
-import console
+from ablation.cli import console
 
 def main():
     for number in range({lines}):

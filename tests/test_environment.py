@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-import environment
-import prerequisites
+from ablation.cli import prerequisites
+from ablation.execute import environment
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ROOT / "tests"
+SUPPORT = ROOT / "tests" / "support"
 UNREAD = (  # a program whose output is a pipe that nobody reads any more
     "import os, sys; r, w = os.pipe(); os.dup2(w, 1); os.close(r);"
     "os.execv(sys.argv[1], sys.argv[1:])"
@@ -149,17 +149,17 @@ def words(home: Path, finished: Path) -> dict[str, str]:
         "report": f"{ROOT / 'analyze_aux.py'} {exp_dir}",
         "status": f"{ROOT / 'run_aux.py'} --status {exp_dir}",
     }
-    fakes = {"TORCHRUN": TESTS / "fake_torchrun", "FAKE_PYTHON": sys.executable}
+    fakes = {"TORCHRUN": SUPPORT / "fake_torchrun", "FAKE_PYTHON": sys.executable}
     fakes["CUDA_VISIBLE_DEVICES"] = ""
     return {
         "python": python,
         "unread": f"{python} -c {shlex.quote(UNREAD)}",
         **{f"{name}_py": line for name, line in programs.items()},
         **{name: f"{python} {line}" for name, line in programs.items()},
-        "fake": f"--train_script {TESTS / 'fake_train.py'} --data_dir {home / 'shards'}"
+        "fake": f"--train_script {SUPPORT / 'fake_train.py'} --data_dir {home / 'shards'}"
         " --profile mini",
         "fakes": " ".join(f"{name}='{value}'" for name, value in fakes.items()),
-        "torchrun": str(TESTS / "fake_torchrun"),
+        "torchrun": str(SUPPORT / "fake_torchrun"),
         "elsewhere": f"--output_dir {home / 'experiments'}",
         **{name: str(home / name) for name in ("shadows", "broken", "tex", "nonsense")},
     }
@@ -194,7 +194,7 @@ def furnish(home: Path) -> Path:
 def bash(line: str, home: Path, settings: dict[str, str | None]):
     env = {
         **os.environ,
-        "TORCHRUN": str(TESTS / "fake_torchrun"),
+        "TORCHRUN": str(SUPPORT / "fake_torchrun"),
         "FAKE_PYTHON": sys.executable,
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONUNBUFFERED": None,

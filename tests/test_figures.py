@@ -13,14 +13,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from invented_folder import adaptive_plan, make, manual, speedrun
 from matplotlib.colors import to_rgb
 
-import aux_figures
-from adaptive import HARMFUL, IMPROVES, NO_EFFECT
-from aux_evidence import blocks_of, read_experiment
-from aux_figures import BETTER, BLACK, FIGURES, WORSE, NothingToDraw, picture, plain_matplotlib
-from experiment import Override
+from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT
+from ablation.report import figures
+from ablation.report.evidence import blocks_of, read_experiment
+from ablation.report.figures import (
+    BETTER,
+    BLACK,
+    FIGURES,
+    WORSE,
+    NothingToDraw,
+    picture,
+    plain_matplotlib,
+)
+from ablation.study.experiment import Override
+from tests.support.invented_folder import adaptive_plan, make, manual, speedrun
 
 ROOT = Path(__file__).resolve().parents[1]
 MINUS = "\N{MINUS SIGN}"
@@ -90,7 +98,7 @@ def bars_by_row(ax) -> dict[str, object]:
 @pytest.mark.parametrize("experiment", ["classic", "adaptive", "by_hand"])
 def test_bars_reach_from_the_baseline_to_the_arm_on_shared_seeds(experiment, request):
     x = request.getfixturevalue(experiment)
-    figure, seen = figure_of(aux_figures.draw_comparison, x), set()
+    figure, seen = figure_of(figures.draw_comparison, x), set()
     for ax, block in zip(figure.axes, blocks_of(x), strict=True):
         bars = bars_by_row(ax)
         base = {r.run.seed: r.val_loss for r in block.baseline.ok} if block.baseline else {}
@@ -116,7 +124,7 @@ def test_bars_reach_from_the_baseline_to_the_arm_on_shared_seeds(experiment, req
 
 
 def test_each_panel_names_its_arms_from_above_and_its_stage(classic):
-    figure = figure_of(aux_figures.draw_comparison, classic)
+    figure = figure_of(figures.draw_comparison, classic)
     for ax, block in zip(figure.axes, blocks_of(classic), strict=True):
         assert [t.get_text() for t in ax.get_yticklabels()] == [g.label for g in block.groups]
         assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the baseline on top
@@ -126,7 +134,7 @@ def test_each_panel_names_its_arms_from_above_and_its_stage(classic):
 
 
 def test_every_finished_run_is_a_point_at_its_loss(classic):
-    figure = figure_of(aux_figures.draw_comparison, classic)
+    figure = figure_of(figures.draw_comparison, classic)
     for ax, block in zip(figure.axes, blocks_of(classic), strict=True):
         drawn = points(ax)
         finished = [g for g in block.groups if g.losses]
@@ -136,7 +144,7 @@ def test_every_finished_run_is_a_point_at_its_loss(classic):
 
 
 def test_the_baselines_mean_is_a_line_and_its_sd_a_band(classic):
-    ax = figure_of(aux_figures.draw_comparison, classic).axes[-1]
+    ax = figure_of(figures.draw_comparison, classic).axes[-1]
     base = list(losses(classic, "final_baseline").values())
     line = next(line for line in ax.lines if line.get_linestyle() == "-")
     assert line.get_xdata()[0] == pytest.approx(np.mean(base)) and line.get_color() == BLACK
@@ -147,7 +155,7 @@ def test_the_baselines_mean_is_a_line_and_its_sd_a_band(classic):
 
 
 def test_the_legend_says_what_colours_and_bands_mean(classic):
-    for draw in (aux_figures.draw_comparison, aux_figures.draw_layers):
+    for draw in (figures.draw_comparison, figures.draw_layers):
         (legend,) = figure_of(draw, classic).legends
         labels = [text.get_text() for text in legend.get_texts()]
         handles = dict(zip(labels, legend.legend_handles, strict=True))
@@ -157,7 +165,7 @@ def test_the_legend_says_what_colours_and_bands_mean(classic):
 
 
 def test_an_arm_without_a_baseline_of_its_seeds_has_its_mean_and_no_bar(classic):
-    figure = figure_of(aux_figures.draw_comparison, classic)
+    figure = figure_of(figures.draw_comparison, classic)
     ax = figure.axes[2]  # stage 3 has no baseline
     means = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "|"]
     assert means == pytest.approx([np.mean(g.losses) for g in blocks_of(classic)[2].groups])
@@ -171,7 +179,7 @@ def test_an_arm_without_a_baseline_of_its_seeds_has_its_mean_and_no_bar(classic)
 @pytest.mark.parametrize("experiment", ["classic", "by_hand"])
 def test_heights_are_improvements_over_the_baseline_of_the_same_seed(experiment, request):
     x = request.getfixturevalue(experiment)
-    effect, taps = figure_of(aux_figures.draw_layers, x).axes
+    effect, taps = figure_of(figures.draw_layers, x).axes
     base = losses(x, "baseline")
     names = {"4": ["aux_4"], "6": ["aux_6", "aux_6_repeat"], "8": ["aux_8"], "4, 8": ["aux_4_8"]}
     labels = [t.get_text() for t in taps.get_xticklabels()]
@@ -193,14 +201,14 @@ def test_heights_are_improvements_over_the_baseline_of_the_same_seed(experiment,
 
 
 def test_what_an_improvement_is_not_of_is_said_beside_its_bar(classic, by_hand):
-    effect = figure_of(aux_figures.draw_layers, classic).axes[0]
+    effect = figure_of(figures.draw_layers, classic).axes[0]
     assert words(effect) == ["1 of other seeds"]  # aux_6_repeat
-    effect = figure_of(aux_figures.draw_layers, by_hand).axes[0]
+    effect = figure_of(figures.draw_layers, by_hand).axes[0]
     assert words(effect)[-1] == "✕ 1 diverged, 1 of other seeds"  # aux_4_8
 
 
 def test_the_map_shows_which_layers_are_tapped(classic):
-    taps = figure_of(aux_figures.draw_layers, classic).axes[1]
+    taps = figure_of(figures.draw_layers, classic).axes[1]
     drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in taps.lines]
     assert drawn == [([0], [4]), ([1], [6]), ([2], [8]), ([3, 3], [4, 8])]
     assert [to_rgb(line.get_color()) for line in taps.lines] == [
@@ -213,7 +221,7 @@ def test_the_map_shows_which_layers_are_tapped(classic):
 
 
 def test_curves_are_mean_losses_over_steps_and_over_seconds(classic):
-    figure = figure_of(aux_figures.draw_curves, classic)
+    figure = figure_of(figures.draw_curves, classic)
     blocks = [b for b in blocks_of(classic) if b.num_iterations == 5100]
     assert figure.axes[-2].get_xlabel() == "steps"
     assert figure.axes[-1].get_xlabel() == "training time (s)"
@@ -233,7 +241,7 @@ def test_curves_are_mean_losses_over_steps_and_over_seconds(classic):
 
 def test_bands_reach_from_the_lowest_run_to_the_highest(classic):
     block = blocks_of(classic)[-1]
-    ax = figure_of(aux_figures.draw_curves, classic).axes[-2]
+    ax = figure_of(figures.draw_curves, classic).axes[-2]
     for band, group in zip(ax.collections, block.groups, strict=True):
         ends = [r.curve[-1][1] for r in group.ok]
         at_end = [y for x, y in band.get_paths()[0].vertices if x == 5100]
@@ -242,7 +250,7 @@ def test_bands_reach_from_the_lowest_run_to_the_highest(classic):
 
 def test_a_diverged_run_is_drawn_to_where_it_was_seen_last(by_hand):
     (lost,) = (r for r in by_hand.records.results if r.status == "diverged")
-    by_step, by_time = figure_of(aux_figures.draw_curves, by_hand).axes
+    by_step, by_time = figure_of(figures.draw_curves, by_hand).axes
     for ax, at in ((by_step, lost.curve[-1][0]), (by_time, lost.curve[-1][2] / 1000)):
         (cross,) = (line for line in ax.lines if line.get_marker() == "X")
         assert list(cross.get_xdata()) == pytest.approx([at])
@@ -250,7 +258,7 @@ def test_a_diverged_run_is_drawn_to_where_it_was_seen_last(by_hand):
 
 
 def test_a_configuration_looks_the_same_in_all_panels(classic):
-    figure, looks = figure_of(aux_figures.draw_curves, classic), {}
+    figure, looks = figure_of(figures.draw_curves, classic), {}
     for ax in figure.axes:
         for line in ax.lines:
             name = line.get_label().split(" (n")[0]
@@ -270,7 +278,7 @@ def by_label(ax) -> dict:
 
 
 def test_every_look_is_drawn_with_both_intervals_and_its_bound(adaptive):
-    (ax,) = figure_of(aux_figures.draw_verdict, adaptive).axes
+    (ax,) = figure_of(figures.draw_verdict, adaptive).axes
     looks, found = adaptive.looks, by_label(ax)
     ns = [look.n for look in looks]
     dots = found["improvement"]
@@ -291,7 +299,7 @@ def test_every_look_is_drawn_with_both_intervals_and_its_bound(adaptive):
 
 
 def test_the_regions_are_those_of_the_design(adaptive):
-    (ax,) = figure_of(aux_figures.draw_verdict, adaptive).axes
+    (ax,) = figure_of(figures.draw_verdict, adaptive).axes
     found, d = by_label(ax), adaptive.design
     assert list(found[f"target: {d.delta_target:g}"].get_ydata()) == [d.delta_target] * 2
     band = found[f"no meaningful effect: within ±{d.delta_eq:g}"].get_extents()
@@ -307,7 +315,7 @@ def test_the_title_is_the_decisions(adaptive, verdict):
     told = replace(adaptive.decisions[4], title=f"{verdict} at look 2, below target")
     step = replace(adaptive.standing.step, decisions={**adaptive.decisions, 4: told})
     x = replace(adaptive, standing=replace(adaptive.standing, step=step))
-    (ax,) = figure_of(aux_figures.draw_verdict, x).axes
+    (ax,) = figure_of(figures.draw_verdict, x).axes
     title, about = ax.get_title(loc="left").splitlines()
     last = x.looks[-1]
     assert title == told.title
@@ -319,7 +327,7 @@ def test_the_title_is_the_decisions(adaptive, verdict):
 def test_a_ranked_look_has_a_point_and_no_interval(tmp_path):
     failures = {"final_best/run_1": ("diverged",)}
     x = read_experiment(make(tmp_path, adaptive_plan(), failures=failures))
-    (ax,) = figure_of(aux_figures.draw_verdict, x).axes
+    (ax,) = figure_of(figures.draw_verdict, x).axes
     found = by_label(ax)
     assert "improvement" not in found
     ranked = found["improvement of runs that finished; ranks decide"]
@@ -345,7 +353,7 @@ def gradients(tmp_path_factory):
 
 
 def test_gradient_norms_are_drawn_by_depth_at_three_moments(gradients):
-    figure = figure_of(aux_figures.draw_gradients, gradients)
+    figure = figure_of(figures.draw_gradients, gradients)
     moments = [ax for ax in figure.axes if ax.get_title(loc="left").startswith("step ")]
     assert [ax.get_title(loc="left") for ax in moments] == ["step 2550", "step 5100"]
     for ax, step in zip(moments, (2550, 5100), strict=True):
@@ -365,7 +373,7 @@ def test_gradient_norms_are_drawn_by_depth_at_three_moments(gradients):
 
 
 def test_ratios_of_gradients_are_arm_over_baseline(gradients):
-    figure = figure_of(aux_figures.draw_gradients, gradients)
+    figure = figure_of(figures.draw_gradients, gradients)
     (ax,) = (ax for ax in figure.axes if ax.get_ylabel() == "block")
     (mesh,) = ax.collections
     ratios = 2.0 ** np.asarray(mesh.get_array()).reshape(12, 3)
@@ -388,10 +396,10 @@ def test_texts_from_files_are_drawn_printable_and_in_silence(by_hand, recwarn, c
     ]
     records = replace(by_hand.records, results=tuple(results))
     x = replace(by_hand, standing=replace(by_hand.standing, records=records))
-    for draw in (aux_figures.draw_comparison, aux_figures.draw_layers, aux_figures.draw_curves):
+    for draw in (figures.draw_comparison, figures.draw_layers, figures.draw_curves):
         drawn = picture(draw, x)
         assert drawn.png.startswith(b"\x89PNG\r\n")
-    title = figure_of(aux_figures.draw_layers, x).axes[0].get_title(loc="left")
+    title = figure_of(figures.draw_layers, x).axes[0].get_title(loc="left")
     assert all(line.isprintable() and len(line) < 200 for line in title.splitlines())
     assert not recwarn and capfd.readouterr() == ("", "")
 
@@ -402,7 +410,7 @@ def test_more_configurations_than_can_be_told_apart_are_not_drawn(by_hand):
     runs = [replace(first, run=replace(first.run, arm=arm)) for arm in arms]
     records = replace(by_hand.records, results=tuple(runs))
     x = replace(by_hand, standing=replace(by_hand.standing, records=records))
-    drawn = picture(aux_figures.draw_comparison, x)
+    drawn = picture(figures.draw_comparison, x)
     assert drawn.why == "199 configurations are too many to be told apart" and not drawn.failed
 
 
@@ -413,14 +421,14 @@ def test_a_figure_that_fails_says_how_and_where(by_hand, error):
 
     drawn = picture(draw, by_hand)
     assert drawn.failed and not drawn.png
-    assert drawn.why.startswith(type(error).__name__) and "(aux_figures.py, line " in drawn.why
+    assert drawn.why.startswith(type(error).__name__) and "(figures.py, line " in drawn.why
     assert drawn.why.isprintable()
 
 
 def test_what_there_is_nothing_of_is_no_failure(by_hand):
-    assert not picture(aux_figures.draw_verdict, by_hand).failed
+    assert not picture(figures.draw_verdict, by_hand).failed
     with pytest.raises(NothingToDraw):
-        aux_figures.draw_verdict(by_hand)
+        figures.draw_verdict(by_hand)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -428,7 +436,8 @@ def test_what_there_is_nothing_of_is_no_failure(by_hand):
 
 USETEX = "text.usetex: True\nfont.size: 40\nlines.linewidth: 9\nsavefig.facecolor: red\n"
 ONE_FIGURE = (
-    "import sys, hashlib, pathlib; from aux_figures import *; from aux_evidence import *;"
+    "import sys, hashlib, pathlib; from ablation.report.figures import *;"
+    "from ablation.report.evidence import *;"
     "x = read_experiment(pathlib.Path(sys.argv[1])); p = picture(FIGURES[sys.argv[2]], x);"
     "print(hashlib.sha256(p.png).hexdigest(), p.why)"
 )

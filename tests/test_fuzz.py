@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-import logs
-import records
-import registration
 import run_aux
-import status
+from ablation.execute import status
+from ablation.folder import standing
+from ablation.runs import log as logs
+from ablation.runs import outcome, store, untrusted
 from benchmarks import fuzz, inputs, oracle
 from benchmarks.fuzz import COUNTED, HANG, KINDS, TRACEBACK, WRONG_ELSE, WRONG_OK, Tally
 
@@ -60,13 +60,13 @@ def believes_a_log_that_was_cut_off(monkeypatch):
 
 def judges_without(name, value):
     def broken(monkeypatch):
-        judge = records.judge
+        judge = outcome.judge
 
         def forgetful(run, attempt, log, exit):
             setattr(log, name, value)
             return judge(run, attempt, log, exit)
 
-        monkeypatch.setattr(records, "judge", forgetful)
+        monkeypatch.setattr(outcome, "judge", forgetful)
 
     return broken
 
@@ -97,12 +97,12 @@ def print_raw(_):
 
 
 def believes_any_exit(monkeypatch):
-    judge = records.judge
+    judge = outcome.judge
 
     def believing(run, attempt, log, exit):
         return judge(run, attempt, log, dataclasses.replace(exit, returncode=0))
 
-    monkeypatch.setattr(records, "judge", believing)
+    monkeypatch.setattr(outcome, "judge", believing)
 
 
 BROKEN = {  # what is broken: how, what then is counted, for inputs of which kind
@@ -111,19 +111,19 @@ BROKEN = {  # what is broken: how, what then is counted, for inputs of which kin
     "no look at what differs": (judges_without("conflict", ""), WRONG_OK, "logs"),
     "no look at a second run": (judges_without("restarted", False), WRONG_OK, "logs"),
     "any exit code": (believes_any_exit, WRONG_OK, "logs"),
-    "no look at the clock": (gives(records, "overlong", ""), WRONG_OK, "logs"),
-    "nothing is good enough": (gives(records, "overlong", "too long"), WRONG_ELSE, "logs"),
+    "no look at the clock": (gives(outcome, "overlong", ""), WRONG_OK, "logs"),
+    "nothing is good enough": (gives(outcome, "overlong", "too long"), WRONG_ELSE, "logs"),
     "no word of a divergence": (judges_without("non_finite", b""), WRONG_ELSE, "logs"),
     "colours are no colours": (does(logs, "plain", bytes.rstrip), WRONG_ELSE, "logs"),
-    "a bug": (does(records, "judge", fails), TRACEBACK, "logs"),
-    "it never ends": (does(records, "judge", never_ends), HANG, "logs"),
+    "a bug": (does(outcome, "judge", fails), TRACEBACK, "logs"),
+    "it never ends": (does(outcome, "judge", never_ends), HANG, "logs"),
     "a reason as it was printed": (
-        does(records, "printable", lambda text, **_: text), TRACEBACK, "logs"),
-    "a record that did not earn its ok": (gives(records, "unearned", ""), WRONG_OK, "records"),
+        does(outcome, "printable", lambda text, **_: text), TRACEBACK, "logs"),
+    "a record that did not earn its ok": (gives(outcome, "unearned", ""), WRONG_OK, "records"),
     "a record under another name": (
-        gives(records, "read_config", (None, {})), WRONG_ELSE, "records"),
-    "a FIFO is waited for": (does(records, "read_json", read_whatever_is_there), HANG, "records"),
-    "an edited registration": (gives(registration, "changes", ()), WRONG_OK, "registrations"),
+        gives(store, "read_config", (None, {})), WRONG_ELSE, "records"),
+    "a FIFO is waited for": (does(untrusted, "read_json", read_whatever_is_there), HANG, "records"),
+    "an edited registration": (gives(standing, "changes", ()), WRONG_OK, "registrations"),
     "raw words": (does(status, "print_status", print_raw), TRACEBACK, "registrations"),
     "two lines of refusal": (
         does(run_aux, "check_arguments", print_raw), TRACEBACK, "command lines"),
@@ -163,7 +163,7 @@ def test_a_record_whose_value_nobody_can_have_written_is_damaged(shop, file, pla
     inner[place[-1]] = value
     files[path] = inputs.json_bytes(changed)
     with shop.folder(files) as folder:
-        found = records.read_records(folder, fuzz.ID)
+        found = store.read_records(folder, fuzz.ID)
     assert not found.results
     assert why in found.damaged[0][1]
 
@@ -173,7 +173,7 @@ def test_a_copy_under_a_number_that_no_attempt_has_counts_for_nothing(shop, name
     files = dict(shop.honest[0])
     files |= {path.replace("/run_0/", f"/run_0/{name}/"): files[path] for path in files}
     with shop.folder(files) as folder:
-        found = records.read_records(folder, fuzz.ID)
+        found = store.read_records(folder, fuzz.ID)
     assert len(found.results) == 1
 
 
@@ -183,7 +183,7 @@ def test_a_choice_by_hand_of_more_than_an_arm_has_is_refused(shop):
     override = {"kind": "by_hand", "stage": 3, "value": value}
     files["overrides.json"] = inputs.json_bytes({"overrides": [override]})
     with shop.folder(files) as folder, pytest.raises(ValueError, match=r"a choice of .*mend it"):
-        registration.standing(folder)
+        standing.standing(folder)
 
 
 def test_a_dry_run_does_not_make_the_copy_of_the_trainer_again(shop):
@@ -213,7 +213,7 @@ def test_what_is_found_does_not_depend_on_what_came_before(shop, monkeypatch):
 
 
 def test_the_oracle_shares_no_code_with_the_readers():
-    ours = {"logs", "records", "untrusted", "registration", "re"}
+    ours = {"log", "outcome", "store", "untrusted", "registration", "ablation", "re"}
     assert not ours & vars(oracle).keys()
 
 
@@ -234,7 +234,7 @@ def test_jobs_share_the_inputs_and_find_what_one_would(shop):
 
 @pytest.mark.parametrize("counted", [None, *COUNTED])
 def test_figures_are_written_as_they_are_printed(tmp_path, capsys, monkeypatch, counted):
-    found = [fuzz.Finding(counted, "logs", 7, "logs.py:1 feed", "x")] if counted else []
+    found = [fuzz.Finding(counted, "logs", 7, "log.py:1 feed", "x")] if counted else []
     tally = Tally(fuzz.Counter(logs=9), found)
     monkeypatch.setattr(fuzz, "many", lambda *_: tally)
     file = tmp_path / "fuzz.json"

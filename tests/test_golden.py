@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from invented_folder import adaptive_plan, make, manual
 
 import analyze_aux
 import run_aux
 import staged_analysis_helper
-from aux_evidence import read_experiment
-from aux_figures import FIGURES, NothingToDraw, plain_matplotlib
+from ablation.report.evidence import read_experiment
+from ablation.report.figures import FIGURES, NothingToDraw, plain_matplotlib
+from tests.support.invented_folder import adaptive_plan, make, manual
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"

@@ -20,15 +20,17 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from invented_folder import make, speedrun, store, train
 
 import analyze_aux
 import run_aux
 import staged_analysis_helper
-from aux_figures import FIGURES, Picture
-from experiment import ARMS, Override
-from records import run_from
-from registration import digest_of, fixed_part, read_document
+from ablation.folder.registration import digest_of, fixed_part, read_document
+from ablation.report import chapters, evidence, figures
+from ablation.report.figures import FIGURES, Picture
+from ablation.runs.run import run_from
+from ablation.study.experiment import Override
+from ablation.study.heads import ARMS
+from tests.support.invented_folder import make, speedrun, store, train
 
 PROGRAMS: dict[str, Callable[[Path], int]] = {
     "status": lambda d: run_aux.main(["--status", "--exp_dir", str(d)]),
@@ -325,7 +327,7 @@ def test_looking_at_a_hostile_folder(received, tmp_path, capsys, monkeypatch, ca
     (outside / "secret.json").write_text('{"secret": "0123456789"}')
     case.make(exp_dir, outside)
     untouched = state_of(outside)
-    monkeypatch.setattr(analyze_aux, "picture", lambda draw, x: Picture(b"\x89PNG"))
+    monkeypatch.setattr(figures, "picture", lambda draw, x: Picture(b"\x89PNG"))
     for name, program in PROGRAMS.items():
         before = state_of(exp_dir)
         with bounded():
@@ -396,7 +398,7 @@ def test_the_report_survives_any_value_of_any_field(received, edited_files, data
     try:
         path.write_text(json.dumps(document))
         with bounded():
-            text = analyze_aux.render_report(analyze_aux.read_experiment(received), {})
+            text = chapters.render_report(evidence.read_experiment(received), {})
         assert all(line.isprintable() and len(line) <= 100 for line in text.split("\n"))
     except ValueError as error:
         assert "experiment_configs.json" in str(error) or "overrides.json" in str(error)
@@ -414,7 +416,7 @@ def test_programs_that_find_the_newest_experiment_survive_what_lies_around_it(
         other.mkdir()
         kind(other / "experiment_configs.json", tmp_path)
     (tmp_path / "experiments" / "aux_heads_20990101_999999").symlink_to("/proc/self")
-    monkeypatch.setattr(analyze_aux, "picture", lambda draw, x: Picture(b"\x89PNG"))
+    monkeypatch.setattr(figures, "picture", lambda draw, x: Picture(b"\x89PNG"))
     with bounded():
         assert run_aux.main(["--status"]) == 0
         assert analyze_aux.main([]) == 0

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-import launchers
-from benchmarks.crash_drill import TOKEN, survivors
-from launchers import Job, LocalLauncher, read_exit, settle
+from ablation.execute import local, watcher
+from ablation.execute.local import Job, LocalLauncher, settle
+from ablation.execute.watcher import read_exit
+from tests.support.processes import TOKEN, survivors
 
-ROOT = Path(launchers.__file__).parent
+ROOT = Path(__file__).resolve().parents[1]
 STUBBORN = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -96,7 +97,7 @@ def test_a_command_that_is_missing_is_named_in_the_log(tmp_path, token):
     run = LocalLauncher(tmp_path).start(Job(("/no/such/torchrun", "x"), {}, tmp_path))
     exit = end_of(run)
     assert exit["returncode"] is None
-    assert exit["ended_by"].startswith(f"{launchers.CANNOT_START}: ")
+    assert exit["ended_by"].startswith(f"{watcher.CANNOT_START}: ")
     assert "/no/such/torchrun" in exit["ended_by"]
     assert "cannot start /no/such/torchrun" in (tmp_path / "output.log").read_text()
 
@@ -151,13 +152,13 @@ def test_children_that_ignore_sigterm_in_other_sessions_are_ended(start, token):
 def test_without_proc_ps_tells_the_same_parents(monkeypatch):
     child = subprocess.Popen(["sleep", "60"])
     try:
-        here = launchers.parents()
+        here = watcher.parents()
         monkeypatch.setattr(sys, "platform", "darwin")
-        elsewhere = launchers.parents()
+        elsewhere = watcher.parents()
         assert elsewhere[child.pid] == here[child.pid] == os.getpid()
-        assert launchers.below(child.pid) == set()
-        assert child.pid in launchers.below(os.getpid())
-        rows = launchers.listed_by_ps("-A", "-o", "pid=,args=")
+        assert watcher.below(child.pid) == set()
+        assert child.pid in watcher.below(os.getpid())
+        rows = watcher.listed_by_ps("-A", "-o", "pid=,args=")
         assert not [row for row in rows if "ps -A -o pid=,args=" in row]  # itself left out
     finally:
         child.kill()
@@ -166,12 +167,12 @@ def test_without_proc_ps_tells_the_same_parents(monkeypatch):
 
 @pytest.mark.parametrize("folder", ["/a/run_0", "/a folder/run_0"])
 def test_without_proc_the_mark_is_read_from_what_ps_shows(monkeypatch, folder):
-    shown = f"python -I watcher.py HOME=/root {launchers.MARK}={folder} LANG=C"
+    shown = f"python -I watcher.py HOME=/root {watcher.MARK}={folder} LANG=C"
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(launchers, "listed_by_ps", lambda *_: [shown])
-    assert launchers.mark_of(1) == folder
-    monkeypatch.setattr(launchers, "listed_by_ps", lambda *_: ["python HOME=/root"])
-    assert launchers.mark_of(1) == ""
+    monkeypatch.setattr(watcher, "listed_by_ps", lambda *_: [shown])
+    assert watcher.mark_of(1) == folder
+    monkeypatch.setattr(watcher, "listed_by_ps", lambda *_: ["python HOME=/root"])
+    assert watcher.mark_of(1) == ""
 
 
 def test_orphans_of_a_command_that_ended_are_ended_too(start, token):
@@ -197,7 +198,7 @@ def hurry(program):
 ORCHESTRATOR = """
 import sys, time
 from pathlib import Path
-from launchers import Job, LocalLauncher
+from ablation.execute.local import Job, LocalLauncher
 from tests.test_launchers import hurry
 folder = Path(sys.argv[1])
 launcher = LocalLauncher(folder)
@@ -230,10 +231,10 @@ def orchestrate(tmp_path, token):
         while not (log.exists() and log.read_bytes().count(b"ready") >= words):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        (watcher,) = children_of(guard)
-        command = children_of(watcher)[0] if words else None
+        (watcher_id,) = children_of(guard)
+        command = children_of(watcher_id)[0] if words else None
         names = ("orchestrator", "guard", "watcher", "command")
-        return dict(zip(names, (process.pid, guard, watcher, command), strict=True)), folder
+        return dict(zip(names, (process.pid, guard, watcher_id, command), strict=True)), folder
 
     yield orchestrate
     for process in started:
@@ -243,7 +244,7 @@ def orchestrate(tmp_path, token):
 
 
 def children_of(process):
-    return [child for child, parent in launchers.parents().items() if parent == process]
+    return [child for child, parent in watcher.parents().items() if parent == process]
 
 
 def left(token, processes, killed):
@@ -291,7 +292,7 @@ def test_whoever_is_killed_or_stopped_nothing_of_the_run_is_left_and_the_end_is_
     exit = read_exit(folder)
     assert exit["ended_by"] in ended_by
     assert exit["returncode"] != 0
-    assert exit["clock"] == launchers.boot_clock()
+    assert exit["clock"] == watcher.boot_clock()
     assert exit["start_s"] <= exit["end_s"] <= time.monotonic()
 
 
@@ -314,18 +315,18 @@ def test_a_run_keeps_to_its_limit_while_others_are_stopped(orchestrate, token, s
 )  # fmt: skip
 def test_a_limit_that_cannot_be_read_is_none(tmp_path, config):
     (tmp_path / "config.json").write_text(config)
-    assert launchers.limit_of(tmp_path) == (None, "")
+    assert watcher.limit_of(tmp_path) == (None, "")
 
 
 def test_a_watcher_that_does_not_answer_an_order_is_ended_by_the_mark(start, token, monkeypatch):
     """Guard and watcher are both stopped: only the orchestrator is left to do it."""
     run = start(STUBBORN)
     said(run, times=4)
-    (watcher,) = children_of(run.guard.pid)
-    for process in (watcher, run.guard.pid):
+    (watcher_id,) = children_of(run.guard.pid)
+    for process in (watcher_id, run.guard.pid):
         os.kill(process, signal.SIGSTOP)
-    monkeypatch.setattr(launchers, "GRACE_S", 0.0)
-    monkeypatch.setattr(launchers, "MARGIN_S", 0.1)
+    monkeypatch.setattr(local, "GRACE_S", 0.0)
+    monkeypatch.setattr(local, "MARGIN_S", 0.1)
     run.stop("the budget is spent")
     exit = end_of(run)
     assert (exit["returncode"], exit["ended_by"]) == (None, "the budget is spent")
@@ -335,8 +336,8 @@ def test_a_watcher_that_does_not_answer_an_order_is_ended_by_the_mark(start, tok
 def test_an_order_that_the_guard_had_to_carry_out_is_told_as_the_order_it_was(start, token):
     run = start(PATIENT, hurried=True)
     said(run)
-    (watcher,) = children_of(run.guard.pid)
-    os.kill(watcher, signal.SIGSTOP)
+    (watcher_id,) = children_of(run.guard.pid)
+    os.kill(watcher_id, signal.SIGSTOP)
     run.stop("stall")
     assert end_of(run)["ended_by"] == "stall"
     assert read_exit(run.job.folder)["ended_by"] == "stall"  # it read what the watcher did not
@@ -383,8 +384,8 @@ def test_a_watcher_that_cannot_be_started_is_told_as_that(tmp_path, monkeypatch,
     def no_process(*_, **__):
         raise error
 
-    monkeypatch.setattr(launchers.subprocess, "Popen", no_process)
-    with pytest.raises(launchers.CannotStart, match=str(error.strerror)):
+    monkeypatch.setattr(watcher.subprocess, "Popen", no_process)
+    with pytest.raises(local.CannotStart, match=str(error.strerror)):
         LocalLauncher(tmp_path).start(Job(("true",), {}, tmp_path))
 
 
@@ -393,7 +394,7 @@ def test_a_log_that_cannot_be_written_is_a_launch_that_failed(tmp_path, token):
     folder.mkdir()
     (folder / "output.log").symlink_to(elsewhere)
     exit = end_of(LocalLauncher(tmp_path).start(Job((sys.executable, "-V"), {}, folder)))
-    assert exit["ended_by"].startswith(launchers.CANNOT_START)
+    assert exit["ended_by"].startswith(watcher.CANNOT_START)
     assert not elsewhere.exists()
 
 
@@ -425,25 +426,25 @@ def test_a_signal_to_the_watcher_ends_the_run_and_says_who(start, token):
 def test_runs_start_from_a_copy_so_that_an_edit_changes_nothing(tmp_path, token):
     launcher = LocalLauncher(tmp_path)
     assert launcher.program.parent == tmp_path
-    assert launcher.program.read_bytes() == Path(launchers.__file__).read_bytes()
+    assert launcher.program.read_bytes() == Path(watcher.__file__).read_bytes()
 
 
 def test_of_a_job_whose_command_heard_of_the_end_first_it_is_told_all_the_same(tmp_path, token):
     """Slurm signals all processes of a job at once."""
     command = (sys.executable, "-c", "print('ready', flush=True); import time; time.sleep(600)")
-    program = [sys.executable, "-I", launchers.__file__, "--job", str(tmp_path), *command]
+    program = [sys.executable, "-I", watcher.__file__, "--job", str(tmp_path), *command]
     process = subprocess.Popen(program, env={**os.environ, "SLURM_JOB_ID": "7"})
     log = tmp_path / "output.log"
     while not (log.exists() and log.stat().st_size):
         time.sleep(0.01)
-    (watcher,) = children_of(process.pid)
-    os.kill(*children_of(watcher), signal.SIGTERM)
-    while children_of(watcher):
+    (watcher_id,) = children_of(process.pid)
+    os.kill(*children_of(watcher_id), signal.SIGTERM)
+    while children_of(watcher_id):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     process.wait(10)
     exit = read_exit(tmp_path)
-    assert (exit["returncode"], exit["ended_by"]) == (-15, launchers.A_SIGNAL)
+    assert (exit["returncode"], exit["ended_by"]) == (-15, watcher.A_SIGNAL)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -474,13 +475,13 @@ def test_memory_kills_are_counted_where_the_process_is(tmp_path, group):
     (cgroups / counter).parent.mkdir(parents=True, exist_ok=True)
     for count in (0, 3):
         (cgroups / counter).write_text(text.format(count))
-        assert launchers.memory_kills(proc, cgroups) == count
+        assert watcher.memory_kills(proc, cgroups) == count
 
 
 @pytest.mark.parametrize("text", ["", "oom_kill many", "oom_kill", "\xff\x00"])
 def test_a_counter_that_tells_nothing_counts_nothing(tmp_path, text):
     (tmp_path / "vmstat").write_text(text)
-    assert launchers.memory_kills(tmp_path, tmp_path) == 0
+    assert watcher.memory_kills(tmp_path, tmp_path) == 0
 
 
 REPORTED = "  exitcode  : -9 (pid: 77)\n  traceback : Signal 9 (SIGKILL) received by PID 77\n"
@@ -557,13 +558,13 @@ def test_writing_replaces_a_link_and_does_not_follow_it(tmp_path, planted):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_text("precious")
     (tmp_path / planted).symlink_to(elsewhere)
-    launchers.write_whole(tmp_path / "exit.json", {"returncode": 0})
+    watcher.write_whole(tmp_path / "exit.json", {"returncode": 0})
     assert elsewhere.read_text() == "precious"
     assert read_exit(tmp_path) == {"returncode": 0}
     assert {path.name for path in tmp_path.iterdir()} == {"elsewhere", "exit.json"}
 
 
-HARD_LINKS = [None, *launchers.NO_HARD_LINKS]
+HARD_LINKS = [None, *watcher.NO_HARD_LINKS]
 
 
 @pytest.fixture(params=HARD_LINKS, ids=[number and os.strerror(number) for number in HARD_LINKS])
@@ -578,13 +579,13 @@ def a_disk(request, monkeypatch):
 
 
 def test_only_the_first_job_may_run_an_attempt_on_any_disk(tmp_path, a_disk):
-    assert launchers.claim(tmp_path, "7")
-    assert not launchers.claim(tmp_path, "8")
+    assert watcher.claim(tmp_path, "7")
+    assert not watcher.claim(tmp_path, "8")
     assert json.loads((tmp_path / "claim.json").read_text())["job"] == "7"
     assert [path.name for path in tmp_path.iterdir()] == ["claim.json"]
     (tmp_path / "claim.json").unlink()
     (tmp_path / "result.json").write_text("{}")
-    assert not launchers.claim(tmp_path, "9")  # too late: the attempt was judged without it
+    assert not watcher.claim(tmp_path, "9")  # too late: the attempt was judged without it
 
 
 def test_a_claim_whose_answer_was_lost_is_a_claim(tmp_path, monkeypatch):
@@ -595,12 +596,12 @@ def test_a_claim_whose_answer_was_lost_is_a_claim(tmp_path, monkeypatch):
         real(*how)  # the server did it, the client asks again
 
     monkeypatch.setattr(os, "link", lost)
-    assert launchers.claim(tmp_path, "7")
+    assert watcher.claim(tmp_path, "7")
 
 
 def race(path, number, together, answers):
     together.wait(10)
-    answers.put(launchers.made_first(path, str(number), path.with_name(f".mine.{number}")))
+    answers.put(watcher.made_first(path, str(number), path.with_name(f".mine.{number}")))
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -625,9 +626,9 @@ def no_links(*_, **__):
 
 
 @pytest.mark.parametrize("write", [
-    lambda path: launchers.replace_file(path, b"x" * 9),
-    lambda path: launchers.made_first(path, "x" * 9, path.with_name(".mine")),
-    lambda path: launchers.LastWord(path.parent),
+    lambda path: watcher.replace_file(path, b"x" * 9),
+    lambda path: watcher.made_first(path, "x" * 9, path.with_name(".mine")),
+    lambda path: watcher.LastWord(path.parent),
 ])  # fmt: skip
 def test_a_file_that_cannot_be_written_is_named_as_what_it_was_to_be(tmp_path, monkeypatch, write):
     with pytest.raises(FileNotFoundError) as missing:
@@ -637,7 +638,7 @@ def test_a_file_that_cannot_be_written_is_named_as_what_it_was_to_be(tmp_path, m
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as write(2) says it: no name
 
-    monkeypatch.setattr(launchers, "open", full, raising=False)
+    monkeypatch.setattr(watcher, "open", full, raising=False)
     with pytest.raises(OSError, match="No space left") as caught:
         write(tmp_path / "exit.json")
     assert caught.value.filename == str(tmp_path / "exit.json")

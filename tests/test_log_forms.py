@@ -17,9 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_records import CLEAN, COMPLETE, FAILED, RUN, TOTAL, read, summary, train, val, verdict
 
-import logs
-from logs import LABEL, LABELS, QUOTATIONS, QUOTED, SUMMARY_FIELDS, LogReader, evidence, read_log
-from records import Exit, judge, judge_attempt, overlong, result_from
+from ablation.runs import log as logs
+from ablation.runs.log import (
+    LABEL,
+    LABELS,
+    QUOTATIONS,
+    QUOTED,
+    SUMMARY_FIELDS,
+    LogReader,
+    evidence,
+    read_log,
+)
+from ablation.runs.outcome import Exit, judge, judge_attempt, overlong, result_from
 
 LAST = val(TOTAL)
 BAR = " 50%|#####     | 4/8 [00:01<00:01,  3.90it/s]"
@@ -718,9 +727,9 @@ def test_a_real_training_gives_every_field_that_the_reader_demands(tmp_path, cap
     assert train_gpt.main(arguments(tmp_path, {"--log_file": own})) == 0
     exit = Exit(0, "itself", "boot", begun_s, time.monotonic())
     run, out = replace(RUN, num_iterations=STEPS), capsys.readouterr().out
-    for log in (LogReader(STEPS), LogReader(STEPS)):  # the screen's copy, and nothing on screen
-        log.feed(out.encode())
-        result = judge_attempt(run, 1, tmp_path, log.close(), exit)
+    for screen in (LogReader(STEPS), LogReader(STEPS)):  # the screen's copy, and nothing on screen
+        screen.feed(out.encode())
+        result = judge_attempt(run, 1, tmp_path, screen.close(), exit)
         assert (result.status, result.reason) == ("ok", "")
         assert all(getattr(result, field.name) is not None for field in SUMMARY_FIELDS)
         assert result_from(json.loads(json.dumps(asdict(result)))) == result

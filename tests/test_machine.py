@@ -9,8 +9,8 @@ import time
 import pytest
 import torch
 
-import machine
-from machine import Gpu, as_cuda_sees
+from ablation.execute import machine
+from ablation.execute.machine import Gpu, as_cuda_sees
 
 # ---------------------------------------------------------------------------------------------
 # GPUs: as CUDA understands its variable
@@ -299,6 +299,9 @@ def git(folder, *arguments):
     return done.stdout.strip()
 
 
+OURS = "ablation/execute/machine.py"  # by which a repository is known to be this project's
+
+
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A repository with our files, and its commit."""
@@ -307,7 +310,9 @@ def checkout(tmp_path, monkeypatch):
     root = tmp_path / "checkout"
     (root / "experiments").mkdir(parents=True)
     (root / "tests").mkdir()
-    for name in ("machine.py", "plans.py", "README.md", "requirements.txt", "tests/test_a.py"):
+    (root / OURS).parent.mkdir(parents=True)
+    names = (OURS, "run_aux.py", "README.md", "requirements.txt", "tests/test_a.py")
+    for name in names:
         (root / name).write_text(f"# {name}\n")
     (root / "experiments" / ".gitkeep").touch()
     (root / ".gitignore").write_text("data/*/\n.venv/\n")
@@ -332,12 +337,13 @@ def moved_experiments(root):
 
 CHANGES = {  # what somebody did: is what would run another than the commit's?
     "nothing": (lambda root: None, False),
-    "a program": (edit("plans.py"), True),
+    "a program": (edit("run_aux.py"), True),
+    "a file of the package": (edit(OURS), True),
     "the requirements": (edit("requirements.txt"), True),
-    "a program removed": (lambda root: (root / "plans.py").unlink(), True),
-    "a program staged": (lambda root: (edit("plans.py")(root), git(root, "add", ".")), True),
-    "a program touched": (lambda root: os.utime(root / "plans.py", (0, 0)), False),
-    "an executable bit": (lambda root: (root / "plans.py").chmod(0o755), False),
+    "a program removed": (lambda root: (root / "run_aux.py").unlink(), True),
+    "a program staged": (lambda root: (edit("run_aux.py")(root), git(root, "add", ".")), True),
+    "a program touched": (lambda root: os.utime(root / "run_aux.py", (0, 0)), False),
+    "an executable bit": (lambda root: (root / "run_aux.py").chmod(0o755), False),
     "the README": (edit("README.md"), False),
     "a test": (edit("tests/test_a.py"), False),
     "a new trainer": (edit("my_trainer.py"), False),  # its bytes are registered by themselves
@@ -356,8 +362,8 @@ def test_uncommitted_is_what_would_run_otherwise(checkout, change):
 
 def unpacked(tmp_path, inside):
     folder = inside / "ablation-main"
-    folder.mkdir()
-    (folder / "machine.py").write_text("# machine.py\n")
+    (folder / OURS).parent.mkdir(parents=True)
+    (folder / OURS).write_text("# ours\n")
     return folder
 
 
@@ -376,7 +382,7 @@ def test_a_repository_that_has_our_files_in_a_folder_is_recorded(checkout, tmp_p
     folder = unpacked(tmp_path, theirs)
     git(theirs, "add", ".")
     git(theirs, "commit", "-m", "vendored")
-    edit("plans.py")(theirs)  # theirs, not ours
+    edit("run_aux.py")(theirs)  # theirs, not ours
     commit = git(theirs, "rev-parse", "HEAD")
     assert machine.git_state(folder) == {"commit": commit, "dirty": False}
 
@@ -428,7 +434,7 @@ def test_where_git_takes_too_long_to_compare_the_commit_is_kept(checkout, monkey
 
 def test_asking_changes_nothing_in_the_repository(checkout):
     root, _ = checkout
-    os.utime(root / "plans.py", (0, 0))
+    os.utime(root / "run_aux.py", (0, 0))
     before = (root / ".git" / "index").read_bytes()
     machine.git_state(root)
     assert (root / ".git" / "index").read_bytes() == before

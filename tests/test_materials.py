@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-import materials
-from arguments import plain_words
+from ablation.cli.arguments import plain_words
+from ablation.folder import materials
+from ablation.folder.materials import Materials, read_code, shards_in
 from data import prepare
-from materials import Materials, read_code, shards_in
 
 ROOT = Path(__file__).resolve().parents[1]
+SUPPORT = ROOT / "tests" / "support"
 
 
 def write(folder: Path, files: dict[str, str]) -> Path:
@@ -185,7 +186,7 @@ def test_the_trainer_of_the_project_is_found_by_the_same_rule():
     assert list(code.told()) == [
         "The trainer is train_gpt.py with what it imports beside it: aux_heads.py."
     ]
-    assert list(read_code(ROOT / "tests" / "fake_train.py").told()) == []
+    assert list(read_code(SUPPORT / "fake_train.py").told()) == []
 
 
 def test_the_copy_has_the_hash_of_the_original_wherever_it_lies(tmp_path):
@@ -440,16 +441,20 @@ def test_the_copy_replaces_what_lies_there_and_follows_no_link(found, tmp_path):
     assert read_code(tmp_path / "copy" / "train.py").hash == code.hash
 
 
+ONLY_AS_A_PROGRAM = ("run_aux.py", "ablation/cli/prerequisites.py")
+
+
 def test_the_files_of_a_program_of_this_project_are_those_that_it_loads():
     code = (
-        "import plan_report, sys;"
+        "import run_aux, ablation.plan.power, sys;"
         "print(*[m.__file__ for m in sys.modules.values() if getattr(m, '__file__', None)])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    loaded = {Path(file).name for file in done.stdout.split() if Path(file).parent == ROOT}
-    assert set(read_code(ROOT / "plan_report.py").names) == loaded
+    files = [Path(file) for file in done.stdout.split()]
+    loaded = {str(f.relative_to(ROOT)) for f in files if f.is_relative_to(ROOT / "ablation")}
+    assert {*read_code(ROOT / "run_aux.py").names} == {*loaded, *ONLY_AS_A_PROGRAM}
 
 
 # ---------------------------------------------------------------------------------------------

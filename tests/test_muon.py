@@ -16,6 +16,7 @@ from train_gpt import GPT, Muon, World, build_parser, cooldown, softcapped, summ
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
+SUPPORT = ROOT / "tests" / "support"
 CPU = torch.device("cpu")
 SHAPES = [(3, 16, 16), (16, 16), (64, 16), (16, 64), (2, 24, 8), (5, 40)]
 STEPS = 6
@@ -79,7 +80,7 @@ dist.destroy_process_group()
 def test_processes_share_the_work_and_agree_bit_for_bit(tmp_path, size):
     """Also where a batch has fewer matrices than there are processes."""
     (tmp_path / "worker.py").write_text(WORKER)
-    command = [ROOT / "tests" / "quick_torchrun.py", f"--nproc_per_node={size}"]
+    command = [SUPPORT / "quick_torchrun.py", f"--nproc_per_node={size}"]
     done = subprocess.run(
         [sys.executable, *command, tmp_path / "worker.py", tmp_path / "rank"],
         capture_output=True,

@@ -17,19 +17,21 @@ import uuid
 from pathlib import Path
 
 import pytest
-from invent import arm
 
-import exit_codes
-import launchers
-import orchestrator
+from ablation.cli import exit_codes
+from ablation.execute import local, lock, watcher
+from ablation.execute.display import Display
+from ablation.execute.lock import Lock, holder
+from ablation.execute.orchestrator import Limits, Orchestrator, reconcile, witnessed
+from ablation.execute.status import living
+from ablation.runs.run import RunConfig
+from ablation.runs.store import read_records, write_json
 from benchmarks import many_runs
-from benchmarks.crash_drill import TOKEN, stand_in_shards, survivors, wait_until_gone
-from display import Display
-from orchestrator import Limits, Lock, Orchestrator, holder, living, reconcile, witnessed
-from records import RunConfig, read_records, write_json
+from tests.support.invent import arm
+from tests.support.processes import TOKEN, stand_in_shards, survivors, wait_until_gone
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ROOT / "tests"
+SUPPORT = ROOT / "tests" / "support"
 
 
 class Sitting:
@@ -44,7 +46,8 @@ class Sitting:
         return found
 
     def start(self, *arguments, seconds=0.0, mischief=None, new=True, launch=subprocess.Popen,
-              script=TESTS / "fake_train.py", torchrun=TESTS / "fake_torchrun", **how):  # fmt: skip
+              script=SUPPORT / "fake_train.py", torchrun=SUPPORT / "fake_torchrun",
+              **how):  # fmt: skip
         env = {
             **os.environ,
             TOKEN: self.token,
@@ -201,7 +204,7 @@ def test_what_the_dead_left_running_is_counted_and_ended_before_the_next_run(sit
         for pid in (guard, watcher, process.pid):
             os.kill(pid, number)
     process.communicate()
-    while {guard, watcher} & launchers.parents().keys():
+    while {guard, watcher} & watcher.parents().keys():
         time.sleep(0.01)
     left = survivors(sitting.token)
     assert len(left) == living(sitting.exp_dir) == 3  # the trainer and its two children
@@ -217,7 +220,7 @@ def test_what_the_dead_left_running_is_counted_and_ended_before_the_next_run(sit
 
 
 def children_of(process):
-    return [child for child, parent in launchers.parents().items() if parent == process]
+    return [child for child, parent in watcher.parents().items() if parent == process]
 
 
 def test_a_stopped_orchestrator_goes_on_well_when_it_is_continued(sitting):
@@ -239,7 +242,7 @@ def test_a_stopped_orchestrator_does_not_make_a_run_longer(sitting):
     process.send_signal(signal.SIGSTOP)
     exit = json.loads(sitting.wait_for(f"{FIRST}/exit.json", patience_s=30).read_text())
     assert exit["ended_by"] == "the budget is spent"
-    assert exit["end_s"] - exit["start_s"] < 5 + launchers.LATE_HERE_S + launchers.GRACE_S
+    assert exit["end_s"] - exit["start_s"] < 5 + watcher.LATE_HERE_S + watcher.GRACE_S
     deadline = time.monotonic() + 10
     while living(sitting.exp_dir):  # guard and watcher are about to leave
         assert time.monotonic() < deadline
@@ -315,7 +318,7 @@ def test_a_flood_of_control_characters_reaches_no_terminal(sitting):
 
 def test_editing_the_trainer_while_a_batch_runs_changes_nothing(sitting, tmp_path):
     script = tmp_path / "train.py"
-    script.write_bytes((TESTS / "fake_train.py").read_bytes())
+    script.write_bytes((SUPPORT / "fake_train.py").read_bytes())
     process = sitting.start(*QUICK, seconds=3, script=script)
     sitting.wait_for(f"{FIRST}/output.log")
     script.write_text("raise SystemExit('edited')")
@@ -512,7 +515,7 @@ def test_a_lock_says_its_holder_safely(tmp_path):
 @pytest.mark.parametrize("lives", [True, False])
 def test_a_lock_out_of_sight_is_watched_before_it_is_lost(tmp_path, monkeypatch, age_s, lives):
     """Clocks of hosts and disks differ; whoever lives touches its lock."""
-    monkeypatch.setattr(orchestrator, "OBSERVE_S", 0.5)
+    monkeypatch.setattr(lock, "OBSERVE_S", 0.5)
     path, said = tmp_path / "lock.json", []
     write_json(path, {**Lock(tmp_path).me, "host": "elsewhere", "boot": "its own"})
     then = time.time() - age_s
@@ -541,7 +544,7 @@ def test_a_lock_out_of_sight_is_watched_before_it_is_lost(tmp_path, monkeypatch,
 
 def test_half_a_lock_is_watched_before_it_is_taken_over(tmp_path, monkeypatch):
     """Where it cannot be made whole at once, its maker may be about to write it."""
-    monkeypatch.setattr(orchestrator, "OBSERVE_S", 60)
+    monkeypatch.setattr(lock, "OBSERVE_S", 60)
     path = tmp_path / "lock.json"
     path.touch()
     writer = threading.Timer(0.3, write_json, (path, Lock(tmp_path).me))
@@ -551,7 +554,7 @@ def test_half_a_lock_is_watched_before_it_is_taken_over(tmp_path, monkeypatch):
     writer.join()
 
 
-@pytest.mark.parametrize("number", launchers.NO_HARD_LINKS, ids=os.strerror)
+@pytest.mark.parametrize("number", watcher.NO_HARD_LINKS, ids=os.strerror)
 def test_without_hard_links_there_is_one_orchestrator_too(tmp_path, monkeypatch, number):
     monkeypatch.setattr(os, "link", no_links(number))
     with Lock(tmp_path) as lock:
@@ -593,7 +596,7 @@ HUGE = '{"host": "' + "x" * (1 << 21) + '"}'
 @pytest.mark.parametrize("text", [HUGE, "[" * 99_999, "\x00", '{"pid": 1e999}'],
                          ids=["huge", "deep", "binary", "no number"])  # fmt: skip
 def test_a_lock_of_hostile_contents_is_stale_in_the_end(tmp_path, monkeypatch, text):
-    monkeypatch.setattr(orchestrator, "OBSERVE_S", 0.1)
+    monkeypatch.setattr(lock, "OBSERVE_S", 0.1)
     (tmp_path / "lock.json").write_text(text)
     then = time.time() - 1000
     os.utime(tmp_path / "lock.json", (then, then))
@@ -631,7 +634,7 @@ class NoLauncher:
     """Launches nothing: its watcher cannot be started."""
 
     def start(self, job):
-        raise launchers.CannotStart(2, "No such file or directory", "/gone/python")
+        raise local.CannotStart(2, "No such file or directory", "/gone/python")
 
     def find(self, folder):
         return None
@@ -650,10 +653,10 @@ def attempts(tmp_path):
 
 def test_a_launcher_that_cannot_be_started_closes_the_attempt(attempts):
     folder, attempt = attempts.next_attempt(RUN)
-    job = launchers.Job(("torchrun",), {}, folder)
+    job = local.Job(("torchrun",), {}, folder)
     result = attempts.start(RUN, attempt, job, {}, Limits(9, "timeout", 9))
     assert result.status == "interrupted"
-    assert result.reason.startswith(launchers.CANNOT_START)
+    assert result.reason.startswith(watcher.CANNOT_START)
     assert "/gone/python" in result.reason
     assert not attempts.flights
     assert read_records(attempts.exp_dir, "id").results == (result,)
@@ -727,7 +730,7 @@ def test_litter_of_killed_sittings_is_removed_and_nothing_else(attempts):
         (exp_dir / ".overrides.json.4194305-2.tmp", "{"),
         (exp_dir / ".analysis_report.txt.0123456789abcdef.tmp", "the re"),
         (exp_dir / ".verdict.png.0123456789012345.tmp", ""),
-        (exp_dir / "code" / ".launchers.py.4194305.tmp", ""),
+        (exp_dir / "code" / ".watcher.py.4194305.tmp", ""),
         (new / ".result.json.77-1.tmp", "{"),
     ]
     kept = [
@@ -764,7 +767,7 @@ def test_litter_of_killed_sittings_is_removed_and_nothing_else(attempts):
     assert not (exp_dir / "aux_8").exists()
 
 
-HERE = launchers.boot_clock()
+HERE = watcher.boot_clock()
 EXIT = {"returncode": 0, "ended_by": "itself", "clock": HERE, "start_s": 5.0, "end_s": 9.0}
 
 
@@ -808,7 +811,7 @@ def test_an_exit_that_cannot_be_believed_interrupts_the_run(attempts, exit):
     attempts.launcher.start = lambda job: Ended(exit)
     attempts.launcher.wait = lambda runs, timeout_s: None
     folder, attempt = attempts.next_attempt(RUN)
-    job = launchers.Job(("torchrun",), {}, folder)
+    job = local.Job(("torchrun",), {}, folder)
     assert attempts.start(RUN, attempt, job, {}, Limits(9, "timeout", 9)) is None
     (result,) = attempts.wait(0)
     assert result.status == "interrupted"
@@ -1014,5 +1017,5 @@ def test_a_run_whose_log_filled_the_disk_says_which_file_and_is_not_held_against
     assert code == 0
     assert sitting.statuses() == {(FIRST, 1): "interrupted", (FIRST, 2): "ok"}
     first, _ = sitting.records().results
-    assert first.reason.startswith(f"{launchers.NO_SPACE}: {sitting.exp_dir / FIRST}/output.log")
+    assert first.reason.startswith(f"{watcher.NO_SPACE}: {sitting.exp_dir / FIRST}/output.log")
     assert first.returncode  # its own failure, and not its fault

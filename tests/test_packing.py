@@ -4,12 +4,12 @@ import random
 from pathlib import Path
 
 import pytest
-from invent import arm, experiment
 
-import launchers
-from command import build_command, extra_environment
-from orchestrator import Limits, Orchestrator
-from records import RunConfig
+from ablation.execute import local
+from ablation.execute.command import build_command, extra_environment
+from ablation.execute.orchestrator import Limits, Orchestrator
+from ablation.runs.run import RunConfig
+from tests.support.invent import arm, experiment
 
 
 class PretendedRun:
@@ -51,7 +51,7 @@ def test_over_a_thousand_starts_nothing_is_shared(tmp_path, monkeypatch, gpus, e
             env = extra_environment(e, tmp_path, orchestrator.free_slot())
             command = build_command(e, run, Path("t.py"), Path("d"), folder / "log")
             assert "--standalone" in command
-            job = launchers.Job(command, env, folder)
+            job = local.Job(command, env, folder)
             orchestrator.start(run, attempt, job, {}, Limits(9, "timeout", 9))
             started += 1
         jobs = [flight.process.job for flight in orchestrator.flights.values()]

@@ -7,13 +7,16 @@ from dataclasses import replace
 
 import pytest
 
-import aux_stats
-import plan_report
-from adaptive import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
+from ablation import stats
+from ablation.plan import power
+from ablation.plan.costs import Costs
+from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
+from ablation.plan.power import Truth, World, additive_ranks, as_meant, plain_world, scattered_ranks
+from ablation.study.experiment import Experiment
+from ablation.study.heads import GRID, aux
+from ablation.study.profiles import PROFILES
 from benchmarks import plan_power
 from benchmarks.plan_power import BUDGET, PLANS, WORLDS, cost_s, fixed_test, next_noise
-from experiment import PROFILES, Costs, Experiment, aux
-from plan_report import GRID, Truth, World, additive_ranks, as_meant, plain_world, scattered_ranks
 
 ROW = {
     *("world", "plan", "p_improves", "p_harmful", "p_equivalent", "p_inconclusive"),
@@ -25,10 +28,10 @@ def rates(world, plan, replicates, **changes):
     """A row of the benchmark, in this process."""
     e = plan_power.staged(plan, **changes)
     outcomes = [
-        plan_report.outcome(e, Truth(WORLDS[world], f"test/{world}/{k}"), cost_s)
+        power.outcome(e, Truth(WORLDS[world], f"test/{world}/{k}"), cost_s)
         for k in range(replicates)
     ]
-    return plan_report.tally(world, plan, outcomes)
+    return power.tally(world, plan, outcomes)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -112,7 +115,7 @@ def test_no_plan_spends_more_than_the_budget(plan, world):
     for k in range(3):
         found = PLANS[plan](Truth(WORLDS[world], f"{k}"))
         assert 0 < found.runs <= BUDGET
-        assert found.verdict in plan_report.VERDICTS.values()
+        assert found.verdict in power.VERDICTS.values()
 
 
 def test_the_gate_of_the_classic_plan_stops_after_four_short_runs():
@@ -168,14 +171,14 @@ def test_the_oracle_tests_the_best_cell():
 @pytest.mark.parametrize("stop_on", ["any", "superiority"])
 def test_a_null_is_called_a_gain_as_rarely_as_promised(stop_on):
     row = rates("null", "adaptive", 250, stop_on=stop_on)
-    assert row["p_improves"] <= 0.025 + 2 * plan_report.standard_error(0.025, 250)
+    assert row["p_improves"] <= 0.025 + 2 * power.standard_error(0.025, 250)
     assert row["runs_max"] <= BUDGET
 
 
 @pytest.mark.parametrize("world", ["delta_eq", "delta_eq noisy"])
 def test_the_smallest_effect_of_interest_is_rarely_called_none(world):
     row = rates(world, "adaptive", 200)
-    assert row["p_equivalent"] <= 0.05 + 2 * plan_report.standard_error(0.05, 200)
+    assert row["p_equivalent"] <= 0.05 + 2 * power.standard_error(0.05, 200)
 
 
 def test_plain_effects_are_found_and_cheaply():
@@ -222,7 +225,7 @@ def test_rows_have_the_agreed_fields_and_equal_seeds_give_equal_rows(tmp_path, c
     ]
     for row in rows:
         assert row.keys() == ROW
-        assert sum(row[name] for name in plan_report.VERDICTS) == pytest.approx(1.0)
+        assert sum(row[name] for name in power.VERDICTS) == pytest.approx(1.0)
         assert row["replicates"] == 60
     assert "±" in capsys.readouterr().out
     assert run_main(tmp_path, *asked, "--jobs", "3")[1] == rows
@@ -252,14 +255,14 @@ def test_bad_input_is_one_line(args, said, capsys):
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("plan", ["classic", "adaptive"])
 def test_the_report_has_its_parts(profile, plan):
-    text = plan_report.render(as_meant(PROFILES[profile], plan), replicates=2)
+    text = power.render(as_meant(PROFILES[profile], plan), replicates=2)
     for part in ("Runs and hours", "MDE80", "power", "runs per arm", "± standard error", "seed 0"):
         assert part in text
     assert max(map(len, text.splitlines())) <= 125
 
 
 def test_the_report_says_how_many_pairs_fit():
-    text = plan_report.render(budget_of_full_runs(28), replicates=2)
+    text = power.render(budget_of_full_runs(28), replicates=2)
     small, plain = (line for line in text.splitlines() if "pairs fit" in line)
     stage_4 = next(line for line in text.splitlines() if "final validation" in line)
     for line in (small, plain):
@@ -268,13 +271,13 @@ def test_the_report_says_how_many_pairs_fit():
 
 
 def test_a_budget_for_nothing_is_said():
-    text = plan_report.render(budget_of_full_runs(3), replicates=2)
+    text = power.render(budget_of_full_runs(3), replicates=2)
     assert "0 pair(s) fit: nothing can be concluded" in text
 
 
 def test_runs_side_by_side_are_paid_once():
     alone, packed = (
-        plan_report.course(replace(budget_of_full_runs(28), slots=slots), "any", 0.0)
+        power.course(replace(budget_of_full_runs(28), slots=slots), "any", 0.0)
         for slots in (1, 8)
     )
     assert packed.n_max > 2 * alone.n_max
@@ -283,18 +286,18 @@ def test_runs_side_by_side_are_paid_once():
 
 def test_sample_sizes_are_the_fewest_with_that_power():
     e = as_meant(PROFILES["speedrun"])
-    rows = plan_report.sample_sizes(e)
+    rows = power.sample_sizes(e)
     assert [effect for effect, _, _ in rows] == pytest.approx(
         [0.001, 0.002, 0.003, 0.005, 0.01, 0.02]
     )
     sigma = e.profile.design.sigma0
     for effect, n, hours in rows:
-        assert aux_stats.power(effect, n, sigma) >= 0.8
-        assert n == 2 or aux_stats.power(effect, n - 1, sigma) < 0.8
-        assert hours == pytest.approx(n * plan_report.pair_hours(e))
+        assert stats.power(effect, n, sigma) >= 0.8
+        assert n == 2 or stats.power(effect, n - 1, sigma) < 0.8
+        assert hours == pytest.approx(n * power.pair_hours(e))
 
 
 def budget_of_full_runs(n) -> Experiment:
     e = as_meant(PROFILES["speedrun"])
-    one_s = Costs(e)(plan_report.full_run(e))
+    one_s = Costs(e)(power.full_run(e))
     return replace(e, budget_hours=n * one_s / 3600)

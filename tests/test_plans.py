@@ -9,11 +9,15 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from invent import experiment, result
 
-from experiment import ARMS, PHASES, PROFILES, Costs, Override, default_profile, seed_of
-from plans import MAX_ATTEMPTS, PLANS, concluded, forecast, next_step, pairs_begun, span_s
-from records import STATUSES, machine_seconds
+from ablation.plan.costs import Costs
+from ablation.plan.forecast import forecast, span_s
+from ablation.plan.next_step import MAX_ATTEMPTS, PLANS, concluded, next_step, pairs_begun
+from ablation.runs.run import STATUSES, machine_seconds
+from ablation.study.experiment import Override, seed_of
+from ablation.study.heads import ARMS, PHASES
+from ablation.study.profiles import PROFILES, default_profile
+from tests.support.invent import experiment, result
 
 GOOD = {(): 3.3, (4,): 3.2, (6,): 3.1, (8,): 3.15, (4, 8): 3.0, (3, 6, 9): 3.25}
 HYPER = {0.05: 0.01, 0.1: 0.0, 0.2: 0.02, "constant": 0.0, "linear_decay": -0.02}

@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from invent import experiment
 
-import preflight
-from experiment import ARMS, PROFILES, SHORT
-from materials import Materials
-from preflight import check_materials
+from ablation.execute import preflight
+from ablation.execute.preflight import check_materials
+from ablation.folder.materials import Materials
+from ablation.study.heads import ARMS, SHORT
+from ablation.study.profiles import PROFILES
+from tests.support.invent import experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 MINI = PROFILES["mini"]
@@ -346,8 +347,9 @@ def test_a_trainer_that_cannot_be_read_is_said_first(ours, tmp_path):
 
 def test_looking_into_shards_loads_no_numpy(ours):
     code = (
-        "import sys; from pathlib import Path; import preflight, materials; from invent"
-        f" import experiment; m = materials.Materials(Path({str(ours.script)!r}),"
+        "import sys; from pathlib import Path; from ablation.execute import preflight;"
+        "from ablation.folder import materials; from tests.support.invent import experiment;"
+        f"m = materials.Materials(Path({str(ours.script)!r}),"
         f" Path({str(ours.data_dir)!r})); preflight.check_materials(m, experiment());"
         "assert 'numpy' not in sys.modules and 'torch' not in sys.modules"
     )

@@ -6,11 +6,14 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-import adaptive
-import plan_report
-from decision import CLASSIC_RULES, rule_text
-from experiment import PROFILES, SHORT, Override
-from plans import MAX_ATTEMPTS, N_PAIRS, PLANS, forecast, play
+from ablation.plan import adaptive, power
+from ablation.plan.classic import CLASSIC_RULES, N_PAIRS, rule_text
+from ablation.plan.forecast import forecast, play
+from ablation.plan.next_step import MAX_ATTEMPTS, PLANS
+from ablation.study import heads
+from ablation.study.experiment import Override
+from ablation.study.heads import SHORT
+from ablation.study.profiles import PROFILES
 from run_aux import build_parser
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
@@ -42,14 +45,14 @@ def runs_of(e, stage: int, improvement: float) -> list:
 
 def adaptive_runs():
     """What the table says of each stage's runs, counted in what the plan asks for."""
-    e = plan_report.as_meant(PROFILES["speedrun"])
+    e = power.as_meant(PROFILES["speedrun"])
     design, words = e.profile.design, ("no", "one", "two", "three", "four", "five")
     screening, layers = runs_of(e, 1, 0.0), runs_of(e, 2, 0.0)
     arms = [f"`{name}`" for name in dict.fromkeys(r.arm.name for r in screening if r.arm.layers)]
     again = sum(run.index > 0 for run in layers)
     once = len(layers) - again - 1
     few, many = (len(runs_of(e, 3, gain)) for gain in (0.0, 1.0))
-    weight, schedule = adaptive.DEFAULT_CELL
+    weight, schedule = heads.DEFAULT_CELL
     return {
         1: f"{len(screening)} short: baseline twice, {', '.join(arms)}",
         2: f"{len(layers)}: baseline and {words[once]} placements once,"
@@ -92,7 +95,7 @@ def test_the_adaptive_rules_are_the_ones_in_the_code():
 
 
 def test_numbers_in_the_text_are_those_of_the_code():
-    speedrun = plan_report.as_meant(PROFILES["speedrun"], "classic")
+    speedrun = power.as_meant(PROFILES["speedrun"], "classic")
     everything = forecast(replace(speedrun, budget_hours=1e6))[0]
     full = sum(p.run.num_iterations for p in everything) / speedrun.full_iterations
     assert f"The classic plan asks for {full:.1f} full runs" in README
@@ -104,7 +107,7 @@ def test_numbers_in_the_text_are_those_of_the_code():
 
 
 def test_the_sample_sizes_are_those_of_the_plan_report():
-    assert "\n".join(plan_report.sample_size_rows(PROFILES["speedrun"])) in README
+    assert "\n".join(power.sample_size_rows(PROFILES["speedrun"])) in README
 
 
 def test_every_command_of_the_readme_is_understood():
@@ -114,10 +117,16 @@ def test_every_command_of_the_readme_is_understood():
         build_parser().parse_args(shlex.split(command))
 
 
-def test_every_file_is_named_in_the_readme():
+def test_every_file_is_named_in_the_row_of_its_room():
     root = Path(__file__).resolve().parents[1]
+    rows = dict(re.findall(r"^\| `(\w+)/` \| (.*) \|$", README, re.MULTILINE))
+    rooms = {path.parent.name for path in (root / "ablation").rglob("*/*.py")}
+    assert rows.keys() == rooms
+    for room, row in rows.items():
+        for path in (root / "ablation" / room).glob("[a-z]*.py"):
+            assert f"`{path.name}`" in row, path
     for path in root.glob("*.py"):
-        assert f"| `{path.name}` |" in README, path.name
+        assert f"`{path.name}`" in README, path
 
 
 def test_help_has_one_line_per_option():

@@ -12,27 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logs import MAX_LINE
-from records import (
-    STATUSES,
-    Arm,
-    Exit,
-    LogReader,
+from ablation.runs.log import MAX_LINE, LogReader, read_log
+from ablation.runs.outcome import Exit, exit_from, judge, result_from
+from ablation.runs.run import STATUSES, Arm, RunConfig, RunResult, machine_seconds
+from ablation.runs.store import (
     Records,
-    RunConfig,
-    RunResult,
     attempt_dirs,
-    exit_from,
-    judge,
-    machine_seconds,
-    printable,
     read_config,
-    read_log,
     read_records,
-    result_from,
     write_json,
     write_result,
 )
+from ablation.runs.untrusted import printable
 
 TOTAL = 8
 RUN = RunConfig(2, Arm("aux_4_8", (4, 8), 0.1), 0, seed=2000, num_iterations=TOTAL)
@@ -583,7 +574,7 @@ def test_a_linked_arm_is_named_and_not_followed(tmp_path):
 
 
 def test_more_folders_than_any_experiment_has_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("records.MAX_FOUND", 5)
+    monkeypatch.setattr("ablation.runs.store.MAX_FOUND", 5)
     for number in range(5):
         put(tmp_path, run=replace(RUN, index=number))
     assert len(attempt_dirs(tmp_path)) == 5

@@ -7,29 +7,32 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from invent import experiment, result
-from invented_folder import train
 
-import registration
-from decision import Decision, render
-from experiment import ARMS, PROFILES
-from machine import machine
-from materials import Materials
-from plans import next_step
-from records import write_json, write_result
-from registration import (
-    begin,
-    check_unchanged,
-    experiment_of,
+from ablation.execute.machine import machine
+from ablation.folder import registration
+from ablation.folder.materials import ROOT, Materials
+from ablation.folder.overrides import (
     is_overridden,
-    read_document,
     read_overrides,
     record_overrides,
-    registered,
-    standing,
     with_override,
     with_overrides_on_record,
 )
+from ablation.folder.registration import (
+    begin,
+    check_unchanged,
+    experiment_of,
+    read_document,
+    registered,
+)
+from ablation.folder.standing import standing
+from ablation.plan.decision import Decision, render
+from ablation.plan.next_step import next_step
+from ablation.runs.store import write_json, write_result
+from ablation.study.heads import ARMS
+from ablation.study.profiles import PROFILES
+from tests.support.invent import experiment, result
+from tests.support.invented_folder import train
 
 
 @pytest.fixture
@@ -96,7 +99,7 @@ def test_rules_that_changed_are_named_with_the_commit_that_has_them(
     exp_dir = begin(
         ADAPTIVE, materials, tmp_path / "e", facts(ADAPTIVE) | {"git": {"commit": "1a2b"}}
     )
-    monkeypatch.setattr(registration, "RULES", ("plans.py",))
+    monkeypatch.setattr(registration, "RULES", ("ablation/stats.py",))
     with pytest.raises(ValueError, match=r"files that decide are not .*git checkout 1a2b"):
         check_unchanged(read_document(exp_dir), registered(ADAPTIVE, materials), exp_dir)
 
@@ -108,8 +111,8 @@ def files_visited(act) -> set[str]:
     def notice(frame, event, _):
         if event == "call":
             path = Path(frame.f_code.co_filename)
-            if path.parent == registration.ROOT:
-                seen.add(path.name)
+            if path.is_relative_to(ROOT / "ablation"):
+                seen.add(str(path.relative_to(ROOT)))
 
     sys.setprofile(notice)
     try:
@@ -150,8 +153,10 @@ def test_every_file_that_a_decision_can_depend_on_is_registered(plan, materials,
             render(decision)
 
     visited = files_visited(decide)
-    assert {"plans.py", "decision.py", "records.py"} <= visited
-    assert visited - {"materials.py"} <= {*registration.RULES}  # which only hashes them
+    some = ("plan/next_step", "plan/decision", "runs/store")
+    assert {f"ablation/{name}.py" for name in some} <= visited
+    only_hashes = {"ablation/folder/materials.py"}
+    assert visited - only_hashes <= {*registration.RULES}
 
 
 def test_everything_that_a_verdict_rests_on_is_inside_the_hash(materials, tmp_path):

@@ -13,18 +13,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from invent import experiment
 
-import command
-import exit_codes
 import run_aux
 import staged_analysis_helper
-from experiment import ARMS, PROFILES
-from plans import next_step
-from records import RunConfig
+from ablation.cli import exit_codes
+from ablation.execute import command
+from ablation.plan.next_step import next_step
+from ablation.runs.run import RunConfig
+from ablation.study.heads import ARMS
+from ablation.study.profiles import PROFILES
+from tests.support.invent import experiment
 
 ROOT = Path(__file__).resolve().parents[1]
-FAKE = ROOT / "tests" / "fake_train.py"
+SUPPORT = ROOT / "tests" / "support"
+FAKE = SUPPORT / "fake_train.py"
 
 
 FIXED = ["--train_script", str(FAKE), "--data_dir", "shards", "--profile", "mini"]
@@ -451,7 +453,7 @@ def test_all_stages_with_the_real_trainer_through_to_the_figures(tmp_path):
     folder = next(tmp_path.glob("aux_heads_*"))
     went_on = run(
         *("run_aux.py", "--staged", "--ignore_gate", "--exp_dir", str(folder)),
-        TORCHRUN=shlex.join([sys.executable, str(ROOT / "tests" / "quick_torchrun.py")]),
+        TORCHRUN=shlex.join([sys.executable, str(SUPPORT / "quick_torchrun.py")]),
         QUICK_ARGUMENTS="--val_tokens 2048",
     )
     assert "📊 STAGE 1 RESULTS:" in began

@@ -9,19 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from invent import arm, experiment, result
 from test_run_aux import FIXED, ask, call, newest
 
-import exit_codes
-import launchers
 import run_aux
-import session
 import staged_analysis_helper
-from plans import Step, concluded, next_step
-from records import attempt_dir, read_records
-from registration import newest_experiment, standing
+from ablation.cli import exit_codes
+from ablation.execute import session, watcher
+from ablation.folder.registration import newest_experiment
+from ablation.folder.standing import standing
+from ablation.plan.next_step import Step, concluded, next_step
+from ablation.runs.store import attempt_dir, read_records
+from tests.support.invent import arm, experiment, result
 
 ROOT = Path(__file__).resolve().parents[1]
+SUPPORT = ROOT / "tests" / "support"
 
 
 def attempts(home):
@@ -37,7 +38,7 @@ def statuses(home):
 def breaks(home, monkeypatch):
     """A launcher that fails at once as long as the file that this returns is there."""
     broken, launcher = home / "broken", home / "launcher"
-    fake = shlex.quote(str(ROOT / "tests" / "fake_torchrun"))
+    fake = shlex.quote(str(SUPPORT / "fake_torchrun"))
     launcher.write_text(
         f'#!/bin/sh\nif [ -e {broken} ]; then echo "GPU has fallen off the bus"; exit 1; fi\n'
         f'exec {fake} "$@"\n'
@@ -218,7 +219,7 @@ def test_a_run_that_failed_for_good_counts_for_the_stages_that_were_asked_for():
 
 def at(second, *failures):
     """One after the other, on this machine's clock."""
-    clock = launchers.boot_clock()
+    clock = watcher.boot_clock()
     return [
         replace(r, clock=clock, start_s=second + k, end_s=second + k + 1)
         for k, r in enumerate(failures)
@@ -316,7 +317,7 @@ def folders(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     for plan in ("classic", "adaptive"):
         folder = tmp_path_factory.mktemp(plan)
-        patch.setenv("TORCHRUN", str(ROOT / "tests" / "fake_torchrun"))
+        patch.setenv("TORCHRUN", str(SUPPORT / "fake_torchrun"))
         (folder / "shards").mkdir()
         for kind in ("train", "val"):
             (folder / "shards" / f"x_{kind}_000000.bin").write_bytes(b"tokens")
@@ -439,7 +440,7 @@ def test_a_project_that_moved_goes_on(home, tmp_path_factory):
     project = home / "project"
     shutil.copytree(ROOT, project, ignore=shutil.ignore_patterns(".*", "data", "experiments"))
     shutil.move(home / "shards", project / "data" / "stdlib")
-    fixed = ("--profile", "mini", "--train_script", "tests/fake_train.py")
+    fixed = ("--profile", "mini", "--train_script", "tests/support/fake_train.py")
     run = lambda where, *words: call(where, *words, program=where / "run_aux.py")  # noqa: E731
     code, out, err = run(project, "--stage", "1", *fixed)
     assert code == 0, out + err
@@ -529,9 +530,9 @@ def test_a_path_is_what_the_shell_would_have_made_of_it(home, monkeypatch):
 @pytest.mark.parametrize(
     ("reason", "stops"),
     [
-        (f"{launchers.CANNOT_START}: no torchrun", True),
-        (f"{launchers.NO_SPACE}: /x/output.log, at step 5", True),
-        (f"{launchers.FAILED} (is the disk full?)", True),
+        (f"{watcher.CANNOT_START}: no torchrun", True),
+        (f"{watcher.NO_SPACE}: /x/output.log, at step 5", True),
+        (f"{watcher.FAILED} (is the disk full?)", True),
         ("its node failed", False),
         ("the operator stopped it", False),
     ],

@@ -9,16 +9,17 @@ import time
 from pathlib import Path
 
 import pytest
-from invent import arm, experiment
-from slurm_cluster import SlurmCluster, why_not
 
-import slurm
-from command import build_command
-from launchers import Job
-from records import RunConfig
+from ablation.execute import slurm
+from ablation.execute.command import build_command
+from ablation.execute.local import Job
+from ablation.runs.run import RunConfig
+from tests.support.invent import arm, experiment
+from tests.support.slurm_cluster import SlurmCluster, why_not
 
 ROOT = Path(__file__).resolve().parents[1]
-FAKE = ["--train_script", str(ROOT / "tests" / "fake_train.py")]
+SUPPORT = ROOT / "tests" / "support"
+FAKE = ["--train_script", str(SUPPORT / "fake_train.py")]
 ON_SLURM = ["--profile", "mini", "--launcher", "slurm"]
 PACKED = [*ON_SLURM, "--num_gpus", "16", "--gpus_per_run", "1"]
 
@@ -52,7 +53,7 @@ def environment(cluster, seconds):
         **os.environ,
         **cluster.env,
         **OTHER_WORK,
-        "TORCHRUN": str(ROOT / "tests" / "fake_torchrun"),
+        "TORCHRUN": str(SUPPORT / "fake_torchrun"),
         "FAKE_PYTHON": sys.executable,
         "FAKE_SECONDS": str(seconds),
     }
@@ -189,7 +190,9 @@ def test_only_one_job_can_claim_an_attempt(cluster, home):
 IMPATIENT = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-import console, run_aux, slurm
+import run_aux
+from ablation.cli import console
+from ablation.execute import slurm
 slurm.VISIBLE_S = 3.0
 sys.exit(console.run(run_aux.main))
 """
@@ -217,7 +220,7 @@ RUN = RunConfig(1, arm("aux_6", 6), 0, 1000, 10)
 def script_of(tmp_path, nodes):
     e = experiment(processes=8 * nodes, nodes=nodes, launcher="slurm")
     command = build_command(e, RUN, Path("t.py"), Path("d"), Path("log"))
-    return slurm.job_script(Job(command, {"A": "b c"}, tmp_path), Path("launchers.py"), nodes, 8)
+    return slurm.job_script(Job(command, {"A": "b c"}, tmp_path), Path("watcher.py"), nodes, 8)
 
 
 def test_script_of_a_run_that_spans_nodes(tmp_path, monkeypatch):

@@ -9,16 +9,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from invent import arm
 
-import exit_codes
-import launchers
-import orchestrator
-import slurm
-from launchers import A_SIGNAL, Job
-from records import LogReader, RunConfig, exit_from, judge, machine_seconds, read_log
+from ablation.cli import exit_codes
+from ablation.execute import local, orchestrator, slurm, status, watcher
+from ablation.execute.local import Job
+from ablation.execute.watcher import A_SIGNAL
+from ablation.runs.log import LogReader, read_log
+from ablation.runs.outcome import exit_from, judge
+from ablation.runs.run import RunConfig, machine_seconds
+from tests.support.invent import arm
 
 ROOT = Path(__file__).resolve().parents[1]
+SUPPORT = ROOT / "tests" / "support"
 RUN = RunConfig(1, arm("aux_6", 6), 0, 1000, 10)
 
 
@@ -138,7 +140,7 @@ def test_a_submission_that_cannot_work_is_an_error_at_once(launcher, tmp_path, m
         raise OSError("sbatch: error: invalid partition specified: gpu")
 
     monkeypatch.setattr(slurm, "slurm", refuse)
-    with pytest.raises(launchers.CannotStart, match="invalid partition"):
+    with pytest.raises(local.CannotStart, match="invalid partition"):
         launcher.start(Job(("true",), {}, tmp_path))
 
 
@@ -169,7 +171,7 @@ def test_a_controller_that_does_not_answer_has_not_refused(
     monkeypatch.setattr(slurm, "slurm", fail)
     with pytest.raises(OSError, match="sbatch: error") as caught:
         launcher.start(Job(("true",), {}, tmp_path))
-    assert isinstance(caught.value, launchers.CannotStart) == refused
+    assert isinstance(caught.value, local.CannotStart) == refused
 
 
 def test_nothing_is_submitted_again_before_the_queue_was_seen(commands, launcher, tmp_path):
@@ -183,7 +185,7 @@ def test_a_job_is_cancelled_although_the_reason_cannot_be_written(commands, run,
     def full(path, value):
         raise OSError(28, os.strerror(28), str(path))
 
-    monkeypatch.setattr(launchers, "write_whole", full)
+    monkeypatch.setattr(watcher, "write_whole", full)
     run.stop("the operator stopped it")
     assert commands.count("scancel") == 1
 
@@ -198,7 +200,7 @@ def test_a_refusal_of_sbatch_ends_the_sitting_at_once_in_its_own_words(tmp_path)
         (tmp_path / "shards" / f"x_{kind}_000000.bin").write_bytes(b"tokens")
     command = [sys.executable, ROOT / "run_aux.py", "--staged", "--profile", "mini"]
     command += ["--launcher", "slurm", "--num_gpus", "16", "--gpus_per_run", "1"]
-    command += ["--train_script", ROOT / "tests" / "fake_train.py", "--data_dir", "shards"]
+    command += ["--train_script", SUPPORT / "fake_train.py", "--data_dir", "shards"]
     done = subprocess.run(
         [*map(str, command), "--exp_dir", "x"],
         cwd=tmp_path,
@@ -210,7 +212,7 @@ def test_a_refusal_of_sbatch_ends_the_sitting_at_once_in_its_own_words(tmp_path)
     assert done.returncode == exit_codes.FAULT, done.stderr
     (stopped,) = [line for line in done.stdout.splitlines() if line.startswith("STOPPED")]
     words = "sbatch: error: invalid partition: gpu"
-    assert f"screen_baseline/run_0: {launchers.CANNOT_START}: {words}" in stopped
+    assert f"screen_baseline/run_0: {watcher.CANNOT_START}: {words}" in stopped
     (record,) = (tmp_path / "x").rglob("result.json")  # one attempt, at one run
     assert json.loads(record.read_text())["status"] == "interrupted"
 
@@ -314,7 +316,7 @@ def test_what_became_of_a_job_that_left_no_exit_file(commands, run, state, statu
 
 
 def leave_exit(run, returncode, ended_by="itself"):
-    exit = launchers.exit_record(returncode, ended_by, 0.0, "1")
+    exit = watcher.exit_record(returncode, ended_by, 0.0, "1")
     (run.job.folder / "exit.json").write_text(json.dumps(exit))
 
 
@@ -328,7 +330,7 @@ def leave_exit(run, returncode, ended_by="itself"):
         ("TIMEOUT", "timeout", "time limit"),
         ("COMPLETED", "crashed", ""),
         ("FAILED", "crashed", ""),
-        ("OUT_OF_MEMORY", "crashed", "memory"),  # in the words of records.py
+        ("OUT_OF_MEMORY", "crashed", "memory"),  # in the words of the log's reader
     ],
 )
 def test_a_trainer_that_got_the_signal_before_its_watcher_did(
@@ -409,11 +411,11 @@ def test_a_signal_that_nobody_explains_is_an_interruption(commands, run):
 
 
 def test_a_job_whose_orchestrator_is_gone_keeps_to_its_limit(tmp_path):
-    limits = {"limit_s": 0.5 - launchers.LATE_S, "limit_why": "the budget is spent"}
+    limits = {"limit_s": 0.5 - watcher.LATE_S, "limit_why": "the budget is spent"}
     (tmp_path / "config.json").write_text(json.dumps(limits))
-    program = [sys.executable, "-I", str(ROOT / "launchers.py"), "--job", str(tmp_path)]
+    program = [sys.executable, "-I", watcher.__file__, "--job", str(tmp_path)]
     subprocess.run([*program, "sleep", "60"], env={"SLURM_JOB_ID": "9"}, timeout=20, check=True)
-    exit = launchers.read_exit(tmp_path)
+    exit = watcher.read_exit(tmp_path)
     assert exit["ended_by"] == "the budget is spent"
     assert judge(RUN, 1, LogReader(10), exit_from(exit)).status == "interrupted"
 
@@ -433,7 +435,7 @@ def attempt(tmp_path):
         "attempt": 1,
         "limit_s": 1000.0,
         "machine": {"launcher": "slurm", "nodes": 2},
-        "launched": {"clock": launchers.boot_clock(), "monotonic_s": time.monotonic() - 100},
+        "launched": {"clock": watcher.boot_clock(), "monotonic_s": time.monotonic() - 100},
     }
     (folder / "config.json").write_text(json.dumps(config))
     for name, age_s in (("config.json", 100), ("claim.json", 40), ("output.log", 10)):
@@ -446,14 +448,14 @@ def test_a_job_is_paid_for_from_its_claim_to_its_last_sign_of_life_on_each_node(
     r = orchestrator.close_attempt(attempt, RUN.name, 1, "id", None)
     assert r.status == "interrupted"
     assert machine_seconds([r]) == pytest.approx(2 * 30, abs=1)
-    assert r.clock != launchers.boot_clock()  # others beside it are paid for on their own
+    assert r.clock != watcher.boot_clock()  # others beside it are paid for on their own
 
 
 def test_a_job_that_still_waits_in_the_queue_has_cost_nothing(attempt):
-    found = orchestrator.read_in_flight(RUN.name, 1, attempt)
+    found = status.read_in_flight(RUN.name, 1, attempt)
     assert machine_seconds((), [found["interval"]]) == pytest.approx(2 * 40, abs=1)
     (attempt / "claim.json").unlink()
-    assert orchestrator.read_in_flight(RUN.name, 1, attempt)["interval"] is None
+    assert status.read_in_flight(RUN.name, 1, attempt)["interval"] is None
     assert orchestrator.close_attempt(attempt, RUN.name, 1, "id", None).wall_s == 0
 
 
@@ -490,7 +492,7 @@ def test_a_job_that_ended_unseen_is_judged_as_if_it_had_been_watched(
     if left:
         leave_exit(unseen, *left)
     if order:
-        launchers.write_whole(attempt / "order.json", {"why": order})
+        watcher.write_whole(attempt / "order.json", {"why": order})
     leave_the_queue(commands, unseen)
     commands.facts = f"JobId=1 JobState={state} RunTime=00:00:07"
     later = judged(attempt, slurm.SlurmLauncher(attempt.parents[1] / "code").end_of(attempt))
@@ -515,7 +517,7 @@ def test_of_a_job_that_slurm_forgot_only_what_is_known_is_told(
     if not claimed:
         (attempt / "claim.json").unlink()
     if order:
-        launchers.write_whole(attempt / "order.json", {"why": order})
+        watcher.write_whole(attempt / "order.json", {"why": order})
     commands.known.clear()
     commands.facts = "JobId=1 JobState=COMPLETED RunTime=00:00:07"  # its number was given again
     leave_the_queue(commands, unseen)

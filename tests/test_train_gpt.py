@@ -42,6 +42,7 @@ from train_gpt import (
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
+SUPPORT = ROOT / "tests" / "support"
 CPU = torch.device("cpu")
 V, T = 23, 16
 STEPS = 6
@@ -140,7 +141,7 @@ def torchrun(processes: int, argv: list[str], program: tuple[str, ...] = TORCHRU
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
-quick_torchrun = partial(torchrun, program=(str(ROOT / "tests" / "quick_torchrun.py"),))
+quick_torchrun = partial(torchrun, program=(str(SUPPORT / "quick_torchrun.py"),))
 
 
 def trainer(data: Path, changes: dict | None = None, world=None) -> Trainer:

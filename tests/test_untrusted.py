@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import untrusted
-from untrusted import MAX_DEPTH, open_regular, printable, read_json, write_json
+from ablation.runs import untrusted
+from ablation.runs.store import write_json
+from ablation.runs.untrusted import MAX_DEPTH, open_regular, printable, read_json
 
 
 def socket_at(path):

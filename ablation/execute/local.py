@@ -1,0 +1,163 @@
+"""How does a run start and end on this machine?  The orchestrator's side of its watcher."""
+
+import contextlib
+import os
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from ablation.execute import watcher
+from ablation.execute.watcher import (
+    FAILED,
+    GRACE_S,
+    MARGIN_S,
+    MARK,
+    ORDER_BYTES,
+    ORPHANED,
+    UNKILLABLE_S,
+    boot_clock,
+    command_line,
+    exit_record,
+    kill_marked,
+    marked,
+    read_exit,
+    replace_file,
+)
+
+
+class Job(NamedTuple):  # not a dataclass: the watcher would import that for every run
+    """One attempt at a run, as a command."""
+
+    command: tuple[str, ...]
+    env: dict[str, str]  # additions to the orchestrator's environment
+    folder: Path  # receives output.log and exit.json; absolute
+
+
+class CannotStart(OSError):
+    """The launcher could not be started: for certain, nothing of the attempt runs or ever will."""
+
+
+# ---------------------------------------------------------------------------------------------
+# The orchestrator's side
+
+
+class LocalRun:
+    """A run on this machine. `stop` asks, `poll` tells; neither blocks."""
+
+    begun = True  # nothing queues here
+    nodes = 1
+    age_s = 0.0  # when it came to us: it was started just now
+
+    def __init__(self, job: Job, program: Path):
+        from ablation.execute.environment import (
+            clean,  # not at the top: the watcher is a copy of this file alone
+        )
+
+        self.job = job
+        self.told: tuple[float, str] | None = None  # when it was ordered to end, and why
+        self.done_s: float | None = None  # when exit.json was first seen
+        self.gone_s: float | None = None  # when the guard was first seen to have ended
+        self.start_s, self.clock = time.monotonic(), boot_clock()
+        self.guard = subprocess.Popen(
+            [sys.executable, "-I", str(program), str(job.folder), *job.command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,  # never written to: its end of file wakes `wait`
+            stderr=subprocess.DEVNULL,
+            env={**clean(os.environ), **job.env, MARK: str(job.folder)},
+            start_new_session=True,  # the terminal's Ctrl-C is the orchestrator's to handle
+        )
+
+    def stop(self, why: str) -> None:
+        """Order the watcher to end the run; only the first order counts."""
+        self.told = self.told or (time.monotonic(), why)
+        with contextlib.suppress(BrokenPipeError, ValueError):  # it has ended, or was told already
+            self.guard.stdin.write(why.encode()[:ORDER_BYTES] + b"\n")
+            self.guard.stdin.close()
+
+    def poll(self) -> dict | None:
+        """None while it runs, else the contents of exit.json, the watcher's last act.
+
+        Where an order is not answered in time, where guard or watcher stay although the run is
+        over, or where both are gone without a word, what is left of the run is killed: SIGKILL also
+        ends what was stopped.
+        """
+        now, ended = time.monotonic(), self.guard.poll() is not None
+        exit = read_exit(self.job.folder)  # after that: it may be written just now
+        if not ended:
+            self.done_s = self.done_s or (now if exit else None)
+            told_late = self.told and now - self.told[0] > GRACE_S + 3 * MARGIN_S
+            if told_late or (self.done_s and now - self.done_s > MARGIN_S):
+                kill_marked(self.job.folder)
+            return None
+        self.gone_s = self.gone_s or now
+        if exit is None and kill_marked(self.job.folder) and now - self.gone_s < UNKILLABLE_S:
+            return None
+        self.guard.stdout.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.guard.stdin.close()
+        if exit is None:
+            why = "itself" if self.guard.returncode < 0 else f"{FAILED} (is the disk full?)"
+            return exit_record(None, self.told[1] if self.told else why, self.start_s)
+        if self.told and exit.get("ended_by") == ORPHANED:  # it was this one's order
+            exit["ended_by"] = self.told[1]
+        return exit
+
+
+class LocalLauncher:
+    """Runs as processes of this machine. Each starts from a copy: later edits change nothing."""
+
+    def __init__(self, code_dir: Path):
+        self.program = code_dir.resolve() / Path(watcher.__file__).name
+        replace_file(self.program, Path(watcher.__file__).read_bytes())
+
+    def start(self, job: Job) -> LocalRun:
+        """Raises CannotStart, for instance when the Python that runs here is not there any more."""
+        try:
+            return LocalRun(job, self.program)
+        except OSError as error:
+            raise CannotStart(error.errno, error.strerror, error.filename) from None
+
+    def find(self, folder: Path) -> LocalRun | None:
+        """A run of an earlier sitting that goes on: never here, its watcher ended it."""
+        return None
+
+    def end_of(self, folder: Path) -> dict | None:
+        """How an attempt ended that nobody follows any more; None where nobody knows."""
+        return read_exit(folder)
+
+    def settle(self, exp_dir: Path) -> None:
+        settle(exp_dir)
+
+    def wait(self, runs: list[LocalRun], timeout_s: float) -> None:
+        """Return when one of the runs ends, at the latest after timeout_s."""
+        running = {run.guard.stdout: run for run in runs if not run.guard.stdout.closed}
+        for pipe in select.select([*running], [], [], timeout_s)[0]:
+            running[pipe].guard.wait()  # it closed the pipe by exiting
+
+
+def settle(folder: Path, patience_s: float = 2 * GRACE_S) -> None:
+    """Make sure that nothing of an earlier orchestrator's runs below this folder lives on.
+
+    Their watchers are given the time to end them and to write exit.json; what is left is killed.
+    """
+    deadline = time.monotonic() + patience_s
+    while any(map(is_watcher, marked(folder))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    end_marked(folder)
+
+
+def is_watcher(process: int) -> bool:
+    return Path(watcher.__file__).name in map(os.path.basename, command_line(process)[:3])
+
+
+def end_marked(folder: Path) -> None:
+    """Kill until nothing is left. Raises OSError that names what cannot be killed."""
+    deadline = time.monotonic() + UNKILLABLE_S
+    while processes := kill_marked(folder):
+        if time.monotonic() > deadline:
+            ids = ", ".join(map(str, processes))
+            raise OSError(f"processes of runs in {folder} cannot be ended: {ids}")
+        time.sleep(0.02)

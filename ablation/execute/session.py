@@ -1,0 +1,323 @@
+"""One sitting: results -> plan -> launch -> results, until the plan ends or something stops it.
+
+Nothing here decides about arms: `plans.next_step` does, from the results alone. What is decided
+here is when a sitting ends: the plan's end, a person, the budget, or a machine that is broken.
+"""
+
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ablation.cli import exit_codes
+from ablation.cli.arguments import pasteable
+from ablation.execute import local, watcher
+from ablation.execute.command import build_command, extra_environment
+from ablation.execute.display import Display
+from ablation.execute.lock import Lock
+from ablation.execute.orchestrator import Launcher, Limits, Orchestrator, outcome
+from ablation.folder.overrides import is_overridden, record_overrides, with_override
+from ablation.folder.results import write_results
+from ablation.plan.costs import Costs
+from ablation.plan.decision import counted, render
+from ablation.plan.forecast import forecast, span_s
+from ablation.plan.next_step import Step, concluded, next_step
+from ablation.runs.run import RunConfig, RunResult, duration, machine_seconds
+from ablation.study.experiment import Experiment
+
+
+class StopRequest:
+    """Ctrl-C or SIGTERM asks to stop; a second one ends at once. A lost terminal is survived."""
+
+    def __init__(self):
+        self.signal = ""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _ask(self, number, _frame):
+        if self.signal:
+            os._exit(128 + number)  # the watchers see the pipe close and end their runs
+        self.signal = signal.Signals(number).name
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a sitting runs, where, and until when."""
+
+    exp_dir: Path
+    experiment_id: str
+    script: Path  # the copy under code/
+    data_dir: Path
+    facts: dict  # versions, machine, git: written into every run's config.json
+    lock: Lock
+    launcher: Launcher
+    running: Sequence[tuple[str, int, Path]]  # attempts of an earlier sitting that go on
+    stages: range  # that were asked for; the sitting ends with the last of them
+    ignore_gate: bool
+    stall_s: float
+
+    @property
+    def until(self) -> int:
+        return self.stages[-1]
+
+
+# ---------------------------------------------------------------------------------------------
+# What a run may take
+
+BUDGET_SPENT = "the budget is spent"
+
+
+def set_aside_s(
+    e: Experiment, results: Sequence[RunResult], in_flight: Sequence[tuple[RunConfig, float]]
+) -> float:
+    """What runs in flight are still expected to cost, where each is paid for on its own.
+
+    in_flight: each run with the machine time that it has taken so far, seconds.
+    """
+    costs = Costs(e, results)
+    return sum(max(0.0, costs(run) - paid_s) for run, paid_s in in_flight) if e.paid_each else 0.0
+
+
+def limits_of(e: Experiment, run: RunConfig, results, spent_s: float, stall_s: float) -> Limits:
+    """A run may take three times what is expected and a little more, but not past the budget."""
+    patience_s = 3 * Costs(e, results).wall_s(run) + 120
+    left_s = (3600 * e.budget_hours - spent_s) / e.nodes
+    if left_s < patience_s:
+        return Limits(left_s, BUDGET_SPENT, stall_s)
+    return Limits(patience_s, "timeout", stall_s)
+
+
+# ---------------------------------------------------------------------------------------------
+# A machine that breaks does not eat the plan
+
+FAULT_RUNS, FAULT_ATTEMPTS = 3, 9  # in a row, before it is the machine that is doubted
+
+
+def failed(r: RunResult) -> bool:
+    return r.status in ("crashed", "timeout")
+
+
+def fault_of(row: Sequence[RunResult], last: RunResult, results: Sequence[RunResult]) -> str:
+    """Why the sitting stops after this result; empty while it goes on.
+
+    row: the attempts that failed in a row, up to now. They tell of the machine where several runs
+    failed, of different arms, or of one that has trained before: an arm that never has may be at
+    fault itself.
+    """
+    if last.status == "refused":
+        return f"{last.run.name}: the trainer refuses: {last.reason}"
+    if last.status == "interrupted" and last.reason.startswith(watcher.OF_THE_MACHINE):
+        return f"{last.run.name}: {last.reason}"
+    runs = {r.run.name for r in row}
+    arms = {r.run.arm.configuration for r in row}
+    trained = any(r.settled and r.run.arm.configuration in arms for r in results)
+    many = len(row) >= FAULT_ATTEMPTS or sum(r.final for r in row) >= FAULT_RUNS
+    if not many or len(runs) < FAULT_RUNS or not (trained or len(arms) > 1):
+        return ""
+    return (
+        f"{len(row)} attempts at {len(runs)} runs failed in a row, of different arms or of one that"
+        f" has trained before: the machine seems broken. The last: {last.status}: {last.reason}"
+    )
+
+
+def failed_last(e: Experiment, results: Sequence[RunResult]) -> list[RunResult]:
+    """The failures in a row that earlier sittings ended with, as far as their order is known: on
+    this machine, since it was started. A queue that starts a sitting again and again on a broken
+    machine is to be told, too."""
+    row, here = [], watcher.boot_clock()
+    for r in sorted((r for r in results if r.clock == here), key=lambda r: r.end_s):
+        row = [] if r.settled else [*row, r] if failed(r) else row
+    return [r for r in row if (r.run.name, r.attempt) not in e.forgiven]
+
+
+def fault_at_end(row: Sequence[RunResult], results: Sequence[RunResult]) -> str:
+    """The same where the plan came to its end before so many had failed."""
+    trained = {r.run.arm.configuration for r in results if r.settled}
+    runs = {r.run.name for r in row if r.run.arm.configuration in trained}
+    if len(runs) < 2:
+        return ""
+    last = row[-1]
+    return (
+        f"the last {len(runs)} runs failed, of arms that have trained before: the machine seems"
+        f" broken. The last: {last.status}: {last.reason}"
+    )
+
+
+def with_fault_on_record(e: Experiment, row: Sequence[RunResult], why: str) -> Experiment:
+    """The experiment in which these failures are not held against their runs."""
+    attempts = [[r.run.name, r.attempt] for r in row]
+    return with_override(e, "retry", 0, {"attempts": attempts, "why": why})
+
+
+# ---------------------------------------------------------------------------------------------
+# The loop
+
+
+def drive(e: Experiment, s: Session, results: list[RunResult], display: Display) -> int:
+    """Run until the plan ends, the stages asked for are decided, or something stops it; the exit
+    code."""
+    orchestrator = Orchestrator(s.exp_dir, s.experiment_id, s.launcher, e.slots)
+    try:
+        return drive_with(orchestrator, e, s, results, display)
+    except (OSError, ValueError) as error:  # a full disk, a lock or a folder that is gone
+        orchestrator.leave(f"its sitting ended: {error}")
+        raise
+
+
+def drive_with(
+    orchestrator: Orchestrator, e: Experiment, s: Session, results: list[RunResult], display
+) -> int:
+    stop = StopRequest()
+    flights, row, fault = orchestrator.flights, failed_last(e, results), ""
+
+    def take(ended: Sequence[RunResult]) -> None:
+        nonlocal row, fault, to_come
+        for r in ended:
+            results.append(r)
+            to_come = forecast(e, results)[0]
+            display.say(result_line(r, finished(results), len(to_come)))
+            row = [] if r.settled else [*row, r] if failed(r) else row
+            fault = fault or fault_of(row, r, results)
+
+    to_come = forecast(e, results)[0]
+    shown = set(next_step(e, results).decisions) - {s.until}
+    take(orchestrator.adopt(s.running, s.stall_s))
+    while True:
+        spent_s = machine_seconds(results, orchestrator.intervals())
+        spent_s += set_aside_s(e, results, orchestrator.paid_so_far())
+        step = next_step(e, results, frozenset(flights), spent_s)
+        if step.at_gate and s.ignore_gate and step.stage <= s.until:
+            e = record_overrides(s.exp_dir, with_override(e, "ignore_gate", step.stage, {}))
+            display.say(f"OVERRIDE, on record: going on past stage {step.stage} ({step.ended}).")
+            continue
+        show_decisions(e, step, shown, display)
+        write_results(s.exp_dir, s.experiment_id, e, results, step)
+        over = bool(step.ended or fault) or step.stage > s.until
+        if stop.signal or (over and not flights):
+            break
+        # so many failures, with those that may come of the runs in flight: wait what these say
+        doubted = row and len(row) + len(flights) >= FAULT_ATTEMPTS and flights
+        if not (over or doubted) and step.runs and orchestrator.free_slot() is not None:
+            take(launch(e, s, orchestrator, step.runs[0], results, spent_s))
+            continue
+        ended = []
+        while not (ended or stop.signal):
+            ended = orchestrator.wait(0.2)
+            s.lock.touch()
+            spent_s = machine_seconds(results, orchestrator.intervals())
+            if spent_s > 3600 * e.budget_hours:
+                orchestrator.order_stop(BUDGET_SPENT)
+            done = finished(results)
+            total = done + len(to_come)
+            plan = plan_line(e, done + len(flights), total, spent_s, span_s(to_come))
+            display.progress(list(flights.values()), plan)
+        take(ended)
+
+    take(orchestrator.stop("the operator stopped it"))
+    if not stop.signal:
+        fault = fault or fault_at_end(row, results)
+    if fault and row:
+        e = record_overrides(s.exp_dir, with_fault_on_record(e, row, fault))
+    step = next_step(e, results)
+    write_results(s.exp_dir, s.experiment_id, e, results, step)
+    close(e, s, results, step, stop.signal, fault, display.say)
+    return exit_code(e, results, step, s.stages, stop.signal, bool(fault))
+
+
+def launch(
+    e: Experiment, s: Session, orchestrator: Orchestrator, run: RunConfig, results, spent_s: float
+) -> list[RunResult]:
+    """Start the next attempt at a run; its result at once where it could not be started."""
+    limits = limits_of(e, run, results, spent_s, s.stall_s)
+    folder, attempt = orchestrator.next_attempt(run)
+    command = build_command(e, run, s.script, s.data_dir, folder / "train_log.txt")
+    env = extra_environment(e, s.exp_dir, orchestrator.free_slot())
+    job = local.Job(command, env, folder)
+    return [r for r in [orchestrator.start(run, attempt, job, s.facts, limits)] if r]
+
+
+def show_decisions(e: Experiment, step: Step, shown: set[int], display: Display) -> None:
+    for number in sorted(step.decisions.keys() - shown):
+        shown.add(number)
+        decision = step.decisions[number]
+        display.say("\n" + render(decision, is_overridden(decision, e)) + "\n")
+
+
+# ---------------------------------------------------------------------------------------------
+# How it ended
+
+
+def given_up(e: Experiment, results: Sequence[RunResult], stages: range) -> list[RunResult]:
+    """The last failure of each run of these stages that failed for good."""
+    attempts: dict[tuple, list[RunResult]] = {}
+    for r in sorted(results, key=lambda r: r.attempt):
+        if r.run.stage in stages:
+            attempts.setdefault(r.run.key, []).append(r)
+    ends = [concluded(mine, e.forgiven) for mine in attempts.values()]
+    return [r for r in ends if r is not None and not r.settled]
+
+
+def exit_code(
+    e: Experiment, results, step: Step, stages: range, stopped: str = "", fault: bool = False
+) -> int:
+    """What the sitting says to whoever started it; 0 only when what was asked for was done."""
+    if stopped:
+        return exit_codes.STOPPED + signal.Signals[stopped]
+    if fault or step.fault:
+        return exit_codes.FAULT
+    if step.ended == BUDGET_SPENT and step.stage in stages:
+        return exit_codes.BUDGET_SPENT
+    none = not any(r.settled for r in results)
+    return exit_codes.RUNS_FAILED if none or given_up(e, results, stages) else exit_codes.DONE
+
+
+def close(e: Experiment, s: Session, results, step, stopped: str, fault: str, say) -> None:
+    """The last lines of a sitting: how it ended, what it cost, what to do next."""
+    spent = f"{machine_seconds(results) / 3600:.2f} of {e.budget_hours:g} h of machine time spent"
+    outcomes = counted(results)
+    go_on = resume_command(e, s.exp_dir)
+    say()
+    for cut in step.cut:
+        say(f"Cut by the budget: {cut}")
+    for r in given_up(e, results, s.stages):
+        say(f"Failed for good, attempt {r.attempt} was the last: {r.run.name}: {outcome(r)}")
+    if stopped:
+        say(f"Stopped by {stopped}; {outcomes or 'nothing finished'}; {spent}.")
+    elif fault:
+        say(
+            f"STOPPED: {fault}. Mend the cause (its log lies in the run's folder; the command is in"
+            " config.json), then give the command below: nothing of this is held against a run."
+        )
+        say(f"{outcomes}; {spent}.")
+    elif step.ended:
+        say(f"Ended: {step.ended}. {outcomes or 'nothing finished'}; {spent}.")
+    else:
+        say(f"Stage {s.until} is decided. {outcomes}; {spent}.")
+    if step.at_gate:
+        say(f"Go on all the same: {go_on} --ignore_gate")
+    elif not step.ended:
+        say(f"Go on: {go_on}")
+    say(f"Report and figures: python analyze_aux.py --exp_dir {pasteable(s.exp_dir)}")
+
+
+def finished(results: Sequence[RunResult]) -> int:
+    return len({r.run.name for r in results if r.settled})
+
+
+def plan_line(e: Experiment, number: int, total: int, spent_s: float, left_s: float) -> str:
+    budget = f"{spent_s / 3600:.2f} of {e.budget_hours:g} h spent"
+    return f"run {number} of {total}, {budget}, about {duration(left_s)} to go"
+
+
+def result_line(r: RunResult, done: int, to_come: int) -> str:
+    again = f", attempt {r.attempt}" if r.attempt > 1 else ""
+    return f"[{done}/{done + to_come}] {r.run.name}{again}: {outcome(r)} ({duration(r.wall_s)})"
+
+
+def resume_command(e: Experiment, exp_dir: Path) -> str:
+    by_hand = f"--experiment {','.join(arm.name for arm in e.arms)}"
+    how = "--staged" if e.plan != "manual" else by_hand
+    return f"python run_aux.py {how} --exp_dir {pasteable(exp_dir)}"

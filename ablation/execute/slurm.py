@@ -1,0 +1,406 @@
+"""How are runs spread over a Slurm cluster?  The same launcher, with a job in place of a process.
+
+    orchestrator ──sbatch──► job script ──► watcher ──► torchrun ──► workers
+
+Each attempt is one job, named after its folder, so that an orchestrator that died finds its jobs
+again without having kept anything. Inside the job the same watcher as on one machine ends what has
+to end and writes exit.json; a run is judged by that file and its log. Slurm's word is taken for
+why a job ended that could not write it, and for why a run failed: where Slurm ends a job (its node
+is lost, somebody cancels it), the trainer may get the signal first, which looks like its own crash.
+The first job to write `claim.json` owns the attempt: a requeued job and its orphan, or a job that
+was submitted twice, cannot both run it.
+
+Files may become visible late on a shared file system: after a job has left the queue its exit.json
+is waited for. Machine time is each job's own: its allocated time, on each of its nodes, however
+many jobs share a node.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ablation.execute import environment, local, watcher
+from ablation.execute.command import ONE_MACHINE
+from ablation.execute.local import Job
+from ablation.execute.watcher import A_SIGNAL, exit_record, read_exit, read_object, read_order
+
+POLL_S = 1.0  # between two questions to Slurm
+VISIBLE_S = 30.0  # how long a file may take to show up here after its job has ended
+WORD_S = 360.0  # how long Slurm may call a job alive whose run has failed: SlurmdTimeout is 300 s
+PATIENCE_S, RETRY_S = 60.0, 3.0  # with a controller that does not answer
+TRANSIENT = re.compile(  # a refusal may tell whom to contact, too
+    r"timed ?out|time-?out|does not answer|[Uu]nable to contact|[Ss]ocket|onnect|temporarily"
+    r"|Zero Bytes|standby"
+)
+ENDED_BY = {  # Slurm's states of a job that left no exit.json: who ended it
+    "TIMEOUT": "timeout",
+    "CANCELLED": "it was cancelled in Slurm",
+    "PREEMPTED": "Slurm preempted it",
+    "NODE_FAIL": "its node failed",
+    "BOOT_FAIL": "its node failed",
+    "DEADLINE": "timeout",
+}
+OVER = (*ENDED_BY, "COMPLETED", "FAILED", "OUT_OF_MEMORY", "REVOKED")  # in any other it lives
+OUT_OF_MEMORY = "the kernel killed a process of this run: out of memory"  # read in logs
+UNFIT = {  # options of sbatch under which attempts are not what they are taken for
+    "--array": "an attempt is one job",
+    "--wait": "sbatch would not return",
+    "--test-only": "nothing would be submitted",
+    "--wrap": "the job's script is ours",
+    "--clusters": "set SLURM_CLUSTERS, which squeue and scancel read too",
+}
+UNFIT |= {"-a": UNFIT["--array"], "-W": UNFIT["--wait"], "-M": UNFIT["--clusters"]}
+ENDED = "its job was ended"  # the watcher was told to stop, and nobody says by whom
+
+
+def job_name(folder: Path) -> str:
+    """The run's own id in Slurm: from the attempt's folder, which is unique."""
+    return "aux-" + hashlib.sha256(str(folder).encode()).hexdigest()[:20]
+
+
+def slurm(*command: str) -> str:
+    """What a Slurm command prints. Raises OSError when it fails or its controller is silent."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=60,
+            env=for_slurm(os.environ),
+        )
+    except subprocess.TimeoutExpired:
+        raise OSError(f"{command[0]} does not answer") from None
+    if done.returncode:
+        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise OSError(f"{command[0]}: {said.removeprefix(f'{command[0]}: ')}")
+    return done.stdout
+
+
+def for_slurm(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of Slurm's commands; those that look ask the cluster that jobs go to."""
+    env = environment.clean(environ)
+    if "SBATCH_CLUSTERS" in env:
+        env["SLURM_CLUSTERS"] = env["SBATCH_CLUSTERS"]
+    return env
+
+
+def job_script(job: Job, program: Path, nodes: int, workers: int) -> str:
+    """A shell script; on several nodes torchrun meets at the first, which is where a job's script
+    runs. The CPU threads of a node's share are divided among its workers."""
+    command = [shlex.quote(part) for part in job.command]
+    if nodes > 1:
+        port = 20000 + int(job_name(job.folder)[4:12], 16) % 20000
+        meeting = f"--rdzv_backend=c10d --rdzv_id={job_name(job.folder)} --nnodes={nodes}"
+        meeting += f' --rdzv_endpoint="$(hostname):{port}"'
+        first = command.index(ONE_MACHINE[0])
+        command[first : first + len(ONE_MACHINE)] = [meeting]
+        command = ["srun", "--ntasks-per-node=1", *command]
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in job.env.items()]
+    watcher = shlex.join([sys.executable, "-I", str(program), "--job", str(job.folder)])
+    threads = f"threads=$((${{SLURM_CPUS_ON_NODE:-1}} / {workers}))"
+    exports.append("export OMP_NUM_THREADS=$((threads > 1 ? threads : 1))")
+    return "\n".join(["#!/bin/sh", threads, *exports, f"exec {watcher} {' '.join(command)}", ""])
+
+
+@dataclass
+class SlurmRun:
+    """An attempt as a job. Queued time is nobody's: the clock starts when the job does."""
+
+    job: Job
+    job_id: str
+    launcher: "SlurmLauncher"
+    ended_s: float | None = None  # when it was first seen to have ended
+    told_s: float | None = None  # when it was last told to stop
+    facts: dict[str, str] = field(default_factory=dict)
+    asked_s: float = -1e9
+
+    @property
+    def clock(self) -> str:
+        return f"job {self.job_id}"
+
+    @property
+    def ran_as(self) -> str:
+        return claimed_by(self.job.folder) or self.job_id
+
+    @property
+    def begun(self) -> bool:
+        return (self.job.folder / "claim.json").exists()
+
+    @property
+    def nodes(self) -> int:
+        return self.launcher.nodes
+
+    @property
+    def age_s(self) -> float:
+        """Since the job began, by the clocks of this host and of the shared disk."""
+        with contextlib.suppress(FileNotFoundError):
+            return max(0.0, time.time() - (self.job.folder / "claim.json").stat().st_mtime)
+        return 0.0
+
+    def stop(self, why: str) -> None:
+        """Say why, then cancel; the watcher ends the run and repeats the reason in exit.json."""
+        with contextlib.suppress(OSError):  # a full disk does not keep a job running
+            watcher.write_whole(self.job.folder / "order.json", {"why": why})
+        self._cancel()
+
+    def _cancel(self) -> None:
+        self.told_s = time.monotonic()
+        with contextlib.suppress(OSError):  # then it is told again
+            slurm("scancel", *(self.launcher.jobs_of(self.job.folder) or [self.job_id]))
+
+    def _ask(self) -> dict[str, str]:
+        if time.monotonic() - self.asked_s > POLL_S:
+            self.facts, self.asked_s = job_facts(self.ran_as) or self.facts, time.monotonic()
+        return self.facts
+
+    def poll(self) -> dict | None:
+        """None while it runs, else the contents of exit.json, or what Slurm knows in its place.
+
+        Where the watcher left no exit.json, whoever ended the job is in Slurm's state of it. A
+        state that names nobody, a failure to start included, is the run's own crash. A failure that
+        the watcher saw waits for that state too. A submission whose answer came too late may have
+        become a second job: the attempt lives as long as one of its name does.
+        """
+        exit = read_exit(self.job.folder)
+        now = time.monotonic()
+        in_queue = bool(self.launcher.jobs_of(self.job.folder))
+        if exit is None and in_queue:
+            self.ended_s = None
+            if self.told_s is not None and now - self.told_s > RETRY_S:
+                self._cancel()
+            return None
+        if exit is not None and is_of_the_run(exit):
+            return exit
+        # the job has ended, or is about to; its file, or Slurm's word for why, may come later
+        self.ended_s = self.ended_s or now
+        state, ran_s = state_of(self._ask())
+        why = read_order(self.job.folder) or ENDED_BY.get(state)
+        if exit is None and state in OVER and not self.begun and not ran_s:
+            patience_s = 0.0  # it never ran
+        elif exit is not None and (why or state in OVER):
+            patience_s = 0.0
+        else:
+            lives = in_queue or (state and state not in OVER)
+            patience_s = WORD_S if lives else VISIBLE_S
+        if now - self.ended_s < patience_s:
+            os.listdir(self.job.folder)  # makes a shared file system look again
+            return None
+        return self._end(exit, why, state, ran_s)
+
+    def _end(self, exit: dict | None, why: str | None, state: str, ran_s: float) -> dict:
+        """exit.json, or one in its place, with what is known of why the job ended."""
+        if exit is None:
+            now = time.monotonic()
+            exit = exit_record(None, why or "itself", now - ran_s, self.ran_as, self.nodes)
+            if why is None:
+                self._explain(state)
+        elif state == "OUT_OF_MEMORY":
+            self._note(OUT_OF_MEMORY)
+        seen = ENDED if exit["ended_by"] == A_SIGNAL else exit["ended_by"]
+        return exit | {"ended_by": why or seen}
+
+    def _explain(self, state: str) -> None:
+        """Say in the run's log what is known of a job that ended without a word."""
+        said = b""
+        with (
+            contextlib.suppress(OSError),
+            open(self.job.folder / "slurm.log", "rb", opener=watcher.no_link) as log,
+        ):
+            log.seek(max(0, log.seek(0, os.SEEK_END) - 500))
+            said = log.read(500)
+        self._note(f"job {self.ran_as} ended as {state or 'unknown'}")
+        self._note(said.decode(errors="replace"))
+
+    def _note(self, line: str) -> None:
+        with (  # where the log takes nothing more, the verdict stands without it
+            contextlib.suppress(OSError),
+            open(self.job.folder / "output.log", "ab", opener=watcher.no_link) as log,
+        ):
+            log.write(line.encode() + b"\n")
+
+
+def is_of_the_run(exit: dict) -> bool:
+    """Nobody but the run itself, or we, can have ended it so; else Slurm is asked."""
+    if exit.get("ended_by") == "itself":
+        return exit.get("returncode") in (0, 2) or exit.get("returncode") == 127
+    return exit.get("ended_by") != A_SIGNAL
+
+
+def job_facts(job_id: str) -> dict[str, str]:
+    """What scontrol still knows of a job; nothing once Slurm has forgotten it."""
+    try:
+        words = slurm("scontrol", "--oneliner", "show", "job", job_id).split()
+    except OSError:
+        return {}
+    facts = [word.split("=", 1) for word in words if "=" in word]
+    return dict(reversed(facts))  # what comes first is Slurm's; a path of ours may look alike
+
+
+def state_of(facts: Mapping[str, str]) -> tuple[str, float]:
+    """Slurm's state of a job, empty where it knows none; and how long it ran, seconds."""
+    return facts.get("JobState", "").split("+")[0], run_time_s(facts.get("RunTime", ""))
+
+
+def job_id_in_memory(folder: Path) -> str:
+    """The job of an attempt, ended or not, as long as Slurm knows its name; empty once it has
+    forgotten it. Of several, the one that ran the attempt. Ids are given again, names never."""
+    named = f"--name={job_name(folder)}"
+    try:
+        ids = slurm("squeue", "--noheader", "--me", "--states=all", named, "--format=%i").split()
+    except OSError:
+        return ""
+    claimed = claimed_by(folder)
+    return claimed if claimed in ids else (ids or [""])[-1]
+
+
+def claimed_by(folder: Path) -> str:
+    """The job that runs or ran an attempt; empty where none has begun."""
+    job_id = (read_object(folder / "claim.json") or {}).get("job")
+    return job_id if isinstance(job_id, str) and job_id.isdecimal() else ""
+
+
+def job_id_of(printed: str) -> str:
+    """What sbatch --parsable prints: a number, on several clusters also a name; a site's own words
+    may stand before it. Raises OSError when it names no job."""
+    found = re.findall(r"^(\d+)(?:;.*)?$", printed, re.MULTILINE)
+    if not found:
+        raise OSError(f"sbatch names no job: {' '.join(printed.split())[:200]!r}")
+    return found[-1]
+
+
+def run_time_s(text: str) -> float:
+    """Seconds of Slurm's [days-]hours:minutes:seconds."""
+    days, _, clock = text.rpartition("-")
+    try:
+        hours, minutes, seconds = map(int, clock.split(":"))
+        return 86400.0 * int(days or 0) + 3600 * hours + 60 * minutes + seconds
+    except ValueError:
+        return 0.0
+
+
+@dataclass
+class SlurmLauncher:
+    """Runs as jobs. `arguments` go to sbatch as they are: --partition, --account, --time, ..."""
+
+    code_dir: Path
+    arguments: tuple[str, ...] = ()
+    gpus_per_node: int = 0  # of one run
+    nodes: int = 1  # of one run
+    workers: int = 1  # processes of one run on each node
+    queue: dict[str, str] = field(default_factory=dict)  # job id -> name
+    asked_s: float = -1e9
+    born_s: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self):
+        if shutil.which("sbatch") is None:
+            raise ValueError("--launcher slurm: there is no sbatch here; use --launcher local")
+        for word in self.arguments:
+            option = word.partition("=")[0] if word.startswith("--") else word[:2]
+            if option in UNFIT:
+                raise ValueError(f"--slurm_args {word}: {UNFIT[option]}; leave it out")
+        self.program = self.code_dir.resolve() / Path(watcher.__file__).name
+        watcher.replace_file(self.program, Path(watcher.__file__).read_bytes())
+
+    def start(self, job: Job) -> SlurmRun:
+        """Raises CannotStart in sbatch's own words where it says no, and OSError where after
+        PATIENCE_S nobody knows whether the job was accepted."""
+        script = job.folder / "job.sh"
+        text = job_script(job, self.program, self.nodes, self.workers)
+        watcher.replace_file(script, text.encode())
+        offered = [f"--export=ALL,{watcher.MARK}={job.folder}", f"--comment={job.folder}"]
+        if self.gpus_per_node:
+            offered.append(f"--gres=gpu:{self.gpus_per_node}")
+        needed = [  # after a person's own, since the last one counts
+            f"--job-name={job_name(job.folder)}",
+            f"--output={job.folder}/slurm.log",
+            f"--nodes={self.nodes}",
+            "--no-requeue",
+            "--open-mode=append",
+        ]
+        command = ("sbatch", "--parsable", *offered, *self.arguments, *needed, str(script))
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                printed = slurm(*command)
+                break
+            except OSError as error:
+                if not TRANSIENT.search(str(error)):
+                    raise local.CannotStart(str(error)) from None
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(RETRY_S)
+                self.settle(job.folder)
+                if found := self.find(job.folder):  # it was accepted all the same
+                    return found
+        job_id = job_id_of(printed)
+        self.queue[job_id] = job_name(job.folder)
+        return SlurmRun(job, job_id, self)
+
+    def find(self, folder: Path) -> SlurmRun | None:
+        """The job of an attempt that an earlier orchestrator submitted, if it still is one."""
+        ids = self.jobs_of(folder)
+        return SlurmRun(Job((), {}, folder), ids[0], self) if ids else None
+
+    def end_of(self, folder: Path) -> dict | None:
+        """How a job ended that has left the queue while nobody looked: as `poll` would have told.
+
+        Slurm remembers a job for some minutes. None where it has forgotten one without exit.json.
+        """
+        exit = read_exit(folder)
+        if exit is not None and is_of_the_run(exit):
+            return exit
+        run = SlurmRun(Job((), {}, folder), job_id_in_memory(folder), self)
+        facts = job_facts(run.job_id) if run.job_id else {}
+        state, ran_s = state_of(facts)
+        while exit is None and state in OVER and run.begun:
+            if time.monotonic() - self.born_s > VISIBLE_S:
+                break
+            os.listdir(folder)  # it may show up late, as in `poll`
+            time.sleep(0.1)
+            exit = read_exit(folder)
+        if exit is None and state not in OVER:
+            return None
+        if exit is not None and is_of_the_run(exit):
+            return exit
+        return run._end(exit, read_order(folder) or ENDED_BY.get(state), state, ran_s)
+
+    def settle(self, exp_dir: Path) -> None:
+        """Jobs go on without an orchestrator: nothing is ended, `find` finds them again.
+
+        Raises OSError when the queue cannot be seen: no answer does not mean that there is no job.
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        while not self.ask():
+            if time.monotonic() > deadline:
+                raise OSError("squeue does not answer, so it is not known which jobs still run")
+            time.sleep(RETRY_S)
+
+    def ask(self) -> bool:
+        """Look at the queue again. A controller that does not answer changes nothing: False."""
+        self.asked_s = time.monotonic()
+        try:
+            lines = slurm("squeue", "--noheader", "--me", "--format=%i %j").splitlines()
+        except OSError:
+            return False
+        self.queue = {job_id: name for job_id, _, name in (line.partition(" ") for line in lines)}
+        return True
+
+    def jobs_of(self, folder: Path) -> list[str]:
+        """The jobs of an attempt that wait or run: one, or none; of which one can claim it."""
+        return [job_id for job_id, name in self.queue.items() if name == job_name(folder)]
+
+    def wait(self, runs: list[SlurmRun], timeout_s: float) -> None:
+        time.sleep(timeout_s)
+        if time.monotonic() - self.asked_s > POLL_S:
+            self.ask()

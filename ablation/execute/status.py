@@ -1,0 +1,132 @@
+"""Where does an experiment stand?  From its files alone, from any terminal, at any time."""
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from ablation.execute import watcher
+from ablation.execute.lock import holder
+from ablation.execute.orchestrator import launched_on
+from ablation.folder.standing import standing
+from ablation.plan.decision import counted
+from ablation.plan.forecast import forecast, paid_s
+from ablation.runs.log import read_log
+from ablation.runs.run import Interval, machine_seconds
+from ablation.runs.store import read_config
+from ablation.runs.untrusted import is_number, printable
+
+# ---------------------------------------------------------------------------------------------
+# Looking on
+
+
+def read_in_flight(name: str, attempt: int, folder: Path) -> dict:
+    """What an attempt without a result has logged so far, for a look from another terminal."""
+    try:
+        run, config = read_config(folder, name, attempt)
+        interval = interval_so_far(name, attempt, folder, config)
+    except (ValueError, OSError, KeyError, TypeError, AttributeError):
+        return {}
+    log = read_log(folder / "output.log", run.num_iterations)
+    return {
+        "run": run.name,
+        "attempt": attempt,
+        "stage": run.stage,
+        "step": log.step,
+        "num_iterations": run.num_iterations,
+        "val_loss": log.curve[-1][1] if log.curve else None,
+        "seconds": interval[2] - interval[1] if interval else None,
+        "interval": interval,
+    }
+
+
+def interval_so_far(name: str, attempt: int, folder: Path, config: Mapping) -> Interval | None:
+    """Machine time of a run in flight. None: it waits in a queue, or began on another machine or
+    before this one's last start."""
+    launched = config["launched"]
+    if launched_on(config) == "slurm":
+        with contextlib.suppress(FileNotFoundError):
+            age_s = max(0.0, time.time() - os.lstat(folder / "claim.json").st_mtime)
+            return f"job {name} {attempt}", 0.0, age_s, int(config["machine"]["nodes"])
+    elif launched["clock"] == watcher.boot_clock() and is_number(launched["monotonic_s"]):
+        now = time.monotonic()
+        return launched["clock"], min(launched["monotonic_s"], now), now, 1
+    return None
+
+
+def living(exp_dir: Path) -> int:
+    """How many processes of this experiment's runs live on this machine."""
+    return len(watcher.marked(exp_dir.resolve()))
+
+
+def status(exp_dir: Path) -> dict:
+    """What --status tells, as one JSON object. Raises ValueError where this is no experiment."""
+    s = standing(exp_dir)
+    e, records, step = s.experiment, s.records, s.step
+    planned = forecast(e, records.results)[0] if step and not step.ended else []
+    latest = records.latest().values()
+    orchestrator, lives = "none", False
+    try:
+        who, lives = holder(exp_dir / "lock.json", time.time())
+        orchestrator = who if lives else f"gone ({who})"
+    except FileNotFoundError:
+        pass
+    except (ValueError, OSError) as error:
+        orchestrator = f"unknown: {printable(str(error))}"
+    open_attempts = [found for attempt in records.open if (found := read_in_flight(*attempt))]
+    in_flight = [found.pop("interval") for found in open_attempts]
+    spent_s = machine_seconds(records.results)
+    in_flight_s = machine_seconds((), [i for i in in_flight if i]) if lives else 0.0
+    return {
+        "exp_dir": str(exp_dir),
+        "plan": e.plan,
+        "changed": list(s.changed),
+        "stage": step.stage if step else None,
+        "ended": step.ended if step else "",
+        "orchestrator": orchestrator,
+        "processes_left": 0 if lives else living(exp_dir),  # of runs that nobody looks after
+        "in_flight": open_attempts if lives else [],
+        "broken_off": [] if lives else open_attempts,
+        "done": [r.run.name for r in latest if r.settled],
+        "counted": counted(list(latest)),
+        "failed": {r.run.name: f"{r.status}: {r.reason}" for r in latest if not r.settled},
+        "damaged": {str(path): why for path, why in records.damaged},
+        "passed_over": [str(folder) for folder in records.stray],
+        "left": [p.run.name for p in planned],
+        "decisions": {str(n): d.title for n, d in step.decisions.items()} if step else {},
+        "hours_spent": (spent_s + in_flight_s) / 3600,
+        "hours_to_go": max(0.0, paid_s(e, planned) - in_flight_s) / 3600,
+        "budget_hours": e.budget_hours,
+    }
+
+
+def print_status(s: dict) -> None:
+    print(f"{printable(s['exp_dir'])} (plan {s['plan']})")
+    for line in s["changed"]:
+        print(f"  Beware: {line}; no decision is shown.")
+    if s["stage"] is not None:
+        print(f"  stage {s['stage']}{': ended, ' + s['ended'] if s['ended'] else ''}")
+    print(f"  orchestrator: {s['orchestrator']}")
+    if s["processes_left"]:
+        print(f"  {s['processes_left']} processes of its runs still live; going on ends them first")
+    for kind in ("in_flight", "broken_off"):
+        for found in s[kind]:
+            loss = "none yet" if found["val_loss"] is None else f"{found['val_loss']:.4f}"
+            print(
+                f"  {kind.replace('_', ' ')}: {found['run']},"
+                f" step {found['step']}/{found['num_iterations']}, val loss {loss}"
+            )
+    for number, title in s["decisions"].items():
+        print(f"  stage {number} decided: {title}")
+    words = f" ({s['counted']})" if s["counted"] else ""
+    print(f"  done {len(s['done'])}, failed {len(s['failed'])}, left {len(s['left'])} runs{words}")
+    for kind in ("failed", "damaged"):
+        for name, why in s[kind].items():
+            print(f"  {kind}: {printable(name)}: {why}")
+    for folder in s["passed_over"]:
+        print(f"  passed over: {printable(folder)}: a copy of another run, or a link")
+    print(
+        f"  {s['hours_spent']:.2f} h spent, about {s['hours_to_go']:.2f} h to go,"
+        f" budget {s['budget_hours']:g} h"
+    )

@@ -1,0 +1,97 @@
+"""What did a person decide instead of a rule?  `overrides.json`, read, applied and written."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from ablation.folder.registration import FORM
+from ablation.plan.decision import FINAL, PROCEED, Decision
+from ablation.runs.store import write_json
+from ablation.runs.untrusted import is_count, is_number, printable, read_json
+from ablation.study.experiment import Experiment, Override
+from ablation.study.heads import ALL_SCHEDULES
+from ablation.study.profiles import PROFILES
+
+
+def read_overrides(exp_dir: Path) -> tuple[Override, ...]:
+    path = exp_dir / "overrides.json"
+    if not os.path.lexists(path):
+        return ()
+    try:
+        found = read_json(path)["overrides"]
+        if not isinstance(found, list):
+            raise TypeError(f"holds a {type(found).__name__}, not a list")
+        return tuple(map(override_from, found))
+    except (KeyError, TypeError, ValueError) as error:
+        mend = "mend it, or remove it to go on without overrides"
+        raise ValueError(f"{path}: {printable(str(error))}; {mend}") from None
+
+
+OF_STAGES = {"budget": (0,), "retry": (0,), "by_hand": (3, 4), "ignore_gate": (1, 2, 3, 4)}
+
+
+def override_from(value: dict) -> Override:
+    """Raises ValueError, TypeError or KeyError for anything that nobody can have decided."""
+    o = Override(**value)
+    if o.kind not in OF_STAGES or not isinstance(o.value, dict):
+        raise ValueError(f"an override of the kind {o.kind!r}: {o.value!r}")
+    if type(o.stage) is not int or o.stage not in OF_STAGES[o.kind]:
+        raise ValueError(f"{o.kind} of stage {o.stage!r}")
+    if o.kind == "budget":
+        hours = (o.value["hours"], o.value["was"])
+        if not all(map(FORM["budget_hours"][0], hours)) or type(o.value["pairs"]) is not int:
+            raise ValueError(f"a budget of {o.value}")
+    elif o.kind == "by_hand":
+        if {*o.value} != {"layers", "weight", "schedule"} or None in o.value.values():
+            raise ValueError(f"a choice of {o.value}")
+        check_choice(**o.value)
+    elif o.kind == "retry":
+        for name, attempt in o.value["attempts"]:
+            if not isinstance(name, str) or not is_count(attempt):
+                raise ValueError(f"an attempt {attempt!r} at {name!r}")
+    return o
+
+
+def check_choice(layers: Sequence[int], weight: float | None, schedule: str | None) -> None:
+    """Raise ValueError for an arm that the trainer would refuse."""
+    n_layer = next(iter(PROFILES.values())).n_layer
+    if not layers:
+        raise ValueError("--best_layers: give at least one layer")
+    for layer in layers:
+        if type(layer) is not int or not 1 <= layer < n_layer:
+            raise ValueError(f"--best_layers {layer}: tap layers are 1 to {n_layer - 1}")
+    if len(set(layers)) < len(layers):
+        raise ValueError(f"--best_layers {','.join(map(str, layers))}: give each layer once")
+    if weight is not None and not (is_number(weight) and 1e-6 <= weight <= 1e3):
+        raise ValueError(f"--best_weight {weight}: give a number above 0, from 1e-6 to 1e3")
+    if schedule is not None and schedule not in ALL_SCHEDULES:
+        raise ValueError(f"--best_schedule {schedule}: give one of {', '.join(ALL_SCHEDULES)}")
+
+
+def with_overrides_on_record(e: Experiment, exp_dir: Path) -> Experiment:
+    e = replace(e, overrides=read_overrides(exp_dir))
+    budget = e.overridden(0, "budget")
+    return replace(e, budget_hours=budget.value["hours"]) if budget else e
+
+
+def with_override(e: Experiment, kind: str, stage: int, value: dict) -> Experiment:
+    """A person decided; a second time for the same thing changes nothing."""
+    known = e.overridden(stage, kind)
+    if known and known.value == value:
+        return e
+    override = Override(kind, stage, value, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    return replace(e, overrides=(*e.overrides, override))
+
+
+def record_overrides(exp_dir: Path, e: Experiment) -> Experiment:
+    if e.overrides:
+        write_json(exp_dir / "overrides.json", {"overrides": [asdict(o) for o in e.overrides]})
+    return e
+
+
+def is_overridden(decision: Decision, e: Experiment) -> bool:
+    """A person went on all the same, where the decision did not let the plan pass."""
+    passed = decision.verdict in (PROCEED, FINAL)
+    return not passed and e.overridden(decision.stage, "ignore_gate") is not None

@@ -1,0 +1,398 @@
+"""What was asked, with which code and data, and is it still the same?  The experiment folder.
+
+`experiment_configs.json` is written before the first run and never again: profile, plan, rules,
+arms, code and data by their hashes. Whoever continues the experiment is held to it. What a person
+decides against a rule is kept in `overrides.json`; `staged_ablation_results.json` is derived from
+the records after every run, for people and other programs.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ablation.folder.materials import ROOT, Materials, hash_of, read_code
+from ablation.plan.adaptive import MAX_GIVEN_UP, MAX_PAIRS
+from ablation.plan.classic import N_PAIRS
+from ablation.plan.next_step import MAX_ATTEMPTS, PLANS
+from ablation.runs.run import arm_from
+from ablation.runs.store import write_json
+from ablation.runs.untrusted import is_number, printable, read_json
+from ablation.study.experiment import Experiment, seed_of
+from ablation.study.heads import HYPOTHESIS, PHASES, QUESTION
+from ablation.study.profiles import PROFILES
+
+# ---------------------------------------------------------------------------------------------
+# Registration: what is fixed before the first run
+
+# of the machine, for a run: losses do not depend on it, but costs, times and when looks are taken
+SHARE = ("device", "processes", "slots", "nodes", "launcher", "cores")
+RULES = (  # the files that a decision depends on, from the records on disk to its text
+    *(f"ablation/runs/{name}.py" for name in ("run", "log", "outcome", "store", "untrusted")),
+    "ablation/stats.py",
+    *(f"ablation/study/{name}.py" for name in ("profiles", "heads", "experiment")),
+    *(f"ablation/plan/{name}.py" for name in ("decision", "stage", "classic", "adaptive")),
+    *(f"ablation/plan/{name}.py" for name in ("looks", "manual", "next_step", "costs")),
+    *(f"ablation/folder/{name}.py" for name in ("registration", "overrides", "standing")),
+)
+
+
+def registered(e: Experiment, m: Materials, fingerprint: str | None = None) -> dict:
+    """What a resumed experiment must have in common with the one that was begun. fingerprint: of
+    the shards, where they need not be looked at."""
+    stages = {
+        str(stage.number): {
+            "name": stage.name,
+            "question": stage.question,
+            "rule": stage.rule.format(**vars(e.profile.design)),
+            "num_iterations": e.iterations(stage.fraction),
+            "arms": [asdict(replace(arm, unet_skips=e.unet_skips)) for arm in stage.arms or e.arms],
+            "seeds": list(e.seeds) if e.arms else seeds_of(stage.number),
+        }
+        for stage in PLANS[e.plan]
+    }
+    code = m.code
+    return {
+        "question": QUESTION,
+        "hypothesis": HYPOTHESIS,
+        "estimand": (
+            f"mean val_loss(baseline) - mean val_loss(arm), nats/token, of the main head after"
+            f" {e.full_iterations} steps, on the first {e.profile.val_tokens} validation tokens"
+        ),
+        "failure_rule": (
+            "a diverged run is an outcome and stays in every comparison; a crashed or hung run is"
+            f" repeated with its seed, {MAX_ATTEMPTS} attempts in all, each paid for"
+        ),
+        "plan": e.plan,
+        "stop_on": e.stop_on,
+        "profile": {k: v for k, v in asdict(e.profile).items() if k != "device_batch_size"},
+        "full_iterations": e.full_iterations,
+        "validation_runs": e.validation_runs,
+        "budget_hours": e.budget_hours,
+        "arms": [asdict(arm) for arm in e.arms],  # by hand
+        "seeds": list(e.seeds),  # by hand
+        "unet_skips": e.unet_skips,
+        "log_grad_norms": e.log_grad_norms,
+        "stages": stages,
+        "counts": {
+            "attempts": MAX_ATTEMPTS,
+            "pairs": MAX_PAIRS if e.plan == "adaptive" else N_PAIRS,
+            "pairs_given_up": MAX_GIVEN_UP,
+        },
+        "spending": "Lan-DeMets, O'Brien-Fleming, by complete pairs over the most that fit",
+        "share": {name: getattr(e, name) for name in SHARE},
+        "data": {"fingerprint": fingerprint or m.data_fingerprint},
+        "code": {"hash": code.hash, "files": list(code.names)},
+        "rules": {"hash": hash_of([ROOT / name for name in RULES]), "files": list(RULES)},
+    }
+
+
+def seeds_of(stage: int) -> dict[str, int]:
+    """A stage takes its seeds from the first on, as many as it needs."""
+    return {"first": seed_of(stage, 0), "last": seed_of(stage + 1, 0) - 1}
+
+
+def new_folder(output_dir: Path) -> Path:
+    """An empty folder for a new experiment, named by the time in UTC."""
+    stem = time.strftime("aux_heads_%Y%m%d_%H%M%S", time.gmtime())
+    for suffix in ("", *(f"_{n}" for n in range(2, 100))):
+        try:
+            (output_dir / (stem + suffix)).mkdir(parents=True)
+            return output_dir / (stem + suffix)
+        except FileExistsError:
+            continue
+    raise ValueError(f"--output_dir {output_dir}: a hundred experiments began there this second")
+
+
+def begin(e: Experiment, m: Materials, output_dir: Path, facts: dict) -> Path:
+    """Make the folder of a new experiment, and register it there."""
+    exp_dir = new_folder(output_dir)
+    register(e, m, exp_dir, facts)
+    return exp_dir
+
+
+def register(e: Experiment, m: Materials, exp_dir: Path, facts: dict) -> dict:
+    """Copy the code that will run, then write the registration; returns what was written."""
+    fixed = registered(e, m)
+    m.code.copy_to(exp_dir / "code" / fixed["code"]["hash"])
+    created = datetime.now(UTC).isoformat(timespec="microseconds")
+    document = {
+        "experiment_id": uuid.uuid4().hex,
+        "created": created.replace("+00:00", "Z"),
+        "hash": digest_of(fixed),
+        "hashed": sorted(fixed),
+        **fixed,
+        "data": {"dir": str(m.data_dir), **fixed["data"]},
+        "device_batch_size": e.profile.device_batch_size,  # free to change: the loss is the same
+        "train_script": str(m.script),
+        **facts,
+    }
+    write_json(exp_dir / "experiment_configs.json", document)
+    return document
+
+
+def digest_of(fixed: dict) -> str:
+    text = json.dumps(fixed, sort_keys=True)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def fixed_part(document: dict) -> dict:
+    """What `registered` returned when the experiment began."""
+    fixed = {name: document[name] for name in document["hashed"]}
+    return fixed | {"data": {"fingerprint": document["data"]["fingerprint"]}}
+
+
+def check_unchanged(document: dict, fixed: dict, exp_dir: Path) -> None:
+    """Raise ValueError that names every registered field that differs from what is asked now."""
+    if changed := changes(document):
+        raise ValueError(f"{exp_dir} cannot be gone on with: {'; '.join(changed)}")
+    now = json.loads(json.dumps(fixed))
+    differing = [
+        f"{path.lstrip('.')}: registered {printable_value(was)}, now {printable_value(is_now)}"
+        for path, was, is_now in differences(fixed_part(document), now)
+    ]
+    if differing:
+        script = exp_dir / "code" / document["code"]["hash"] / document["code"]["files"][0]
+        remedy = "give what was registered, or start a new experiment"
+        if any(line.startswith("code") for line in differing):
+            remedy += f" (the registered trainer: --train_script {script})"
+        raise ValueError(f"{exp_dir} is another experiment: {'; '.join(differing)}. {remedy}")
+
+
+def differences(was, now, path=""):
+    """(path, was, now) of every leaf that differs between two JSON values."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        named = was.get("name") != now.get("name")  # then all the rest differs too
+        for key in ["name"] if named else sorted({*was, *now}):
+            yield from differences(was.get(key), now.get(key), f"{path}.{key}")
+    elif was != now:
+        yield path, was, now
+
+
+def printable_value(value) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# ---------------------------------------------------------------------------------------------
+# An experiment folder
+
+
+OF_A_QUEUE = re.compile(  # where a job's script says cd or --output: of Slurm; of PBS or SGE
+    r"slurm-[0-9]+(_[0-9]+)?\.(out|err)|[\w.-]+\.[oe][0-9]+(\.[0-9]+)?"
+)
+
+
+def is_new(exp_dir: Path) -> bool:
+    """Nothing is there yet: no folder, an empty one, what a killed beginning left, or what a queue
+    writes for the job that begins here. Raises ValueError that names what else lies there."""
+    path = exp_dir / "experiment_configs.json"
+    if os.path.lexists(path):
+        return False
+    if not exp_dir.exists():
+        return True
+    ours = re.compile(r"code|lock\.json|\..*")  # before the registration: no run has begun
+    with os.scandir(exp_dir) as entries:
+        other = sorted(
+            entry.name
+            for entry in entries
+            if not ours.fullmatch(entry.name)
+            and not (OF_A_QUEUE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False))
+        )
+    if other:
+        more = f" and {len(other) - 1} more" if len(other) > 1 else ""
+        raise ValueError(
+            f"--exp_dir {exp_dir}: no {path.name} there, but {printable(other[0])}{more}; give a"
+            " folder that run_aux.py made (experiments/aux_heads_...), or one that is empty or not"
+            " there yet to begin in"
+        )
+    return True
+
+
+def code_copy(document: dict, exp_dir: Path) -> Path:
+    """The trainer that runs: the copy in the experiment, made again where it is gone. Raises
+    ValueError, as below."""
+    code = document["code"]
+    copy = exp_dir / "code" / code["hash"] / code["files"][0]
+    if (found := registered_trainer(document, exp_dir)) != copy:
+        read_code(found).copy_to(copy.parent)
+    return copy
+
+
+def registered_trainer(document: dict, exp_dir: Path) -> Path:
+    """Where the registered trainer lies: the copy in the experiment; where that is gone, the files
+    it was made of, or the checkout's, if their hash is the registered one. Writes nothing.
+
+    Raises ValueError where the copy was edited, or where no such file is left.
+    """
+    code, name = document["code"], document["code"]["files"][0]
+    copy = exp_dir / "code" / code["hash"] / name
+    if all((copy.parent / file).is_file() for file in code["files"]):
+        if read_code(copy).hash != code["hash"]:
+            raise ValueError(f"{copy.parent} was edited; its files no longer match their hash")
+        return copy
+    for script in (Path(document["train_script"]), ROOT / name):
+        with contextlib.suppress(ValueError):  # gone, or nothing that Python can read
+            if read_code(script).hash == code["hash"]:
+                return script
+    raise ValueError(
+        f"the trainer of this experiment is gone: neither {copy} nor {document['train_script']}"
+        f" holds the registered files (hash {code['hash']}); put them back, or begin anew"
+    )
+
+
+def data_dir_of(document: dict, e: Experiment) -> Path:
+    """Where the registered shards lie; where that folder is gone, the profile's in this checkout.
+    Their fingerprint is compared with the registered one."""
+    was = Path(document["data"]["dir"])
+    here = ROOT / e.profile.data_dir
+    return here if not was.is_dir() and here.is_dir() else was
+
+
+def newest_experiment(output_dir: Path) -> Path:
+    """The experiment that was registered last, of any plan, whatever its folder is called.
+
+    Raises ValueError when there is none.
+    """
+    found = []
+    for path in output_dir.glob("*/experiment_configs.json"):
+        with contextlib.suppress(ValueError, OSError, TypeError, KeyError, OverflowError):
+            created = datetime.fromisoformat(read_json(path)["created"])
+            if created.tzinfo is None:
+                created = created.replace(tzinfo=UTC)
+            found.append((created.astimezone(UTC), path.parent.name, path.parent))
+    if not found:
+        begin_one = "begin one: python run_aux.py --staged, or name one: --exp_dir DIR"
+        raise ValueError(f"no experiment in {output_dir}/; {begin_one}")
+    return max(found)[-1]
+
+
+def read_document(exp_dir: Path) -> dict:
+    """experiment_configs.json, whether or not it is what was registered (`changes` tells). Raises
+    ValueError when this is no folder of ours."""
+    path = exp_dir / "experiment_configs.json"
+    if not path.is_file():
+        raise ValueError(
+            f"--exp_dir {exp_dir}: no {path.name} there; give a folder that run_aux.py made"
+            " (experiments/aux_heads_...)"
+        )
+    document = read_json(path)
+    try:
+        digest_of(fixed_part(document))
+        experiment_of(document)
+        paths = [document["data"]["dir"], document["train_script"]]
+        texts = (document["experiment_id"], document["slurm_args"], *paths)
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("experiment_id, slurm_args, train_script or data.dir is no text")
+        check_code(document["code"])
+    except KeyError as error:
+        what = "it is not an experiment of ours, or one of another version"
+        raise ValueError(f"{path}: no field {error}; {what}{version_of(document)}") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: {printable(str(error))}; start a new experiment") from None
+    return document
+
+
+def check_code(code: dict) -> None:
+    """Raise TypeError for code that lies anywhere but in its folder."""
+    names = [code["hash"], *code["files"]]
+    plain = re.compile(r"[\w.-]+(/[\w.-]+)*")
+    if not all(isinstance(n, str) and plain.fullmatch(n) and ".." not in n for n in names):
+        raise TypeError(f"code {names!r:.80} names no files")
+    if len(names) < 2:
+        raise TypeError("code names no trainer")
+
+
+def changes(document: dict) -> tuple[str, ...]:
+    """How the registration, or the code that decides, differs from what was registered before the
+    first run; empty where nothing does. Every program shows these words, and none decides."""
+    found = []
+    if digest_of(fixed_part(document)) != document["hash"]:
+        found.append("experiment_configs.json was edited since: it is not what was hashed")
+    was, now = document["rules"]["hash"], hash_of([ROOT / name for name in RULES])
+    if was != now:
+        about = f"{printable_value(was)}, now {printable_value(now)}{version_of(document)}"
+        found.append(f"the files that decide are not those registered ({about})")
+    return tuple(found)
+
+
+def version_of(document: dict) -> str:
+    """Which commit made an experiment, as a remedy; empty where none is known to have all of it."""
+    git = document.get("git")
+    commit = git.get("commit") if isinstance(git, dict) and not git.get("dirty") else None
+    known = isinstance(commit, str) and re.fullmatch(r"[0-9a-f]{4,64}", commit)
+    return f"; git checkout {commit} has what made it" if known else ""
+
+
+def among(*known: str) -> tuple[Callable[[object], bool], str]:
+    return (lambda v: isinstance(v, str) and v in known), f"give one of {', '.join(known)}"
+
+
+def up_to(most: int, least: int = 1) -> tuple[Callable[[object], bool], str]:
+    wanted = f"give a whole number from {least} to {most}"
+    return (lambda v: type(v) is int and least <= v <= most), wanted
+
+
+A_TEXT = (lambda v: isinstance(v, str)), "give a text"
+YES_OR_NO = (lambda v: type(v) is bool), "give true or false"
+FORM = {  # what decisions are made from: a test of each, and what would pass it
+    "hash": A_TEXT,
+    "rules.hash": A_TEXT,
+    "profile.name": among(*PROFILES),
+    "plan": among(*PLANS),
+    "stop_on": among("any", "superiority"),
+    "budget_hours": ((lambda v: is_number(v) and 0 < v <= 1e6), "give hours, from 0 to 1e6"),
+    "full_iterations": up_to(10**9),
+    "validation_runs": ((lambda v: v is None or up_to(10**4)[0](v)), "give up to 10000, or null"),
+    "device_batch_size": up_to(10**6),
+    "share.device": among("cuda", "cpu"),
+    "share.launcher": among("local", "slurm"),
+    "share.processes": up_to(10**5),
+    "share.slots": up_to(10**5),
+    "share.nodes": up_to(10**5),
+    "share.cores": up_to(10**6),
+    "unet_skips": YES_OR_NO,
+    "log_grad_norms": YES_OR_NO,
+    "seeds": ((lambda v: isinstance(v, list) and {*map(type, v)} <= {int}), "give whole numbers"),
+}
+
+
+def check_form(document: dict) -> None:
+    """Raise ValueError for the first field that no experiment can have registered."""
+    for name, (is_fit, wanted) in FORM.items():
+        value = document
+        for key in name.split("."):
+            if not isinstance(value, dict):
+                raise ValueError(f"{name}: no such field")
+            value = value[key]
+        if not is_fit(value):
+            raise ValueError(f"{name} {printable(repr(value)[:200], limit=60)}: {wanted}")
+    for value in document["arms"]:
+        if not any(arm_from(value) in arms for arms in PHASES.values()):
+            raise ValueError(f"arms: {printable(repr(value)[:200], limit=60)}: no arm of ours")
+
+
+def experiment_of(document: dict) -> Experiment:
+    """The experiment that a folder registered."""
+    check_form(document)
+    profile = PROFILES[document["profile"]["name"]]
+    return Experiment(
+        profile=replace(profile, device_batch_size=document["device_batch_size"]),
+        plan=document["plan"],
+        budget_hours=document["budget_hours"],
+        full_iterations=document["full_iterations"],
+        validation_runs=document["validation_runs"],
+        **{name: document["share"][name] for name in SHARE},
+        arms=tuple(map(arm_from, document["arms"])),
+        seeds=tuple(document["seeds"]),
+        stop_on=document["stop_on"],
+        unet_skips=document["unet_skips"],
+        log_grad_norms=document["log_grad_norms"],
+    )

@@ -1,0 +1,40 @@
+"""Where does an experiment stand?  Registration, records, and what they call for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ablation.folder.overrides import with_overrides_on_record
+from ablation.folder.registration import changes, experiment_of, read_document
+from ablation.plan.next_step import PLANS, Step, next_step
+from ablation.plan.stage import Stage
+from ablation.runs.store import Records, read_records
+from ablation.study.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where an experiment stands, by its files alone: what every program shows."""
+
+    exp_dir: Path
+    document: dict  # experiment_configs.json
+    experiment: Experiment  # with what a person decided
+    records: Records
+    step: Step | None  # the plan's next step, with every decision; None where `changed` says why
+    changed: tuple[str, ...]  # how the folder differs from what was registered
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The rows of its plan's table."""
+        return PLANS[self.experiment.plan]
+
+
+def standing(exp_dir: Path, conclude: bool = True) -> Standing:
+    """Read a folder, and decide anew from its records by the registered rules. Launches and writes
+    nothing. Raises ValueError where this is no experiment."""
+    document = read_document(exp_dir)
+    e = with_overrides_on_record(experiment_of(document), exp_dir)
+    records = read_records(exp_dir, document["experiment_id"])
+    changed = changes(document)
+    running = frozenset(name for name, _, _ in records.open)  # or broken off: to be run again
+    step = None if changed else next_step(e, records.results, running, conclude=conclude)
+    return Standing(exp_dir, document, e, records, step, changed)

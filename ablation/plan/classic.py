@@ -1,0 +1,422 @@
+"""The classic plan: fixed numbers of runs, a gate of 2 %, a Welch test at the end.
+
+Thresholds, decisions, runs and the table of its stages. Improvement = mean val_loss(baseline) -
+mean val_loss(arm), nats/token: positive is good.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ablation import stats
+from ablation.plan.decision import (
+    ARM_SIDE,
+    FINAL,
+    PROCEED,
+    STOP,
+    Decision,
+    Group,
+    Rule,
+    baseline_losses,
+    best_against_baseline,
+    delta_text,
+    finished_pairs,
+    groups_of,
+    interval,
+    lacking,
+    loss_lines,
+    losses_text,
+    mean_text,
+    missing_arms,
+    no_comparison,
+    on_shared_seed,
+    p_text,
+)
+from ablation.plan.stage import (
+    Situation,
+    Stage,
+    affordable,
+    each_arm_once,
+    left_on_entry_s,
+    of_what,
+    pair_of,
+)
+from ablation.runs.run import RunConfig, RunResult
+from ablation.study.heads import (
+    DIVES,
+    FINAL_ARMS,
+    LAYERS,
+    N_VALIDATIONS,
+    SCREENING,
+    SHORT,
+    VALIDATIONS,
+)
+
+CLASSIC_RULES = {
+    "gate": Rule("best relative improvement", ">", 0.02, "%"),
+    "layers": Rule("best improvement", ">", 0.0, "nats/token"),
+    "significant": Rule("Welch p", "<", 0.05),
+    "target_loss": Rule("improvement", ">=", 0.02, "nats/token"),
+    "target_speedup": Rule("speedup", ">=", 0.10, "%"),
+}
+
+STAGE_RULES = {
+    1: "PROCEED if {gate}",
+    2: "PROCEED with the best layers if {layers}, else document the null result",
+    3: "finalize the weight and schedule with the lowest val loss on the shared seed",
+    4: "target met if {significant} and improvement > 0, with {target_loss} or {target_speedup}",
+}
+
+
+def rule_text(stage: int) -> str:
+    return STAGE_RULES[stage].format(**CLASSIC_RULES)
+
+
+def decide_screening(results: Sequence[RunResult], expected: Sequence[str]) -> Decision:
+    """Stage 1: does any auxiliary arm clear the gate at once?"""
+    missing = missing_arms(results, expected)
+    baseline, best = best_against_baseline(results)
+    if baseline is None or best is None:
+        return no_comparison(1, rule_text(1), results, lacking(baseline, best), missing)
+    improvement = baseline.mean - best.mean
+    relative = improvement / baseline.mean
+    percent = f"{relative:+.2%}"
+    rule = CLASSIC_RULES["gate"]
+    if rule.holds(relative):
+        verdict, title = PROCEED, "PROCEED to Stage 2"
+        because = (f"Aux heads show promise ({relative:.2%} improvement)",)
+    else:
+        verdict, title = STOP, "STOP after Stage 1"
+        because = (
+            f"Stopped by the rule: {rule} does not hold ({percent}).",
+            "This is no evidence of absence: one short run an arm cannot exclude a real effect;",
+            "early losses hardly predict final ones. --ignore_gate goes on, and is recorded.",
+        )
+    return Decision(
+        stage=1,
+        verdict=verdict,
+        title=title,
+        because=because,
+        facts=(
+            f"Baseline loss: {baseline.mean:.4f}",
+            f"Best aux loss: {best.mean:.4f} ({best.names[0]})",
+            f"Improvement: {percent}",
+        ),
+        rule=rule_text(1),
+        numbers={
+            "baseline_loss": baseline.mean,
+            "best_loss": best.mean,
+            "best_arm": best.names[0],
+            "improvement": improvement,
+            "relative_improvement": relative,
+        },
+        missing=missing,
+    )
+
+
+def decide_layers(results: Sequence[RunResult], expected: Sequence[str]) -> Decision:
+    """Stage 2: which tap layers go on?"""
+    missing = missing_arms(results, expected)
+    baseline, best = best_against_baseline(on_shared_seed(results))
+    if baseline is None or best is None:
+        undecided = no_comparison(2, rule_text(2), results, lacking(baseline, best), missing)
+        return replace(undecided, chosen=best and best.arm)  # should a person go on all the same
+    improvement = baseline.mean - best.mean
+    losses = {r.run.arm.name: r.val_loss for r in results if r.status == "ok"}
+    facts = [
+        f"Baseline loss: {baseline.mean:.4f}",
+        *loss_lines([r for r in results if r.run.arm.layers], baseline_losses(results)),
+        f"Best aux loss: {best.mean:.4f} ({best.names[0]})",
+        f"Improvement: {improvement / baseline.mean:+.2%} ({improvement:+.4f} nats/token)",
+    ]
+    numbers = {
+        "baseline_loss": baseline.mean,
+        "best_loss": best.mean,
+        "best_arm": best.names[0],
+        "improvement": improvement,
+        "relative_improvement": improvement / baseline.mean,
+    }
+    if {"aux_6", "aux_6_repeat"} <= losses.keys():
+        repeat = abs(losses["aux_6"] - losses["aux_6_repeat"])
+        facts.append(f"Run-to-run difference (aux_6, two seeds): {repeat:.4f} nats/token")
+        numbers["repeat_difference"] = repeat
+    taps = ",".join(map(str, best.arm.layers))
+    if CLASSIC_RULES["layers"].holds(improvement):
+        verdict, title = PROCEED, "PROCEED to Stage 3"
+        because = (f"Best layers: {taps}. Single runs chose them: exploratory, biased upwards.",)
+    else:
+        verdict, title = STOP, "STOP after Stage 2: null result"
+        because = (
+            f"Stopped by the rule: {CLASSIC_RULES['layers']} does not hold ({improvement:+.4f}).",
+            "No placement beat the baseline here; with single runs this is no evidence of absence.",
+        )
+    return Decision(
+        stage=2,
+        verdict=verdict,
+        title=title,
+        because=because,
+        facts=tuple(facts),
+        rule=rule_text(2),
+        numbers=numbers,
+        chosen=best.arm,
+        missing=missing,
+    )
+
+
+def best_dive(results: Sequence[RunResult]) -> Group | None:
+    """The configuration with the lowest loss on the seed that all dives share; what stage 3
+    validates and finalizes."""
+    return best_against_baseline(on_shared_seed(results))[1]
+
+
+def decide_hyperparameters(results: Sequence[RunResult], expected: Sequence[str]) -> Decision:
+    """Stage 3: which loss weight and schedule go into the final validation?"""
+    missing = missing_arms(results, expected)
+    best = best_dive([r for r in results if r.run.arm.name.startswith("dive_")])
+    if best is None:
+        return no_comparison(3, rule_text(3), results, [ARM_SIDE], missing)
+    validations = [r for r in results if r.run.arm.name.startswith("validation_")]
+    losses = [r.val_loss for r in validations if r.status == "ok"]
+    facts = [
+        *loss_lines([r for r in results if r not in validations]),
+        f"Best: {best.mean:.4f} ({best.names[0]})",
+    ]
+    because = [f"Weight {best.arm.weight:g}, schedule {best.arm.schedule}."]
+    numbers = {"best_loss": best.mean, "best_arm": best.names[0]}
+    if losses:
+        mean, sd = stats.mean_sd(losses)
+        facts.append(f"Validation with new seeds: {mean_text(losses, 4)}")
+        numbers |= {"validation_mean": mean, "validation_sd": sd, "validation_n": len(losses)}
+    if diverged := sum(r.status == "diverged" for r in validations):
+        because.append(f"Beware: {diverged} of {len(validations)} validation runs diverged.")
+        numbers["validation_diverged"] = diverged
+    return Decision(
+        stage=3,
+        verdict=PROCEED,
+        title="PROCEED to Stage 4",
+        because=tuple(because),
+        facts=tuple(facts),
+        rule=rule_text(3),
+        numbers=numbers,
+        chosen=best.arm,
+        missing=missing,
+    )
+
+
+def decide_final(results: Sequence[RunResult], expected: Sequence[str]) -> Decision:
+    """Stage 4: does the finalized configuration beat the baseline on seeds used nowhere else?"""
+    missing = missing_arms(results, expected)
+    results = complete_pairs(results)
+    groups = groups_of(results)
+    baseline = groups.pop((), None)
+    best = next(iter(groups.values()), None)
+    if not (baseline and baseline.losses and best):
+        usable = baseline if baseline and baseline.losses else None
+        return no_comparison(4, rule_text(4), results, lacking(usable, best), missing)
+    finished = finished_pairs(results)
+    c = stats.compare(*zip(*finished, strict=True)) if finished else None
+    times = {
+        bool(layers): [
+            r.train_time_ms / 1000
+            for r in results
+            if r.status == "ok" and bool(r.run.arm.layers) == layers
+        ]
+        for layers in (False, True)
+    }
+    numbers = {
+        "baseline_n": len(baseline.losses),
+        "best_n": len(best.losses),
+        "baseline_diverged": baseline.diverged,
+        "best_diverged": best.diverged,
+        "baseline_loss": baseline.mean,
+        "best_loss": best.mean if best.losses else None,
+        "improvement": c and c.improvement,
+        "relative_improvement": c and c.improvement / c.mean_baseline,
+        "ci_low": c and c.ci_low,
+        "ci_high": c and c.ci_high,
+        "p": c and c.p,
+        "cohens_d": c and c.cohens_d,
+        "speedup": speedup(results),
+    }
+    if baseline.diverged or best.diverged:
+        test = stats.worst_rank(
+            baseline.losses, best.losses, baseline.diverged, best.diverged
+        )
+        numbers |= {"p": test.p, "favours_arm": test.favours_arm}
+    delta = delta_text(numbers["improvement"])
+    if c:
+        delta += f" ({numbers['relative_improvement']:+.2%}){interval(c)}"
+    facts = [
+        f"Layers: {','.join(map(str, best.arm.layers))}",
+        f"Weight: {best.arm.weight:g}",
+        f"Schedule: {best.arm.schedule}",
+        f"Baseline: {losses_text(baseline.losses)}",
+        f"Best:     {losses_text(best.losses)}",
+        f"Training time: baseline {mean_text(times[False], 1, ' s')},"
+        f" best {mean_text(times[True], 1, ' s')}",
+        f"Delta: {delta}",
+        f"p-value: {p_text(numbers['p']).removeprefix('p ').removeprefix('= ')}",
+        f"Speedup: {speedup_text(numbers['speedup'])}",
+    ]
+    if baseline.diverged or best.diverged:
+        facts.append(
+            f"Diverged: baseline {baseline.diverged}, best {best.diverged}; the p-value is the"
+            " exact worst-rank test's, the means are of the runs that finished, Delta of the"
+            f" {len(finished)} pair(s) of which both did"
+        )
+    title, because = final_verdict(numbers)
+    if baseline.diverged or best.diverged:
+        because += (f"{baseline.diverged} baseline and {best.diverged} best runs diverged.",)
+    return Decision(
+        stage=4,
+        verdict=FINAL,
+        title=title,
+        because=because,
+        facts=tuple(facts),
+        rule=rule_text(4),
+        numbers=numbers,
+        chosen=best.arm,
+        missing=missing,
+    )
+
+
+def complete_pairs(results: Sequence[RunResult]) -> list[RunResult]:
+    """The results of the seeds on which baseline and best both have an outcome."""
+    seeds = {is_best: set() for is_best in (False, True)}
+    for r in results:
+        if r.settled:
+            seeds[bool(r.run.arm.layers)].add(r.run.seed)
+    return [r for r in results if r.settled and r.run.seed in seeds[False] & seeds[True]]
+
+
+def final_verdict(numbers: dict) -> tuple[str, tuple[str, ...]]:
+    """The conclusion of stage 4 as (title, lines), from its numbers alone."""
+    rules, improvement = CLASSIC_RULES, numbers["improvement"]
+    n = min(numbers["baseline_n"], numbers["best_n"])
+    if numbers["p"] is None:
+        return (
+            f"INCONCLUSIVE: no test is possible (smaller group: n = {n})",
+            ("Two runs an arm, not all equal, are the least a Welch test needs.",),
+        )
+    if not rules["significant"].holds(numbers["p"]):
+        because = f"{p_text(numbers['p'])}"
+        if numbers["ci_low"] is not None:  # one run that finished has no interval
+            reach = f"{numbers['ci_low']:+.4f} to {numbers['ci_high']:+.4f} nats/token"
+            because += f"; improvements outside this are excluded: 95 % interval {reach}"
+        return "INCONCLUSIVE: no significant difference", (f"{because}.",)
+    # where a run diverged, ranks decide the direction too: the means leave the diverged runs out
+    if not numbers.get("favours_arm", improvement is not None and improvement > 0):
+        size = "" if improvement is None else f"{delta_text(improvement)}, "
+        return "HARMFUL: aux heads make the final loss worse", (f"{size}{p_text(numbers['p'])}.",)
+    met = [
+        str(rules[name])
+        for name, value in (("target_loss", improvement), ("target_speedup", numbers["speedup"]))
+        if value is not None and rules[name].holds(value)
+    ]
+    if met:
+        return "AUX HEADS HELP: target met", (f"{p_text(numbers['p'])}; {', '.join(met)}.",)
+    return "AUX HEADS HELP: significant, below the target", (
+        f"{p_text(numbers['p'])}, but neither {rules['target_loss']}"
+        f" nor {rules['target_speedup']}.",
+    )
+
+
+def speedup(results: Sequence[RunResult]) -> float | None:
+    """1 - (time of the best arm to the baseline's mean final loss) / (baseline's training time).
+
+    Training time as the trainer counts it. None unless every run of the best arm gets there:
+    leaving out those that do not would flatter the arm.
+    """
+    baseline = [r for r in results if not r.run.arm.layers and r.status == "ok"]
+    seeds = {r.run.seed for r in baseline}
+    best = [r for r in results if r.run.arm.layers and r.run.seed in seeds]
+    if not baseline or not best:
+        return None
+    target = sum(r.val_loss for r in baseline) / len(baseline)
+    times = [stats.time_to_target([(t, v) for _, v, t in r.curve], target) for r in best]
+    if None in times:
+        return None
+    full = sum(r.train_time_ms for r in baseline) / len(baseline)
+    return 1 - sum(times) / len(times) / full
+
+
+def speedup_text(value: float | None) -> str:
+    return "not every run reached the baseline's loss" if value is None else f"{value:+.1%}"
+
+
+# ---------------------------------------------------------------------------------------------
+# Stages: which runs a stage asks for, given what is known
+
+N_PAIRS = 8  # in stage 4 of the classic plan, budget permitting
+
+
+def classic(rule: Callable[[Sequence[RunResult], Sequence[str]], Decision]):
+    """A rule of the classic plan as the `decide` of a stage: it sees the results and the arms."""
+    return lambda s: rule(s.told, [arm.name for arm in s.stage.arms or s.experiment.arms])
+
+
+def dives_then_validations(s: Situation) -> list[RunConfig]:
+    """Weights and schedules at the chosen layers; then the best of them, with new seeds."""
+    dives = each_arm_once(s)[: len(DIVES)]
+    dives = [replace(run, arm=replace(run.arm, layers=s.choice.layers)) for run in dives]
+    done = s.of(dives)
+    if len(done) < len(dives) or (best := best_dive(done)) is None:
+        return dives
+    validations = [replace(best.arm, name=f"validation_{k}") for k in range(N_VALIDATIONS)]
+    return dives + [s.run(arm, 2 + k) for k, arm in enumerate(validations)]
+
+
+def pairs(s: Situation) -> list[RunConfig]:
+    """As many baseline/best pairs as the budget allows, interleaved so that drift hits both."""
+    n = min(s.experiment.validation_runs or N_PAIRS, affordable(s, s.costs, left_on_entry_s(s)))
+    return [run for k in range(n) for run in pair_of(s, k)]
+
+
+def final_decision(s: Situation) -> Decision:
+    return of_what(s, classic(decide_final)(s))
+
+
+CLASSIC = (
+    Stage(
+        number=1,
+        name="screening",
+        question="does any placement help at once?",
+        rule=rule_text(1),
+        arms=SCREENING,
+        fraction=SHORT,
+        wanted=each_arm_once,
+        decide=classic(decide_screening),
+        needs_baseline=True,
+    ),
+    Stage(
+        number=2,
+        name="layer position",
+        question="which tap layers?",
+        rule=rule_text(2),
+        arms=LAYERS,
+        fraction=1.0,
+        wanted=each_arm_once,
+        decide=classic(decide_layers),
+        needs_baseline=True,
+    ),
+    Stage(
+        number=3,
+        name="deep dive",
+        question="which loss weight and schedule?",
+        rule=rule_text(3),
+        arms=DIVES + VALIDATIONS,
+        fraction=1.0,
+        wanted=dives_then_validations,
+        decide=classic(decide_hyperparameters),
+    ),
+    Stage(
+        number=4,
+        name="final validation",
+        question="does it hold on seeds used nowhere else?",
+        rule=rule_text(4),
+        arms=FINAL_ARMS,
+        fraction=1.0,
+        wanted=pairs,
+        decide=final_decision,
+        all_pairs_at_once=True,
+    ),
+)

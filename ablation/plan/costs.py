@@ -1,0 +1,61 @@
+"""What will a run cost?  Measured where possible, else the profile's expectation."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from ablation.runs.run import RunConfig, RunResult
+from ablation.study.experiment import Experiment
+from ablation.study.profiles import CPU_FLOPS
+
+# ---------------------------------------------------------------------------------------------
+# What a run costs, in machine time
+
+
+class Costs:
+    """Expected seconds of machine time of a run: measured where possible, else the profile's prior.
+
+    A run of a configuration and length that has been measured costs the median of those. Any other
+    costs the prior, with its training part and its remainder (start-up, validation) each scaled by
+    the median ratio of measurement to prior over all runs so far.
+    """
+
+    def __init__(self, experiment: Experiment, results: Sequence[RunResult] = ()):
+        self.experiment = experiment
+        done = [r for r in results if r.status == "ok"]
+        self.measured: dict[tuple, list[float]] = {}
+        train, rest = [], []
+        for r in done:
+            self.measured.setdefault(self._key(r.run), []).append(r.wall_s)
+            prior_train, prior_rest = self.prior(r.run)
+            train.append(r.train_time_ms / 1000 / prior_train)
+            rest.append(max(0.0, r.wall_s - r.train_time_ms / 1000) / prior_rest)
+        self.train_ratio = statistics.median(train or [1.0])
+        self.rest_ratio = statistics.median(rest or [1.0])
+
+    @staticmethod
+    def _key(run: RunConfig) -> tuple:
+        return run.arm.configuration, run.num_iterations
+
+    def prior(self, run: RunConfig) -> tuple[float, float]:
+        """(training, remainder) in seconds, before anything was measured."""
+        e, p = self.experiment, self.experiment.profile
+        if p.gpus and e.device == "cpu":
+            step_s = p.flops_per_step / (CPU_FLOPS * e.cores / e.slots)
+        else:
+            step_s = p.step_s * (p.gpus / e.processes if p.gpus else 1)
+        # a head on all positions costs about a third of the 124M model (README, "What heads cost")
+        step_s *= 1 + 0.3 * p.aux_token_fraction * len(run.arm.layers)
+        validations = 1 + math.ceil(run.num_iterations / p.val_loss_every)
+        slower = step_s / p.step_s
+        val_s = p.val_s * max(1.0, slower) + 2 * step_s * e.log_grad_norms  # main, and all
+        return run.num_iterations * step_s, p.start_s + validations * val_s
+
+    def __call__(self, run: RunConfig) -> float:
+        return self.wall_s(run) * self.experiment.nodes
+
+    def wall_s(self, run: RunConfig) -> float:
+        if walls := self.measured.get(self._key(run)):
+            return statistics.median(walls)
+        train, rest = self.prior(run)
+        return train * self.train_ratio + rest * self.rest_ratio

@@ -1,0 +1,238 @@
+"""What is a decision, and how is it said?  What the plans, the report and the screen share.
+
+Pure functions from the results of a stage to a `Decision` and its text. Everywhere, improvement =
+mean val_loss(baseline) - mean val_loss(arm) in nats/token: positive is good.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ablation import stats
+from ablation.runs.run import STATUSES, Arm, RunResult, arm_from
+
+# ---------------------------------------------------------------------------------------------
+# The thresholds of the classic plan
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One inequality: it holds when the quantity lies strictly (or not) beyond the threshold."""
+
+    quantity: str
+    sign: str  # ">", ">=" or "<"
+    threshold: float
+    unit: str = ""
+
+    def holds(self, value: float) -> bool:
+        return {
+            ">": value > self.threshold,
+            ">=": value >= self.threshold,
+            "<": value < self.threshold,
+        }[self.sign]
+
+    def __str__(self) -> str:
+        scale = 100 if self.unit == "%" else 1
+        return f"{self.quantity} {self.sign} {self.threshold * scale:g} {self.unit}".rstrip()
+
+
+# ---------------------------------------------------------------------------------------------
+# Decisions
+
+PROCEED, STOP, INCONCLUSIVE, FINAL = "PROCEED", "STOP", "INCONCLUSIVE", "FINAL"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a stage's results say about the next step."""
+
+    stage: int
+    verdict: str  # PROCEED, STOP, INCONCLUSIVE, or FINAL after the last stage
+    title: str  # one line: what is decided
+    because: tuple[str, ...]  # the lines under it
+    facts: tuple[str, ...]  # the stage's results, as lines
+    rule: str
+    numbers: dict  # the same results for programs, at full precision
+    chosen: Arm | None = None  # the configuration that the following stages use
+    missing: tuple[str, ...] = ()  # arms of which there is no result
+
+
+@dataclass(frozen=True)
+class Group:
+    """All runs of one configuration within a stage."""
+
+    names: tuple[str, ...]
+    arm: Arm
+    losses: tuple[float, ...]
+    diverged: int
+
+    @property
+    def mean(self) -> float:
+        return sum(self.losses) / len(self.losses)
+
+    @property
+    def usable(self) -> bool:
+        """A configuration that diverged is worse than any loss, not a smaller sample."""
+        return bool(self.losses) and not self.diverged
+
+
+def groups_of(results: Sequence[RunResult]) -> dict[tuple, Group]:
+    """Results by configuration: aux_6 and aux_6_repeat are one, under the first one's name."""
+    members: dict[tuple, list[RunResult]] = {}
+    for result in results:
+        members.setdefault(result.run.arm.configuration, []).append(result)
+    return {
+        configuration: Group(
+            names=tuple(dict.fromkeys(r.run.arm.name for r in runs)),
+            arm=runs[0].run.arm,
+            losses=tuple(r.val_loss for r in runs if r.status == "ok"),
+            diverged=sum(r.status == "diverged" for r in runs),
+        )
+        for configuration, runs in members.items()
+    }
+
+
+def missing_arms(results: Sequence[RunResult], expected: Sequence[str]) -> tuple[str, ...]:
+    settled = {r.run.arm.name for r in results if r.settled}
+    return tuple(name for name in expected if name not in settled)
+
+
+def on_shared_seed(results: Sequence[RunResult]) -> list[RunResult]:
+    """The results on the stage's first seed, which all its arms share.
+
+    A repeat on another seed shows how much runs differ; in a mean it would make its arm look
+    better or worse by the seed alone, where seeds matter more than arms.
+    """
+    first = min((r.run.seed for r in results), default=None)
+    return [r for r in results if r.run.seed == first or r.status == "diverged"]
+
+
+def baseline_losses(results: Sequence[RunResult]) -> dict[int, float]:
+    """Final val loss of the baseline, by seed, of the runs that finished."""
+    return {r.run.seed: r.val_loss for r in results if r.status == "ok" and not r.run.arm.layers}
+
+
+def counted(results: Sequence[RunResult]) -> str:
+    """How many there are of each status, in words. Those that are ok have finished."""
+    count = Counter(r.status for r in results)
+    return ", ".join(f"{count[status]} {status}" for status in STATUSES if count[status])
+
+
+def best_against_baseline(results: Sequence[RunResult]) -> tuple[Group | None, Group | None]:
+    """The baseline, and the auxiliary configuration with the lowest mean loss; None if unusable."""
+    groups = groups_of(results)
+    baseline = groups.pop((), None)
+    usable = [group for group in groups.values() if group.usable]
+    best = min(usable, key=lambda group: group.mean, default=None)
+    return (baseline if baseline and baseline.usable else None), best
+
+
+def loss_lines(
+    results: Sequence[RunResult], baselines: Mapping[int, float] | None = None
+) -> tuple[str, ...]:
+    """A line for each run; with its improvement over the baseline's run of the same seed, where
+    there is one. baselines: final val loss by seed.
+
+    Two runs of one seed start from the same weights and see the same batches. Across seeds, a
+    difference would be that of the seeds as much as that of the arms.
+    """
+    lines = []
+    for r in results:
+        if r.status != "ok":
+            lines.append(f"{r.run.name}: {r.status} ({r.reason})")
+            continue
+        base = (baselines or {}).get(r.run.seed) if r.run.arm.layers else None
+        improvement = "" if base is None else f" ({base - r.val_loss:+.4f})"
+        lines.append(f"{r.run.name}: {r.val_loss:.4f}{improvement}")
+    return tuple(lines)
+
+
+BASELINE_SIDE, ARM_SIDE = "the baseline", "an auxiliary arm"  # of a comparison
+
+
+def lacking(baseline: object, best: object) -> list[str]:
+    """The sides of a comparison that have no usable run, in words."""
+    sides = {BASELINE_SIDE: baseline, ARM_SIDE: best}
+    return [side for side, found in sides.items() if found is None]
+
+
+def no_comparison(
+    stage: int,
+    rule: str,
+    results: Sequence[RunResult],
+    without: Sequence[str],
+    missing: tuple[str, ...],
+) -> Decision:
+    """INCONCLUSIVE: these sides of the comparison have no usable run."""
+    what = f"no usable run of {' or '.join(without)}"
+    return Decision(
+        stage=stage,
+        verdict=INCONCLUSIVE,
+        title=f"INCONCLUSIVE: {what}",
+        because=("The rule cannot be applied; nothing is concluded about auxiliary heads.",),
+        facts=loss_lines(results, baseline_losses(results)),
+        rule=rule,
+        numbers={},
+        missing=missing,
+    )
+
+
+def finished_pairs(results: Sequence[RunResult]) -> list[tuple[float, float]]:
+    """Final val losses (baseline, best) of each seed on which both finished, by seed: what a
+    difference of means is of, also where other runs diverged."""
+    baselines = baseline_losses(results)
+    best = {r.run.seed: r.val_loss for r in results if r.status == "ok" and r.run.arm.layers}
+    return [(baselines[seed], best[seed]) for seed in sorted(baselines.keys() & best.keys())]
+
+
+def losses_text(losses: Sequence[float]) -> str:
+    return f"val loss {mean_text(losses, 4)}" if losses else "every run diverged"
+
+
+def mean_text(values: Sequence[float], digits: int, unit: str = "") -> str:
+    """The mean ± the standard deviation between runs, and n, to so many digits."""
+    if not values:
+        return "unknown"
+    mean, sd = stats.mean_sd(values)
+    spread = f" ± {sd:.{digits}f} sd" if sd is not None else ""
+    return f"{mean:.{digits}f}{spread}{unit} (n = {len(values)})"
+
+
+def delta_text(improvement: float | None) -> str:
+    return "unknown" if improvement is None else f"{improvement:+.4f} nats/token"
+
+
+def interval(comparison) -> str:
+    if comparison.ci_low is None:
+        return ""
+    return f", 95 % interval {comparison.ci_low:+.4f} to {comparison.ci_high:+.4f}"
+
+
+def p_text(p: float | None) -> str:
+    return "p undefined" if p is None else "p < 0.0001" if p < 1e-4 else f"p = {p:.4f}"
+
+
+# ---------------------------------------------------------------------------------------------
+# What a person reads
+
+SIGNS = {PROCEED: "✅", STOP: "🛑", INCONCLUSIVE: "❔", FINAL: "🏁"}
+
+
+def render(decision: Decision, overridden: bool = False) -> str:
+    """The block on screen after a stage."""
+    heading = f"STAGE {decision.stage} RESULTS" if decision.stage else "RESULTS"
+    lines = [f"📊 {heading}:", *(f"  {fact}" for fact in decision.facts)]
+    if decision.missing:
+        lines.append(f"  Missing: {', '.join(decision.missing)} (no result; see the failed runs)")
+    lines += ["", f"{SIGNS[decision.verdict]} DECISION: {decision.title}"]
+    lines += [f"  {line}" for line in decision.because]
+    if overridden:
+        lines.append("  OVERRIDE: --ignore_gate was given; the plan goes on all the same.")
+    return "\n".join(lines)
+
+
+def decision_from(value: dict) -> Decision:
+    """The inverse of `asdict`, for decisions read from staged_ablation_results.json."""
+    listed = {name: tuple(value[name]) for name in ("because", "facts", "missing")}
+    chosen = arm_from(value["chosen"]) if value["chosen"] else None
+    return Decision(**{**value, **listed, "chosen": chosen})

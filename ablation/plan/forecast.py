@@ -1,0 +1,106 @@
+"""What is still to come?  The plan carried out with invented losses: runs, hours, cuts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ablation.plan.costs import Costs
+from ablation.plan.next_step import Step, next_step
+from ablation.runs.run import RunConfig, RunResult, machine_seconds
+from ablation.study.experiment import Experiment, Override
+from ablation.study.heads import SCHEDULE, WEIGHT
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that is still to come if every gate lets the plan pass."""
+
+    run: RunConfig
+    start_s: float  # from now
+    wall_s: float
+
+
+def span_s(planned: Sequence[Planned]) -> float:
+    """From the first start to the last end."""
+    ends = [p.start_s + p.wall_s for p in planned]
+    return max(ends) - min(p.start_s for p in planned) if planned else 0.0
+
+
+def paid_s(e: Experiment, planned: Sequence[Planned]) -> float:
+    """Machine time, as `machine_seconds` will count it."""
+    return sum(p.wall_s for p in planned) * e.nodes if e.paid_each else span_s(planned)
+
+
+def play(
+    e: Experiment,
+    results: Sequence[RunResult],
+    loss: Callable[[RunConfig], float],
+    wall_s: Callable[[RunConfig], float] | None = None,
+    conclude: bool = True,
+) -> tuple[list[Planned], list[RunResult], Step]:
+    """Carry the plan out from these results on, as the orchestrator would, with invented losses:
+    the runs in order, all results, and the last step. A run takes what the plan expects, or what
+    wall_s says."""
+    results, planned = list(results), []
+    clock_s = 0.0
+    attempts: dict[str, int] = {}
+    for r in results:
+        attempts[r.run.name] = max(r.attempt, attempts.get(r.run.name, 0))
+    while (step := next_step(e, results, conclude=conclude)).runs:
+        costs = Costs(e, results)
+        left_s = 3600 * e.budget_hours - machine_seconds(results)  # as in next_step
+        free_s = [clock_s] * e.slots  # when each slot is next free
+        launched = []
+        for run in step.runs:
+            slot = free_s.index(min(free_s))
+            begun_s = paid_s(e, launched) if e.paid_each else free_s[slot] - clock_s
+            if begun_s + costs(run) > left_s:
+                break
+            launched.append(Planned(run, free_s[slot], (wall_s or costs.wall_s)(run)))
+            free_s[slot] += launched[-1].wall_s
+            attempts[run.name] = attempts.get(run.name, 0) + 1
+            results.append(invented(launched[-1], attempts[run.name], loss(run), costs))
+        planned += launched
+        clock_s = max(free_s)
+    return planned, results, step
+
+
+def forecast(e: Experiment, results: Sequence[RunResult] = ()) -> tuple[list[Planned], Step]:
+    """The runs still to come, and the plan's last step, if every gate lets the plan pass and the
+    two-layer placement wins: the longest course that the plan can take within the budget."""
+    scale = max((r.val_loss for r in results if r.status == "ok"), default=4.0)
+    gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
+    everything = replace(e, overrides=(*e.overrides, *gates), stop_on="never")
+    planned, _, step = play(
+        everything, results, lambda run: scale * invented_loss(run), conclude=False
+    )
+    return planned, step
+
+
+def invented_loss(run: RunConfig) -> float:
+    """Of a baseline at 1: two layers win, then the default weight and schedule. No two seeds give
+    the same, or the plan would stop."""
+    arm, of_seed = run.arm, 1e-9 * (run.seed % 1_000_003)
+    if not arm.layers:
+        return 1.0 + of_seed
+    off_default = (arm.weight != WEIGHT) + (arm.schedule != SCHEDULE)
+    return 0.9 + 0.01 * abs(len(arm.layers) - 2) + 0.001 * off_default + of_seed
+
+
+def invented(planned: Planned, attempt: int, val_loss: float, costs: Costs) -> RunResult:
+    e, run = costs.experiment, planned.run
+    train, rest = costs.prior(run)
+    share = train * costs.train_ratio / (train * costs.train_ratio + rest * costs.rest_ratio)
+    return RunResult(
+        run=run,
+        attempt=attempt,
+        status="ok",
+        reason="invented",
+        clock=f"job {run.name} {attempt}" if e.paid_each else "forecast",
+        start_s=planned.start_s,
+        end_s=planned.start_s + planned.wall_s,
+        nodes=e.nodes,
+        val_loss=val_loss,
+        steps_done=run.num_iterations,
+        train_time_ms=1000 * share * planned.wall_s,
+        step_avg_ms=1000 * share * planned.wall_s / run.num_iterations,
+    )

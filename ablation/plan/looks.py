@@ -1,0 +1,181 @@
+"""What may be concluded after each pair?  The sequential test of the adaptive plan's last stage.
+
+Lan-DeMets bounds of the O'Brien-Fleming kind: looking after every pair costs nothing of the stated
+level. It ends with one of four verdicts: improves, harmful, no meaningful effect, inconclusive.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ablation import stats
+from ablation.plan.decision import finished_pairs
+from ablation.runs.run import RunResult
+from ablation.study.profiles import Design
+
+# ---------------------------------------------------------------------------------------------
+# Stage 4: looks
+
+IMPROVES, HARMFUL = "improves", "harmful"
+NO_EFFECT, UNDECIDED = "no meaningful effect", "inconclusive"
+MET, BELOW, UNRESOLVED = "target met", "below target", "target unresolved"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What n complete pairs say, with n_max as the most that the budget allows."""
+
+    n: int
+    n_max: int
+    improvement: float | None  # of the runs that finished; None where a whole arm diverged
+    z: float  # bound for the verdict, one-sided alpha/2 spent over the looks
+    q: float  # bound for equivalence, one-sided alpha
+    low: float | None  # sequential interval of the improvement; None where ranks had to decide
+    high: float | None
+    eq_low: float | None
+    eq_high: float | None
+    p: float | None  # nominal and two-sided: Welch, or worst-rank where a run diverged
+    verdict: str = ""  # empty: no bound is crossed
+    label: str = ""
+
+
+Pair = tuple[RunResult, RunResult]  # baseline, best; of one seed
+
+
+def looks_at(
+    pairs: Sequence[Pair],
+    limits: Sequence[int],
+    design: Design,
+    equivalence: bool = True,
+    together: int = 1,
+) -> list[Look]:
+    """Every look so far, in order; the last one may be final.
+
+    pairs: complete pairs in order. limits[k-1]: n_max as the budget allowed after k pairs, never
+    rising. together: pairs that run side by side, with one look after them. A verdict, once
+    reached, stands; later looks can only settle its label.
+    """
+    looks: list[Look] = []
+    for n in range(1, len(pairs) + 1):
+        n_max = limits[n - 1]
+        if n < min(design.first_look, n_max) or n < 2:
+            continue
+        if (n - design.first_look) % together and n < n_max:
+            continue
+        look = take_look(pairs[:n], n_max, [k.n for k in looks], [k.n_max for k in looks], design)
+        last = looks[-1] if looks else None
+        if last and last.verdict:
+            look = replace(look, verdict=last.verdict)
+        elif look.verdict == NO_EFFECT and not equivalence and n < n_max:
+            look = replace(look, verdict="", label="")
+        if look.verdict == IMPROVES:
+            label = target_label(look, design)
+            if last and last.label in (MET, BELOW):
+                label = last.label
+            look = replace(look, label=label)
+        looks.append(look)
+    return looks
+
+
+def target_label(look: Look, design: Design) -> str:
+    if look.low is not None and look.low >= design.delta_target:
+        return MET
+    if look.high is not None and look.high < design.delta_target:
+        return BELOW
+    return UNRESOLVED
+
+
+def settled(look: Look) -> bool:
+    """Nothing that more pairs could add to is open."""
+    if not look.verdict:
+        return False
+    return look.verdict != IMPROVES or look.label != UNRESOLVED or look.low is None
+
+
+def alpha_spent(ns: Sequence[int], n_maxes: Sequence[int], alpha: float) -> tuple[float, ...]:
+    """Cumulative one-sided alpha at each look, O'Brien-Fleming spending (Lan and DeMets 1983).
+
+    When the budget lowers n_max, the fraction of information jumps and what was left of alpha is
+    spent sooner; what was spent stays spent.
+    """
+    return tuple(
+        stats.obrien_fleming_spending(n / max(n, n_max), alpha)
+        for n, n_max in zip(ns, n_maxes, strict=True)
+    )
+
+
+def take_look(
+    pairs: Sequence[Pair],
+    n_max: int,
+    earlier_n: Sequence[int],
+    earlier_n_max: Sequence[int],
+    design: Design,
+) -> Look:
+    """One look at the first len(pairs) pairs, given the looks before it."""
+    n = len(pairs)
+    ns, n_maxes = (*earlier_n, n), (*earlier_n_max, n_max)
+    z, q = (
+        stats.bounds(ns, alpha_spent(ns, n_maxes, alpha))[-1]
+        for alpha in (design.alpha / 2, design.alpha)
+    )
+    baseline = [b.val_loss for b, _ in pairs if b.status == "ok"]
+    best = [a.val_loss for _, a in pairs if a.status == "ok"]
+    if len(baseline) < n or len(best) < n:
+        return ranked_look(pairs, n_max, z, q)
+    c = stats.compare(baseline, best)
+    if c.se is None or c.df is None:  # no variance at all: nothing can be concluded from it
+        return Look(n, n_max, c.improvement, z, q, None, None, None, None, None)
+    reach, eq_reach = (stats.t_critical(bound, c.df) * c.se for bound in (z, q))
+    look = Look(
+        n=n,
+        n_max=n_max,
+        improvement=c.improvement,
+        z=z,
+        q=q,
+        low=c.improvement - reach,
+        high=c.improvement + reach,
+        eq_low=c.improvement - eq_reach,
+        eq_high=c.improvement + eq_reach,
+        p=c.p,
+    )
+    return replace(look, verdict=verdict_of(look, design))
+
+
+def verdict_of(look: Look, design: Design) -> str:
+    if look.low > 0:
+        return IMPROVES
+    if look.high < 0:
+        return HARMFUL
+    if -design.delta_eq < look.eq_low and look.eq_high < design.delta_eq:
+        return NO_EFFECT
+    return ""
+
+
+def ranked_look(pairs: Sequence[Pair], n_max: int, z: float, q: float) -> Look:
+    """A run diverged: the exact worst-rank test decides (Lachin 1999), at this look's level; the
+    improvement is that of the pairs of which both runs finished."""
+    n = len(pairs)
+    baseline = [b.val_loss for b, _ in pairs if b.status == "ok"]
+    best = [a.val_loss for _, a in pairs if a.status == "ok"]
+    test = stats.worst_rank(baseline, best, n - len(baseline), n - len(best))
+    level = 2 * stats.upper_tail(z)
+    verdict = ""
+    if test.p is not None and test.p <= level and baseline:  # else there is nothing to beat
+        verdict = IMPROVES if test.favours_arm else HARMFUL
+    finished = finished_pairs([r for pair in pairs for r in pair])
+    improvement = statistics.fmean(b - a for b, a in finished) if finished else None
+    return Look(n, n_max, improvement, z, q, None, None, None, None, test.p, verdict)
+
+
+def level_among_finished(
+    last: Look, finished: Sequence[tuple[float, float]], design: Design
+) -> bool:
+    """Where runs diverged and ranks show nothing: whether baseline and best are equivalent, at the
+    look's bound, in the pairs of which both finished (their val losses)."""
+    if last.p is None or len(finished) < 2:
+        return False
+    c = stats.compare(*zip(*finished, strict=True))
+    if c.se is None:
+        return False
+    reach = stats.t_critical(last.q, c.df) * c.se
+    return abs(c.improvement) + reach < design.delta_eq

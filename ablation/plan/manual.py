@@ -1,0 +1,104 @@
+"""Runs by hand: the arms and seeds that somebody asked for, told without a rule."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ablation import stats
+from ablation.plan.classic import classic
+from ablation.plan.costs import Costs
+from ablation.plan.decision import (
+    FINAL,
+    Decision,
+    Group,
+    baseline_losses,
+    groups_of,
+    interval,
+    mean_text,
+    missing_arms,
+)
+from ablation.plan.stage import Situation, Stage
+from ablation.runs.run import RunConfig, RunResult
+from ablation.study.experiment import Experiment
+from ablation.study.heads import LENGTHS, phase_of
+
+
+def summarize(results: Sequence[RunResult], expected: Sequence[str]) -> Decision:
+    """Runs asked for by hand: what they gave, and no rule. Runs of one length are compared."""
+    facts = []
+    for length in dict.fromkeys(r.run.num_iterations for r in results):
+        mine = [r for r in results if r.run.num_iterations == length]
+        facts += [summary_line(group, mine) for group in groups_of(mine).values()]
+    return Decision(
+        stage=0,
+        verdict=FINAL,
+        title="runs asked for by hand are done",
+        because=("No rule applies.",),
+        facts=tuple(facts),
+        rule="none",
+        numbers={},
+        missing=missing_arms(results, expected),
+    )
+
+
+def summary_line(group: Group, results: Sequence[RunResult]) -> str:
+    """An arm's losses, and their difference to the baseline on the seeds that both have."""
+    name = ", ".join(group.names)
+    lost = f"; {group.diverged} diverged" if group.diverged else ""
+    if not group.losses:
+        return f"{name}: no finished run{lost}"
+    line = f"{name}: val loss {mean_text(group.losses, 4)}{lost}"
+    baselines = baseline_losses(results)
+    mine = [r for r in results if r.run.arm.configuration == group.arm.configuration]
+    mine = [r for r in mine if r.status == "ok" and r.run.seed in baselines]
+    if not mine or not group.arm.layers:
+        return line
+    c = stats.compare([baselines[r.run.seed] for r in mine], [r.val_loss for r in mine])
+    shared = f" on {len(mine)} shared seed(s)" * (len(mine) < len(group.losses))
+    return f"{line}, improvement {c.improvement:+.4f}{interval(c)}{shared}"
+
+
+def every_seed(s: Situation) -> list[RunConfig]:
+    """Plan "manual": the arms asked for, seed by seed; a repeat of an arm gets other seeds."""
+    e, runs = s.experiment, []
+    for k, seed in enumerate(e.seeds):
+        earlier = [arm.configuration for arm in e.arms]
+        for position, arm in enumerate(e.arms):
+            repeat = earlier[:position].count(arm.configuration)
+            iterations = e.iterations(LENGTHS.get(phase_of(arm), 1.0))
+            as_run = replace(arm, unet_skips=e.unet_skips)
+            runs.append(RunConfig(0, as_run, k, seed + 1000 * repeat, iterations))
+    return runs
+
+
+MANUAL = (
+    Stage(
+        number=0,
+        name="by hand",
+        question="what was asked for",
+        rule="none",
+        arms=(),
+        fraction=1.0,
+        wanted=every_seed,
+        decide=classic(summarize),
+    ),
+)
+
+
+def runs_by_hand(e: Experiment) -> list[RunConfig]:
+    """All runs of a plan by hand; stages choose theirs as they go, with seeds of their own."""
+    stage = MANUAL[0]
+    nothing_yet = Situation(e, stage, None, {}, {}, (), 3600 * e.budget_hours, Costs(e))
+    return stage.wanted(nothing_yet) if e.plan == "manual" else []
+
+
+def every_seed_once(e: Experiment) -> None:
+    """Raise ValueError where two runs by hand would be the same training: a copy is no repeat."""
+    seen: dict[tuple, RunConfig] = {}
+    for run in runs_by_hand(e):
+        trained = run.arm.configuration, run.seed, run.num_iterations
+        if other := seen.get(trained):
+            raise ValueError(
+                f"{other.name} and {run.name} would be the same training (seed {run.seed}):"
+                " a repeat of an arm takes its seed + 1000; give seeds that lie closer together"
+            )
+        seen[trained] = run

@@ -1,0 +1,209 @@
+"""What became of an attempt?  The one place that says `ok`, `diverged` or anything else.
+
+`judge` decides from exit code, summary, steps and finiteness together; `result_from` demands of a
+record that is read what `judge` demanded when it was written.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from ablation.runs.log import (
+    NOTHING,
+    SAME_LOSS,
+    SUMMARY_FIELDS,
+    LogReader,
+    evidence,
+    read_log,
+    text_of,
+)
+from ablation.runs.run import RunConfig, RunResult, run_from
+from ablation.runs.untrusted import is_count, is_number, printable
+
+# ---------------------------------------------------------------------------------------------
+# What became of a run
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How the processes of an attempt ended, written by whoever watched them."""
+
+    returncode: int | None  # None: nobody saw it end
+    ended_by: str  # "itself", or why it was stopped: "timeout", "stall", "operator", "budget", ...
+    clock: str
+    start_s: float
+    end_s: float
+    nodes: int = 1
+
+
+def exit_from(value) -> Exit | None:
+    """The contents of exit.json as an Exit; None for anything else: then nobody saw it end."""
+    try:
+        exit = Exit(**value)
+    except TypeError:
+        return None
+    texts = isinstance(exit.ended_by, str) and isinstance(exit.clock, str)
+    times = is_interval(exit.start_s, exit.end_s)
+    counts = is_returncode(exit.returncode) and is_count(exit.nodes)
+    return exit if texts and times and counts else None
+
+
+MOST_S = 1e12  # of any clock
+MOST_MS = 1e15
+
+
+def is_interval(start_s, end_s) -> bool:
+    numbers = is_number(start_s) and is_number(end_s)
+    return numbers and -MOST_S <= start_s <= end_s <= MOST_S
+
+
+def is_returncode(value) -> bool:
+    return value is None or (type(value) is int and abs(value) < 1 << 32)
+
+
+def judge_attempt(
+    run: RunConfig, attempt: int, folder: Path, log: LogReader, exit: Exit
+) -> RunResult:
+    """Judge an attempt by what its folder holds. `log` is the screen's copy, output.log."""
+    own = read_log(folder / "train_log.txt", run.num_iterations)
+    return judge(run, attempt, evidence(log, own), exit)
+
+
+STOPPED = {"timeout": "its time limit", "stall": "a silence that was too long"}
+
+
+def judge(run: RunConfig, attempt: int, log: LogReader, exit: Exit) -> RunResult:
+    """Decide from exit code, summary, steps and finiteness together what became of an attempt."""
+    refused_log = log.incomplete or overlong(log.summary, exit.end_s - exit.start_s)
+    numbers = {}
+    if log.non_finite:
+        status, reason = "diverged", f"non-finite loss: {text_of(log.non_finite)}"
+    elif exit.returncode == 0 and not refused_log:
+        status, reason, numbers = "ok", "", earned_numbers(log.summary)
+    elif what := STOPPED.get(exit.ended_by):
+        status, reason = "timeout", explained(f"stopped after {what} at step {log.step}", log)
+    elif exit.ended_by != "itself":
+        where = f", at step {log.step}" if log.step or log.tail else ""
+        status, reason = "interrupted", f"{printable(exit.ended_by)}{where}"
+    elif words := refusal(log, exit.returncode):
+        status, reason = "refused", words
+    else:
+        status, reason = "crashed", crash_reason(log, exit.returncode, refused_log)
+    return RunResult(
+        run=run,
+        attempt=attempt,
+        status=status,
+        reason=printable(reason, limit=MAX_REASON),
+        clock=exit.clock,
+        start_s=exit.start_s,
+        end_s=exit.end_s,
+        nodes=exit.nodes,
+        steps_done=log.step,
+        curve=tuple(log.curve),
+        returncode=exit.returncode,
+        **numbers,
+    )
+
+
+MAX_REASON = 600  # characters
+
+
+def earned_numbers(summary: dict) -> dict:
+    """A summary's numbers as a RunResult has them."""
+    named = [field for field in SUMMARY_FIELDS if field.name != "steps_done"]
+    return {f.name: summary[f.name] if f.whole else float(summary[f.name]) for f in named}
+
+
+def overlong(numbers: dict | None, wall_s: float) -> str:
+    """What is wrong with a training time that the attempt did not have; empty for nothing."""
+    if not numbers or numbers["train_time_ms"] <= 1000 * (1.01 * wall_s + 0.1):
+        return ""
+    took = f"more than the {wall_s:.1f} s that the attempt took by the clock"
+    return f"train_time_ms {numbers['train_time_ms']}: {took}"
+
+
+def refusal(log: LogReader, returncode: int | None) -> str:
+    """The words of a trainer that says it cannot work: exit code 2, its own or, where torchrun
+    ended with 1, that of the worker that failed first. One that says no more than that says what
+    its log holds. Empty for any other end."""
+    if returncode == 2 or (returncode == 1 and log.worker_refused):
+        return text_of(log.refusal) or log.last_words or explained("exit code 2", log)
+    return ""
+
+
+def crash_reason(log: LogReader, returncode: int | None, refused_log: str) -> str:
+    if log.killed_for_memory:
+        return explained(
+            f"killed by the kernel for memory at step {log.step}; try fewer runs side by side"
+            " (--parallel_runs), or a smaller --device_batch_size",
+            log,
+        )
+    if log.out_of_memory:
+        return f"out of memory; try a smaller --device_batch_size ({text_of(log.out_of_memory)})"
+    if returncode == 0:
+        return f"exit code 0, but {refused_log}"
+    if returncode is None:
+        return explained("its watcher was killed", log)
+    if returncode == 1 and log.worker_exit is not None:  # torchrun's; the worker's says more
+        returncode = log.worker_exit
+    how = f"killed by signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
+    return explained(how, log)
+
+
+def explained(how: str, log: LogReader) -> str:
+    """How an attempt ended, with the last words of its log, or with what else it holds."""
+    if not log.incomplete:
+        how = f"{how}, but {log.contents}"
+    elif not log.last_words:
+        how = f"{how}{', ' if log.contents == NOTHING else '; '}{log.contents}"
+    return f"{how}: {log.last_words}" if log.last_words else how
+
+
+def result_from(value: dict) -> RunResult:
+    """The inverse of `asdict`. Raises ValueError for anything that is not a whole RunResult, and
+    for one that nobody can have written: reading demands what `judge` demands."""
+    try:
+        curve = tuple((step, loss, time_ms) for step, loss, time_ms in value["curve"])
+        fields = {**value, "run": run_from(value["run"]), "curve": curve}
+        result = RunResult(**{**fields, "reason": printable(value["reason"], limit=MAX_REASON)})
+        if fault := fault_of(result):
+            raise ValueError(f"not a run's record: {fault}")
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"not a run's record: {printable(repr(error))}") from None
+    return result
+
+
+def fault_of(r: RunResult) -> str:
+    """Why a result cannot be one that `judge` gave; empty where it can."""
+    whole = [r.attempt, r.nodes, *(step + 1 for step, _, _ in r.curve), r.steps_done + 1]
+    numbers = [number for _, *point in r.curve for number in point]
+    optional = [getattr(r, f.name) for f in SUMMARY_FIELDS]
+    numbers += [number for number in optional if number is not None]
+    steps = all(type(step) is int for step, _, _ in r.curve)  # true + 1 is a count, too
+    if not (steps and all(map(is_count, whole)) and all(map(is_number, numbers))):
+        return "a field holds no number where one belongs"
+    if not is_interval(r.start_s, r.end_s) or not isinstance(r.clock, str):
+        return "it does not say when it began and ended"
+    if not is_returncode(r.returncode):
+        return f"returncode {printable(repr(r.returncode))}: give an integer"
+    if not all(0 <= time_ms <= MOST_MS for _, _, time_ms in r.curve):
+        return "a time of its curve can be none"
+    if any(step >= later for (step, *_), (later, *_) in pairwise(r.curve)):
+        return "the steps of its curve are not in their order"
+    return unearned(r) if r.status == "ok" else ""
+
+
+def unearned(r: RunResult) -> str:
+    """Why a result does not deserve its `ok`; empty where it does."""
+    total = r.run.num_iterations
+    numbers = {f.name: getattr(r, f.name) for f in SUMMARY_FIELDS}
+    faults = (f.fault(numbers) for f in SUMMARY_FIELDS)
+    if fault := next(filter(None, faults), "") or overlong(numbers, r.wall_s):
+        return f"it is ok, but {fault}"
+    if r.returncode not in (0, None):
+        return f"it is ok, but its exit code is {r.returncode}"
+    if r.steps_done != total or not r.curve or r.curve[-1][0] != total:
+        return f"it is ok, but does not reach step {total}"
+    if abs(r.curve[-1][1] - r.val_loss) > SAME_LOSS:
+        return f"its val_loss {r.val_loss} is not the end of its curve ({r.curve[-1][1]})"
+    return ""

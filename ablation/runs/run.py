@@ -1,0 +1,189 @@
+"""What is a run, and what became of it?  The words of the whole house, and the ledger over them.
+
+An `Arm` is one configuration, a `RunConfig` one training of it with one seed, a `RunResult` one
+attempt at that. Losses are nats/token at full precision; durations are seconds of machine time on a
+monotonic clock.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ablation.runs.untrusted import is_count, is_number
+
+# ---------------------------------------------------------------------------------------------
+# Vocabulary
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One configuration of the auxiliary heads. The baseline is the arm without tap layers."""
+
+    name: str
+    layers: tuple[int, ...] = ()  # tap layer L: the residual stream after L blocks, from 1
+    weight: float = 0.0  # of the mean auxiliary loss, against 1 for the main loss
+    schedule: str = "constant"  # of the weight over training
+    description: str = ""
+    unet_skips: bool = False  # of the model, baseline included: gradients have shortcuts anyway
+
+    @property
+    def configuration(self) -> tuple:
+        """What tells arms of one experiment apart; of different names with one configuration are
+        one arm. U-net skips are the same for all of them."""
+        return (self.layers, self.weight, self.schedule) if self.layers else ()
+
+    @property
+    def label(self) -> str:
+        if not self.layers:
+            return "baseline"
+        taps = ",".join(map(str, self.layers))
+        skips = ", U-net skips" if self.unet_skips else ""
+        return f"layers {taps}, weight {self.weight:g}, {self.schedule}{skips}"
+
+
+NAME = re.compile(r"[A-Za-z0-9_]{1,64}")  # what may become a folder's name
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training of one arm with one seed. Raises ValueError for a name that is no plain word."""
+
+    stage: int  # 1 to 4; 0 outside a staged ablation
+    arm: Arm
+    index: int  # run_<index> in the arm's folder
+    seed: int  # fixes initialisation and the order of the data
+    num_iterations: int
+
+    def __post_init__(self):
+        if not (isinstance(self.arm.name, str) and NAME.fullmatch(self.arm.name)):
+            raise ValueError(f"arm name {self.arm.name!r}: use letters, digits and underscores")
+        numbers = (self.stage, self.index, self.num_iterations)
+        if not all(isinstance(number, int) and number >= 0 for number in numbers):
+            raise ValueError(f"stage, index, num_iterations {numbers!r}: give whole numbers")
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm.name}/run_{self.index}"
+
+    @property
+    def key(self) -> tuple:
+        """What was trained, under which name. Results count for a run of the same key only: under
+        the name final_best, say, another choice of layers would be another run."""
+        trained = (self.arm.configuration, self.arm.unet_skips, self.seed, self.num_iterations)
+        return self.stage, self.name, *trained
+
+
+STATUSES = ("ok", "diverged", "refused", "crashed", "timeout", "interrupted")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One attempt at one run: what became of it, and what it cost.
+
+    Raises ValueError for `ok` without a finite loss and for a loss without `ok`, so that no
+    comparison downstream can meet a number that was not earned.
+    """
+
+    run: RunConfig
+    attempt: int  # from 1
+    status: str
+    reason: str  # empty when ok
+    clock: str  # which monotonic clock start_s and end_s were read from (a boot of a machine)
+    start_s: float
+    end_s: float
+    val_loss: float | None = None  # nats/token, main head, after the last step
+    steps_done: int = 0
+    train_time_ms: float | None = None  # without validation and start-up
+    step_avg_ms: float | None = None
+    peak_memory_mib: float | None = None
+    tokens_seen: int | None = None
+    num_parameters: int | None = None
+    nodes: int = 1  # of a cluster, that it had to itself
+    curve: tuple[tuple[int, float, float], ...] = ()  # (step, val_loss, train_time_ms)
+    returncode: int | None = None  # None: nobody saw it end, or a record of an older version
+
+    def __post_init__(self):
+        if self.status not in STATUSES:
+            raise ValueError(f"status {self.status!r} is none of {', '.join(STATUSES)}")
+        finite = isinstance(self.val_loss, float) and math.isfinite(self.val_loss)
+        if self.status == "ok" and not finite:
+            raise ValueError(f"status ok needs a finite val_loss, not {self.val_loss!r}")
+        if self.status != "ok" and self.val_loss is not None:
+            raise ValueError(f"status {self.status} cannot carry a val_loss ({self.val_loss!r})")
+        if not self.end_s >= self.start_s:
+            raise ValueError(f"ends at {self.end_s!r} s before it starts at {self.start_s!r} s")
+
+    @property
+    def wall_s(self) -> float:
+        return self.end_s - self.start_s
+
+    @property
+    def interval(self) -> "Interval":
+        return self.clock, self.start_s, self.end_s, self.nodes
+
+    @property
+    def settled(self) -> bool:
+        """An outcome of the arm, as opposed to something that happened to the run."""
+        return self.status in ("ok", "diverged")
+
+    @property
+    def final(self) -> bool:
+        """Whether a crash would come again: the training ended as it should, and its log was
+        refused. Another attempt would train as long and print the same."""
+        done = self.steps_done == self.run.num_iterations
+        return self.status == "crashed" and self.returncode == 0 and done
+
+
+# ---------------------------------------------------------------------------------------------
+# The ledger
+
+
+Interval = tuple[str, float, float, int]  # clock, start_s, end_s, nodes
+
+
+def machine_seconds(results: Sequence[RunResult], in_flight: Sequence[Interval] = ()) -> float:
+    """Machine time paid for: the union of all attempts' intervals, failed ones included.
+
+    Attempts side by side on one machine are paid once; time between attempts is not paid. A job
+    of a cluster has a clock of its own, and each of its nodes is paid for.
+    """
+    intervals = [*(r.interval for r in results), *in_flight]
+    total, covered_clock, covered = 0.0, "", -math.inf
+    for clock, start, end, nodes in sorted(intervals):
+        if clock != covered_clock:
+            covered_clock, covered = clock, -math.inf
+        total += nodes * max(0.0, end - max(start, covered))
+        covered = max(covered, end)
+    return total
+
+
+def duration(seconds: float) -> str:
+    """A duration for a person."""
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+# ---------------------------------------------------------------------------------------------
+# Records as values
+
+
+def arm_from(value: dict) -> Arm:
+    if not isinstance(value["layers"], list | tuple):  # an empty text would be the baseline
+        raise TypeError(f"layers {value['layers']!r}")
+    arm = Arm(**{**value, "layers": tuple(value["layers"])})
+    texts = (arm.name, arm.schedule, arm.description)
+    if not (all(map(is_count, arm.layers)) and all(isinstance(t, str) for t in texts)):
+        raise TypeError("an arm has whole numbers as layers, and texts as its other fields")
+    if not is_number(arm.weight) or type(arm.unet_skips) is not bool:
+        raise TypeError(f"loss weight {arm.weight!r}, unet_skips {arm.unet_skips!r}")
+    return arm
+
+
+def run_from(value: dict) -> RunConfig:
+    run = RunConfig(**{**value, "arm": arm_from(value["arm"])})
+    numbers = (run.stage, run.index, run.seed, run.num_iterations)
+    if not all(type(number) is int and abs(number) < 1 << 63 for number in numbers):
+        raise TypeError(f"stage, index, seed, num_iterations {numbers!r}: give whole numbers")
+    return run

@@ -1,0 +1,219 @@
+"""Where do the files of a run lie, and what do they say?  Written whole, read as untrusted.
+
+    experiments/aux_heads_YYYYMMDD_HHMMSS/
+        <arm>/run_<k>/{config.json, exit.json, result.json, output.log, train_log.txt}
+        <arm>/run_<k>/attempt_2/{...}      a second attempt, where the first one failed
+
+`config.json` is written before a launch, `exit.json` by the process that watched the trainer,
+`result.json` last and atomically: where it exists, the record is complete.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+from ablation.runs.outcome import result_from
+from ablation.runs.run import NAME, RunConfig, RunResult, run_from
+from ablation.runs.untrusted import is_count, printable, printable_path, read_json
+
+# ---------------------------------------------------------------------------------------------
+# Writing
+
+
+def write_json(path: Path, value: dict, durable: bool = True) -> None:
+    """Write atomically: a reader sees the old file or the whole new one, whatever dies when.
+
+    Durable, it also survives a power cut; what is derived from other files need not. A link in the
+    file's place is replaced, not followed.
+    """
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    temporary = None
+    try:
+        temporary, descriptor = new_file_beside(path)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        if isinstance(error, OSError):  # a full disk does not say which file
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+
+
+def new_file_beside(path: Path) -> tuple[Path, int]:
+    """A file that was not there before, open for writing: its path and its descriptor.
+
+    A name of ours that is taken is litter, of a killed process with the same number, or a trap: it
+    is removed if it can be, and another name is used in any case.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    for number in range(100):
+        more = f"-{number}" if number else ""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}{more}.tmp")
+        try:
+            return temporary, os.open(temporary, flags, 0o666)
+        except FileExistsError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+    raise OSError(errno.EEXIST, "a hundred leftover temporary files beside it", str(path))
+
+
+# ---------------------------------------------------------------------------------------------
+# Files
+
+
+def attempt_dir(run_dir: Path, attempt: int) -> Path:
+    return run_dir if attempt == 1 else run_dir / f"attempt_{attempt}"
+
+
+RUN_FOLDER = re.compile(r"run_[0-9]{1,6}")
+ATTEMPT_FOLDER = re.compile(r"attempt_([2-9]|[1-9][0-9]{1,5})")  # the first lies in run_<k> itself
+MAX_FOUND = 100_000  # folders below one folder
+
+
+def attempt_dirs(exp_dir: Path) -> list[tuple[str, int, Path]]:
+    """Every attempt on disk as (run name, attempt, folder), in the order of names and numbers.
+    Raises ValueError for more than any experiment has."""
+    return sorted((name, n, folder) for name, n, folder in found_below(exp_dir) if n)
+
+
+def found_below(exp_dir: Path) -> Iterator[tuple[str, int, Path]]:
+    """Attempts as (run name, attempt, folder). A link in such a folder's place has the number 0:
+    whatever it leads to lies elsewhere, and is not looked at."""
+    for arm, is_link in folders(exp_dir, NAME):
+        if is_link:
+            if any(folders(arm, RUN_FOLDER)):
+                yield arm.name, 0, arm
+            continue
+        for run_dir, is_link in folders(arm, RUN_FOLDER):
+            name = f"{arm.name}/{run_dir.name}"
+            if is_link:
+                yield name, 0, run_dir
+                continue
+            if holds_attempt(run_dir):
+                yield name, 1, run_dir
+            for folder, is_link in folders(run_dir, ATTEMPT_FOLDER):
+                if is_link or holds_attempt(folder):
+                    number = int(ATTEMPT_FOLDER.fullmatch(folder.name)[1])
+                    yield name, 0 if is_link else number, folder
+
+
+def folders(parent: Path, form: re.Pattern) -> list[tuple[Path, bool]]:
+    """Folders of names of a form, each with whether it is a link (to whatever)."""
+    try:
+        with os.scandir(parent) as entries:
+            entries = list(islice(entries, MAX_FOUND + 1))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    if len(entries) > MAX_FOUND:
+        raise ValueError(f"{printable_path(parent)}: holds more than {MAX_FOUND} files")
+    named = [entry for entry in entries if form.fullmatch(entry.name)]
+    found = [entry for entry in named if entry.is_symlink() or entry.is_dir()]
+    return [(parent / entry.name, entry.is_symlink()) for entry in found]
+
+
+def holds_attempt(folder: Path) -> bool:
+    return any(os.path.lexists(folder / name) for name in ("config.json", "result.json"))
+
+
+@dataclass(frozen=True)
+class Records:
+    """Everything that an experiment folder says about its runs."""
+
+    results: tuple[RunResult, ...] = ()
+    damaged: tuple[tuple[Path, str], ...] = ()  # result.json files that cannot be believed
+    open: tuple[tuple[str, int, Path], ...] = ()  # attempts launched, without a result
+    stray: tuple[Path, ...] = ()  # folders of another run (a copied arm), and links: left alone
+
+    def of_stage(self, stage: int) -> list[RunResult]:
+        """The last word on each run of a stage."""
+        return [r for r in self.latest().values() if r.run.stage == stage]
+
+    def latest(self) -> dict[str, RunResult]:
+        latest = {}
+        for result in self.results:
+            if result.run.name not in latest or result.attempt > latest[result.run.name].attempt:
+                latest[result.run.name] = result
+        return latest
+
+
+def read_result(folder: Path, name: str, attempt: int, experiment_id: str) -> RunResult:
+    """Read one record and check that it belongs where it lies. Raises ValueError if not."""
+    value = read_json(folder / "result.json")
+    if value.pop("experiment_id", None) != experiment_id:
+        raise ValueError("it belongs to another experiment")
+    result = result_from(value)
+    if (result.run.name, result.attempt) != (name, attempt):
+        raise ValueError(f"it is the record of {result.run.name}, attempt {result.attempt}")
+    if result.run != read_config(folder, name, attempt)[0]:
+        raise ValueError("its run is not the one in config.json")
+    return result
+
+
+def read_config(folder: Path, name: str, attempt: int) -> tuple[RunConfig, dict]:
+    """What was launched in this folder, and all of config.json. Raises ValueError, as above."""
+    run, config = described(folder)
+    is_number_of_attempt = is_count(config.get("attempt"))
+    if not is_number_of_attempt or (run.name, config["attempt"]) != (name, attempt):
+        found = printable(f"{run.name}, attempt {config.get('attempt')!r}")
+        raise ValueError(f"config.json is that of {found}")
+    return run, config
+
+
+def described(folder: Path) -> tuple[RunConfig, dict]:
+    """The run that a config.json describes, wherever it lies. Raises ValueError, as above."""
+    config = read_json(folder / "config.json")
+    try:
+        return run_from(config["run"]), config
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        why = printable(repr(error))
+        raise ValueError(f"config.json does not describe a run: {why}") from None
+
+
+def is_stray(folder: Path, name: str) -> bool:
+    """Whether the attempt in this folder is another run's, by all that lies there: somebody copied
+    or renamed it."""
+    try:
+        if described(folder)[0].name == name:
+            return False
+        return run_from(read_json(folder / "result.json")["run"]).name != name
+    except FileNotFoundError:
+        return (folder / "config.json").exists()
+    except (ValueError, OSError, TypeError, KeyError, AttributeError):
+        return False
+
+
+def read_records(exp_dir: Path, experiment_id: str) -> Records:
+    """Read every record of an experiment; what cannot be believed is listed, never guessed."""
+    results, damaged, open_attempts, stray = [], [], [], []
+    for name, attempt, folder in sorted(found_below(exp_dir)):
+        try:
+            if attempt and os.path.lexists(folder / "result.json"):
+                results.append(read_result(folder, name, attempt, experiment_id))
+                continue
+            why = ""
+        except (ValueError, OSError) as error:
+            why = printable(str(error))
+        if not attempt or is_stray(folder, name):
+            stray.append(folder)
+        elif why:
+            damaged.append((folder / "result.json", why))
+        else:
+            open_attempts.append((name, attempt, folder))
+    results.sort(key=lambda r: (r.run.stage, r.run.arm.name, r.run.index, r.attempt))
+    return Records(tuple(results), tuple(damaged), tuple(open_attempts), tuple(stray))
+
+
+def write_result(folder: Path, result: RunResult, experiment_id: str) -> None:
+    write_json(folder / "result.json", {"experiment_id": experiment_id, **asdict(result)})

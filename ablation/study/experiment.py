@@ -1,0 +1,76 @@
+"""What is fixed before the first run?  With the results on disk it determines every next step."""
+
+from dataclasses import dataclass, field
+
+from ablation.runs.run import Arm
+from ablation.study.profiles import Profile
+
+# ---------------------------------------------------------------------------------------------
+# The experiment: all that is fixed before the first run
+
+
+@dataclass(frozen=True)
+class Override:
+    """Something decided against, or instead of, a rule: by a person, or because the machine broke.
+    Kept in overrides.json."""
+
+    kind: str  # "ignore_gate", "by_hand", "budget" or "retry"
+    stage: int
+    value: dict = field(default_factory=dict)
+    when: str = ""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What was asked. Together with the results on disk it determines every next step."""
+
+    profile: Profile
+    plan: str  # a key of PLANS
+    budget_hours: float
+    full_iterations: int
+    validation_runs: int | None  # most pairs in stage 4; None: the plan's own number
+    processes: int  # of one run; on GPUs, one each
+    device: str  # "cuda" or "cpu"
+    arms: tuple[Arm, ...] = ()  # plan "manual" only
+    seeds: tuple[int, ...] = ()  # plan "manual" only
+    overrides: tuple[Override, ...] = ()
+    stop_on: str = "any"  # plan "adaptive": "superiority" leaves equivalence stops out; forecasts
+    # assume "never"
+    slots: int = 1  # runs side by side
+    nodes: int = 1  # of one run, on Slurm
+    cores: int = 1  # processor cores of the machine, as registered: the plan asks no machine
+    launcher: str = "local"  # or "slurm"
+    unet_skips: bool = False  # in every arm, the baseline too
+    log_grad_norms: bool = False  # of every run, at each validation
+
+    @property
+    def paid_each(self) -> bool:
+        """A job of a cluster is paid for whatever runs beside it; a machine is paid for once."""
+        return self.launcher == "slurm"
+
+    @property
+    def forgiven(self) -> frozenset[tuple[str, int]]:
+        """(run, attempt) of crashes that were the machine's: paid for, not held against runs."""
+        faults = [o.value["attempts"] for o in self.overrides if o.kind == "retry"]
+        return frozenset((name, attempt) for fault in faults for name, attempt in fault)
+
+    def iterations(self, fraction: float) -> int:
+        return max(1, round(self.full_iterations * fraction))
+
+    def budget_at(self, pairs: int) -> float:
+        """The budget in force when so many pairs of stage 4 were complete, in hours. What a look
+        was taken under does not change with a budget that is given later."""
+        for o in self.overrides:
+            if o.kind == "budget" and pairs <= o.value["pairs"]:
+                return o.value["was"]
+        return self.budget_hours
+
+    def overridden(self, stage: int, kind: str) -> Override | None:
+        """The latest override of this kind for this stage."""
+        found = [o for o in self.overrides if (o.kind, o.stage) == (kind, stage)]
+        return found[-1] if found else None
+
+
+def seed_of(stage: int, number: int) -> int:
+    """Each stage has seeds of its own: what selected an arm never also confirms it."""
+    return 1000 * stage + number
