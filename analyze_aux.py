@@ -36,7 +36,7 @@ from pathlib import Path
 from ablation.cli.arguments import Parser, a_path, plain_words
 from ablation.folder.registration import newest_experiment
 from ablation.report.chapters import chapters, opening, render_report
-from ablation.report.evidence import Experiment, read_experiment
+from ablation.report.evidence import Evidence, read_experiment
 from ablation.report.figures import FIGURES, Picture, picture
 from ablation.runs.untrusted import printable
 
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return write_all(x, args.output_dir or x.exp_dir)
 
 
-def write_all(x: Experiment, into: Path) -> int:
+def write_all(x: Evidence, into: Path) -> int:
     """The figures, then the report, which says what became of them: in the folder, or on screen
     where nothing can be written. 0 when all is there that can be."""
     pictures = {name: picture(draw, x) for name, draw in FIGURES.items()}

@@ -20,7 +20,7 @@ from ablation import stats
 from ablation.folder.registration import changes, digest_of, fixed_part, read_document
 from ablation.plan.looks import NO_EFFECT, Look
 from ablation.plan.next_step import next_step
-from ablation.report import chapters, evidence, figures, text
+from ablation.report import chapters, comparisons, evidence, figures, text
 from ablation.study.experiment import Override
 from ablation.study.heads import ARMS
 from ablation.study.profiles import PROFILES
@@ -324,7 +324,7 @@ def test_the_final_validation_is_of_complete_pairs(tmp_path, plan):
     failures = {"final_best/run_2": ("crashed",) * 3, "final_baseline/run_0": ("crashed",) * 3}
     exp_dir = make(tmp_path, speedrun(plan=plan, overrides=gates), failures=failures)
     x = evidence.read_experiment(exp_dir)
-    baseline, best = evidence.final_block(x).groups
+    baseline, best = comparisons.final_block(x).groups
     assert [r.run.seed for r in baseline.runs] == [r.run.seed for r in best.runs]
     assert not {0, 2} & {r.run.index for r in best.runs}
     expected = np.mean(baseline.losses) - np.mean(best.losses)
@@ -506,7 +506,7 @@ def test_every_look_is_listed_with_its_repeated_p_never_rising(small_effect):
 def test_a_repeated_p_is_below_alpha_exactly_where_a_bound_was_crossed(small_effect, null):
     for exp_dir, _ in (small_effect, null):
         x = evidence.read_experiment(exp_dir)
-        ps = evidence.repeated_ps(x, evidence.final_block(x))
+        ps = comparisons.repeated_ps(x, comparisons.final_block(x))
         for k, p in enumerate(ps, 1):
             crossed = any(look.low > 0 or look.high < 0 for look in x.looks[:k])
             assert (p <= 0.05) == crossed
@@ -610,24 +610,24 @@ def test_deviations_name_overrides_failures_and_other_machines(tmp_path):
 def test_time_to_the_baselines_loss_counts_runs_that_never_get_there(full, null):
     time = chapter(full[1], "Time")
     x = evidence.read_experiment(full[0])
-    block = evidence.final_block(x)
+    block = comparisons.final_block(x)
     target = np.mean(block.baseline.losses)
     times = [
         stats.time_to_target([(t / 1000, v) for _, v, t in r.curve], target)
         for r in block.arms[0].runs
     ]
-    race = evidence.race(block, block.arms[0], 0.05)
+    race = comparisons.race(block, block.arms[0], 0.05)
     assert (race.arrived, race.runs) == (8, 8) and None not in times
     assert race.time_s == pytest.approx(np.mean(times))
-    _, baseline_times = evidence.arrivals(block.baseline, target)
+    _, baseline_times = comparisons.arrivals(block.baseline, target)
     slower = stats.time_ratio(times, baseline_times)
     assert race.saved.ratio == pytest.approx(1 - slower.ratio)
     assert (race.saved.low, race.saved.high) == pytest.approx((1 - slower.high, 1 - slower.low))
     cells = re.split(r"\s{2,}", time.rstrip().splitlines()[-1].strip())
     assert cells[:3] == ["final_best", "8 of 8", f"{np.mean(times):.1f}"]
     x = evidence.read_experiment(null[0])
-    block = evidence.final_block(x)
-    race = evidence.race(block, block.arms[0], 0.05)
+    block = comparisons.final_block(x)
+    race = comparisons.race(block, block.arms[0], 0.05)
     assert race.arrived < race.runs
     assert f"{race.runs - race.arrived} of {race.runs} runs never got there" in entry(
         null[1], "speedup"
@@ -640,15 +640,15 @@ def test_time_to_the_baselines_loss_counts_runs_that_never_get_there(full, null)
 )
 def test_a_speedup_is_shown_only_if_its_lower_bound_clears_it(arrived, low, shown):
     saved = stats.Ratio(0.15, low, low and 0.3)
-    race = evidence.Race(arrived, 4, 100.0, saved, None, None, None)
+    race = comparisons.Race(arrived, 4, 100.0, saved, None, None, None)
     assert race.shows(0.10).startswith("shown") == shown
 
 
 def test_times_and_improvements_are_printed_with_their_sign_and_in_seconds(full):
     exp_dir, text = full
     x = evidence.read_experiment(exp_dir)
-    block = evidence.final_block(x)
-    race = evidence.race(block, block.arms[0], 0.05)
+    block = comparisons.final_block(x)
+    race = comparisons.race(block, block.arms[0], 0.05)
     steps, time = np.subtract(*map(np.mean, final_losses(exp_dir))), race.at_equal_time
     assert steps > 0 and time.improvement > 0
     assert f"improvement {steps:+.4f} nats/token, 95 %" in flat(chapter(text, "The answer"))
@@ -669,8 +669,8 @@ def test_times_and_improvements_are_printed_with_their_sign_and_in_seconds(full)
 
 def test_losses_at_equal_time_are_compared_where_the_first_run_ends(full):
     x = evidence.read_experiment(full[0])
-    block = evidence.final_block(x)
-    race = evidence.race(block, block.arms[0], 0.05)
+    block = comparisons.final_block(x)
+    race = comparisons.race(block, block.arms[0], 0.05)
     assert race.equal_s == pytest.approx(5100 * 0.165)  # the baseline's; the arm takes longer
 
     def loss(r):

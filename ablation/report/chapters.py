@@ -9,27 +9,23 @@ from ablation import stats
 from ablation.folder.overrides import is_overridden
 from ablation.plan.decision import STOP, p_text
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT
-from ablation.report.evidence import (
-    FIXED,
+from ablation.report.comparisons import (
     SELECTING,
+    ArmRuns,
     Block,
     Contrast,
-    Experiment,
-    Group,
     Race,
     blocks_of,
     by_packing,
     contrast,
     dunnett,
-    field,
     final_block,
-    in_words,
     paired_losses,
     race,
     ratio,
     repeated_ps,
-    simple,
 )
+from ablation.report.evidence import FIXED, Evidence, field, in_words, simple
 from ablation.report.text import level, number, pairs, paragraph, percent, span, table
 from ablation.runs.run import STATUSES, duration, machine_seconds
 from ablation.runs.untrusted import is_count, is_number
@@ -40,7 +36,7 @@ from ablation.runs.untrusted import is_count, is_number
 SELECTS = "exploratory and biased: what is picked as the best of several looks better than it is"
 
 
-def answer(x: Experiment) -> list[str]:
+def answer(x: Evidence) -> list[str]:
     """The latest decision, and no more than the data carry."""
     finished = sum(r.status == "ok" for r in x.records.latest().values())
     if x.changed:
@@ -77,7 +73,7 @@ def answer(x: Experiment) -> list[str]:
     return lines + paragraph(state)
 
 
-def effect_line(x: Experiment, block: Block | None) -> str:
+def effect_line(x: Evidence, block: Block | None) -> str:
     """Of the final validation: the effect with all that qualifies it."""
     found = contrast(block, block.arms[0]) if block else Contrast()
     c = found.comparison
@@ -107,7 +103,7 @@ def generator():
     return np.random.default_rng(SEED)
 
 
-def primary_interval(x: Experiment, found: Contrast) -> tuple[float | None, float | None, str]:
+def primary_interval(x: Evidence, found: Contrast) -> tuple[float | None, float | None, str]:
     """(low, high, what it is) of the interval that the verdict rests on; none where ranks decide,
     as the runs that finished are then only the better ones."""
     if x.looks:
@@ -116,7 +112,7 @@ def primary_interval(x: Experiment, found: Contrast) -> tuple[float | None, floa
     return (None, None, kind) if found.ranked or not c else (c.ci_low, c.ci_high, kind)
 
 
-def validated(x: Experiment) -> list[str]:
+def validated(x: Evidence) -> list[str]:
     """Everything about the one comparison that was planned before its runs."""
     if x.plan == "manual":
         return paragraph("Runs by hand have none: no test was registered before them.")
@@ -142,7 +138,7 @@ def validated(x: Experiment) -> list[str]:
     return lines
 
 
-def effect_rows(x: Experiment, block: Block, found: Contrast) -> Iterable[tuple[str, str]]:
+def effect_rows(x: Evidence, block: Block, found: Contrast) -> Iterable[tuple[str, str]]:
     low, high, kind = primary_interval(x, found)
     c = found.comparison
     share = c.improvement / c.mean_baseline
@@ -161,7 +157,7 @@ def effect_rows(x: Experiment, block: Block, found: Contrast) -> Iterable[tuple[
     yield "equivalence", f"{span(eq_low, eq_high)}, {about}"
 
 
-def equivalence_interval(x: Experiment, block: Block) -> tuple[float, float]:
+def equivalence_interval(x: Evidence, block: Block) -> tuple[float, float]:
     """Two one-sided tests at alpha as an interval: of the last look, or Welch's."""
     if x.looks:
         return x.looks[-1].eq_low, x.looks[-1].eq_high
@@ -169,7 +165,7 @@ def equivalence_interval(x: Experiment, block: Block) -> tuple[float, float]:
     return c.ci_low, c.ci_high
 
 
-def excluded(x: Experiment, block: Block) -> str:
+def excluded(x: Evidence, block: Block) -> str:
     """A null result is a result: what it excludes. Empty where there is an effect, or no test.
 
     A verdict stands as it fell, also where a later look's interval has come to cover zero.
@@ -183,11 +179,11 @@ def excluded(x: Experiment, block: Block) -> str:
     return f"effects beyond ±{max(-low, high):.4f} nats/token are excluded ({kind} interval)"
 
 
-def final_p(x: Experiment, block: Block) -> float | None:
+def final_p(x: Evidence, block: Block) -> float | None:
     return repeated_ps(x, block)[-1] if x.looks else contrast(block, block.arms[0]).p
 
 
-def p_line(x: Experiment, block: Block, found: Contrast) -> str:
+def p_line(x: Evidence, block: Block, found: Contrast) -> str:
     test = "exact worst-rank test" if found.ranked else "Welch"
     if not x.looks:
         return f"{p_text(final_p(x, block))}, two-sided, {test}"
@@ -197,13 +193,13 @@ def p_line(x: Experiment, block: Block, found: Contrast) -> str:
     )
 
 
-def spread_line(group: Group) -> str:
+def spread_line(group: ArmRuns) -> str:
     mean, sd = group.mean_sd()
     lost = f"; {group.lost}" if group.lost else ""
     return f"n = {len(group.losses)}, mean {number(mean, '.4f')}, sd {number(sd, '.4f')}{lost}"
 
 
-def sensitivity_rows(x: Experiment, block: Block) -> Iterable[tuple[str, str]]:
+def sensitivity_rows(x: Evidence, block: Block) -> Iterable[tuple[str, str]]:
     """Other ways to look at the same runs; none of them decides."""
     base, group = block.baseline, block.arms[0]
     sides = paired_losses(base, group)
@@ -216,7 +212,7 @@ def sensitivity_rows(x: Experiment, block: Block) -> Iterable[tuple[str, str]]:
     yield "BCa bootstrap", f"{span(*(bca or (None, None)))} ({about})"
 
 
-def resolution_rows(x: Experiment, block: Block) -> Iterable[tuple[str, str]]:
+def resolution_rows(x: Evidence, block: Block) -> Iterable[tuple[str, str]]:
     """What so many runs could have found, with the spread that they had."""
     d, losses = x.design, [g.losses for g in block.groups]
     n = min(map(len, losses))
@@ -232,7 +228,7 @@ def resolution_rows(x: Experiment, block: Block) -> Iterable[tuple[str, str]]:
     yield "power", f"{', '.join(powers)}, for n = {n} with this sd and one look"
 
 
-def time_rows(x: Experiment, block: Block) -> Iterable[tuple[str, str]]:
+def time_rows(x: Evidence, block: Block) -> Iterable[tuple[str, str]]:
     parts = by_packing(x, block)
     for packing, part in parts.items():
         about = f" ({packing})" if len(parts) > 1 else ""
@@ -261,12 +257,12 @@ LOOK_NOTES = (
 )
 
 
-def look_columns(x: Experiment) -> tuple[str, ...]:
+def look_columns(x: Evidence) -> tuple[str, ...]:
     spans = (f">reach {level(x.design.alpha)}", f">reach {level(2 * x.design.alpha)}")
     return (">pairs", ">most", ">improvem.", *spans, ">nominal p", ">repeated p", "verdict")
 
 
-def look_rows(x: Experiment, block: Block) -> Iterable[tuple]:
+def look_rows(x: Evidence, block: Block) -> Iterable[tuple]:
     for look, p in zip(x.looks, repeated_ps(x, block), strict=True):
         yield (
             look.n,
@@ -286,7 +282,7 @@ def look_rows(x: Experiment, block: Block) -> Iterable[tuple]:
 SCALE = ("n_layer", "model_dim", "n_head", "sequence_length", "batch_size", "val_tokens")
 
 
-def asked(x: Experiment) -> list[str]:
+def asked(x: Evidence) -> list[str]:
     r, profile = x.registered, field(x.registered, "profile")
     known = ((name, field(profile, name)) for name in ("name", *SCALE))
     scale = ", ".join(f"{name} {simple(v)}" for name, v in known if v is not None)
@@ -324,7 +320,7 @@ def few(value) -> list:
     return list(islice(values, 100)) if isinstance(value, dict | list) else []
 
 
-def held_fixed(x: Experiment) -> list[str]:
+def held_fixed(x: Evidence) -> list[str]:
     """As registered; where runs differ from it all the same is a deviation."""
     r = x.registered
     steps, profile = r.get("full_iterations"), field(r, "profile")
@@ -340,7 +336,7 @@ def held_fixed(x: Experiment) -> list[str]:
     )
 
 
-def deviations(x: Experiment) -> list[str]:
+def deviations(x: Evidence) -> list[str]:
     """What was done otherwise than registered, or could not be: all of it, on purpose or not."""
     found = [f"Beware: {change}" for change in x.changed]
     for o in x.standing.experiment.overrides:
@@ -366,7 +362,7 @@ def deviations(x: Experiment) -> list[str]:
     return [line for text in found for line in paragraph(text, hang=2)] or ["  None."]
 
 
-def decided(x: Experiment) -> list[str]:
+def decided(x: Evidence) -> list[str]:
     lines = []
     for stage in x.standing.stages:
         decision = x.decisions.get(stage.number)
@@ -403,7 +399,7 @@ MULTIPLE = "Several arms against one baseline: p of the table are not corrected 
 SEQUENTIAL = "The plan looked after every pair: its decision allows for that, a nominal p does not."
 
 
-def arm_row(block: Block, group: Group) -> tuple:
+def arm_row(block: Block, group: ArmRuns) -> tuple:
     c, (mean, sd) = contrast(block, group), group.mean_sd()
     f = c.comparison
     return (
@@ -419,7 +415,7 @@ def arm_row(block: Block, group: Group) -> tuple:
     )
 
 
-def arm_notes(x: Experiment, block: Block) -> Iterable[str]:
+def arm_notes(x: Evidence, block: Block) -> Iterable[str]:
     """What a dash means, what a mean leaves out, which configuration a name is."""
     reasons: dict[str, list[str]] = {}
     for group in block.groups:
@@ -439,7 +435,7 @@ def arm_notes(x: Experiment, block: Block) -> Iterable[str]:
         yield SEQUENTIAL
 
 
-def not_compared(block: Block, group: Group) -> str:
+def not_compared(block: Block, group: ArmRuns) -> str:
     """In words, how many finished runs of an arm the difference is not of; empty when none."""
     seeds = block.baseline.seeds if block.baseline else set()
     other = sum(r.run.seed not in seeds for r in group.ok)
@@ -448,7 +444,7 @@ def not_compared(block: Block, group: Group) -> str:
     return f"{other} of {len(group.ok)} runs not compared: no baseline of their seed"
 
 
-def compared(x: Experiment) -> list[str]:
+def compared(x: Evidence) -> list[str]:
     lines = paragraph(ARM_NOTES)
     for block in blocks_of(x):
         lines += ["", *paragraph(block.title, hang=2)]
@@ -471,7 +467,7 @@ COST_COLUMNS = ("arm", ">n", ">train, s", ">sd", ">ratio", ">ms/step", ">wall, s
 RACE_COLUMNS = ("arm", ">arrived", ">to it, s", ">saved", ">equal steps", ">equal time")
 
 
-def cost_row(block: Block, group: Group) -> tuple:
+def cost_row(block: Block, group: ArmRuns) -> tuple:
     mean_ms, sd_ms = group.mean_sd("train_time_ms")
     return (
         group.label,
@@ -485,7 +481,7 @@ def cost_row(block: Block, group: Group) -> tuple:
     )
 
 
-def race_row(block: Block, group: Group, run: Race) -> tuple:
+def race_row(block: Block, group: ArmRuns, run: Race) -> tuple:
     steps, time = contrast(block, group).comparison, run.at_equal_time
     return (
         group.label,
@@ -497,7 +493,7 @@ def race_row(block: Block, group: Group, run: Race) -> tuple:
     )
 
 
-def timed(x: Experiment) -> list[str]:
+def timed(x: Evidence) -> list[str]:
     packings = list(dict.fromkeys(map(x.packing, x.records.latest().values())))
     lines = paragraph(TIME_NOTES) + paragraph(f"Packing: {'; '.join(packings) or 'no run yet'}.")
     for whole in blocks_of(x):
@@ -511,7 +507,7 @@ def timed(x: Experiment) -> list[str]:
     return lines
 
 
-def every_run(x: Experiment) -> list[str]:
+def every_run(x: Evidence) -> list[str]:
     counted = Counter(r.status for r in x.records.results)
     words = [f"{counted[s]} {s}" for s in STATUSES if counted[s]]
     words += [f"{len(x.records.open)} without a result (in flight, or lost)"] * bool(x.records.open)
@@ -538,7 +534,7 @@ def every_run(x: Experiment) -> list[str]:
     return [*paragraph(f"Attempts: {', '.join(words) or 'none'}."), *table(head, rows)]
 
 
-def failed(x: Experiment) -> list[str]:
+def failed(x: Evidence) -> list[str]:
     lines = []
     latest = x.records.latest()
     for r in x.records.results:
@@ -552,7 +548,7 @@ def failed(x: Experiment) -> list[str]:
     return lines or ["  None."]
 
 
-def spent(x: Experiment) -> list[str]:
+def spent(x: Evidence) -> list[str]:
     """The ledger: every attempt is paid for, failed ones too."""
     hours = machine_seconds(x.records.results) / 3600
     lost = hours - machine_seconds([r for r in x.records.results if r.settled]) / 3600
@@ -574,7 +570,7 @@ def is_budget(value) -> bool:
 
 
 ANSWER = "The answer"
-CHAPTERS: dict[str, Callable[[Experiment], list[str]]] = {
+CHAPTERS: dict[str, Callable[[Evidence], list[str]]] = {
     "Final validation": validated,
     "What was asked": asked,
     "What was held fixed": held_fixed,
@@ -588,7 +584,7 @@ CHAPTERS: dict[str, Callable[[Experiment], list[str]]] = {
 }
 
 
-def opening(x: Experiment) -> str:
+def opening(x: Evidence) -> str:
     """The answer, with all that speaks against believing it; what the screen gets."""
     lines = paragraph(f"Staged ablation of auxiliary prediction heads: {x.exp_dir.name}", 0)
     for words in x.changed:
@@ -598,7 +594,7 @@ def opening(x: Experiment) -> str:
     return "\n".join(lines) + "\n"
 
 
-def chapters(x: Experiment, figures: Mapping[str, str]) -> str:
+def chapters(x: Evidence, figures: Mapping[str, str]) -> str:
     """All that follows; figures maps each name to what became of it."""
     lines = []
     for n, (title, chapter) in enumerate(CHAPTERS.items(), 1):
@@ -608,5 +604,5 @@ def chapters(x: Experiment, figures: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def render_report(x: Experiment, figures: Mapping[str, str]) -> str:
+def render_report(x: Evidence, figures: Mapping[str, str]) -> str:
     return opening(x) + chapters(x, figures)

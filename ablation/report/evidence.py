@@ -1,27 +1,21 @@
-"""What lies in an experiment folder, and who is compared with whom?
+"""What lies in an experiment folder?  Its files as values, for the report and the figures alike.
 
-Reads the files of one experiment into values, for the report and the figures alike; what cannot be
-believed becomes a note, never a guess; what is decided is decided anew, from the records. Runs are
-compared within a block only, the runs of one stage with one number of steps, and there on the seeds
-that both have: other stages and seeds differ by more than arms do, and other lengths too.
-Improvement = mean val_loss(baseline) - mean val_loss(arm) in nats/token: positive is good.
+What cannot be believed becomes a note, never a guess; what is decided is decided anew, from the
+records.
 """
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from statistics import NormalDist
 
-from ablation import stats
 from ablation.folder.standing import Standing, standing
 from ablation.plan.decision import Decision
 from ablation.plan.looks import Look
-from ablation.runs.run import STATUSES, Arm, RunResult
+from ablation.runs.run import RunResult
 from ablation.runs.store import Records, attempt_dir, attempt_dirs
 from ablation.runs.untrusted import is_number, open_regular, printable, read_json
 from ablation.study.profiles import Design
@@ -31,7 +25,7 @@ from ablation.study.profiles import Design
 
 
 @dataclass(frozen=True)
-class Experiment:
+class Evidence:
     """All that an experiment folder says. What is decided is decided anew, from the records."""
 
     standing: Standing
@@ -138,7 +132,7 @@ FIXED = {  # line of the report: where its value lies; the first three vary with
 CIRCUMSTANCES = {**FIXED, "slots": ("slots",)}  # of each attempt, in its config.json
 
 
-def read_experiment(exp_dir: Path) -> Experiment:
+def read_experiment(exp_dir: Path) -> Evidence:
     """Raises ValueError where this is no experiment; what is merely damaged becomes a note."""
     found = standing(exp_dir)
     circumstances, notes = {}, []
@@ -150,7 +144,7 @@ def read_experiment(exp_dir: Path) -> Experiment:
             continue
         words = {what: in_words(field(config, *at)) for what, at in CIRCUMSTANCES.items()}
         circumstances[name, attempt] = {k: v for k, v in words.items() if v is not None}
-    return Experiment(
+    return Evidence(
         standing=found,
         design=design_from(exp_dir, found.document),
         circumstances=circumstances,
@@ -223,334 +217,3 @@ def grad_norms_in(log: bytes, num_iterations: int) -> tuple[GradNorms, ...]:
 
 def is_norm(value) -> bool:
     return is_number(value) and 0 <= value < 1e100
-
-
-# ---------------------------------------------------------------------------------------------
-# Who is compared with whom
-
-SELECTING = (1, 2, 3)  # stages that choose what runs next; stage 4 tests it
-FRESH = "validation_"  # runs of what others, with other seeds, had selected: kept apart from those
-
-
-@dataclass(frozen=True)
-class Group:
-    """All runs of one configuration within a block: aux_6 and aux_6_repeat are one."""
-
-    runs: tuple[RunResult, ...]  # the last word on each
-
-    @property
-    def arm(self) -> Arm:
-        return self.runs[0].run.arm
-
-    @property
-    def key(self) -> tuple:
-        return self.arm.configuration, self.arm.name.startswith(FRESH)
-
-    @property
-    def label(self) -> str:
-        names = list(dict.fromkeys(r.run.arm.name for r in self.runs))
-        return f"{names[0]} … {names[-1]}" if len(names) > 2 else " + ".join(names)
-
-    @property
-    def ok(self) -> list[RunResult]:
-        return [r for r in self.runs if r.status == "ok"]
-
-    @property
-    def losses(self) -> list[float]:
-        return [r.val_loss for r in self.ok]
-
-    @property
-    def seeds(self) -> set[int]:
-        """Of which there is an outcome."""
-        return {r.run.seed for r in self.runs if r.settled}
-
-    def on(self, seeds: set[int]) -> "Group":
-        """The runs of these seeds; perhaps none."""
-        return Group(tuple(r for r in self.runs if r.run.seed in seeds))
-
-    @property
-    def diverged(self) -> int:
-        return sum(r.status == "diverged" for r in self.runs)
-
-    @property
-    def lost(self) -> str:
-        """What the mean leaves out, in words; empty when nothing."""
-        count = Counter(r.status for r in self.runs if r.status != "ok")
-        return ", ".join(f"{count[status]} {status}" for status in STATUSES if count[status])
-
-    def mean_sd(self, name: str = "val_loss") -> tuple[float | None, float | None]:
-        """Over the runs that finished; None where there are too few."""
-        values = [getattr(r, name) for r in self.ok]
-        return stats.mean_sd(values) if values else (None, None)
-
-
-@dataclass(frozen=True)
-class Block:
-    """The runs of one stage with one number of steps: the only ones that are compared."""
-
-    stage: int
-    name: str
-    num_iterations: int
-    groups: tuple[Group, ...]  # the baseline first, where there is one
-
-    @property
-    def title(self) -> str:
-        exploratory = ", exploratory, biased" if self.stage in SELECTING else ""
-        return f"{self.name} ({self.num_iterations} steps{exploratory})"
-
-    @property
-    def baseline(self) -> Group | None:
-        return next((g for g in self.groups if not g.arm.layers), None)
-
-    @property
-    def baseline_losses(self) -> list[float]:
-        return self.baseline.losses if self.baseline else []
-
-    @property
-    def arms(self) -> list[Group]:
-        return [g for g in self.groups if g.arm.layers]
-
-
-def blocks_of(x: Experiment) -> list[Block]:
-    """The last word on every run, by stage and length, by configuration."""
-    blocks: dict[tuple, dict[tuple, list[RunResult]]] = {}
-    by_name = sorted(x.records.latest().values(), key=lambda r: (r.run.arm.name, r.run.index))
-    for r in sorted(by_name, key=lambda r: (len(r.run.arm.layers), r.run.arm.layers)):
-        groups = blocks.setdefault((r.run.stage, r.run.num_iterations), {})
-        groups.setdefault(Group((r,)).key, []).append(r)
-    return [
-        Block(stage, x.stage_name(stage), steps, tuple(Group(tuple(g)) for g in groups.values()))
-        for (stage, steps), groups in sorted(blocks.items())
-    ]
-
-
-def matched(block: Block, group: Group) -> tuple[Group, Group] | None:
-    """Baseline and arm on the seeds of which both have an outcome; None where there is no such.
-
-    Runs of one seed start from the same weights and see the same batches; across seeds, a
-    difference would be that of the seeds as much as that of the arms.
-    """
-    base = block.baseline
-    seeds = base.seeds & group.seeds if base else set()
-    return (base.on(seeds), group.on(seeds)) if seeds else None
-
-
-def averaged(sides: tuple[Group, Group]) -> tuple[Group, Group]:
-    """The runs that a difference of means is of: on seeds that both sides finished."""
-    seeds = set.intersection(*({r.run.seed for r in g.ok} for g in sides))
-    return tuple(g.on(seeds) for g in sides)
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """An arm against the baseline of its block, and why what is missing is missing."""
-
-    comparison: stats.Comparison | None = None
-    p: float | None = None
-    why: str = ""
-    ranked: bool = False  # p is the exact worst-rank test's
-    seeds: int = 0  # that arm and baseline share, with an outcome of both
-
-
-def contrast(block: Block, group: Group) -> Contrast:
-    """Welch's test on shared seeds; where runs diverged there, the exact worst-rank test, which
-    counts them as worst."""
-    if block.baseline is None:
-        return Contrast(why="no baseline of this stage and length ran")
-    if group is block.baseline:
-        return Contrast()
-    sides = matched(block, group)
-    if sides is None:
-        for name, side in (("baseline", block.baseline), ("arm", group)):
-            if not side.seeds:
-                return Contrast(why=f"no finished run of the {name}")
-        return Contrast(why="no seed in common with the baseline: no difference")
-    base, arm = sides
-    losses = [g.losses for g in averaged(sides)]
-    found, n = stats.compare(*losses) if all(losses) else None, len(arm.seeds)
-    if base.diverged or arm.diverged:
-        test = stats.worst_rank(base.losses, arm.losses, base.diverged, arm.diverged)
-        why = "p by the exact worst-rank test, diverged runs as the worst"
-        return Contrast(found, test.p, why, ranked=True, seeds=n)
-    why = "" if found.p is not None else "n = 1" if n < 2 else "no spread on both sides"
-    return Contrast(found, found.p, why and f"{why}: no interval, p or d", seeds=n)
-
-
-def ratio(block: Block, group: Group, name: str) -> float | None:
-    """Of means, to the baseline of the block."""
-    over, mine = block.baseline and block.baseline.mean_sd(name)[0], group.mean_sd(name)[0]
-    return mine / over if over and mine is not None else None
-
-
-def dunnett(block: Block, rng) -> dict[str, float]:
-    """p of each arm, corrected for their number; of two or more arms that finished the baseline's
-    seeds, two or more, without a divergence on either side."""
-    base = block.baseline
-    if base is None or len(base.losses) < 2 or base.diverged:
-        return {}
-    arms = [g for g in block.arms if finished(g) == finished(base) and not g.diverged]
-    if len(arms) < 2:
-        return {}
-    found = stats.dunnett(base.losses, [g.losses for g in arms], rng)
-    return {g.label: p for g, p in zip(arms, found, strict=True) if p is not None}
-
-
-def finished(group: Group) -> list[int]:
-    return sorted(r.run.seed for r in group.ok)
-
-
-def final_block(x: Experiment) -> Block | None:
-    """The complete pairs of stage 4: the seeds on which baseline and arm both have an outcome; of
-    the adaptive plan those of the last look. None before the first one."""
-    chosen = x.decisions[4].chosen if 4 in x.decisions else None
-    for block in blocks_of(x):
-        if block.stage != 4 or not block.baseline or not block.arms:
-            continue
-        tested = [g for g in block.arms if chosen and g.arm.configuration == chosen.configuration]
-        arm = (tested or block.arms)[0]
-        seeds = sorted(block.baseline.seeds & arm.seeds)
-        if x.looks:
-            seeds = seeds[: x.looks[-1].n]
-        if seeds:
-            sides = (g.on(set(seeds)) for g in (block.baseline, arm))
-            by_seed = (tuple(sorted(g.runs, key=lambda r: r.run.seed)) for g in sides)
-            return replace(block, groups=tuple(map(Group, by_seed)))
-    return None
-
-
-def paired_losses(baseline: Group, group: Group) -> tuple[list[float], list[float]]:
-    """Final losses of the seeds on which both finished, in the same order."""
-    losses = [{r.run.seed: r.val_loss for r in g.ok} for g in (baseline, group)]
-    seeds = sorted(losses[0].keys() & losses[1].keys())
-    return tuple([side[seed] for seed in seeds] for side in losses)
-
-
-def repeated_ps(x: Experiment, block: Block) -> list[float]:
-    """At each look the repeated p-value over the looks so far."""
-    ts, dfs = [], []
-    for look in x.looks:
-        if look.p is not None and look.low is None:  # ranks decided: the z of their p
-            t, df = NormalDist().inv_cdf(look.p / 2), math.inf
-        else:
-            c = stats.compare(*(g.losses[: look.n] for g in block.groups))
-            t, df = (None, None) if c.se is None else (c.improvement / c.se, c.df)
-        ts.append(t)
-        dfs.append(df)
-    ns, n_maxes = [look.n for look in x.looks], [look.n_max for look in x.looks]
-    ks = range(1, len(ns) + 1)
-    return [stats.repeated_p(ns[:k], n_maxes[:k], ts[:k], dfs[:k]) for k in ks]
-
-
-# ---------------------------------------------------------------------------------------------
-# Time
-
-
-def by_packing(x: Experiment, block: Block) -> dict[str, Block]:
-    """The block apart by how runs shared the machine."""
-    parts = {}
-    for packing in dict.fromkeys(x.packing(r) for g in block.groups for r in g.runs):
-        groups = (tuple(r for r in g.runs if x.packing(r) == packing) for g in block.groups)
-        parts[packing] = replace(block, groups=tuple(Group(runs) for runs in groups if runs))
-    return parts
-
-
-@dataclass(frozen=True)
-class Race:
-    """An arm against its baseline by training time: start-up and validation are left out."""
-
-    arrived: int  # runs of the arm that reached the baseline's mean final loss
-    runs: int  # of it that have an outcome, on seeds shared with the baseline
-    time_s: float | None  # mean time of the arm to that loss
-    saved: stats.Ratio | None  # share of the time to it; a ratio above 0: the arm is faster
-    overhead: stats.Ratio | None  # time per step, arm over baseline, less 1
-    equal_s: float | None  # the time at which losses are compared
-    at_equal_time: stats.Comparison | None
-
-    def shows(self, speedup: float) -> str:
-        """Whether the arm saves as much; or why that is not shown."""
-        if self.arrived < self.runs:
-            return f"not shown: {self.runs - self.arrived} of {self.runs} runs never got there"
-        if self.saved is None or self.saved.low is None:
-            return "not shown: without an interval nothing is"
-        if self.saved.low < speedup:
-            return f"not shown: the interval reaches down to {self.saved.low:+.1%}"
-        return f"shown: the interval begins at {self.saved.low:+.1%}"
-
-
-def race(block: Block, group: Group, alpha: float) -> Race | None:
-    """Time to the baseline's mean final loss, and loss at equal time, on shared seeds. None without
-    finished runs of both.
-
-    A run that does not get there enters with its full training time, less than it would need. Of
-    the baseline that is about every second one by construction, and errs on the side of the
-    baseline; of the arm it would flatter it, and `shows` refuses.
-    """
-    sides = None if group is block.baseline else matched(block, group)
-    if sides is None or not all(g.losses for g in averaged(sides)):
-        return None
-    runs = len(sides[1].runs)
-    base, group = averaged(sides)
-    target = stats.mean_sd(base.losses)[0]
-    arrived, times = arrivals(group, target)
-    slower = relative(times, arrivals(base, target)[1], alpha)
-    equal_s = min((c[-1][0] for g in (base, group) for c in time_curves(g)), default=0.0)
-    reached = [[stats.loss_at_time(c, equal_s) for c in time_curves(g)] for g in (base, group)]
-    covered = all(reached) and None not in reached[0] + reached[1]
-    steps = [[r.step_avg_ms for r in g.ok] for g in (group, base)]
-    return Race(
-        arrived=arrived,
-        runs=runs,
-        time_s=stats.mean_sd(times)[0],
-        saved=slower and stats.Ratio(-slower.ratio, *negated(slower)),
-        overhead=relative(*steps, alpha),
-        equal_s=equal_s if covered else None,
-        at_equal_time=stats.compare(*reached, alpha) if covered else None,
-    )
-
-
-def time_curves(group: Group) -> list[list[tuple[float, float]]]:
-    """(training time in s, val loss) of each finished run that has any."""
-    return [[(t / 1000, loss) for _, loss, t in r.curve] for r in group.ok if r.curve]
-
-
-def arrivals(group: Group, target: float) -> tuple[int, list[float]]:
-    """How many finished runs reach the target, and the times of all."""
-    full = [r.train_time_ms / 1000 for r in group.ok]
-    curves = [[(t / 1000, loss) for _, loss, t in r.curve] for r in group.ok]
-    reached = [stats.time_to_target(curve, target) for curve in curves]
-    times = [f if t is None else t for f, t in zip(full, reached, strict=True)]
-    return sum(t is not None for t in reached), times
-
-
-def relative(times: list[float], others: list[float], alpha: float) -> stats.Ratio | None:
-    """times / others - 1, with its interval; None for times that are none."""
-    if min(*times, *others) <= 0:
-        return None
-    r = stats.time_ratio(times, others, alpha)
-    return stats.Ratio(*(None if v is None else v - 1 for v in (r.ratio, r.low, r.high)))
-
-
-def negated(r: stats.Ratio) -> tuple[float | None, float | None]:
-    return (None, None) if r.low is None else (-r.high, -r.low)
-
-
-# ---------------------------------------------------------------------------------------------
-# Gradients
-
-
-def mean_grad_norms(x: Experiment, group: Group) -> dict[int, GradNorms]:
-    """By step, over the runs that logged them; only steps that all of those have."""
-    named = [r.run.name for r in group.ok if r.run.name in x.grad_norms]
-    logged = [{norms.step: norms for norms in x.grad_norms[name]} for name in named]
-    logged = [norms for norms in logged if depth(norms) == depth(logged[0])]
-    steps = sorted(set.intersection(*map(set, logged))) if logged else []
-
-    def mean(step: int, name: str) -> tuple[float, ...]:
-        columns = zip(*(getattr(norms[step], name) for norms in logged), strict=True)
-        return tuple(stats.mean_sd(column)[0] for column in columns)
-
-    return {step: GradNorms(step, mean(step, "main"), mean(step, "total")) for step in steps}
-
-
-def depth(norms: Mapping[int, GradNorms]) -> int:
-    return len(next(iter(norms.values())).main)

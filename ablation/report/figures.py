@@ -21,11 +21,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from ablation import stats
-from ablation.report.evidence import (
+from ablation.report.comparisons import (
+    ArmRuns,
     Block,
-    Experiment,
-    GradNorms,
-    Group,
     blocks_of,
     contrast,
     depth,
@@ -33,6 +31,7 @@ from ablation.report.evidence import (
     mean_grad_norms,
     paired_losses,
 )
+from ablation.report.evidence import Evidence, GradNorms
 from ablation.runs.untrusted import printable
 from ablation.study.profiles import Design
 
@@ -77,7 +76,7 @@ class Picture:
     failed: bool = False  # it could have been, but for a package that is missing or a bug of ours
 
 
-def picture(draw: Callable[[Experiment], object], x: Experiment) -> Picture:
+def picture(draw: Callable[[Evidence], object], x: Evidence) -> Picture:
     """Never raises: the report's text is worth more than any figure."""
     try:
         if (n := sum(len(block.groups) for block in blocks_of(x))) > MOST:
@@ -149,7 +148,7 @@ def legend_entries(*more) -> list:
     ]
 
 
-def draw_comparison(x: Experiment):
+def draw_comparison(x: Evidence):
     """Final val loss, a panel for each stage and length: bars, runs as points, baseline as a line.
 
     A bar from zero would hide every effect (0.02 of 3.28), and a cut one would exaggerate it. So
@@ -208,7 +207,7 @@ def draw_block(ax, block: Block) -> None:
     ax.ticklabel_format(axis="x", useOffset=False)
 
 
-def alone(block: Block, group: Group) -> bool:
+def alone(block: Block, group: ArmRuns) -> bool:
     """An arm with finished runs, and none of the baseline to hold them against."""
     return bool(group.arm.layers and group.losses) and not contrast(block, group).comparison
 
@@ -218,7 +217,7 @@ def plain(text: str) -> str:
     return printable(text, limit=120)
 
 
-def placements(blocks: Sequence[Block]) -> tuple[Block, list[Group]]:
+def placements(blocks: Sequence[Block]) -> tuple[Block, list[ArmRuns]]:
     """The block that tells most about layers, and its arms of one weight and schedule, by depth."""
     for stage in (2, 0, 1):  # full runs about layers, runs by hand, short runs
         for block in blocks:
@@ -232,7 +231,7 @@ def placements(blocks: Sequence[Block]) -> tuple[Block, list[Group]]:
     raise NothingToDraw("needs a finished baseline and an arm's outcome, of one stage and length")
 
 
-def draw_layers(x: Experiment):
+def draw_layers(x: Evidence):
     """Improvement by placement, each run against the baseline's of its seed, over a map of which
     layers are tapped: one head, two, more."""
     block, groups = placements(blocks_of(x))
@@ -275,7 +274,7 @@ def draw_layers(x: Experiment):
     return figure
 
 
-def left_out(group: Group, compared: int) -> str:
+def left_out(group: ArmRuns, compared: int) -> str:
     """In words, the runs of an arm that its improvement is not of; empty when there are none."""
     lost, other = group.lost, len(group.losses) - compared
     words = (f"✕ {lost}" if lost else "", f"{other} of other seeds" if other else "")
@@ -285,7 +284,7 @@ def left_out(group: Group, compared: int) -> str:
 STEP, MEAN, LOW, HIGH, TIME = range(5)  # columns of a mean curve
 
 
-def mean_curve(group: Group) -> list[tuple[int, float, float, float, float]]:
+def mean_curve(group: ArmRuns) -> list[tuple[int, float, float, float, float]]:
     """Step; mean, lowest and highest val loss; mean training time in s. Only where all runs are."""
     curves = [{step: (loss, t / 1000) for step, loss, t in r.curve} for r in group.ok]
     steps = sorted(set.intersection(*map(set, curves))) if curves else []
@@ -297,7 +296,7 @@ def mean_curve(group: Group) -> list[tuple[int, float, float, float, float]]:
     return rows
 
 
-def draw_curves(x: Experiment):
+def draw_curves(x: Evidence):
     """Val loss over steps and over training time, of the longest runs, a row for each stage.
 
     A run begins by falling through several nats, and the effects are hundredths: the axis leaves
@@ -358,7 +357,7 @@ def with_margin(values: Sequence[float]) -> tuple[float, float]:
     return min(values) - margin, max(values) + margin
 
 
-def draw_curve(ax, group: Group, colour: str, dashes: str, column: int) -> None:
+def draw_curve(ax, group: ArmRuns, colour: str, dashes: str, column: int) -> None:
     label = f"{group.label} (n = {len(group.ok)})" + (f"\n✕ {group.lost}" if group.lost else "")
     if rows := mean_curve(group):
         columns = list(zip(*rows, strict=True))
@@ -381,7 +380,7 @@ def draw_curve(ax, group: Group, colour: str, dashes: str, column: int) -> None:
 # The verdict
 
 
-def draw_verdict(x: Experiment):
+def draw_verdict(x: Evidence):
     """The improvement and its sequential intervals, look by look.
 
     A verdict falls where an interval lies on one side of zero: where the estimate is beyond the
@@ -412,7 +411,7 @@ def draw_regions(ax, d: Design) -> None:
     ax.axhline(d.delta_target, label=f"target: {d.delta_target:g}", **target)
 
 
-def draw_looks(ax, x: Experiment) -> None:
+def draw_looks(ax, x: Evidence) -> None:
     from matplotlib.ticker import MaxNLocator
 
     looks = [look for look in x.looks if look.low is not None]
@@ -441,7 +440,7 @@ def draw_looks(ax, x: Experiment) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def verdict_title(x: Experiment) -> str:
+def verdict_title(x: Evidence) -> str:
     look, decision = x.looks[-1], x.decisions[4]
     arm = plain(decision.chosen.label) if decision.chosen else "the arm"
     estimate = "a whole arm diverged" if look.improvement is None else signed(look.improvement)
@@ -456,7 +455,7 @@ def signed(value: float) -> str:
 # Gradients
 
 
-def gradient_pair(x: Experiment):
+def gradient_pair(x: Evidence):
     """(block, baseline's norms, arm, its norms): the block that tells most."""
     for stage in (4, 2, 0, 3, 1):
         for block in blocks_of(x):
@@ -470,7 +469,7 @@ def gradient_pair(x: Experiment):
     raise NothingToDraw(f"needs gradient norms: {alone if x.grad_norms else logged}")
 
 
-def draw_gradients(x: Experiment):
+def draw_gradients(x: Evidence):
     """Gradient norm of each block: by depth at three moments, and arm over baseline throughout.
 
     The hypothesis claims a mechanism: heads bring gradient to the blocks below their taps. The main
@@ -514,7 +513,9 @@ def draw_gradients(x: Experiment):
     return figure
 
 
-def draw_ratios(figure, place, base: Norms, group: Group, arm: Norms, steps: Sequence[int]) -> None:
+def draw_ratios(
+    figure, place, base: Norms, group: ArmRuns, arm: Norms, steps: Sequence[int]
+) -> None:
     """Arm over baseline, by block and step; white is equal, and twice is as far as half."""
     import numpy as np
 
