@@ -17,16 +17,10 @@ from matplotlib.colors import to_rgb
 
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT
 from ablation.report import figures
-from ablation.report.evidence import blocks_of, read_experiment
-from ablation.report.figures import (
-    BETTER,
-    BLACK,
-    FIGURES,
-    WORSE,
-    NothingToDraw,
-    picture,
-    plain_matplotlib,
-)
+from ablation.report.comparisons import blocks_of
+from ablation.report.drawing import BETTER, BLACK, WORSE, NothingToDraw, plain_matplotlib
+from ablation.report.evidence import read_experiment
+from ablation.report.figures import FIGURES, picture
 from ablation.study.experiment import Override
 from tests.support.invented_folder import adaptive_plan, make, manual, speedrun
 

@@ -1,21 +1,13 @@
 """What do the figures show?  From the values of an experiment to matplotlib figures.
 
-Pure drawing: nothing is read, decided or written here. matplotlib is imported inside the functions
-only, and without pyplot: no display is ever asked for. Whatever a person or a notebook has set for
-matplotlib, a figure is drawn from its defaults and the style below.
+Pure drawing: nothing is read, decided or written here.
 """
 
-import contextlib
 import io
-import logging
 import math
-import os
-import sys
-import tempfile
 import traceback
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +23,22 @@ from ablation.report.comparisons import (
     mean_grad_norms,
     paired_losses,
 )
+from ablation.report.drawing import (
+    A_MEAN,
+    A_RUN,
+    BETTER,
+    BLACK,
+    DASHES,
+    LOSS,
+    PALETTE,
+    WORSE,
+    NothingToDraw,
+    new_figure,
+    plain,
+    plain_matplotlib,
+    signed,
+    with_margin,
+)
 from ablation.report.evidence import Evidence, GradNorms
 from ablation.runs.untrusted import printable
 from ablation.study.profiles import Design
@@ -38,33 +46,9 @@ from ablation.study.profiles import Design
 Norms = Mapping[int, GradNorms]  # by step
 
 # ---------------------------------------------------------------------------------------------
-# What all figures share
+# A figure as a file
 
-BLACK, BETTER, WORSE = "#000000", "#0072B2", "#D55E00"
-# Okabe & Ito (2008), told apart with any colour vision; yellow, faint on white, comes last
-PALETTE = (BETTER, WORSE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-DASHES = ("-", "--", ":", "-.")  # beyond seven configurations the line tells them apart
-STYLE = {
-    "font.size": 13,  # on 8 inches: in a column of 3.5 inches still 6 points
-    "axes.titlesize": 13,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "legend.fontsize": 12,
-    "text.parse_math": False,  # names come from files
-    "savefig.dpi": 200,
-}
-A_RUN = {"linestyle": "", "marker": "o", "color": "white", "markeredgecolor": BLACK}
-A_MEAN = {"linestyle": "", "marker": "|", "color": BLACK, "markersize": 18, "markeredgewidth": 3}
-LOSS = "val loss (nats/token)"
-
-
-MOST = 100  # configurations; no plan has as many
-
-
-class NothingToDraw(Exception):
-    """Why there is no such figure, for the report."""
+MOST = 100  # configurations in all figures together: chosen, as no plan has as many
 
 
 @dataclass(frozen=True)
@@ -76,14 +60,14 @@ class Picture:
     failed: bool = False  # it could have been, but for a package that is missing or a bug of ours
 
 
-def picture(draw: Callable[[Evidence], object], x: Evidence) -> Picture:
-    """Never raises: the report's text is worth more than any figure."""
+def picture(draw: Callable[[Evidence], object], evidence: Evidence) -> Picture:
+    """A figure drawn, or why it is not. Never raises: the report's text is worth more."""
     try:
-        if (n := sum(len(block.groups) for block in blocks_of(x))) > MOST:
+        if (n := sum(len(block.groups) for block in blocks_of(evidence))) > MOST:
             raise NothingToDraw(f"{n} configurations are too many to be told apart")
         with plain_matplotlib():
             image = io.BytesIO()
-            draw(x).savefig(image, format="png")
+            draw(evidence).savefig(image, format="png")
         return Picture(image.getvalue())
     except NothingToDraw as why:
         return Picture(why=str(why))
@@ -94,47 +78,17 @@ def picture(draw: Callable[[Evidence], object], x: Evidence) -> Picture:
 
 
 def place(error: Exception) -> str:
-    """The innermost line of this file that an exception came through."""
+    """The innermost line of this file that an exception came through, in words."""
     mine = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == __file__]
     return f"{Path(__file__).name}, line {mine[-1].lineno}"
 
 
-@contextlib.contextmanager
-def plain_matplotlib() -> Iterator[None]:
-    """matplotlib with its defaults and our style, in silence."""
-    matplotlib = imported_matplotlib()
-    backends = ("backend", "backend_fallback")  # asking for them would choose one
-    defaults = {k: v for k, v in matplotlib.rcParamsDefault.items() if k not in backends}
-    with warnings.catch_warnings(), matplotlib.rc_context({**defaults, **STYLE}):
-        warnings.simplefilter("ignore")  # of glyphs that its font lacks
-        yield
-
-
-def imported_matplotlib():
-    """While it is imported, matplotlib obeys MPLBACKEND and the first matplotlibrc that it finds,
-    of the working folder, of MATPLOTLIBRC or of the home folder, and may well fail of them. So it
-    is imported in a folder where it finds an empty one."""
-    if "matplotlib" not in sys.modules:
-        os.environ.pop("MPLBACKEND", None)
-        # it complains of folders that it cannot write to, and uses another
-        logging.getLogger("matplotlib").setLevel(logging.CRITICAL)
-        with tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty):
-            Path("matplotlibrc").touch()
-            import matplotlib
-    import matplotlib
-
-    return matplotlib
-
-
-def new_figure(size: tuple[float, float], rows: int, columns: int, **options):
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+# ---------------------------------------------------------------------------------------------
+# Improvements: by stage, and by placement of the heads
 
 
 def legend_entries(*more) -> list:
-    """Of both figures of improvements; bars pale, so that the runs on them stand out."""
+    """The legend of both figures of improvements; bars pale, so that the runs on them stand out."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -148,7 +102,7 @@ def legend_entries(*more) -> list:
     ]
 
 
-def draw_comparison(x: Evidence):
+def draw_comparison(evidence: Evidence):
     """Final val loss, a panel for each stage and length: bars, runs as points, baseline as a line.
 
     A bar from zero would hide every effect (0.02 of 3.28), and a cut one would exaggerate it. So
@@ -156,7 +110,7 @@ def draw_comparison(x: Evidence):
     a true zero, while the axis still reads as val loss. Without a baseline of their seeds there
     are only points and their mean.
     """
-    blocks = [b for b in blocks_of(x) if any(g.losses for g in b.groups)]
+    blocks = [b for b in blocks_of(evidence) if any(g.losses for g in b.groups)]
     if not blocks:
         raise NothingToDraw("no run has finished")
     heights = [0.4 * len(b.groups) + 0.4 for b in blocks]
@@ -188,7 +142,7 @@ def draw_block(ax, block: Block) -> None:
             colour = BETTER if c.improvement > 0 else WORSE
             reach = {"left": c.mean_baseline, "height": 0.6}
             ax.barh(y, -c.improvement, color=colour, alpha=0.5, **reach)
-            shared = f", {c.n_arm} seed(s) shared" * (c.n_arm < len(group.losses))
+            shared = f", {c.n_arm} seed(s) shared" if c.n_arm < len(group.losses) else ""
             words = [signed(c.improvement), words[0] + shared]
         elif alone(block, group):
             ax.plot([group.mean_sd()[0]], [y], **A_MEAN)
@@ -196,7 +150,8 @@ def draw_block(ax, block: Block) -> None:
             apart = 0.15 if len(group.losses) > 2 else 0  # so that equal losses stay countable
             rows = [y + apart * (k % 3 - 1) for k in range(len(group.losses))]
             ax.plot(group.losses, rows, markersize=6, **A_RUN)
-        words += [f"✕ {group.lost}"] if group.lost else []
+        if group.lost:
+            words.append(f"✕ {group.lost}")
         ax.text(1.02, y, "  ".join(words), transform=ax.get_yaxis_transform(), va="center")
     ax.set_yticks(range(len(block.groups)), [g.label for g in block.groups])
     ax.set_ylim(len(block.groups) - 0.4, -0.6)
@@ -210,11 +165,6 @@ def draw_block(ax, block: Block) -> None:
 def alone(block: Block, group: ArmRuns) -> bool:
     """An arm with finished runs, and none of the baseline to hold them against."""
     return bool(group.arm.layers and group.losses) and not contrast(block, group).comparison
-
-
-def plain(text: str) -> str:
-    """Names and schedules come from files."""
-    return printable(text, limit=120)
 
 
 def placements(blocks: Sequence[Block]) -> tuple[Block, list[ArmRuns]]:
@@ -231,12 +181,12 @@ def placements(blocks: Sequence[Block]) -> tuple[Block, list[ArmRuns]]:
     raise NothingToDraw("needs a finished baseline and an arm's outcome, of one stage and length")
 
 
-def draw_layers(x: Evidence):
+def draw_layers(evidence: Evidence):
     """Improvement by placement, each run against the baseline's of its seed, over a map of which
     layers are tapped: one head, two, more."""
-    block, groups = placements(blocks_of(x))
+    block, groups = placements(blocks_of(evidence))
     base_sd = block.baseline.mean_sd()[1]
-    n_layer = x.standing.experiment.profile.n_layer
+    n_layer = evidence.standing.experiment.profile.n_layer
     figure, axes = new_figure(
         (max(7, 3 + 0.8 * len(groups)), 7), 2, 1, sharex=True, height_ratios=(3, 2)
     )
@@ -250,7 +200,7 @@ def draw_layers(x: Evidence):
         if c:
             effect.bar(k, c.improvement, width=0.6, color=colour, alpha=0.5)
         if words := left_out(group, c.n_arm if c else 0):
-            where = (k + 0.4 * bool(c), 0.1)  # beside the bar, if there is one
+            where = (k + 0.4 if c else k, 0.1)  # beside the bar, if there is one
             at = {"transform": effect.get_xaxis_transform(), "ha": "center", "va": "bottom"}
             effect.text(*where, words, rotation=90, fontsize=11, **at)
         improvements = [b - a for b, a in zip(*paired_losses(block.baseline, group), strict=True)]
@@ -275,17 +225,21 @@ def draw_layers(x: Evidence):
 
 
 def left_out(group: ArmRuns, compared: int) -> str:
-    """In words, the runs of an arm that its improvement is not of; empty when there are none."""
+    """The runs of an arm that its improvement is not of, in words; empty when there are none."""
     lost, other = group.lost, len(group.losses) - compared
     words = (f"✕ {lost}" if lost else "", f"{other} of other seeds" if other else "")
     return ", ".join(filter(None, words))
 
 
+# ---------------------------------------------------------------------------------------------
+# Curves
+
 STEP, MEAN, LOW, HIGH, TIME = range(5)  # columns of a mean curve
 
 
 def mean_curve(group: ArmRuns) -> list[tuple[int, float, float, float, float]]:
-    """Step; mean, lowest and highest val loss; mean training time in s. Only where all runs are."""
+    """The mean over runs at each step that all have: step; mean, lowest and highest val loss; mean
+    training time in s."""
     curves = [{step: (loss, t / 1000) for step, loss, t in r.curve} for r in group.ok]
     steps = sorted(set.intersection(*map(set, curves))) if curves else []
     rows = []
@@ -296,22 +250,22 @@ def mean_curve(group: ArmRuns) -> list[tuple[int, float, float, float, float]]:
     return rows
 
 
-def draw_curves(x: Evidence):
+def draw_curves(evidence: Evidence):
     """Val loss over steps and over training time, of the longest runs, a row for each stage.
 
     A run begins by falling through several nats, and the effects are hundredths: the axis leaves
     out the beginning, and an inset magnifies the end, where bands can be seen.
     """
-    blocks = [b for b in blocks_of(x) if any(mean_curve(g) for g in b.groups)]
+    blocks = [b for b in blocks_of(evidence) if any(mean_curve(g) for g in b.groups)]
     if not blocks:
         raise NothingToDraw("no finished run has a curve")
     longest = max(b.num_iterations for b in blocks)
     blocks = [b for b in blocks if b.num_iterations == longest]
     figure, axes = new_figure((12, 0.8 + 4.2 * len(blocks)), len(blocks), 2, sharey="row")
-    looks = curve_looks(blocks)
+    styles = curve_styles(blocks)
     for panels, block in zip(axes, blocks, strict=True):
         for ax, column in zip(panels, (STEP, TIME), strict=True):
-            draw_panel(ax, block, looks, column)
+            draw_panel(ax, block, styles, column)
         panels[0].set_title(block.title)
         panels[0].set_ylabel(LOSS)
         panels[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
@@ -322,19 +276,20 @@ def draw_curves(x: Evidence):
     return figure
 
 
-def curve_looks(blocks: Sequence[Block]) -> dict[tuple, tuple[str, str]]:
-    """(colour, line) of each configuration, the same in all panels; the baseline is black."""
+def curve_styles(blocks: Sequence[Block]) -> dict[tuple, tuple[str, str]]:
+    """Colour and line of each configuration, the same in all panels; the baseline is black."""
     keys = dict.fromkeys(g.key for b in blocks for g in b.arms)
-    looks = [(colour, dashes) for dashes in DASHES for colour in PALETTE]
-    return {((), False): (BLACK, "-"), **{key: looks[k % len(looks)] for k, key in enumerate(keys)}}
+    styles = [(colour, dashes) for dashes in DASHES for colour in PALETTE]
+    of_arms = {key: styles[k % len(styles)] for k, key in enumerate(keys)}
+    return {((), False): (BLACK, "-"), **of_arms}
 
 
-def draw_panel(ax, block: Block, looks: Mapping, column: int) -> None:
-    """The curves; the axis is as high as keeps their right half below the inset."""
+def draw_panel(ax, block: Block, styles: Mapping, column: int) -> None:
+    """Curves and their inset; the axis is as high as keeps their right half below the inset."""
     inset = ax.inset_axes((0.5, 0.54, 0.5, 0.46))
     for group in block.groups:
         for axes in (ax, inset):
-            draw_curve(axes, group, *looks[group.key], column)
+            draw_curve(axes, group, *styles[group.key], column)
     curves = [rows for group in block.groups if (rows := mean_curve(group))]
     for axes, share, height in ((ax, 0.4, 0.45), (inset, 0.85, 1.0)):
         shown = [row for rows in curves for row in rows_from(rows, share * block.num_iterations)]
@@ -352,17 +307,12 @@ def rows_from(rows: list[tuple], step: float) -> list[tuple]:
     return rows[max(0, min(before - 1, len(rows) - 2)) :]
 
 
-def with_margin(values: Sequence[float]) -> tuple[float, float]:
-    margin = 0.05 * (max(values) - min(values)) or 0.01
-    return min(values) - margin, max(values) + margin
-
-
 def draw_curve(ax, group: ArmRuns, colour: str, dashes: str, column: int) -> None:
     label = f"{group.label} (n = {len(group.ok)})" + (f"\n✕ {group.lost}" if group.lost else "")
     if rows := mean_curve(group):
         columns = list(zip(*rows, strict=True))
         at = columns[column]
-        front = 2 + (not group.arm.layers)  # the baseline lies on top
+        front = 2 if group.arm.layers else 3  # the baseline lies on top
         ax.plot(at, columns[MEAN], dashes, color=colour, linewidth=2, label=label, zorder=front)
         if len(group.ok) > 1:
             ax.fill_between(at, columns[LOW], columns[HIGH], color=colour, alpha=0.2, linewidth=0)
@@ -380,25 +330,25 @@ def draw_curve(ax, group: ArmRuns, colour: str, dashes: str, column: int) -> Non
 # The verdict
 
 
-def draw_verdict(x: Evidence):
+def draw_verdict(evidence: Evidence):
     """The improvement and its sequential intervals, look by look.
 
     A verdict falls where an interval lies on one side of zero: where the estimate is beyond the
     bound, which is the same. Early intervals are many times as wide as late ones, so the axis is
     cut at what the later half of the looks needs.
     """
-    if x.plan != "adaptive":
+    if evidence.plan != "adaptive":
         raise NothingToDraw("only the adaptive plan looks more than once")
-    if x.changed:
+    if evidence.changed:
         raise NothingToDraw("no decision can be shown; see the top of the report")
-    if not x.looks:
+    if not evidence.looks:
         raise NothingToDraw("stage 4 has had no look yet")
     figure, ((ax,),) = new_figure((9, 5.5), 1, 1)
-    draw_regions(ax, x.design)
-    draw_looks(ax, x)
-    ax.set_xlabel(f"complete pairs (at most {x.looks[0].n_max})")
+    draw_regions(ax, evidence.design)
+    draw_looks(ax, evidence)
+    ax.set_xlabel(f"complete pairs (at most {evidence.looks[0].n_max})")
     ax.set_ylabel("improvement (nats/token)")
-    ax.set_title(verdict_title(x))
+    ax.set_title(verdict_title(evidence))
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
@@ -411,10 +361,10 @@ def draw_regions(ax, d: Design) -> None:
     ax.axhline(d.delta_target, label=f"target: {d.delta_target:g}", **target)
 
 
-def draw_looks(ax, x: Evidence) -> None:
+def draw_looks(ax, evidence: Evidence) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    looks = [look for look in x.looks if look.low is not None]
+    looks = [look for look in evidence.looks if look.low is not None]
     ns, middle = [look.n for look in looks], [look.improvement for look in looks]
     reach = [look.high - look.improvement for look in looks]
     eq_reach = [look.eq_high - look.improvement for look in looks]
@@ -423,59 +373,55 @@ def draw_looks(ax, x: Evidence) -> None:
         ax.plot(ns, reach, label="bound: improves above, harmful below", **bound)
         ax.plot(ns, [-r for r in reach], **bound)
         bar, about = {"fmt": "none", "color": BETTER}, "sequential {:.0%} interval{}"
-        wide = about.format(1 - x.design.alpha, "")
-        narrow = about.format(1 - 2 * x.design.alpha, ", for equivalence")
+        wide = about.format(1 - evidence.design.alpha, "")
+        narrow = about.format(1 - 2 * evidence.design.alpha, ", for equivalence")
         ax.errorbar(ns, middle, eq_reach, alpha=0.35, elinewidth=9, label=narrow, **bar)
         ax.errorbar(ns, middle, reach, elinewidth=2, capsize=5, label=wide, **bar)
         ax.plot(ns, middle, "o", color=BETTER, markersize=8, label="improvement")
-    every = [(look.n, look.improvement) for look in x.looks if look.improvement is not None]
+    every = [(look.n, look.improvement) for look in evidence.looks if look.improvement is not None]
     if other := [point for point in every if point[0] not in ns]:
         about = "improvement of runs that finished; ranks decide"
-        about = "improvement, no spread" if x.looks[-1].p is None else about
+        about = "improvement, no spread" if evidence.looks[-1].p is None else about
         ax.plot(*zip(*other, strict=True), markersize=8, label=about, **A_RUN)
-    d, later = x.design, looks[len(looks) // 2 :]
+    d, later = evidence.design, looks[len(looks) // 2 :]
     shown = [0, -d.delta_eq, d.delta_eq, d.delta_target, *(y for _, y in every)]
     ax.set_ylim(*with_margin([*shown, *(v for look in later for v in (look.low, look.high))]))
-    ax.set_xlim(x.looks[0].n - 0.6, x.looks[-1].n + 0.6)
+    ax.set_xlim(evidence.looks[0].n - 0.6, evidence.looks[-1].n + 0.6)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def verdict_title(x: Evidence) -> str:
-    look, decision = x.looks[-1], x.decisions[4]
+def verdict_title(evidence: Evidence) -> str:
+    look, decision = evidence.looks[-1], evidence.decisions[4]
     arm = plain(decision.chosen.label) if decision.chosen else "the arm"
     estimate = "a whole arm diverged" if look.improvement is None else signed(look.improvement)
     return f"{decision.title}\n{arm}: {estimate} at n = {look.n} pairs"
-
-
-def signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
 
 
 # ---------------------------------------------------------------------------------------------
 # Gradients
 
 
-def gradient_pair(x: Evidence):
-    """(block, baseline's norms, arm, its norms): the block that tells most."""
+def gradient_pair(evidence: Evidence):
+    """The block that tells most about gradients: (block, baseline's norms, arm, its norms)."""
     for stage in (4, 2, 0, 3, 1):
-        for block in blocks_of(x):
+        for block in blocks_of(evidence):
             for group in block.arms if block.stage == stage else ():
                 sides = matched(block, group) or ()
-                base, norms = ([mean_grad_norms(x, side) for side in sides] or [{}, {}])
+                base, norms = ([mean_grad_norms(evidence, side) for side in sides] or [{}, {}])
                 if base.keys() & norms.keys() and depth(base) == depth(norms):
                     return block, base, group, norms
     logged = "runs logged none (--log_grad_norms)"
     alone = "no baseline and arm of one stage, length and seed logged them at the same steps"
-    raise NothingToDraw(f"needs gradient norms: {alone if x.grad_norms else logged}")
+    raise NothingToDraw(f"needs gradient norms: {alone if evidence.grad_norms else logged}")
 
 
-def draw_gradients(x: Evidence):
+def draw_gradients(evidence: Evidence):
     """Gradient norm of each block: by depth at three moments, and arm over baseline throughout.
 
     The hypothesis claims a mechanism: heads bring gradient to the blocks below their taps. The main
     loss alone shows what is left of that once the weights have moved.
     """
-    block, base, group, arm = gradient_pair(x)
+    block, base, group, arm = gradient_pair(evidence)
     steps = sorted(base.keys() & arm.keys())
     chosen = (steps[min(1, len(steps) - 1)], steps[len(steps) // 2], steps[-1])
     moments = list(dict.fromkeys(chosen))
@@ -491,8 +437,8 @@ def draw_gradients(x: Evidence):
     for ax, step in zip(axes[0], moments, strict=True):
         for label, norms, name, colour, dashes in lines:
             values = [v if v > 0 else math.nan for v in getattr(norms[step], name)]
-            look = {"color": colour, "marker": "o", "markersize": 5, "linewidth": 2}
-            ax.plot(range(1, len(values) + 1), values, dashes, label=label, **look)
+            style = {"color": colour, "marker": "o", "markersize": 5, "linewidth": 2}
+            ax.plot(range(1, len(values) + 1), values, dashes, label=label, **style)
         for tap in group.arm.layers:
             ax.axvline(tap, color=BLACK, linewidth=1, linestyle=":")
         ax.set_yscale("log")
