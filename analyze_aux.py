@@ -25,68 +25,18 @@ if __name__ == "__main__":  # before imports that another Python cannot read or 
 
     console.stop_quietly("analyze_aux.py")  # Ctrl-C while the rest is imported
 
-import contextlib
-import os
-import secrets
-import stat
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ablation.cli.arguments import Parser, a_path, plain_words
 from ablation.folder.registration import newest_experiment
-from ablation.report.chapters import chapters, opening, render_report
+from ablation.report.chapters import chapters, opening
 from ablation.report.evidence import Evidence, read_experiment
-from ablation.report.figures import FIGURES, Picture, picture
+from ablation.report.files import REPORT, pictures_of, write_all
+from ablation.report.text import render
 from ablation.runs.untrusted import printable
 
 OUTPUT_DIR = Path("experiments")
-REPORT = "analysis_report.txt"
-
-
-# ---------------------------------------------------------------------------------------------
-# Writing
-
-
-def write(path: Path, data: bytes) -> None:
-    """Whole or not at all: whoever looks while this writes sees the old file. Nothing is written
-    through a link: one of this name is replaced, and the temporary is nobody's but ours."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    with open(temporary, "xb") as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-def remove(path: Path) -> None:
-    """A figure of an earlier report; not what only has its name."""
-    with contextlib.suppress(FileNotFoundError):
-        mode = path.lstat().st_mode
-        if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
-            path.unlink()
-
-
-def write_figures(folder: Path, pictures: Mapping[str, Picture]) -> dict[str, str]:
-    """What became of each, for the report; what was not drawn leaves no older one behind."""
-    told = {}
-    for name, drawn in pictures.items():
-        try:
-            if drawn.png:
-                write(folder / name, drawn.png)
-            else:
-                remove(folder / name)
-            told[name] = f"not drawn: {drawn.why}" if drawn.why else "drawn"
-        except OSError as error:
-            told[name] = f"not written: {error.strerror}"
-    return told
-
-
-# ---------------------------------------------------------------------------------------------
-# The command line
 
 
 def say(text: str, file=None) -> None:
@@ -107,38 +57,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output_dir", type=a_path, help="where to write (default: there too)")
     args = parser.parse_args(argv)
     try:
-        x = read_experiment(args.exp_dir or newest_experiment(OUTPUT_DIR))
-        say(opening(x))
+        evidence = read_experiment(args.exp_dir or newest_experiment(OUTPUT_DIR))
+        say(render(opening(evidence)))
     except (ValueError, OSError) as error:
         return complain(plain_words(error))
     except ImportError as error:
         return complain(f"{error}; pip install -r requirements.txt")
-    return write_all(x, args.output_dir or x.exp_dir)
+    return report_to(args.output_dir or evidence.exp_dir, evidence)
 
 
-def write_all(x: Evidence, into: Path) -> int:
-    """The figures, then the report, which says what became of them: in the folder, or on screen
-    where nothing can be written. 0 when all is there that can be."""
-    pictures = {name: picture(draw, x) for name, draw in FIGURES.items()}
+def report_to(folder: Path, evidence: Evidence) -> int:
+    """Write figures and report, and say where; on screen goes what cannot be written. 0 when all is
+    there that can be."""
+    pictures = pictures_of(evidence)
     try:
-        into.mkdir(parents=True, exist_ok=True)
-        told = write_figures(into, pictures)
-        write(into / REPORT, render_report(x, told).encode())
+        outcomes = write_all(evidence, folder, pictures)
     except OSError as error:
-        told = {name: f"not drawn: {drawn.why}" for name, drawn in pictures.items() if drawn.why}
-        say(chapters(x, told))
+        not_drawn = {n: f"not drawn: {drawn.why}" for n, drawn in pictures.items() if drawn.why}
+        say(render(chapters(evidence, not_drawn)))
         remedy = "--output_dir DIR writes elsewhere"
-        return complain(f"cannot write {into / REPORT} ({error.strerror}); {remedy}")
-    files = {REPORT: "drawn", **told}
-    lines = [f"{into / name}" + f" {files[name]}" * (files[name] != "drawn") for name in files]
-    say("\n".join(["", *(f"  {printable(line, limit=1000)}" for line in lines)]))
-    unwritten = [name for name, words in told.items() if words.startswith("not written")]
+        return complain(f"cannot write {folder / REPORT} ({error.strerror}); {remedy}")
+    say("")
+    for name, outcome in {REPORT: "drawn", **outcomes}.items():
+        line = str(folder / name) if outcome == "drawn" else f"{folder / name} {outcome}"
+        say(f"  {printable(line, limit=1000)}")
+    unwritten = [name for name, outcome in outcomes.items() if outcome.startswith("not written")]
     failed = [name for name, drawn in pictures.items() if drawn.failed]
     if unwritten or failed:
         what = f"no {', '.join(unwritten + failed)}: see above for why"
         return complain(f"{what}; the report's text is complete")
     return 0
-
 
 
 if __name__ == "__main__":

@@ -569,7 +569,7 @@ def report(rng: random.Random, shop: Shop, folder: Path) -> None:
     before = snapshot(folder)
     argv, allowed = ["--exp_dir", str(folder)], {"analysis_report.txt", *figures.FIGURES}
     drawn = rng.randrange(FIGURES_EVERY) == 0
-    with mock.patch.object(analyze_aux, "FIGURES", figures.FIGURES if drawn else {}):
+    with mock.patch.object(figures, "FIGURES", figures.FIGURES if drawn else {}):
         in_process(analyze_aux.main, argv)
     written = differing(before, snapshot(folder))
     demand(written <= allowed, f"the report wrote {sorted(written - allowed)}")

@@ -20,7 +20,8 @@ from ablation import stats
 from ablation.folder.registration import changes, digest_of, fixed_part, read_document
 from ablation.plan.looks import NO_EFFECT, Look
 from ablation.plan.next_step import next_step
-from ablation.report import chapters, comparisons, evidence, figures, text
+from ablation.report import chapters, comparisons, content, evidence, figures, files, validation
+from ablation.report.text import render
 from ablation.study.experiment import Override
 from ablation.study.heads import ARMS
 from ablation.study.profiles import PROFILES
@@ -45,7 +46,7 @@ def analyze(exp_dir: Path) -> str:
 
 def report(exp_dir: Path) -> str:
     """The report without drawing anything."""
-    return chapters.render_report(evidence.read_experiment(exp_dir), {})
+    return render(chapters.report(evidence.read_experiment(exp_dir), {}))
 
 
 def chapter(text: str, title: str) -> str:
@@ -98,7 +99,8 @@ def pictures(full):
 @pytest.fixture
 def drawn_once(pictures, monkeypatch):
     """The figures of `full`, for tests of where they are written and not of what they show."""
-    known = lambda draw, x: pictures.get(draw) or figures.picture(draw, x)  # noqa: E731
+    draw_anew = figures.picture
+    known = lambda draw, evidence: pictures.get(draw) or draw_anew(draw, evidence)  # noqa: E731
     monkeypatch.setattr(figures, "picture", known)
 
 
@@ -155,7 +157,7 @@ def test_stages_are_not_pooled_and_fresh_runs_stay_apart_from_those_that_selecte
 
 def test_where_there_is_no_baseline_a_dash_says_so(full):
     arms = chapter(full[1], "Arms against their baseline")
-    assert set(row(arms, "validation_0 … validation_3")[4:]) == {text.DASH}
+    assert set(row(arms, "validation_0 … validation_3")[4:]) == {content.DASH}
     assert "no baseline of this stage and length ran" in arms
     assert "n = 1: no interval, p or d" in arms
 
@@ -305,7 +307,7 @@ def test_without_a_seed_in_common_there_is_a_dash_and_the_reason(tmp_path):
     text = report(exp_dir)
     arms, time = chapter(text, "Arms against their baseline"), chapter(text, "Time")
     assert row(arms, "aux_6")[1] == "1"
-    assert row(arms, "aux_6")[4:] == [text.DASH] * 5
+    assert row(arms, "aux_6")[4:] == [content.DASH] * 5
     assert "aux_6: no seed in common with the baseline: no difference" in arms
     assert "arrived" not in time.partition("Runs by hand")[2]
 
@@ -350,7 +352,7 @@ def test_several_arms_by_hand_are_compared_without_a_rule(tmp_path):
     baseline, *arms = (losses_of(exp_dir, name) for name in names)
     ps = scipy.stats.dunnett(*arms, control=baseline, rng=np.random.default_rng(0)).pvalue
     listed = ", ".join(
-        f"{name} {chapters.bare_p(p)}" for name, p in zip(names[1:], ps, strict=True)
+        f"{name} {content.bare_p(p)}" for name, p in zip(names[1:], ps, strict=True)
     )
     assert f"Dunnett's p, for 3 arms, assuming one sd: {listed}." in text
     assert row(chapter(text, "Arms against their baseline"), "aux_4_8_w0p2")[1] == "3"
@@ -414,8 +416,9 @@ def test_a_missing_folder_is_one_line(tmp_path, capsys):
 def test_tables_need_no_matplotlib_and_figures_no_display(tmp_path):
     exp_dir = make(tmp_path, most=4)
     tables = (
-        "import sys, pathlib, analyze_aux as a; x = a.read_experiment(pathlib.Path(sys.argv[1]));"
-        "a.render_report(x, {}); assert 'matplotlib' not in sys.modules; sys.exit(a.main("
+        "import sys, pathlib, analyze_aux as a; from ablation.report import chapters;"
+        "x = a.read_experiment(pathlib.Path(sys.argv[1]));"
+        "a.render(chapters.report(x, {})); assert 'matplotlib' not in sys.modules; sys.exit(a.main("
         "['--exp_dir', sys.argv[1]]))"
     )
     without = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
@@ -466,7 +469,7 @@ def test_every_statistic_of_the_final_validation_is_that_of_aux_stats(small_effe
     assert n == last.n > 4
     c = stats.compare(baseline, best)
     assert f"improvement {c.improvement:+.4f} nats/token" in entry(final, "effect")
-    span = text.span
+    span = content.span
     assert entry(final, "interval").startswith(f"{span(last.low, last.high)}, sequential 95 %")
     assert entry(final, "equivalence").startswith(f"{span(last.eq_low, last.eq_high)}, 90 %")
     each = [stats.compare(baseline[: k.n], best[: k.n]) for k in looks]
@@ -483,7 +486,7 @@ def test_every_statistic_of_the_final_validation_is_that_of_aux_stats(small_effe
         assert entry(final, name) == f"n = {n}, mean {mean:.4f}, sd {sd:.4f}"
     pair = stats.paired(baseline, best)
     assert f"{span(pair.ci_low, pair.ci_high)}, p = {pair.p:.4f}" in entry(final, "paired t")
-    rng = np.random.default_rng(chapters.SEED)
+    rng = np.random.default_rng(validation.SEED)
     bca = stats.bootstrap_interval(baseline, best, rng)
     assert entry(final, "BCa bootstrap").startswith(span(*bca))
     s = math.sqrt(stats.pooled_variance([baseline, best], 0, 0))
@@ -547,7 +550,8 @@ def test_a_locked_verdict_is_told_as_it_fell(small_effect, locked, low, high):
     numbers = {**decision.numbers, "verdict": locked, "looks": looks}
     told = replace(decision, title=f"{locked} at look 1, below target", numbers=numbers)
     step = replace(x.standing.step, decisions={**x.decisions, 4: told})
-    text = chapters.render_report(replace(x, standing=replace(x.standing, step=step)), {})
+    x = replace(x, standing=replace(x.standing, step=step))
+    text = render(chapters.report(x, {}))
     answer = chapter(text, "The answer")
     assert f"{locked} at look 1, below target" in answer
     assert "Not shown" not in answer and "excluded" not in answer
@@ -788,10 +792,10 @@ def test_a_path_option_means_what_a_shell_makes_of_it(
 
 
 def test_the_answer_is_printed_before_anything_is_drawn_or_written(full, capsys, monkeypatch):
-    def killed(x, into):
+    def killed(draw, evidence):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(analyze_aux, "write_all", killed)
+    monkeypatch.setattr(figures, "picture", killed)
     with pytest.raises(KeyboardInterrupt):
         analyze_aux.main(["--exp_dir", str(full[0])])
     assert "Stage 4, final validation: AUX HEADS HELP" in capsys.readouterr().out
@@ -852,7 +856,7 @@ def test_temporaries_have_names_that_nobody_can_know(tmp_path, monkeypatch):
     seen, real = [], os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: (seen.append(a.name), real(a, b)))
     for _ in range(2):
-        analyze_aux.write(tmp_path / "x", b"")
+        files.write(tmp_path / "x", b"")
     assert len(set(seen)) == 2 and all(re.fullmatch(r"\.x\.[0-9a-f]{16}\.tmp", n) for n in seen)
 
 

@@ -27,6 +27,7 @@ import staged_analysis_helper
 from ablation.folder.registration import digest_of, fixed_part, read_document
 from ablation.report import chapters, evidence, figures
 from ablation.report.figures import FIGURES, Picture
+from ablation.report.text import render
 from ablation.runs.run import run_from
 from ablation.study.experiment import Override
 from ablation.study.heads import ARMS
@@ -398,7 +399,7 @@ def test_the_report_survives_any_value_of_any_field(received, edited_files, data
     try:
         path.write_text(json.dumps(document))
         with bounded():
-            text = chapters.render_report(evidence.read_experiment(received), {})
+            text = render(chapters.report(evidence.read_experiment(received), {}))
         assert all(line.isprintable() and len(line) <= 100 for line in text.split("\n"))
     except ValueError as error:
         assert "experiment_configs.json" in str(error) or "overrides.json" in str(error)

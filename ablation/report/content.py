@@ -1,0 +1,108 @@
+"""What does a report consist of?  Pieces that hold words and values, and know of no layout.
+
+Chapters make them, `text.py` renders them as plain text. Of numbers the chapters decide the digits,
+as these say how much is known; what is undefined is a dash.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ablation.plan.decision import p_text
+from ablation.stats import Ratio
+
+# ---------------------------------------------------------------------------------------------
+# Pieces
+
+
+class Role(StrEnum):
+    """What a paragraph is to what stands around it."""
+
+    TEXT = "text"
+    TITLE = "title"  # of the whole report
+    WARNING = "warning"  # before everything else
+    SUBHEADING = "subheading"  # of the tables that follow
+    CAPTION = "caption"  # of the table that follows
+    ITEM = "item"  # one of a list
+    DETAIL = "detail"  # of the item above
+    NOTE = "note"  # on the item or table above
+    RULE = "rule"  # by which the item above is decided
+    REASON = "reason"  # of the failure above, in the words of whoever saw it
+    FILE = "file"  # and what is wrong with it
+
+
+@dataclass(frozen=True)
+class Heading:
+    text: str
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    text: str
+    role: Role = Role.TEXT
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Names, each with its value."""
+
+    rows: tuple[tuple[str, object], ...]
+
+
+@dataclass(frozen=True)
+class Column:
+    title: str
+    align: str = "left"  # or "right": numbers
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: tuple[Column, ...]
+    rows: tuple[tuple, ...]  # a value for each column: a text, a number, or None
+
+
+@dataclass(frozen=True)
+class Figure:
+    name: str  # of its file
+    outcome: str  # "drawn", or why there is none
+
+
+Content = Heading | Paragraph | Pairs | Table | Figure
+
+
+def columns(*titles: str, left: tuple[str, ...] = ()) -> tuple[Column, ...]:
+    """Columns of numbers, but for those named in `left`."""
+    return tuple(Column(title, "left" if title in left else "right") for title in titles)
+
+
+# ---------------------------------------------------------------------------------------------
+# Values in words
+
+DASH = "\N{EN DASH}"  # undefined
+
+
+def number(value: float | None, form: str) -> str:
+    """A number in a format of Python's, such as ".4f"."""
+    return DASH if value is None else format(value, form)
+
+
+def span(low: float | None, high: float | None) -> str:
+    """An interval, in nats/token."""
+    return DASH if low is None or high is None else f"{low:+.4f} to {high:+.4f}"
+
+
+def level(alpha: float) -> str:
+    """The level of an interval: 0.05 is 95 %."""
+    return f"{100 * (1 - alpha):g} %"
+
+
+def percent(share: Ratio | None) -> str:
+    """A ratio less 1, with its interval where it has one."""
+    if share is None:
+        return DASH
+    reach = "" if share.low is None else f" ({share.low:+.1%} to {share.high:+.1%})"
+    return f"{share.ratio:+.1%}{reach}"
+
+
+def bare_p(p: float) -> str:
+    """A p-value without its letter: 0.0123 or <0.0001."""
+    return p_text(p).removeprefix("p ").removeprefix("= ").replace(" ", "")

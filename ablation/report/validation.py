@@ -1,0 +1,247 @@
+"""What may be claimed?  The final validation: the comparison that was planned before its runs."""
+
+import math
+from collections.abc import Iterable, Iterator
+
+from ablation import stats
+from ablation.plan.decision import p_text
+from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT
+from ablation.report.comparisons import (
+    ArmRuns,
+    Block,
+    Contrast,
+    by_packing,
+    contrast,
+    final_block,
+    paired_losses,
+    race,
+    repeated_ps,
+)
+from ablation.report.content import (
+    Column,
+    Content,
+    Pairs,
+    Paragraph,
+    Role,
+    Table,
+    bare_p,
+    columns,
+    level,
+    number,
+    percent,
+    span,
+)
+from ablation.report.evidence import Evidence
+
+SEED = 0  # of the bootstrap and of Dunnett's integration; chosen: the same report again
+
+
+def generator():
+    """A generator of random numbers that gives the same ones again."""
+    import numpy as np
+
+    return np.random.default_rng(SEED)
+
+
+def effect_line(evidence: Evidence, block: Block | None) -> str:
+    """The effect of the final validation, with all that qualifies it, in a sentence."""
+    found = contrast(block, block.arms[0]) if block else Contrast()
+    difference = found.comparison
+    if not difference:
+        return "There is no difference to show: no seed on which both arms finished."
+    low, high, kind = primary_interval(evidence, found)
+    when = f" at look {len(evidence.looks)}" if evidence.looks else ""
+    repeated = " (repeated)" if evidence.looks else ""
+    within = f"{kind} interval{when} {span(low, high)}" if low is not None else "no interval"
+    line = (
+        f"{block.arms[0].arm.label}: improvement {difference.improvement:+.4f} nats/token,"
+        f" {within}, {p_text(final_p(evidence, block))}{repeated},"
+        f" n = {difference.n_arm} and {difference.n_baseline} baseline, of {found.seeds} pairs"
+    )
+    lost = [f"{g.label} {g.lost}" for g in block.groups if g.lost]
+    return line + (f"; not in these means: {', '.join(lost)}" if lost else "") + "."
+
+
+def primary_interval(
+    evidence: Evidence, found: Contrast
+) -> tuple[float | None, float | None, str]:
+    """The interval that the verdict rests on: (low, high, what it is); none where ranks decide, as
+    the runs that finished are then only the better ones."""
+    kind = level(evidence.design.alpha)
+    if evidence.looks:
+        return evidence.looks[-1].low, evidence.looks[-1].high, f"sequential {kind}"
+    if found.ranked or not found.comparison:
+        return None, None, kind
+    return found.comparison.ci_low, found.comparison.ci_high, kind
+
+
+def validated(evidence: Evidence) -> Iterator[Content]:
+    """Everything about the one comparison that was planned before its runs."""
+    if evidence.plan == "manual":
+        yield Paragraph("Runs by hand have none: no test was registered before them.")
+        return
+    block = final_block(evidence)
+    if not block:
+        yield Paragraph("Nothing is confirmed: stage 4 has no pair with an outcome on both sides.")
+        return
+    versus = f"{block.arms[0].arm.label}; against the baseline, on seeds used nowhere else"
+    verdict = "none shown: see the top" if evidence.changed else "none yet"
+    verdict += "; p and intervals are nominal, and do not allow for looking early"
+    verdict = evidence.decisions[4].title if 4 in evidence.decisions else verdict
+    rows = [("verdict", verdict), ("configuration", versus)]
+    found = contrast(block, block.arms[0])
+    if found.comparison:
+        rows += effect_rows(evidence, block, found)
+    rows += [("p", p_line(evidence, block, found))]
+    rows += [("baseline", spread_line(block.baseline)), ("arm", spread_line(block.arms[0]))]
+    if found.comparison:
+        rows += [*sensitivity_rows(evidence, block), *resolution_rows(evidence, block)]
+    rows += time_rows(evidence, block)
+    yield Pairs(tuple(rows))
+    if evidence.looks:
+        yield Paragraph(LOOK_NOTES, Role.CAPTION)
+        yield Table(look_columns(evidence), tuple(look_rows(evidence, block)))
+
+
+def effect_rows(evidence: Evidence, block: Block, found: Contrast) -> Iterable[tuple[str, str]]:
+    low, high, kind = primary_interval(evidence, found)
+    difference = found.comparison
+    share = difference.improvement / difference.mean_baseline
+    about = f"nats/token ({share:+.2%} of the baseline's)"
+    yield "effect", f"improvement {difference.improvement:+.4f} {about}"
+    if low is None:
+        yield "interval", "none: ranks decide where a run diverged, and n = 1 or no spread has none"
+        return
+    of_looks = f" over all looks, at look {len(evidence.looks)}" if evidence.looks else ""
+    yield "interval", f"{span(low, high)}, {kind}{of_looks}"
+    if null := excluded(evidence, block):
+        yield "excluded", null
+    eq_low, eq_high = equivalence_interval(evidence, block)
+    delta_eq = evidence.design.delta_eq
+    inside = "inside" if -delta_eq < eq_low and eq_high < delta_eq else "not inside"
+    about = f"{level(2 * evidence.design.alpha)}: {inside} ±{delta_eq:g} (delta_eq)"
+    yield "equivalence", f"{span(eq_low, eq_high)}, {about}"
+
+
+def equivalence_interval(evidence: Evidence, block: Block) -> tuple[float, float]:
+    """The interval of two one-sided tests at alpha: that of the last look, or Welch's."""
+    if evidence.looks:
+        return evidence.looks[-1].eq_low, evidence.looks[-1].eq_high
+    c = stats.compare(block.baseline.losses, block.arms[0].losses, 2 * evidence.design.alpha)
+    return c.ci_low, c.ci_high
+
+
+def excluded(evidence: Evidence, block: Block) -> str:
+    """What a null result excludes, in words. Empty where there is an effect, or no test.
+
+    A verdict stands as it fell, also where a later look's interval has come to cover zero.
+    """
+    low, high, kind = primary_interval(evidence, contrast(block, block.arms[0]))
+    if low is None or not low <= 0 <= high or evidence.verdict in (IMPROVES, HARMFUL):
+        return ""
+    if evidence.verdict == NO_EFFECT:  # shown at the level of that verdict
+        low, high = equivalence_interval(evidence, block)
+        kind = f"sequential {level(2 * evidence.design.alpha)}"
+    return f"effects beyond ±{max(-low, high):.4f} nats/token are excluded ({kind} interval)"
+
+
+def final_p(evidence: Evidence, block: Block) -> float | None:
+    """The p-value of the final validation: over all looks, or of its one test."""
+    return repeated_ps(evidence, block)[-1] if evidence.looks else contrast(block, block.arms[0]).p
+
+
+def p_line(evidence: Evidence, block: Block, found: Contrast) -> str:
+    test = "exact worst-rank test" if found.ranked else "Welch"
+    if not evidence.looks:
+        return f"{p_text(final_p(evidence, block))}, two-sided, {test}"
+    return (
+        f"repeated {p_text(final_p(evidence, block))}, over {len(evidence.looks)} look(s); nominal"
+        f" {p_text(evidence.looks[-1].p)} ({test}), as if there had been one look"
+    )
+
+
+def spread_line(group: ArmRuns) -> str:
+    mean, sd = group.mean_sd()
+    lost = f"; {group.lost}" if group.lost else ""
+    return f"n = {len(group.losses)}, mean {number(mean, '.4f')}, sd {number(sd, '.4f')}{lost}"
+
+
+def sensitivity_rows(evidence: Evidence, block: Block) -> Iterable[tuple[str, str]]:
+    """Other statistics of the same runs; none of them decides."""
+    base, group = block.baseline, block.arms[0]
+    sides = paired_losses(base, group)
+    if sides[0]:
+        test = stats.paired(*sides, evidence.design.alpha)
+        about = f"{span(test.ci_low, test.ci_high)}, {p_text(test.p)}, n = {len(sides[0])} pairs"
+        yield "paired t", f"{test.improvement:+.4f}, {about} (sensitivity)"
+    bca = stats.bootstrap_interval(base.losses, group.losses, generator(), evidence.design.alpha)
+    about = f"sensitivity: 9,999 resamples, seed {SEED}; covers too little at small n"
+    yield "BCa bootstrap", f"{span(*(bca or (None, None)))} ({about})"
+
+
+def resolution_rows(evidence: Evidence, block: Block) -> Iterable[tuple[str, str]]:
+    """What so many runs could have found, with the spread that they had."""
+    design, losses = evidence.design, [g.losses for g in block.groups]
+    n = min(map(len, losses))
+    if n < 2 or stats.compare(*losses).se is None:
+        return
+    sd = math.sqrt(stats.pooled_variance(losses, 0.0, 0.0))
+    yield "sd", f"{sd:.4f} of runs, pooled; {design.sigma0:g} was expected"
+    mde80 = stats.mde80(sd, n, design.alpha)
+    yield "MDE80", f"{mde80:.4f} nats/token, for n = {n} with this sd"
+    powers = (
+        f"{stats.power(effect, n, sd, design.alpha):.3f} at {effect:g} ({name})"
+        for name, effect in (("delta_eq", design.delta_eq), ("delta_target", design.delta_target))
+    )
+    yield "power", f"{', '.join(powers)}, for n = {n} with this sd and one look"
+
+
+def time_rows(evidence: Evidence, block: Block) -> Iterable[tuple[str, str]]:
+    """What the arm costs and saves in training time, by packing."""
+    parts = by_packing(evidence, block)
+    for packing, part in parts.items():
+        about = f" ({packing})" if len(parts) > 1 else ""
+        found = part.arms and race(part, part.arms[0], evidence.design.alpha)
+        if not found:
+            continue
+        yield "overhead", f"{percent(found.overhead)} time per step{about}"
+        reached = f"{found.arrived} of {found.runs} runs got there"
+        yield (
+            "time saved",
+            f"{percent(found.saved)} to the baseline's mean final loss; {reached}{about}",
+        )
+        target = evidence.design.speedup
+        yield "speedup", f">= {target:.0%} {found.shows(target)}{about}"
+        if c := found.at_equal_time:
+            yield (
+                "equal time",
+                f"improvement {c.improvement:+.4f} ({span(c.ci_low, c.ci_high)}) after"
+                f" {found.equal_s:.1f} s of training, where the first run ends{about}",
+            )
+
+
+LOOK_NOTES = (
+    "Every look. most: pairs that the budget allowed then. The sequential intervals reach from the"
+    " improvement as far as the next two columns say, to both sides: at the level of the verdict,"
+    " and at that of equivalence."
+)
+
+
+def look_columns(evidence: Evidence) -> tuple[Column, ...]:
+    reaches = (f"reach {level(evidence.design.alpha)}", f"reach {level(2 * evidence.design.alpha)}")
+    p_values = ("nominal p", "repeated p")
+    return columns("pairs", "most", "improvem.", *reaches, *p_values, "verdict", left=("verdict",))
+
+
+def look_rows(evidence: Evidence, block: Block) -> Iterable[tuple]:
+    for look, p in zip(evidence.looks, repeated_ps(evidence, block), strict=True):
+        yield (
+            look.n,
+            look.n_max,
+            number(look.improvement, "+.4f"),
+            None if look.high is None else f"{look.high - look.improvement:.4f}",
+            None if look.eq_high is None else f"{look.eq_high - look.improvement:.4f}",
+            None if look.p is None else bare_p(look.p),
+            bare_p(p),
+            ", ".join(filter(None, (look.verdict, look.label))),
+        )
