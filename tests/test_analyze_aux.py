@@ -645,7 +645,7 @@ def test_time_to_the_baselines_loss_counts_runs_that_never_get_there(full, null)
 def test_a_speedup_is_shown_only_if_its_lower_bound_clears_it(arrived, low, shown):
     saved = stats.Ratio(0.15, low, low and 0.3)
     race = comparisons.Race(arrived, 4, 100.0, saved, None, None, None)
-    assert race.shows(0.10).startswith("shown") == shown
+    assert race.speedup_statement(0.10).startswith("shown") == shown
 
 
 def test_times_and_improvements_are_printed_with_their_sign_and_in_seconds(full):

@@ -51,7 +51,7 @@ class ArmRuns:
 
     @property
     def seeds(self) -> set[int]:
-        """Of which there is an outcome."""
+        """The seeds of which there is an outcome."""
         return {r.run.seed for r in self.runs if r.settled}
 
     def on(self, seeds: set[int]) -> "ArmRuns":
@@ -69,7 +69,7 @@ class ArmRuns:
         return ", ".join(f"{count[status]} {status}" for status in STATUSES if count[status])
 
     def mean_sd(self, name: str = "val_loss") -> tuple[float | None, float | None]:
-        """Over the runs that finished; None where there are too few."""
+        """Mean and standard deviation over the runs that finished; None where there are too few."""
         values = [getattr(r, name) for r in self.ok]
         return stats.mean_sd(values) if values else (None, None)
 
@@ -101,17 +101,19 @@ class Block:
         return [g for g in self.groups if g.arm.layers]
 
 
-def blocks_of(x: Evidence) -> list[Block]:
-    """The last word on every run, by stage and length, by configuration."""
+def blocks_of(evidence: Evidence) -> list[Block]:
+    """Blocks of an experiment: the last word on every run, by stage, length, configuration."""
     blocks: dict[tuple, dict[tuple, list[RunResult]]] = {}
-    by_name = sorted(x.records.latest().values(), key=lambda r: (r.run.arm.name, r.run.index))
+    latest = evidence.records.latest().values()
+    by_name = sorted(latest, key=lambda r: (r.run.arm.name, r.run.index))
     for r in sorted(by_name, key=lambda r: (len(r.run.arm.layers), r.run.arm.layers)):
         groups = blocks.setdefault((r.run.stage, r.run.num_iterations), {})
         groups.setdefault(ArmRuns((r,)).key, []).append(r)
-    return [
-        Block(stage, x.stage_name(stage), steps, tuple(ArmRuns(tuple(g)) for g in groups.values()))
-        for (stage, steps), groups in sorted(blocks.items())
-    ]
+    found = []
+    for (stage, steps), runs in sorted(blocks.items()):
+        groups = tuple(ArmRuns(tuple(each)) for each in runs.values())
+        found.append(Block(stage, evidence.stage_name(stage), steps, groups))
+    return found
 
 
 def matched(block: Block, group: ArmRuns) -> tuple[ArmRuns, ArmRuns] | None:
@@ -167,40 +169,40 @@ def contrast(block: Block, group: ArmRuns) -> Contrast:
 
 
 def ratio(block: Block, group: ArmRuns, name: str) -> float | None:
-    """Of means, to the baseline of the block."""
+    """The ratio of a mean, such as of train_time_ms, to the baseline's of the block."""
     over, mine = block.baseline and block.baseline.mean_sd(name)[0], group.mean_sd(name)[0]
     return mine / over if over and mine is not None else None
 
 
 def dunnett(block: Block, rng) -> dict[str, float]:
-    """p of each arm, corrected for their number; of two or more arms that finished the baseline's
-    seeds, two or more, without a divergence on either side."""
+    """Dunnett's p of each arm, corrected for their number; of two or more arms that finished the
+    baseline's seeds, two or more, without a divergence on either side."""
     base = block.baseline
     if base is None or len(base.losses) < 2 or base.diverged:
         return {}
-    arms = [g for g in block.arms if finished(g) == finished(base) and not g.diverged]
+    arms = [g for g in block.arms if finished_seeds(g) == finished_seeds(base) and not g.diverged]
     if len(arms) < 2:
         return {}
     found = stats.dunnett(base.losses, [g.losses for g in arms], rng)
     return {g.label: p for g, p in zip(arms, found, strict=True) if p is not None}
 
 
-def finished(group: ArmRuns) -> list[int]:
+def finished_seeds(group: ArmRuns) -> list[int]:
     return sorted(r.run.seed for r in group.ok)
 
 
-def final_block(x: Evidence) -> Block | None:
+def final_block(evidence: Evidence) -> Block | None:
     """The complete pairs of stage 4: the seeds on which baseline and arm both have an outcome; of
     the adaptive plan those of the last look. None before the first one."""
-    chosen = x.decisions[4].chosen if 4 in x.decisions else None
-    for block in blocks_of(x):
+    chosen = evidence.decisions[4].chosen if 4 in evidence.decisions else None
+    for block in blocks_of(evidence):
         if block.stage != 4 or not block.baseline or not block.arms:
             continue
         tested = [g for g in block.arms if chosen and g.arm.configuration == chosen.configuration]
         arm = (tested or block.arms)[0]
         seeds = sorted(block.baseline.seeds & arm.seeds)
-        if x.looks:
-            seeds = seeds[: x.looks[-1].n]
+        if evidence.looks:
+            seeds = seeds[: evidence.looks[-1].n]
         if seeds:
             sides = (g.on(set(seeds)) for g in (block.baseline, arm))
             by_seed = (tuple(sorted(g.runs, key=lambda r: r.run.seed)) for g in sides)
@@ -215,10 +217,10 @@ def paired_losses(baseline: ArmRuns, group: ArmRuns) -> tuple[list[float], list[
     return tuple([side[seed] for seed in seeds] for side in losses)
 
 
-def repeated_ps(x: Evidence, block: Block) -> list[float]:
-    """At each look the repeated p-value over the looks so far."""
+def repeated_ps(evidence: Evidence, block: Block) -> list[float]:
+    """The repeated p-value at each look, over the looks so far."""
     ts, dfs = [], []
-    for look in x.looks:
+    for look in evidence.looks:
         if look.p is not None and look.low is None:  # ranks decided: the z of their p
             t, df = NormalDist().inv_cdf(look.p / 2), math.inf
         else:
@@ -226,7 +228,7 @@ def repeated_ps(x: Evidence, block: Block) -> list[float]:
             t, df = (None, None) if c.se is None else (c.improvement / c.se, c.df)
         ts.append(t)
         dfs.append(df)
-    ns, n_maxes = [look.n for look in x.looks], [look.n_max for look in x.looks]
+    ns, n_maxes = [look.n for look in evidence.looks], [look.n_max for look in evidence.looks]
     ks = range(1, len(ns) + 1)
     return [stats.repeated_p(ns[:k], n_maxes[:k], ts[:k], dfs[:k]) for k in ks]
 
@@ -235,11 +237,11 @@ def repeated_ps(x: Evidence, block: Block) -> list[float]:
 # Time
 
 
-def by_packing(x: Evidence, block: Block) -> dict[str, Block]:
-    """The block apart by how runs shared the machine."""
+def by_packing(evidence: Evidence, block: Block) -> dict[str, Block]:
+    """A block for each way in which its runs shared the machine."""
     parts = {}
-    for packing in dict.fromkeys(x.packing(r) for g in block.groups for r in g.runs):
-        groups = (tuple(r for r in g.runs if x.packing(r) == packing) for g in block.groups)
+    for packing in dict.fromkeys(evidence.packing(r) for g in block.groups for r in g.runs):
+        groups = (tuple(r for r in g.runs if evidence.packing(r) == packing) for g in block.groups)
         parts[packing] = replace(block, groups=tuple(ArmRuns(runs) for runs in groups if runs))
     return parts
 
@@ -256,8 +258,8 @@ class Race:
     equal_s: float | None  # the time at which losses are compared
     at_equal_time: stats.Comparison | None
 
-    def shows(self, speedup: float) -> str:
-        """Whether the arm saves as much; or why that is not shown."""
+    def speedup_statement(self, speedup: float) -> str:
+        """Whether it is shown that the arm saves as much, in words; or why not."""
         if self.arrived < self.runs:
             return f"not shown: {self.runs - self.arrived} of {self.runs} runs never got there"
         if self.saved is None or self.saved.low is None:
@@ -273,7 +275,7 @@ def race(block: Block, group: ArmRuns, alpha: float) -> Race | None:
 
     A run that does not get there enters with its full training time, less than it would need. Of
     the baseline that is about every second one by construction, and errs on the side of the
-    baseline; of the arm it would flatter it, and `shows` refuses.
+    baseline; of the arm it would flatter it, and `speedup_statement` refuses.
     """
     sides = None if group is block.baseline else matched(block, group)
     if sides is None or not all(g.losses for g in averaged(sides)):
@@ -299,7 +301,7 @@ def race(block: Block, group: ArmRuns, alpha: float) -> Race | None:
 
 
 def time_curves(group: ArmRuns) -> list[list[tuple[float, float]]]:
-    """(training time in s, val loss) of each finished run that has any."""
+    """The curve of each finished run that has one: (training time in s, val loss)."""
     return [[(t / 1000, loss) for _, loss, t in r.curve] for r in group.ok if r.curve]
 
 
@@ -313,7 +315,7 @@ def arrivals(group: ArmRuns, target: float) -> tuple[int, list[float]]:
 
 
 def relative(times: list[float], others: list[float], alpha: float) -> stats.Ratio | None:
-    """times / others - 1, with its interval; None for times that are none."""
+    """The ratio times / others, less 1, with its interval; None where a time is not above 0."""
     if min(*times, *others) <= 0:
         return None
     r = stats.time_ratio(times, others, alpha)
@@ -321,6 +323,7 @@ def relative(times: list[float], others: list[float], alpha: float) -> stats.Rat
 
 
 def negated(r: stats.Ratio) -> tuple[float | None, float | None]:
+    """The interval of its negative."""
     return (None, None) if r.low is None else (-r.high, -r.low)
 
 
@@ -328,10 +331,10 @@ def negated(r: stats.Ratio) -> tuple[float | None, float | None]:
 # Gradients
 
 
-def mean_grad_norms(x: Evidence, group: ArmRuns) -> dict[int, GradNorms]:
-    """By step, over the runs that logged them; only steps that all of those have."""
-    named = [r.run.name for r in group.ok if r.run.name in x.grad_norms]
-    logged = [{norms.step: norms for norms in x.grad_norms[name]} for name in named]
+def mean_grad_norms(evidence: Evidence, group: ArmRuns) -> dict[int, GradNorms]:
+    """Mean gradient norms by step, over the runs that logged them; of steps that all these have."""
+    named = [r.run.name for r in group.ok if r.run.name in evidence.grad_norms]
+    logged = [{norms.step: norms for norms in evidence.grad_norms[name]} for name in named]
     logged = [norms for norms in logged if depth(norms) == depth(logged[0])]
     steps = sorted(set.intersection(*map(set, logged))) if logged else []
 
@@ -343,4 +346,5 @@ def mean_grad_norms(x: Evidence, group: ArmRuns) -> dict[int, GradNorms]:
 
 
 def depth(norms: Mapping[int, GradNorms]) -> int:
+    """How many blocks the model has."""
     return len(next(iter(norms.values())).main)

@@ -40,7 +40,7 @@ class Evidence:
 
     @property
     def registered(self) -> dict:
-        """experiment_configs.json: of any content, where `changed` is not empty."""
+        """The content of experiment_configs.json: any, where `changed` is not empty."""
         return self.standing.document
 
     @property
@@ -62,13 +62,13 @@ class Evidence:
 
     @property
     def looks(self) -> tuple[Look, ...]:
-        """Of stage 4, adaptive plan; each as it was taken."""
+        """The looks of stage 4, adaptive plan; each as it was taken."""
         numbers = self.decisions[4].numbers if 4 in self.decisions else {}
         return tuple(Look(**look) for look in numbers.get("looks", ()))
 
     @property
     def verdict(self) -> str:
-        """Of the adaptive plan: as it fell, whatever later looks saw. Empty before the first."""
+        """The adaptive plan's verdict as it fell, whatever later looks saw. Empty before one."""
         return self.decisions[4].numbers.get("verdict", "") if 4 in self.decisions else ""
 
     def stage_name(self, number: int) -> str:
@@ -91,19 +91,24 @@ def field(value, *path: str):
     return value
 
 
-FEW = 20  # entries of a list, or of an object, that are shown
+FEW = 20  # entries of a list, or of an object, that are shown; chosen, to fit a few lines
+MOST_COUNTED = 1000  # entries of a list that are looked at: chosen, more than any machine has GPUs
 
 
 def in_words(value) -> str | None:
     """Any JSON value as a short text; None for nothing. What is nested deeper is not looked at."""
     if isinstance(value, dict):
         shown = [f"{k} {simple(v)}" for k, v in islice(value.items(), FEW)]
-        return ", ".join([*shown, *["…"] * (len(value) > FEW)])
+        return listed(shown, cut_short=len(value) > FEW)
     if isinstance(value, list):
-        counted = Counter(map(simple, value[:1000]))
+        counted = Counter(map(simple, value[:MOST_COUNTED]))
         shown = [f"{n} x {v}" for v, n in islice(counted.items(), FEW)]
-        return ", ".join([*shown, *["…"] * (len(counted) > FEW or len(value) > 1000)])
+        return listed(shown, cut_short=len(counted) > FEW or len(value) > MOST_COUNTED)
     return None if value is None else simple(value)
+
+
+def listed(words: list[str], cut_short: bool) -> str:
+    return ", ".join([*words, "…"] if cut_short else words)
 
 
 def simple(value) -> str:
@@ -133,7 +138,8 @@ CIRCUMSTANCES = {**FIXED, "slots": ("slots",)}  # of each attempt, in its config
 
 
 def read_experiment(exp_dir: Path) -> Evidence:
-    """Raises ValueError where this is no experiment; what is merely damaged becomes a note."""
+    """A folder's evidence. Raises ValueError where this is no experiment; what is merely damaged
+    becomes a note."""
     found = standing(exp_dir)
     circumstances, notes = {}, []
     for name, attempt, folder in attempt_dirs(exp_dir):
@@ -157,10 +163,11 @@ def design_from(exp_dir: Path, document: dict) -> Design:
     """The registered terms: those of the profile in the code may be others by now."""
     value = field(document, "profile", "design")
     try:
-        d = Design(**value)
-        if not all(is_number(v) and 0 < v < 1e9 for v in vars(d).values()) or d.alpha >= 0.5:
+        design = Design(**value)
+        known = all(is_number(v) and 0 < v < 1e9 for v in vars(design).values())
+        if not known or design.alpha >= 0.5:
             raise TypeError
-        return d
+        return design
     except TypeError:
         path = exp_dir / "experiment_configs.json"
         what = printable(in_words(value) or "missing", limit=40)
@@ -177,12 +184,12 @@ class GradNorms:
 
 
 GRAD_NORMS = b"grad_norms: "  # train_gpt.py --log_grad_norms: one line at each validation
-LOG_BYTES = 1 << 26  # more than the log of any run; what lies beyond is not looked at
-MOST_LINES, LINE_BYTES = 10_000, 1 << 14  # the same of these lines
+LOG_BYTES = 1 << 26  # 64 MiB: chosen, more than any log has; what lies beyond is not looked at
+MOST_LINES, LINE_BYTES = 10_000, 1 << 14  # of these lines, chosen likewise
 
 
 def read_grad_norms(exp_dir: Path, records: Records) -> dict[str, tuple[GradNorms, ...]]:
-    """Of the finished runs whose log has any; lines that do not fit are passed over."""
+    """Gradient norms of finished runs, by run; log lines that do not fit are passed over."""
     found = {}
     for r in records.latest().values():
         folder = attempt_dir(exp_dir / r.run.name, r.attempt)
@@ -199,7 +206,7 @@ def read_grad_norms(exp_dir: Path, records: Records) -> dict[str, tuple[GradNorm
 
 
 def grad_norms_in(log: bytes, num_iterations: int) -> tuple[GradNorms, ...]:
-    """Those of steps that a run of this length has, and with as many blocks as most have."""
+    """Gradient norms in a log, of steps that such a run has, with as many blocks as most have."""
     by_step = {}
     lines = re.finditer(rb"^" + GRAD_NORMS + rb"(.{1,%d})$" % LINE_BYTES, log, re.MULTILINE)
     for line in islice(lines, MOST_LINES):

@@ -211,7 +211,7 @@ def time_rows(evidence: Evidence, block: Block) -> Iterable[tuple[str, str]]:
             f"{percent(found.saved)} to the baseline's mean final loss; {reached}{about}",
         )
         target = evidence.design.speedup
-        yield "speedup", f">= {target:.0%} {found.shows(target)}{about}"
+        yield "speedup", f">= {target:.0%} {found.speedup_statement(target)}{about}"
         if c := found.at_equal_time:
             yield (
                 "equal time",
