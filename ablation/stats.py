@@ -27,7 +27,7 @@ def finite(values: Sequence[float]) -> list[float]:
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
-    """(mean, sample standard deviation); the sd of a single value is None. ValueError for none."""
+    """Mean and sample standard deviation; the sd of a single value is None. ValueError for none."""
     values = finite(values)
     if not values:
         raise ValueError("the mean of no finite values is undefined")
@@ -38,7 +38,9 @@ def mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def only_rounding(spread: float, *values: float) -> bool:
-    """Equal numbers, whose computed standard deviation is not quite zero."""
+    """Whether the numbers are equal and their computed standard deviation is not quite zero: a
+    relative 1e-12, chosen between rounding (1e-16 a sum) and the digits of a printed loss (1e-6).
+    """
     return spread <= 1e-12 * max(map(abs, values))
 
 
@@ -93,29 +95,11 @@ def compare(baseline: Sequence[float], arm: Sequence[float], alpha: float = 0.05
     )
 
 
-def shifted_p(baseline: Sequence[float], arm: Sequence[float], delta: float) -> float | None:
-    """One-sided p of improvement > delta, by shifting; None where Welch is undefined."""
-    finite([delta])
-    c = compare(baseline, arm)
-    if c.se is None:
-        return None
-    from scipy.special import stdtr
-
-    return float(stdtr(c.df, (delta - c.improvement) / c.se))
-
-
-def equivalence_p(baseline: Sequence[float], arm: Sequence[float], delta: float) -> float | None:
-    """p of |improvement| < delta by two one-sided tests (Schuirmann 1987): at most .05 where the
-    90 % interval lies inside ±delta. None where Welch is undefined."""
-    above = shifted_p(baseline, arm, -delta)
-    below = shifted_p(arm, baseline, -delta)
-    return None if above is None or below is None else max(above, below)
-
-
 def pooled_variance(
     samples: Sequence[Sequence[float]], prior_variance: float, prior_df: float
 ) -> float:
-    """(prior_df * prior_variance + SS) / (prior_df + df), SS about each sample's own mean.
+    """Variance pooled over samples and a prior: (prior_df * prior_variance + SS) / (prior_df + df),
+    SS about each sample's own mean.
 
     The scale of the posterior under a scaled inverse chi-square prior (Gelman et al. 2013).
     ValueError where nothing is known: no prior, and no sample of two or more.
@@ -209,6 +193,8 @@ def dunnett(
 
 @dataclass(frozen=True)
 class WorstRank:
+    """Result of the exact worst-rank test."""
+
     p: float | None  # two-sided; None when a group is empty
     favours_arm: bool  # the arm's ranks are the better ones
 
@@ -244,7 +230,7 @@ def worst_rank(
 
 @lru_cache(maxsize=1 << 8)  # the same for all samples with equal ties: every look asks again
 def rank_sums(ranks: tuple[int, ...], n: int) -> dict[int, int]:
-    """In how many ways n of the ranks have each sum."""
+    """How many ways there are to choose n of the ranks, by their sum."""
     ways: list[dict[int, int]] = [{0: 1}, *({} for _ in range(n))]  # by how many, by their sum
     for rank in ranks:
         for chosen in range(n, 0, -1):
@@ -258,8 +244,8 @@ def rank_sums(ranks: tuple[int, ...], n: int) -> dict[int, int]:
 
 
 def power(effect: float, n_per_arm: int, sigma: float, alpha: float = 0.05) -> float:
-    """Of the two-sided t test with n runs an arm of sd sigma; by the noncentral t (Cohen 1988).
-    Fewer than two runs find nothing: 0. ValueError unless sigma is above 0."""
+    """Power of the two-sided t test with n runs an arm of sd sigma, by the noncentral t
+    (Cohen 1988). Fewer than two runs find nothing: 0. ValueError unless sigma is above 0."""
     finite([effect, sigma])
     if sigma <= 0:
         raise ValueError(f"power needs a standard deviation above 0, not {sigma!r}")
@@ -276,7 +262,7 @@ def power(effect: float, n_per_arm: int, sigma: float, alpha: float = 0.05) -> f
 
 
 def mde80(s: float, n: int, alpha: float = 0.05) -> float | None:
-    """The effect that n runs an arm of sd s find with power .8: (t.975 + t.8) s sqrt(2/n)
+    """Minimum detectable effect of n runs an arm of sd s at power .8: (t.975 + t.8) s sqrt(2/n)
     (Bloom 1995); what has that power exactly is 5 % more at n = 2, 1 % at 3. None for n < 2."""
     finite([s])
     if n < 2:
@@ -306,8 +292,8 @@ def upper_tail(z: float) -> float:
 
 
 def t_critical(z: float, df: float) -> float:
-    """The t quantile with the same upper tail as z: the bound z, at small n. By the lower tail,
-    which keeps its digits at large z (to 1e-9 of the tail up to z = 20)."""
+    """Critical value of t with the same upper tail as z: the bound z, at small n. By the lower
+    tail, which keeps its digits at large z (to 1e-9 of the tail up to z = 20)."""
     if not df > 0:
         raise ValueError(f"degrees of freedom must be above 0, not {df!r}")
     from scipy.special import stdtrit
@@ -328,13 +314,7 @@ def obrien_fleming_spending(t: float, alpha: float) -> float:
     return 2 * upper_tail(-float(ndtri(alpha / 2)) / math.sqrt(min(1.0, t)))
 
 
-def pocock_spending(t: float, alpha: float) -> float:
-    """One-sided alpha spent by information fraction t, alpha ln(1 + (e - 1) t), for bounds that are
-    nearly the same at every look (Lan and DeMets 1983)."""
-    return alpha * math.log(1 + (math.e - 1) * min(1.0, max(0.0, t)))
-
-
-NEVER = 8.0  # the bound where nothing is to be spent; upper_tail(8) is 6e-16
+NEVER = 8.0  # the bound where nothing is to be spent; chosen: upper_tail(8) is 6e-16
 
 
 def bounds(ns: Sequence[int], cumulative_alpha: Sequence[float]) -> tuple[float, ...]:
@@ -427,7 +407,8 @@ def repeated_p(
     ts: Sequence[float | None],
     dfs: Sequence[float | None],
 ) -> float:
-    """The smallest two-sided alpha at which one of these looks would have crossed its bound.
+    """Repeated p-value: the smallest two-sided alpha at which one of these looks would have crossed
+    its bound.
 
     At each look this is the repeated p-value of Jennison and Turnbull (2000, chapter 9): the level
     at which the sequential interval just reaches zero, with O'Brien-Fleming spending at n / n_max
@@ -467,9 +448,9 @@ Curve = Sequence[tuple[float, float]]  # (time, loss), in order of time
 
 
 def time_to_target(curve: Curve, target: float) -> float | None:
-    """When the running minimum of the loss first reaches the target, interpolated linearly between
-    evaluations; None when it does not (a censored run, to be counted and never dropped). A loss
-    that is not finite lowers no minimum."""
+    """Time at which the running minimum of the loss first reaches the target, interpolated
+    linearly between evaluations; None when it does not (a censored run, to be counted and never
+    dropped). A loss that is not finite lowers no minimum."""
     lowest, before = math.inf, 0.0  # the running minimum, the time of the last evaluation
     for time, loss in curve:
         if loss <= target:
@@ -492,6 +473,8 @@ def loss_at_time(curve: Curve, time: float) -> float | None:
 
 @dataclass(frozen=True)
 class Ratio:
+    """A ratio of times, with its interval."""
+
     ratio: float  # of geometric means, baseline / arm: above 1 the arm is faster
     low: float | None
     high: float | None
@@ -500,9 +483,9 @@ class Ratio:
 def time_ratio(
     times_baseline: Sequence[float], times_arm: Sequence[float], alpha: float = 0.05
 ) -> Ratio:
-    """How many times as fast the arm is, with Welch's interval on the logarithms (None where Welch
-    is undefined). Only runs with a time: count the censored ones beside it. ValueError for a time
-    that is not above 0."""
+    """Ratio of times, how many times as fast the arm is, with Welch's interval on the logarithms
+    (None where Welch is undefined). Only runs with a time: count the censored ones beside it.
+    ValueError for a time that is not above 0."""
     if any(t <= 0 for t in [*times_baseline, *times_arm]):
         raise ValueError(f"times must be above 0: {[*times_baseline, *times_arm]!r}")
     c = compare([math.log(t) for t in times_baseline], [math.log(t) for t in times_arm], alpha)
