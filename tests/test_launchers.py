@@ -553,7 +553,9 @@ def test_what_is_no_file_of_ours_is_not_read(tmp_path, make):
     assert read_exit(tmp_path) is None
 
 
-@pytest.mark.parametrize("planted", ["exit.json", f".exit.json.{os.getpid()}.tmp"])
+@pytest.mark.parametrize(
+    "planted", ["exit.json", f".exit.json.{os.getpid()}.tmp"], ids=["the file", "the temporary"]
+)
 def test_writing_replaces_a_link_and_does_not_follow_it(tmp_path, planted):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_text("precious")
