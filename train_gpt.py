@@ -47,9 +47,21 @@ from aux_heads import SCHEDULES, AuxHeads, check_settings, sample_positions
 class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         """One line and exit code 2, from the first process; argparse would print the usage too."""
-        if int(os.environ.get("RANK", 0)) == 0:
+        if let_the_first_speak() == 0:
             print(f"train_gpt.py: error: {message}; see --help", file=sys.stderr)
         raise SystemExit(2)
+
+
+FIRST_SPEAKS_S = 3.0  # torchrun ends all processes some tenths of a second after one has ended
+
+
+def let_the_first_speak() -> int:
+    """This process's rank; all but the first wait here, or torchrun would end the first one for
+    their exit codes before it has said why."""
+    rank = int(os.environ.get("RANK", 0))
+    if rank:
+        time.sleep(FIRST_SPEAKS_S)
+    return rank
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -896,7 +908,6 @@ def tune_cpu() -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    rank = int(os.environ.get("RANK", 0))
     try:
         world = join_world(args.device)
         check_arguments(args, world)
@@ -907,8 +918,8 @@ def main(argv: list[str] | None = None) -> int:
         check(args, world, *windows)
         log = Log(args.log_file, world, args.num_iterations)
     except (ValueError, OSError) as error:
-        if rank == 0:
-            print(f"train_gpt.py: error: {error}", file=sys.stderr)
+        let_the_first_speak()  # who is still here then had an error of its own
+        print(f"train_gpt.py: error: {error}", file=sys.stderr)
         return 2
     if world.grouped:
         dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo")

@@ -714,7 +714,8 @@ def one(seed: int, number: int, shop: Shop, limit_s: float, kinds=KINDS) -> tupl
     rng = random.Random(f"{seed}/{number}")
     kind = rng.choices(kinds, weights=[k.share for k in kinds])[0]
     shop.started.clear()
-    signal.setitimer(signal.ITIMER_REAL, kind.patience * limit_s)
+    signal.setitimer(signal.ITIMER_REAL, kind.patience * limit_s, 1.0)  # and again: one may
+    # come in a callback of the interpreter, which swallows it
     try:
         kind.attempt(rng, shop)
         return kind.name, None
@@ -733,7 +734,8 @@ def one(seed: int, number: int, shop: Shop, limit_s: float, kinds=KINDS) -> tupl
 def where(error: BaseException) -> str:
     """The innermost frame of the project's own that it came from."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [f for f in frames if Path(f.filename).parent == ROOT] or frames
+    package = ROOT / "ablation"
+    ours = [f for f in frames if Path(f.filename).is_relative_to(package)] or frames
     mine = [f for f in frames if Path(f.filename).name == "fuzz.py"]
     deepest = ours[-1] if not isinstance(error, Found) else mine[-2 if len(mine) > 1 else -1]
     return f"{Path(deepest.filename).name}:{deepest.lineno} {deepest.name}"
@@ -849,7 +851,7 @@ def only(seed: int, number: int, limit_s: float) -> int:
         rng = random.Random(f"{seed}/{number}")
         kind = rng.choices(KINDS, weights=[k.share for k in KINDS])[0]
         print(f"input {number} of seed {seed}: {kind.name}")
-        signal.setitimer(signal.ITIMER_REAL, kind.patience * limit_s)
+        signal.setitimer(signal.ITIMER_REAL, kind.patience * limit_s, 1.0)
         try:
             kind.attempt(rng, made)
         except (Exception, Hang):

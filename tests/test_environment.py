@@ -347,7 +347,10 @@ def test_this_python_fits():
 
 
 def test_what_is_needed_is_found_without_importing_it():
-    code = "import prerequisites, sys; prerequisites.check('run_aux.py'); print(*sys.modules)"
+    code = (
+        "import sys; from ablation.cli import prerequisites; prerequisites.check('run_aux.py');"
+        "print(*sys.modules)"
+    )
     loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
@@ -356,4 +359,4 @@ def test_what_is_needed_is_found_without_importing_it():
 
 @pytest.mark.parametrize(("name", "oldest"), [("prerequisites", (3, 6)), ("console", (3, 8))])
 def test_what_comes_before_the_question_is_in_words_of_an_old_python(name, oldest):
-    ast.parse((ROOT / f"{name}.py").read_text(), feature_version=oldest)
+    ast.parse((ROOT / "ablation" / "cli" / f"{name}.py").read_text(), feature_version=oldest)

@@ -11,7 +11,7 @@ import run_aux
 from ablation.execute import status
 from ablation.folder import standing
 from ablation.runs import log as logs
-from ablation.runs import outcome, store, untrusted
+from ablation.runs import outcome, store
 from benchmarks import fuzz, inputs, oracle
 from benchmarks.fuzz import COUNTED, HANG, KINDS, TRACEBACK, WRONG_ELSE, WRONG_OK, Tally
 
@@ -122,7 +122,7 @@ BROKEN = {  # what is broken: how, what then is counted, for inputs of which kin
     "a record that did not earn its ok": (gives(outcome, "unearned", ""), WRONG_OK, "records"),
     "a record under another name": (
         gives(store, "read_config", (None, {})), WRONG_ELSE, "records"),
-    "a FIFO is waited for": (does(untrusted, "read_json", read_whatever_is_there), HANG, "records"),
+    "a FIFO is waited for": (does(store, "read_json", read_whatever_is_there), HANG, "records"),
     "an edited registration": (gives(standing, "changes", ()), WRONG_OK, "registrations"),
     "raw words": (does(status, "print_status", print_raw), TRACEBACK, "registrations"),
     "two lines of refusal": (

@@ -199,12 +199,12 @@ def test_what_the_dead_left_running_is_counted_and_ended_before_the_next_run(sit
     process = sitting.start(*BASELINE, seconds=1, mischief={"": "stubborn"})
     log = sitting.wait_for(f"{FIRST}/output.log")
     (guard,) = children_of(process.pid)
-    (watcher,) = children_of(guard)
+    (watcher_id,) = children_of(guard)
     for number in (signal.SIGSTOP, signal.SIGKILL):
-        for pid in (guard, watcher, process.pid):
+        for pid in (guard, watcher_id, process.pid):
             os.kill(pid, number)
     process.communicate()
-    while {guard, watcher} & watcher.parents().keys():
+    while {guard, watcher_id} & watcher.parents().keys():
         time.sleep(0.01)
     left = survivors(sitting.token)
     assert len(left) == living(sitting.exp_dir) == 3  # the trainer and its two children

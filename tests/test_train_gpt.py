@@ -578,6 +578,7 @@ def test_an_uneven_batch_is_said_once_by_two_processes(data):
 
 
 def test_an_unknown_option_is_said_once_by_two_processes(monkeypatch, capsys):
+    monkeypatch.setattr(train_gpt, "FIRST_SPEAKS_S", 0.01)
     for rank in "01":
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(SystemExit, match="2"):
