@@ -4,15 +4,15 @@
 touches nothing, so resuming, a dry run, a forecast and a power simulation are all the same call.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from ablation.plan.adaptive import ADAPTIVE
 from ablation.plan.classic import CLASSIC, N_PAIRS
 from ablation.plan.costs import Costs
 from ablation.plan.decision import FINAL, PROCEED, Decision
 from ablation.plan.manual import MANUAL
-from ablation.plan.stage import Situation
+from ablation.plan.stage import Situation, Stage
 from ablation.runs.run import Arm, RunConfig, RunResult, duration, machine_seconds
 from ablation.study.experiment import Experiment
 
@@ -30,6 +30,7 @@ PLANS = {"classic": CLASSIC, "adaptive": ADAPTIVE, "manual": MANUAL}
 # ---------------------------------------------------------------------------------------------
 # The plan: a pure function from the results so far to the next runs, or to an end
 
+SPENT, ALL_DONE = "the budget is spent", "all runs are done"
 MAX_ATTEMPTS = 3  # of a run that crashes or hangs; the seed stays the same
 
 
@@ -91,6 +92,55 @@ def equal_losses(results: Sequence[RunResult]) -> tuple[int, str]:
     return 0, ""
 
 
+def outcomes_of(e: Experiment, results: Sequence[RunResult]) -> dict[tuple, RunResult]:
+    """The result that stands for each run that needs no further attempt, by RunConfig.key."""
+    attempts: dict[tuple, list[RunResult]] = {}
+    for r in sorted(results, key=lambda r: r.attempt):
+        attempts.setdefault(r.run.key, []).append(r)
+    return {key: r for key, mine in attempts.items() if (r := concluded(mine, e.forgiven))}
+
+
+def situation_of(
+    e: Experiment, stage: Stage, choice: Arm | None, decisions: Mapping[int, Decision],
+    results: Sequence[RunResult], outcomes: Mapping[tuple, RunResult],
+) -> Situation:  # fmt: skip
+    """What the stage may know: nothing of later ones."""
+    earlier = [r for r in results if r.run.stage < stage.number]
+    return Situation(
+        experiment=e,
+        stage=stage,
+        choice=choice,
+        decisions=decisions,
+        results={key: r for key, r in outcomes.items() if r.run.stage == stage.number},
+        history=tuple(r for r in results if r.run.stage <= stage.number),
+        left_s=3600 * e.budget_hours - machine_seconds(earlier),
+        costs=Costs(e, earlier),
+    )
+
+
+def chosen_by_hand(e: Experiment, stage: Stage) -> Arm | None:
+    """What a person chose for this stage, instead of the stages before it."""
+    found = e.overridden(stage.number, "by_hand")
+    return found and Arm("by_hand", **{**found.value, "layers": tuple(found.value["layers"])})
+
+
+def what_is_cut(
+    e: Experiment, stage: Stage, wanted: Sequence[RunConfig], unaffordable: Sequence[RunConfig],
+    costs: Costs, left_s: float,
+) -> Iterator[str]:  # fmt: skip
+    """What the budget takes away from a stage, in words. unaffordable: its runs that do not begin
+    since the first of them costs more than is left."""
+    asked = e.validation_runs or N_PAIRS
+    if stage.all_pairs_at_once and len(wanted) < 2 * asked:
+        yield f"stage {stage.number}: {len(wanted) // 2} of {asked} pairs fit into what is left"
+    if unaffordable:
+        names = ", ".join(run.name for run in unaffordable)
+        yield (
+            f"stage {stage.number}: {names} not started: the next one takes about"
+            f" {duration(costs(unaffordable[0]))}, {duration(max(0.0, left_s))} are left"
+        )
+
+
 def next_step(
     e: Experiment,
     results: Sequence[RunResult],
@@ -104,71 +154,61 @@ def next_step(
     Without `conclude`, the last stage's decision, on which no run depends, is left out: it is the
     one that needs tests, and scipy takes most of a second to import.
     """
-    attempts: dict[tuple, list[RunResult]] = {}
-    for r in sorted(results, key=lambda r: r.attempt):
-        attempts.setdefault(r.run.key, []).append(r)
-    last_words = {key: r for key, a in attempts.items() if (r := concluded(a, e.forgiven))}
+    outcomes, costs = outcomes_of(e, results), Costs(e, results)
     fault_stage, fault = equal_losses(results)
     left_s = 3600 * e.budget_hours - (machine_seconds(results) if spent_s is None else spent_s)
-    costs = Costs(e, results)
     start = max((o.stage for o in e.overrides if o.kind == "by_hand"), default=0)
-    choice, decisions, cut = None, {}, []
-
+    choice, step = None, Step(0)
     for stage in PLANS[e.plan]:
-        earlier = [r for r in results if r.run.stage < stage.number]
-        if by_hand := e.overridden(stage.number, "by_hand"):
-            choice = Arm("by_hand", **{**by_hand.value, "layers": tuple(by_hand.value["layers"])})
-        elif choice is None and stage.number > 2:
+        choice = chosen_by_hand(e, stage) or choice
+        if choice is None and stage.number > 2:
             continue  # a person chose for a later stage
-        situation = Situation(
-            experiment=e,
-            stage=stage,
-            choice=choice,
-            decisions=decisions,
-            results={key: r for key, r in last_words.items() if r.run.stage == stage.number},
-            history=tuple(r for r in results if r.run.stage <= stage.number),
-            left_s=3600 * e.budget_hours - machine_seconds(earlier),
-            costs=Costs(e, earlier),
-        )
+        situation = situation_of(e, stage, choice, step.decisions, results, outcomes)
+        step = replace(step, stage=stage.number)
         if fault and stage.number >= fault_stage:
-            return Step(stage.number, (), decisions, fault, fault=True, cut=tuple(cut))
+            return replace(step, ended=fault, fault=True)
         wanted = stage.wanted(situation)
-        open_runs = [run for run in wanted if run.key not in last_words]
+        open_runs = [run for run in wanted if run.key not in outcomes]
         if open_runs and stage.number < start:
             continue  # the same
-        if stage.needs_baseline and baseline_lost(wanted, last_words):
+        if stage.needs_baseline and baseline_lost(wanted, outcomes):
             if running:
-                return Step(stage.number, (), decisions, cut=tuple(cut))
+                return step
             open_runs = []  # could be compared with nothing
         startable = tuple(run for run in open_runs if run.name not in running)
-        asked = e.validation_runs or N_PAIRS
-        if stage.all_pairs_at_once and len(wanted) < 2 * asked:
-            cut.append(f"stage 4: {len(wanted) // 2} of {asked} pairs fit into what is left")
         broke = bool(startable) and costs(startable[0]) > left_s
+        unaffordable = startable if broke and not running else ()
+        cut = what_is_cut(e, stage, wanted, unaffordable, costs, left_s)
+        step = replace(step, cut=(*step.cut, *cut))
         if open_runs and (not broke or running):
-            return Step(stage.number, () if broke else startable, decisions, cut=tuple(cut))
-        if broke:
-            names = ", ".join(run.name for run in startable)
-            cut.append(
-                f"stage {stage.number}: {names} not started: the next one takes about"
-                f" {duration(costs(startable[0]))}, {duration(max(0.0, left_s))} are left"
-            )
-
-        if stage is PLANS[e.plan][-1] and not conclude:
-            ended = "the budget is spent" if broke or not wanted else "all runs are done"
-            return Step(stage.number, (), decisions, ended, cut=tuple(cut))
-        decision = stage.decide(situation)
-        decisions[stage.number] = decision
-        choice = decision.chosen or choice
-        if broke or not wanted:
-            return Step(stage.number, (), decisions, "the budget is spent", cut=tuple(cut))
-        passed = decision.verdict in (PROCEED, FINAL) or e.overridden(stage.number, "ignore_gate")
-        if not passed and stage.number >= start:
-            leads_on = stage is not PLANS[e.plan][-1]
-            return Step(stage.number, (), decisions, decision.title, leads_on, cut=tuple(cut))
+            return replace(step, runs=() if broke else startable)
+        step = concluded_stage(situation, step, broke or not wanted, start, conclude)
+        if step.ended:
+            return step
+        choice = step.decisions[stage.number].chosen or choice
         if choice is None and stage.number == 2:
-            return Step(2, (), decisions, "stage 2 left no layers to go on with", cut=tuple(cut))
-    return Step(stage.number, (), decisions, "all runs are done", cut=tuple(cut))
+            return replace(step, ended="stage 2 left no layers to go on with")
+    return replace(step, ended=ALL_DONE)
+
+
+def concluded_stage(
+    situation: Situation, step: Step, spent: bool, start: int, conclude: bool
+) -> Step:
+    """The step with the stage's decision, `ended` where that does not let the plan pass. spent: the
+    budget allows no further run. start: the stage that a person chose for, which asks no gate
+    before it."""
+    e, stage = situation.experiment, situation.stage
+    is_last = stage is PLANS[e.plan][-1]
+    if is_last and not conclude:
+        return replace(step, ended=SPENT if spent else ALL_DONE)
+    decision = stage.decide(situation)
+    step = replace(step, decisions={**step.decisions, stage.number: decision})
+    if spent:
+        return replace(step, ended=SPENT)
+    passed = decision.verdict in (PROCEED, FINAL) or e.overridden(stage.number, "ignore_gate")
+    if not passed and stage.number >= start:
+        return replace(step, ended=decision.title, at_gate=not is_last)
+    return step
 
 
 def is_second_test(before: Experiment, after: Experiment, results: Sequence[RunResult]) -> bool:
