@@ -262,20 +262,20 @@ def decide_validation(
     missing: tuple[str, ...],
 ) -> Decision:
     """The verdict of the last look, with what it rests on."""
-    rule = rule_text(4, design)
-    last = looks[-1] if looks else None
-    if last is None:
-        return Decision(
-            stage=4,
-            verdict=FINAL,
-            title=f"{UNDECIDED}: {len(pairs)} complete pair(s), the first look needs more",
-            because=("Nothing is concluded about auxiliary heads.",),
-            facts=loss_lines([r for pair in pairs for r in pair], None),
-            rule=rule,
-            numbers={"verdict": UNDECIDED, "label": "", "n": len(pairs), "looks": []},
-            chosen=chosen,
-            missing=missing,
-        )
+    undecided = Decision(
+        stage=4,
+        verdict=FINAL,
+        title=f"{UNDECIDED}: {len(pairs)} complete pair(s), the first look needs more",
+        because=("Nothing is concluded about auxiliary heads.",),
+        facts=loss_lines([r for pair in pairs for r in pair], None),
+        rule=rule_text(4, design),
+        numbers={"verdict": UNDECIDED, "label": "", "n": len(pairs), "looks": []},
+        chosen=chosen,
+        missing=missing,
+    )
+    if not looks:
+        return undecided
+    last = looks[-1]
     baseline = [b.val_loss for b, _ in pairs[: last.n] if b.status == "ok"]
     best = [a.val_loss for _, a in pairs[: last.n] if a.status == "ok"]
     diverged = 2 * last.n - len(baseline) - len(best)
@@ -289,44 +289,44 @@ def decide_validation(
         "verdict": verdict,
         "label": label,
         "fell_at_look": fell if last.verdict else None,
-        "n": last.n,
-        "n_max": last.n_max,
-        "improvement": last.improvement,
-        "low": last.low,
-        "high": last.high,
-        "p": last.p,
+        **{name: getattr(last, name) for name in LAST_LOOK},
         "baseline_diverged": last.n - len(baseline),
         "best_diverged": last.n - len(best),
         "looks": [vars(look) for look in looks],
     }
+    because = (
+        *explain(last, verdict, numbers, baseline, best, pair_cost_s, design),
+        *when_it_fell(looks, fell),
+    )
+    title = title_of(verdict, label, fell, len(looks))
+    facts = look_facts(looks, chosen, baseline, best, len(finished))
+    return replace(undecided, title=title, because=because, facts=facts, numbers=numbers)
+
+
+LAST_LOOK = ("n", "n_max", "improvement", "low", "high", "p")  # of it, told beside the verdict
+
+
+def look_facts(
+    looks: Sequence[Look], chosen: Arm, baseline: Sequence[float], best: Sequence[float],
+    both_finished: int,
+) -> tuple[str, ...]:  # fmt: skip
+    """The last look as lines. baseline, best: final val losses of the runs that finished;
+    both_finished: pairs of which both did."""
+    last = looks[-1]
     span = "no interval: a run diverged, ranks decide"
     if last.p is None:
         span = "no interval: without variance there is no test"
     if last.low is not None:
         span = f"sequential interval {last.low:+.4f} to {last.high:+.4f}"
     estimate = delta_text(last.improvement)
-    if diverged:
-        estimate += f" over the {len(finished)} pair(s) of which both finished"
-    facts = [
+    if len(baseline) + len(best) < 2 * last.n:
+        estimate += f" over the {both_finished} pair(s) of which both finished"
+    return (
         f"Configuration: {chosen.label}",
         f"Baseline: {losses_text(baseline)}",
         f"Best:     {losses_text(best)}",
         f"Improvement: {estimate}, {span}",
         f"Nominal {p_text(last.p)}; look {len(looks)} at {last.n} of at most {last.n_max} pairs",
-    ]
-    return Decision(
-        stage=4,
-        verdict=FINAL,
-        title=title_of(verdict, label, fell, len(looks)),
-        because=(
-            *explain(last, verdict, numbers, baseline, best, pair_cost_s, design),
-            *when_it_fell(looks, fell),
-        ),
-        facts=tuple(facts),
-        rule=rule,
-        numbers=numbers,
-        chosen=chosen,
-        missing=missing,
     )
 
 

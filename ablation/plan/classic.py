@@ -214,14 +214,34 @@ def decide_final(results: Sequence[RunResult], expected: Sequence[str]) -> Decis
         return no_comparison(4, rule_text(4), results, lacking(usable, best), missing)
     finished = finished_pairs(results)
     c = stats.compare(*zip(*finished, strict=True)) if finished else None
-    times = {
-        bool(layers): [
-            r.train_time_ms / 1000
-            for r in results
-            if r.status == "ok" and bool(r.run.arm.layers) == layers
-        ]
-        for layers in (False, True)
-    }
+    numbers = final_numbers(results, baseline, best, c)
+    title, because = final_verdict(numbers)
+    facts = final_facts(results, baseline, best, c, numbers)
+    if baseline.diverged or best.diverged:
+        because += (f"{baseline.diverged} baseline and {best.diverged} best runs diverged.",)
+        facts.append(
+            f"Diverged: baseline {baseline.diverged}, best {best.diverged}; the p-value is the"
+            " exact worst-rank test's, the means are of the runs that finished, Delta of the"
+            f" {len(finished)} pair(s) of which both did"
+        )
+    return Decision(
+        stage=4,
+        verdict=FINAL,
+        title=title,
+        because=because,
+        facts=tuple(facts),
+        rule=rule_text(4),
+        numbers=numbers,
+        chosen=best.arm,
+        missing=missing,
+    )
+
+
+def final_numbers(
+    results: Sequence[RunResult], baseline: Group, best: Group, c: stats.Comparison | None
+) -> dict:
+    """The results of stage 4 for programs. Differences are of the pairs of which both finished
+    (`c`); where a run diverged, p is the exact worst-rank test's."""
     numbers = {
         "baseline_n": len(baseline.losses),
         "best_n": len(best.losses),
@@ -238,14 +258,28 @@ def decide_final(results: Sequence[RunResult], expected: Sequence[str]) -> Decis
         "speedup": speedup(results),
     }
     if baseline.diverged or best.diverged:
-        test = stats.worst_rank(
-            baseline.losses, best.losses, baseline.diverged, best.diverged
-        )
+        test = stats.worst_rank(baseline.losses, best.losses, baseline.diverged, best.diverged)
         numbers |= {"p": test.p, "favours_arm": test.favours_arm}
+    return numbers
+
+
+def final_facts(
+    results: Sequence[RunResult], baseline: Group, best: Group, c: stats.Comparison | None,
+    numbers: dict,
+) -> list[str]:  # fmt: skip
+    """The same as lines for a person."""
+    times = {
+        is_best: [
+            r.train_time_ms / 1000
+            for r in results
+            if r.status == "ok" and bool(r.run.arm.layers) == is_best
+        ]
+        for is_best in (False, True)
+    }
     delta = delta_text(numbers["improvement"])
     if c:
         delta += f" ({numbers['relative_improvement']:+.2%}){interval(c)}"
-    facts = [
+    return [
         f"Layers: {','.join(map(str, best.arm.layers))}",
         f"Weight: {best.arm.weight:g}",
         f"Schedule: {best.arm.schedule}",
@@ -257,26 +291,6 @@ def decide_final(results: Sequence[RunResult], expected: Sequence[str]) -> Decis
         f"p-value: {p_text(numbers['p']).removeprefix('p ').removeprefix('= ')}",
         f"Speedup: {speedup_text(numbers['speedup'])}",
     ]
-    if baseline.diverged or best.diverged:
-        facts.append(
-            f"Diverged: baseline {baseline.diverged}, best {best.diverged}; the p-value is the"
-            " exact worst-rank test's, the means are of the runs that finished, Delta of the"
-            f" {len(finished)} pair(s) of which both did"
-        )
-    title, because = final_verdict(numbers)
-    if baseline.diverged or best.diverged:
-        because += (f"{baseline.diverged} baseline and {best.diverged} best runs diverged.",)
-    return Decision(
-        stage=4,
-        verdict=FINAL,
-        title=title,
-        because=because,
-        facts=tuple(facts),
-        rule=rule_text(4),
-        numbers=numbers,
-        chosen=best.arm,
-        missing=missing,
-    )
 
 
 def complete_pairs(results: Sequence[RunResult]) -> list[RunResult]:
