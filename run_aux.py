@@ -337,6 +337,16 @@ def as_asked(e: Experiment, args, gpus: Sequence[str]) -> Experiment:
         e = replace(e, plan=plan, arms=(), seeds=())
     if args.runs or args.seeds:
         e = replace(e, seeds=args.seeds or tuple(range(42, 42 + args.runs)))
+    if args.stop_on and e.plan != "adaptive":
+        raise UsageError(f"--stop_on {args.stop_on}: it is for --plan adaptive; leave it out")
+    e = with_share(e, args, gpus)
+    per_process = max(1, e.profile.batch_size // e.processes)
+    sequences = args.device_batch_size or min(e.profile.device_batch_size, per_process)
+    return replace(e, profile=replace(e.profile, device_batch_size=sequences))
+
+
+def with_share(e: Experiment, args, gpus: Sequence[str]) -> Experiment:
+    """The experiment with the share of a machine that the command line gives to a run."""
     if args.launcher and args.launcher != e.launcher:
         # this may be a login node without a GPU: what the cluster has is for --num_gpus to say
         fits = e.profile.gpus or 1
@@ -372,11 +382,7 @@ def as_asked(e: Experiment, args, gpus: Sequence[str]) -> Experiment:
                 f" {e.processes} processes of a run"
             )
         e = replace(e, nodes=args.nodes_per_run)
-    if args.stop_on and e.plan != "adaptive":
-        raise UsageError(f"--stop_on {args.stop_on}: it is for --plan adaptive; leave it out")
-    per_process = max(1, e.profile.batch_size // e.processes)
-    sequences = args.device_batch_size or min(e.profile.device_batch_size, per_process)
-    return replace(e, profile=replace(e.profile, device_batch_size=sequences))
+    return e
 
 
 def folder_of(args, say) -> Path | None:

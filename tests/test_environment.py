@@ -123,7 +123,7 @@ ROWS = [
     # run_aux.py: command.check_launcher()
     Row("a launcher that is not there", RUN, {"TORCHRUN": "/no/such/torchrun"}, code=1,
         complains=r"^run_aux.py: error: TORCHRUN=/no/such/torchrun: .*unset TORCHRUN.*\n$", ok=0),
-    # launchers.py: environment.clean for the watcher
+    # local.py: environment.clean for the watcher
     Row("what configures torchrun", RUN, {**REAL, **OF_TORCHRUN}, **ONE_OK),
     Row("a trainer that tells of warnings", RUN, {**REAL, "PYTHONWARNINGS": "error"}, **ONE_OK),
     # machine.py: a GPU tool that fails is told
@@ -131,7 +131,7 @@ ROWS = [
         code=1, complains="Driver/library version mismatch.*--num_gpus", ok=0),
     Row("a GPU tool that fails, on the CPU", "PATH={broken}:$PATH " + RUN + " --num_gpus 0",
         {"CUDA_VISIBLE_DEVICES": None}, **ONE_OK),
-    # analyze_aux.py, aux_figures.py: matplotlib's defaults and our style alone
+    # figures.py: matplotlib's defaults and our style alone
     Row("a notebook's figures", "{report}", {"MPLBACKEND": NOTEBOOK}, wrote=REPORT_FILES),
     Row("figures that need TeX", "{report}", {"MATPLOTLIBRC": "{tex}"}, wrote=REPORT_FILES),
     Row("a style that is none", "{report}", {"MATPLOTLIBRC": "{nonsense}"}, wrote=REPORT_FILES),

@@ -21,7 +21,7 @@ from ablation.folder.overrides import is_overridden, record_overrides, with_over
 from ablation.folder.results import write_results
 from ablation.plan.costs import Costs
 from ablation.plan.decision import counted, render
-from ablation.plan.forecast import forecast, span_s
+from ablation.plan.forecast import Planned, forecast, span_s
 from ablation.plan.next_step import Step, concluded, next_step
 from ablation.runs.run import RunConfig, RunResult, duration, machine_seconds
 from ablation.study.experiment import Experiment
@@ -203,18 +203,7 @@ def drive_with(
         if not (over or doubted) and step.runs and orchestrator.free_slot() is not None:
             take(launch(e, s, orchestrator, step.runs[0], results, spent_s))
             continue
-        ended = []
-        while not (ended or stop.signal):
-            ended = orchestrator.wait(0.2)
-            s.lock.touch()
-            spent_s = machine_seconds(results, orchestrator.intervals())
-            if spent_s > 3600 * e.budget_hours:
-                orchestrator.order_stop(BUDGET_SPENT)
-            done = finished(results)
-            total = done + len(to_come)
-            plan = plan_line(e, done + len(flights), total, spent_s, span_s(to_come))
-            display.progress(list(flights.values()), plan)
-        take(ended)
+        take(next_ended(orchestrator, e, s, results, to_come, stop, display))
 
     take(orchestrator.stop("the operator stopped it"))
     if not stop.signal:
@@ -225,6 +214,26 @@ def drive_with(
     write_results(s.exp_dir, s.experiment_id, e, results, step)
     close(e, s, results, step, stop.signal, fault, display.say)
     return exit_code(e, results, step, s.stages, stop.signal, bool(fault))
+
+
+def next_ended(
+    orchestrator: Orchestrator, e: Experiment, s: Session, results: Sequence[RunResult],
+    to_come: Sequence[Planned], stop: StopRequest, display: Display,
+) -> list[RunResult]:  # fmt: skip
+    """Wait, with live lines, until a run ends or somebody asks to stop: the runs that ended. What
+    is still in flight when the budget is spent is stopped."""
+    ended: list[RunResult] = []
+    while not (ended or stop.signal):
+        ended = orchestrator.wait(0.2)
+        s.lock.touch()
+        spent_s = machine_seconds(results, orchestrator.intervals())
+        if spent_s > 3600 * e.budget_hours:
+            orchestrator.order_stop(BUDGET_SPENT)
+        flights, done = list(orchestrator.flights.values()), finished(results)
+        total = done + len(to_come)
+        plan = plan_line(e, done + len(flights), total, spent_s, span_s(to_come))
+        display.progress(flights, plan)
+    return ended
 
 
 def launch(
