@@ -8,7 +8,7 @@ training of `train_gpt.py`; every decision follows from the results on disk (abl
     python run_aux.py --stage 2                         # one stage, in the newest experiment
     python run_aux.py --experiment baseline,aux_4_8 --runs 5
 
-Writes experiments/aux_heads_YYYYMMDD_HHMMSS/ (README.md, "What lies in an experiment folder").
+Writes experiments/aux_heads_YYYYMMDD_HHMMSS/ (docs/promises.md says what lies there).
 """
 
 import os.path

@@ -1,4 +1,4 @@
-"""README.md and the code say the same."""
+"""README.md, docs/ and the code say the same."""
 
 import math
 import re
@@ -6,6 +6,10 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+import analyze_aux
+import staged_analysis_helper
 from ablation.plan import adaptive, power
 from ablation.plan.classic import CLASSIC_RULES, N_PAIRS, rule_text
 from ablation.plan.forecast import forecast, play
@@ -16,7 +20,12 @@ from ablation.study.heads import SHORT
 from ablation.study.profiles import PROFILES
 from run_aux import build_parser
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+README, ALL = PAGES["README.md"], "\n".join(PAGES.values())
 STAGE_OF = {"gate": 1, "layers": 2}
 
 
@@ -79,42 +88,89 @@ def profile_rows():
 
 
 def test_the_stage_table_is_the_one_in_the_code():
-    assert "\n".join(stage_rows()) in README
+    assert "\n".join(stage_rows()) in ALL
 
 
 def test_the_rules_are_the_ones_in_the_code():
-    assert "\n".join(rule_rows()) in README
+    assert "\n".join(rule_rows()) in ALL
 
 
 def test_the_profiles_are_the_ones_in_the_code():
-    assert "\n".join(profile_rows()) in README
+    assert "\n".join(profile_rows()) in ALL
 
 
 def test_the_adaptive_rules_are_the_ones_in_the_code():
-    assert "\n".join(adaptive_rows()) in README
+    assert "\n".join(adaptive_rows()) in ALL
 
 
 def test_numbers_in_the_text_are_those_of_the_code():
     speedrun = power.as_meant(PROFILES["speedrun"], "classic")
     everything = forecast(replace(speedrun, budget_hours=1e6))[0]
     full = sum(p.run.num_iterations for p in everything) / speedrun.full_iterations
-    assert f"The classic plan asks for {full:.1f} full runs" in README
+    assert f"The classic plan asks for {full:.1f} full runs" in ALL
     p = speedrun.profile
     tokens = p.full_iterations * p.batch_size * p.sequence_length
-    assert f"fineweb --shards {math.ceil(tokens / 100_000_000)}`" in README
-    assert f"in {N_PAIRS} interleaved pairs (`run_0` … `run_{N_PAIRS - 1}`" in README
-    assert f"tried up to {('no', 'one', 'two', 'three')[MAX_ATTEMPTS]} times" in README
+    assert f"fineweb --shards {math.ceil(tokens / 100_000_000)}`" in ALL
+    assert f"in {N_PAIRS} interleaved pairs (`run_0` … `run_{N_PAIRS - 1}`" in ALL
+    assert f"tried up to {('no', 'one', 'two', 'three')[MAX_ATTEMPTS]} times" in ALL
 
 
 def test_the_sample_sizes_are_those_of_the_plan_report():
-    assert "\n".join(power.sample_size_rows(PROFILES["speedrun"])) in README
+    assert "\n".join(power.sample_size_rows(PROFILES["speedrun"])) in ALL
 
 
-def test_every_command_of_the_readme_is_understood():
-    commands = re.findall(r"^python run_aux\.py ([^#\n]*)", README, re.MULTILINE)
-    assert len(commands) >= 10
-    for command in commands:
-        build_parser().parse_args(shlex.split(command))
+def test_every_command_of_the_pages_is_understood(monkeypatch):
+    commands = re.findall(r"^python (\S+\.py) ?([^#\n]*)", ALL, re.MULTILINE)
+    assert len(commands) >= 20
+    main_of = {
+        "analyze_aux.py": (analyze_aux.main, analyze_aux.Parser),
+        "staged_analysis_helper.py": (
+            staged_analysis_helper.main,
+            staged_analysis_helper.Parser,
+        ),
+    }
+    for program, arguments in commands:
+        if program == "run_aux.py":
+            build_parser().parse_args(shlex.split(arguments))
+            continue
+        main, parser = main_of[program]
+        with monkeypatch.context() as patch, pytest.raises(Understood):
+            patch.setattr(parser, "parse_args", understood(parser.parse_args))
+            main(shlex.split(arguments))
+
+
+class Understood(Exception):
+    """A program's own parser took its command line; nothing more is done."""
+
+
+def understood(parse_args):
+    def parse(parser, argv):
+        parse_args(parser, argv)
+        raise Understood
+
+    return parse
+
+
+def test_the_readme_is_read_in_ten_minutes():
+    assert len(README.splitlines()) <= 200
+
+
+def test_every_link_leads_to_a_file():
+    assert {name for name in PAGES if name != "README.md"} <= set(links("README.md"))
+    for page in PAGES:
+        for target in links(page):
+            assert (ROOT / target).exists(), f"{page}: {target}"
+
+
+def links(page: str) -> list[str]:
+    """The files that a page links to, seen from the root."""
+    targets = re.findall(r"\]\(([^)#:]+)[^)]*\)", PAGES[page])
+    return [((ROOT / page).parent / t).resolve().relative_to(ROOT).as_posix() for t in targets]
+
+
+def test_the_answer_shown_is_one_that_the_report_gives():
+    golden = (ROOT / "tests" / "golden" / "adaptive.answer.txt").read_text()
+    assert golden.split("\n  FOLDER")[0].strip() in README
 
 
 def test_every_file_is_named_in_the_row_of_its_room():

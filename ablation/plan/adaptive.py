@@ -66,7 +66,7 @@ from ablation.study.heads import (
 )
 from ablation.study.profiles import Design
 
-RULES = {  # shown beside the decisions, registered, and repeated in the README
+RULES = {  # shown beside the decisions, registered, and in docs/plans.md
     1: "drop an arm if it diverges or improvement < -{drop:g} nats/token; STOP if all are dropped",
     2: "the lower mean of the two best, each with two seeds; z2 allocates stage 3, no more",
     3: "z2 < 4 or none: best observed of three cells; z2 >= 4: best predicted of the seven run",

@@ -44,7 +44,7 @@ class Costs:
             step_s = p.flops_per_step / (CPU_FLOPS * e.cores / e.slots)
         else:
             step_s = p.step_s * (p.gpus / e.processes if p.gpus else 1)
-        # a head on all positions costs about a third of the 124M model (README, "What heads cost")
+        # a head on all positions costs about a third of the 124M model (docs/trainers.md)
         step_s *= 1 + 0.3 * p.aux_token_fraction * len(run.arm.layers)
         validations = 1 + math.ceil(run.num_iterations / p.val_loss_every)
         slower = step_s / p.step_s

@@ -261,7 +261,7 @@ def sample_sizes(e: Experiment) -> list[tuple[float, int, float]]:
 
 
 def sample_size_rows(profile: Profile) -> list[str]:
-    """The same as rows of a table in the README, on the machine that the profile is meant for."""
+    """The same as rows of the table in docs/plans.md, on the machine that the profile is for."""
     return [
         f"| {effect:.3f} | {n} | {hours:.1f} |"
         for effect, n, hours in sample_sizes(as_meant(profile))
