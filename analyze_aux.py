@@ -29,14 +29,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ablation.cli.arguments import Parser, a_path, plain_words
-from ablation.folder.registration import newest_experiment
+from ablation.folder.registration import EXPERIMENTS, newest_experiment
 from ablation.report.chapters import chapters, opening
 from ablation.report.evidence import Evidence, read_experiment
 from ablation.report.files import REPORT, pictures_of, write_all
 from ablation.report.text import render
 from ablation.runs.untrusted import printable
-
-OUTPUT_DIR = Path("experiments")
 
 
 def say(text: str, file=None) -> None:
@@ -52,12 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         description="Write the report and the figures of an experiment, finished or not."
     )
-    about = f"the experiment's folder (default: the newest in {OUTPUT_DIR}/)"
+    about = f"the experiment's folder (default: the newest in {EXPERIMENTS}/)"
     parser.add_argument("--exp_dir", type=a_path, help=about)
     parser.add_argument("--output_dir", type=a_path, help="where to write (default: there too)")
     args = parser.parse_args(argv)
     try:
-        evidence = read_experiment(args.exp_dir or newest_experiment(OUTPUT_DIR))
+        evidence = read_experiment(args.exp_dir or newest_experiment())
         say(render(opening(evidence)))
     except (ValueError, OSError) as error:
         return complain(plain_words(error))

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--exp_dir", type=a_path, help="the experiment's folder (the newest)")
     args = parser.parse_args(argv)
     try:
-        print(block(args.exp_dir or newest_experiment(Path("experiments")), args.stage))
+        print(block(args.exp_dir or newest_experiment(), args.stage))
     except (ValueError, OSError) as error:
         text = printable(plain_words(error), limit=2000)
         print(f"staged_analysis_helper.py: error: {text}", file=sys.stderr)

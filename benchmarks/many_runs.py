@@ -24,13 +24,12 @@ sys.path.insert(0, str(ROOT))
 
 from ablation.execute.machine import git_state, machine, versions
 from ablation.folder.materials import Materials
-from ablation.folder.registration import begin
 from ablation.plan.next_step import next_step
 from ablation.runs.run import RunResult
 from ablation.runs.store import write_json, write_result
-from ablation.study.experiment import Experiment
 from ablation.study.heads import ARMS
-from ablation.study.profiles import PROFILES
+from tests.support.invent import experiment
+from tests.support.invented_folder import begin
 from tests.support.processes import stand_in_shards
 
 WALL_S = 90.0
@@ -39,14 +38,10 @@ WALL_S = 90.0
 def invent(folder: Path, runs: int) -> Path:
     """An experiment by hand of which all runs but the last have finished."""
     stand_in_shards(folder / "data")
-    e = Experiment(
-        profile=PROFILES["mini"],
+    e = experiment(
         plan="manual",
         budget_hours=2 * runs * WALL_S / 3600,
         full_iterations=200,
-        validation_runs=None,
-        processes=1,
-        device="cpu",
         arms=(ARMS["baseline"],),
         seeds=tuple(range(runs + 1)),
     )

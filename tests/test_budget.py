@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import run_aux
 from ablation.execute import session
+from ablation.execute.preview import announce
 from ablation.folder.overrides import with_override
 from ablation.plan.costs import Costs
 from ablation.plan.forecast import Planned, forecast, invented, paid_s, span_s
@@ -282,7 +283,7 @@ def test_whatever_runs_take_and_whatever_fails_the_budget_holds(seed, share, tro
 
 def said(e, results=()):
     lines = []
-    run_aux.announce(e, results, lines.append)
+    announce(e, results, lines.append)
     return "\n".join(lines)
 
 

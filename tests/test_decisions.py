@@ -13,7 +13,7 @@ from ablation.plan.classic import (
     decide_screening,
     final_verdict,
 )
-from ablation.plan.decision import FINAL, INCONCLUSIVE, PROCEED, STOP, decision_from, render
+from ablation.plan.decision import FINAL, INCONCLUSIVE, PROCEED, STOP, render
 from ablation.plan.manual import summarize
 from ablation.runs.run import RunResult
 from tests.support.invent import BASELINE, arm, result
@@ -328,14 +328,6 @@ def test_speedup_counts_only_when_every_run_gets_there():
     assert final([3.2, 3.2], [3.1, 3.1], curve=curve).numbers["speedup"] == pytest.approx(0.5)
     slow = ((0, 4.0, 0.0), (100, 3.25, 8000.0))
     assert final([3.2, 3.2], [3.1, 3.1], curve=slow).numbers["speedup"] is None
-
-
-def test_decisions_survive_the_way_through_json():
-    import json
-    from dataclasses import asdict
-
-    decision = layers()
-    assert decision_from(json.loads(json.dumps(asdict(decision)))) == decision
 
 
 def test_runs_by_hand_are_compared_with_their_baseline():

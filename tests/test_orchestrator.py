@@ -346,34 +346,39 @@ def test_a_missing_torchrun_is_one_line_before_anything_is_made(sitting):
     assert not list(sitting.folder.iterdir())
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(sitting, tmp_path):
+@pytest.fixture
+def small_disk(sitting, tmp_path):
+    """The sitting's folder is on a disk of 1 MiB; what this returns makes it larger."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    small = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=777", "tmpfs", str(disk)]
-    if subprocess.run(small, capture_output=True).returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=777", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no right to mount a small disk")
-    try:
-        sitting.folder = disk
-        process = sitting.start(*QUICK, "--runs", "4", seconds=2)
-        sitting.wait_for("quick_baseline/run_1/output.log")
-        filler = disk / "filler"
-        with open(filler, "wb", buffering=0) as file, pytest.raises(OSError, match="space"):
-            while True:
-                file.write(b"x" * 4096)
-        _, err = process.communicate(timeout=20)
-        assert process.returncode == exit_codes.FAULT
-        assert os.strerror(errno.ENOSPC) in complaint(err)
-        assert f"--exp_dir {sitting.exp_dir}" in err
-        assert wait_until_gone(sitting.token) == 0
-        filler.unlink()
-        finished = [key for key, status in sitting.statuses().items() if status == "ok"]
-        assert finished
-        code, _, _ = sitting.run(*QUICK, "--runs", "4", new=False)
-        assert code == 0
-        assert sum(status == "ok" for status in sitting.statuses().values()) == 8
-        assert all(sitting.statuses()[key] == "ok" for key in finished)
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+    sitting.folder = disk
+    yield lambda: subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
+    wait_until_gone(sitting.token)
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(sitting, small_disk):
+    process = sitting.start(*QUICK, "--runs", "4", seconds=2)
+    sitting.wait_for("quick_baseline/run_1/output.log")
+    filler = sitting.folder / "filler"
+    with open(filler, "wb", buffering=0) as file, pytest.raises(OSError, match="space"):
+        while True:
+            file.write(b"x" * 4096)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == exit_codes.FAULT
+    assert os.strerror(errno.ENOSPC) in complaint(err)
+    assert f"--exp_dir {sitting.exp_dir}" in err
+    assert wait_until_gone(sitting.token) == 0
+    filler.unlink()
+    finished = [key for key, status in sitting.statuses().items() if status == "ok"]
+    assert finished
+    code, _, _ = sitting.run(*QUICK, "--runs", "4", new=False)
+    assert code == 0
+    assert sum(status == "ok" for status in sitting.statuses().values()) == 8
+    assert all(sitting.statuses()[key] == "ok" for key in finished)
 
 
 def test_a_folder_that_is_read_only_is_one_line(sitting, tmp_path):
@@ -964,20 +969,6 @@ def test_a_display_that_breaks_is_silent_from_then_on(monkeypatch):
 
 # ---------------------------------------------------------------------------------------------
 # A disk that fills up while runs are underway
-
-
-@pytest.fixture
-def small_disk(sitting, tmp_path):
-    """The sitting's folder is on a disk of 1 MiB; what this returns makes it larger."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=777", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no right to mount a small disk")
-    sitting.folder = disk
-    yield lambda: subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
-    wait_until_gone(sitting.token)
-    subprocess.run(["umount", str(disk)], check=True)
 
 
 def fill(disk):

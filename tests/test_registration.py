@@ -19,7 +19,6 @@ from ablation.folder.overrides import (
     with_overrides_on_record,
 )
 from ablation.folder.registration import (
-    begin,
     check_unchanged,
     experiment_of,
     read_document,
@@ -32,7 +31,7 @@ from ablation.runs.store import write_json, write_result
 from ablation.study.heads import ARMS
 from ablation.study.profiles import PROFILES
 from tests.support.invent import experiment, result
-from tests.support.invented_folder import train
+from tests.support.invented_folder import begin, train
 
 
 @pytest.fixture

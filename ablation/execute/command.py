@@ -55,11 +55,6 @@ def launcher() -> tuple[str, ...]:
     return (named,) if shutil.which(named) or not words else words
 
 
-def torchrun() -> str:
-    """The program of it."""
-    return launcher()[0]
-
-
 def check_launcher() -> None:
     """Raise ValueError where no run could be started, naming the remedy."""
     program, *_ = launcher()

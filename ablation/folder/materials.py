@@ -45,10 +45,6 @@ class Materials:
         return read_code(self.script)
 
     @property
-    def code_hash(self) -> str:
-        return self.code.hash
-
-    @property
     def data_fingerprint(self) -> str:
         """prepare.py's own where it lies beside the shards, else of names, sizes and samples; not
         of where the folder lies, nor of links on the way to it."""

@@ -3,11 +3,13 @@
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ablation.folder.registration import FORM
 from ablation.plan.decision import FINAL, PROCEED, Decision
+from ablation.plan.next_step import is_second_test, pairs_begun
+from ablation.runs.run import RunResult
 from ablation.runs.store import write_json
 from ablation.runs.untrusted import is_count, is_number, printable, read_json
 from ablation.study.experiment import Experiment, Override
@@ -83,6 +85,43 @@ def with_override(e: Experiment, kind: str, stage: int, value: dict) -> Experime
         return e
     override = Override(kind, stage, value, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     return replace(e, overrides=(*e.overrides, override))
+
+
+@dataclass(frozen=True)
+class NewOverrides:
+    """What a command decides instead of a rule."""
+
+    stage: int | None = None  # that an arm was chosen for: 3 or 4
+    arm: dict | None = None  # its layers, weight and schedule
+    budget_hours: float | None = None
+
+
+def with_new_overrides(
+    e: Experiment, new: NewOverrides, results: Sequence[RunResult]
+) -> Experiment:
+    """The experiment with what a command decides; not yet on record. Raises ValueError for what
+    would test again what stage 4 has begun to test."""
+    begun = pairs_begun(results)
+    if new.arm:
+        chosen = with_override(e, "by_hand", new.stage, new.arm)
+        if chosen != e and begun > 0:
+            raise ValueError(
+                f"--best_layers: the pairs of stage 4 have begun ({begun} complete); another"
+                " configuration on the same seeds would be a second test: begin a new experiment"
+            )
+        e = chosen
+    hours = new.budget_hours
+    if hours not in (None, e.budget_hours):
+        value = {"hours": hours, "was": e.budget_hours, "pairs": begun}
+        rebudgeted = replace(with_override(e, "budget", 0, value), budget_hours=hours)
+        if is_second_test(e, rebudgeted, results):
+            raise ValueError(
+                f"--max_budget_hours {hours:g}: stage 4 has its verdict, of the {begun} pairs that"
+                f" the budget of {e.budget_hours:g} h allowed; more of them would be a second test:"
+                " begin a new experiment"
+            )
+        e = rebudgeted
+    return e
 
 
 def record_overrides(exp_dir: Path, e: Experiment) -> Experiment:

@@ -111,13 +111,6 @@ def new_folder(output_dir: Path) -> Path:
     raise ValueError(f"--output_dir {output_dir}: a hundred experiments began there this second")
 
 
-def begin(e: Experiment, m: Materials, output_dir: Path, facts: dict) -> Path:
-    """Make the folder of a new experiment, and register it there."""
-    exp_dir = new_folder(output_dir)
-    register(e, m, exp_dir, facts)
-    return exp_dir
-
-
 def register(e: Experiment, m: Materials, exp_dir: Path, facts: dict) -> dict:
     """Copy the code that will run, then write the registration; returns what was written."""
     fixed = registered(e, m)
@@ -183,6 +176,8 @@ def printable_value(value) -> str:
 
 # ---------------------------------------------------------------------------------------------
 # An experiment folder
+
+EXPERIMENTS = Path("experiments")  # where they lie unless somebody says otherwise
 
 
 OF_A_QUEUE = re.compile(  # where a job's script says cd or --output: of Slurm; of PBS or SGE
@@ -256,7 +251,7 @@ def data_dir_of(document: dict, e: Experiment) -> Path:
     return here if not was.is_dir() and here.is_dir() else was
 
 
-def newest_experiment(output_dir: Path) -> Path:
+def newest_experiment(output_dir: Path = EXPERIMENTS) -> Path:
     """The experiment that was registered last, of any plan, whatever its folder is called.
 
     Raises ValueError when there is none.

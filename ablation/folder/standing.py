@@ -28,7 +28,7 @@ class Standing:
         return PLANS[self.experiment.plan]
 
 
-def standing(exp_dir: Path, conclude: bool = True) -> Standing:
+def standing(exp_dir: Path) -> Standing:
     """Read a folder, and decide anew from its records by the registered rules. Launches and writes
     nothing. Raises ValueError where this is no experiment."""
     document = read_document(exp_dir)
@@ -36,5 +36,5 @@ def standing(exp_dir: Path, conclude: bool = True) -> Standing:
     records = read_records(exp_dir, document["experiment_id"])
     changed = changes(document)
     running = frozenset(name for name, _, _ in records.open)  # or broken off: to be run again
-    step = None if changed else next_step(e, records.results, running, conclude=conclude)
+    step = None if changed else next_step(e, records.results, running)
     return Standing(exp_dir, document, e, records, step, changed)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ablation import stats
-from ablation.runs.run import STATUSES, Arm, RunResult, arm_from
+from ablation.runs.run import STATUSES, Arm, RunResult
 
 # ---------------------------------------------------------------------------------------------
 # The thresholds of the classic plan
@@ -229,10 +229,3 @@ def render(decision: Decision, overridden: bool = False) -> str:
     if overridden:
         lines.append("  OVERRIDE: --ignore_gate was given; the plan goes on all the same.")
     return "\n".join(lines)
-
-
-def decision_from(value: dict) -> Decision:
-    """The inverse of `asdict`, for decisions read from staged_ablation_results.json."""
-    listed = {name: tuple(value[name]) for name in ("because", "facts", "missing")}
-    chosen = arm_from(value["chosen"]) if value["chosen"] else None
-    return Decision(**{**value, **listed, "chosen": chosen})

@@ -136,10 +136,6 @@ class Records:
     open: tuple[tuple[str, int, Path], ...] = ()  # attempts launched, without a result
     stray: tuple[Path, ...] = ()  # folders of another run (a copied arm), and links: left alone
 
-    def of_stage(self, stage: int) -> list[RunResult]:
-        """The last word on each run of a stage."""
-        return [r for r in self.latest().values() if r.run.stage == stage]
-
     def latest(self) -> dict[str, RunResult]:
         latest = {}
         for result in self.results:

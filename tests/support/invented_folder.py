@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ablation.folder.materials import Materials
 from ablation.folder.overrides import record_overrides
-from ablation.folder.registration import begin, read_document
+from ablation.folder.registration import new_folder, read_document, register
 from ablation.folder.results import write_results
 from ablation.plan.next_step import next_step
 from ablation.runs.run import RunResult
@@ -92,6 +92,13 @@ def make(tmp_path, e=None, *, most=1000, failures=None, **world) -> Path:
         store(exp_dir, results[-1], experiment_id)
     record_overrides(exp_dir, e)
     write_results(exp_dir, experiment_id, e, results, step)
+    return exp_dir
+
+
+def begin(e, materials, output_dir: Path, facts: dict) -> Path:
+    """The folder of an experiment that is registered, and has no run yet."""
+    exp_dir = new_folder(output_dir)
+    register(e, materials, exp_dir, facts)
     return exp_dir
 
 

@@ -1,0 +1,221 @@
+"""How does a sitting begin?  Register or compare, lock, clear up, and say what will run.
+
+From here on `session.drive` runs the plan; here is all that comes before its first question, for a
+new experiment (`begin`) and for one that goes on (`go_on`).
+"""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ablation.cli.arguments import pasteable, plain_words
+from ablation.execute.command import check_launcher
+from ablation.execute.display import Display
+from ablation.execute.local import LocalLauncher
+from ablation.execute.lock import Lock
+from ablation.execute.machine import cores, git_state, machine, versions
+from ablation.execute.orchestrator import Launcher, reconcile
+from ablation.execute.preflight import check_data_is_there, check_materials
+from ablation.execute.preview import announce
+from ablation.execute.session import Session, drive, resume_command
+from ablation.execute.slurm import SlurmLauncher
+from ablation.folder.materials import ROOT, Materials
+from ablation.folder.overrides import (
+    NewOverrides,
+    record_overrides,
+    with_new_overrides,
+    with_overrides_on_record,
+)
+from ablation.folder.registration import (
+    check_unchanged,
+    code_copy,
+    data_dir_of,
+    is_new,
+    new_folder,
+    register,
+    registered,
+    registered_trainer,
+)
+from ablation.plan.next_step import next_step, pairs_begun
+from ablation.runs.run import RunResult
+from ablation.runs.store import read_records
+from ablation.study.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class SittingOptions:
+    """What a command says of a sitting, beside the experiment that it asks for."""
+
+    stage: int | None  # the only one that is to run
+    ignore_gate: bool
+    overrides: NewOverrides  # what it decides instead of a rule
+    train_script: Path | None
+    data_dir: Path | None
+    slurm_args: str
+    stall_s: float  # silence of a run that is allowed
+
+    def stages(self, plan: str) -> range:
+        if plan == "manual":
+            return range(0, 1)
+        return range(self.stage, self.stage + 1) if self.stage else range(1, 5)
+
+
+class MachineFault(ValueError):
+    """The machine failed in the middle of a sitting: a full disk, a process that cannot start."""
+
+
+def materials_of(
+    options: SittingOptions, document: dict | None, exp_dir: Path | None, e: Experiment
+) -> Materials:
+    """The trainer and the shards: what was named now, else what was registered or is its like."""
+    if document is None:
+        script, data_dir = ROOT / "train_gpt.py", ROOT / e.profile.data_dir
+    else:
+        script, data_dir = registered_trainer(document, exp_dir), data_dir_of(document, e)
+    script, data_dir = options.train_script or script, options.data_dir or data_dir
+    return Materials(script.resolve(), data_dir.resolve())
+
+
+def facts_of(e: Experiment, gpus: Sequence[str]) -> dict:
+    """What every attempt's config.json tells of the machine and the checkout."""
+    return {"machine": machine(e, gpus), "versions": versions(), "git": git_state()}
+
+
+def begin(
+    e: Experiment, options: SittingOptions, exp_dir: Path | None, output_dir: Path,
+    gpus: Sequence[str], display: Display,
+) -> int:  # fmt: skip
+    """Register a new experiment, in exp_dir or in a new folder of output_dir; then sit."""
+    m = materials_of(options, None, exp_dir, e)
+    check_materials(m, e)
+    check_launcher()
+    facts = facts_of(e, gpus)
+    if exp_dir is None:
+        exp_dir = new_folder(output_dir)
+    exp_dir.mkdir(parents=True, exist_ok=True)
+    with Lock(exp_dir, display.say) as lock:
+        if not is_new(exp_dir):
+            raise ValueError(
+                f"{exp_dir}: somebody began an experiment there a moment ago; give the same"
+                " command again to go on with it"
+            )
+        document = register(e, m, exp_dir, {**facts, "slurm_args": options.slurm_args})
+        display.say(f"New experiment: {exp_dir}")
+        for line in m.code.told():
+            display.say(line)
+        return sit(e, options, exp_dir, document, m, facts, lock, display)
+
+
+def go_on(
+    e: Experiment, options: SittingOptions, exp_dir: Path, document: dict,
+    gpus: Sequence[str], display: Display,
+) -> int:  # fmt: skip
+    """Go on with a registered experiment, which has to be what is asked for; its shards may be gone
+    where no run is left to do."""
+    m = materials_of(options, document, exp_dir, e)
+    fingerprint = None
+    if not m.data_dir.is_dir() and is_done(e, document, exp_dir):
+        fingerprint = document["data"]["fingerprint"]
+    else:
+        check_data_is_there(m)
+        check_materials(m, e)
+    check_launcher()
+    facts = facts_of(e, gpus)
+    check_unchanged(document, registered(e, m, fingerprint), exp_dir)
+    with Lock(exp_dir, display.say) as lock:
+        return sit(e, options, exp_dir, document, m, facts, lock, display)
+
+
+def is_done(e: Experiment, document: dict, exp_dir: Path) -> bool:
+    """Nothing is left to run: a finished experiment is shown without its data."""
+    records = read_records(exp_dir, document["experiment_id"])
+    step = next_step(with_overrides_on_record(e, exp_dir), records.results, conclude=False)
+    return bool(step.ended) and not records.open
+
+
+def sit(
+    e: Experiment, options: SittingOptions, exp_dir: Path, document: dict, m: Materials,
+    facts: dict, lock: Lock, display: Display,
+) -> int:  # fmt: skip
+    """One sitting, in a folder that is ours alone; its exit code."""
+    slurm_args = options.slurm_args or document["slurm_args"]
+    launcher = launcher_of(e, slurm_args, exp_dir / "code")
+    records = reconcile(exp_dir, document["experiment_id"], launcher, display.say)
+    results = list(records.results)
+    on_record = with_overrides_on_record(e, exp_dir)
+    e = with_new_overrides(on_record, options.overrides, results)
+    if options.stage:
+        check_turn(e, results, options.stage, options.ignore_gate, exp_dir)
+    for warning in warnings_for(on_record, e, results):
+        display.say(warning)
+    record_overrides(exp_dir, e)
+    stages = options.stages(e.plan)
+    step = next_step(e, results)
+    if step.runs and step.stage <= stages[-1]:
+        announce(e, results, display.say)
+    session = Session(
+        exp_dir=exp_dir,
+        experiment_id=document["experiment_id"],
+        script=code_copy(document, exp_dir).resolve(),
+        data_dir=m.data_dir,
+        facts={**facts, "code": document["code"], "data": document["data"]},
+        lock=lock,
+        launcher=launcher,
+        running=records.open,
+        stages=stages,
+        ignore_gate=options.ignore_gate,
+        stall_s=options.stall_s,
+    )
+    try:
+        return drive(e, session, results, display)
+    except (OSError, ValueError) as error:  # ValueError: the lock or a folder is not ours any more
+        raise MachineFault(
+            f"{plain_words(error)}. What was finished is kept; when that is mended, go on:"
+            f" {resume_command(e, exp_dir)}"
+        ) from error
+
+
+def warnings_for(
+    on_record: Experiment, e: Experiment, results: Sequence[RunResult]
+) -> list[str]:
+    """What a person may expect of a resume that is not so. on_record: before this command."""
+    found = []
+    if e.budget_hours > on_record.budget_hours and pairs_begun(results) >= 0:
+        found.append("Stage 4 has begun: a larger budget does not raise its number of pairs.")
+    if e.device == "cpu" and cores() != e.cores:
+        found.append(
+            f"Beware: {cores()} cores may be used here, {e.cores} were registered: times and costs"
+            " are not those of the earlier runs."
+        )
+    return found
+
+
+def launcher_of(e: Experiment, slurm_args: str, code_dir: Path) -> Launcher:
+    if e.launcher == "local":
+        return LocalLauncher(code_dir)
+    workers = e.processes // e.nodes
+    gpus = workers if e.device == "cuda" else 0
+    return SlurmLauncher(code_dir, tuple(shlex.split(slurm_args)), gpus, e.nodes, workers)
+
+
+def check_turn(
+    e: Experiment, results: Sequence[RunResult], stage: int, ignore_gate: bool, exp_dir: Path
+) -> None:
+    """Raise ValueError when the stage asked for cannot begin: earlier ones decide first."""
+    step = next_step(e, results)
+    if step.stage >= stage or stage in step.decisions:
+        return
+    if step.at_gate and step.stage == stage - 1:
+        if ignore_gate:
+            return
+        raise ValueError(
+            f"--stage {stage}: stage {step.stage} decided: {step.ended};"
+            " --ignore_gate goes on all the same, on record"
+        )
+    by_hand = ", or choose by hand with --best_layers" if stage > 2 else ""
+    raise ValueError(
+        f"--stage {stage}: stage {step.stage} comes first"
+        f"{' (' + step.ended + ')' if step.ended else ''};"
+        f" run: python run_aux.py --stage {step.stage} --exp_dir {pasteable(exp_dir)}{by_hand}"
+    )

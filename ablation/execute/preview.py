@@ -1,0 +1,55 @@
+"""What will run, and what will it cost?  Said before the first run, from the plan's forecast."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ablation.cli.arguments import pasteable
+from ablation.execute.command import build_command, extra_environment
+from ablation.folder.materials import Materials
+from ablation.plan.forecast import forecast, paid_s
+from ablation.plan.next_step import PLANS
+from ablation.runs.run import RunResult, duration, machine_seconds
+from ablation.study.experiment import Experiment
+
+
+def announce(
+    e: Experiment, results: Sequence[RunResult], print_line: Callable[[str], None]
+) -> None:
+    """Runs and hours of each stage against the budget, and what the budget cuts."""
+    planned, last = forecast(e, results)
+    spent_s = machine_seconds(results)
+    total_s = spent_s + paid_s(e, planned)
+    for stage in PLANS[e.plan]:
+        mine = [p for p in planned if p.run.stage == stage.number]
+        done = sum(r.run.stage == stage.number and r.settled for r in results)
+        name = f"stage {stage.number} {stage.name}:" if stage.number else "by hand:"
+        if mine or done:
+            print_line(
+                f"  {name:<26} {len(mine):>3} runs to do{f', {done} done' if done else ''},"
+                f" {duration(paid_s(e, mine))}"
+            )
+    print_line(f"  total: {duration(total_s)} of the budget of {duration(3600 * e.budget_hours)}")
+    for cut in last.cut:
+        print_line(f"  cut by the budget: {cut}")
+    if last.stage and last.stage < 4:
+        print_line(
+            f"  The budget ends in stage {last.stage}, before the final validation. To finish: a"
+            " smaller --profile, a smaller --full_iterations, or a larger --max_budget_hours."
+        )
+
+
+def dry_run(e: Experiment, m: Materials, exp_dir: Path, results: Sequence[RunResult]) -> None:
+    """Print every command, as it would run if each gate let the plan pass and 4,8 won."""
+    print("Dry run: nothing is launched or written. Every gate is assumed to let the plan pass;")
+    print("later stages are shown as if the layers 4,8 and the defaults won.\n")
+    planned, _ = forecast(e, results)
+    variables = extra_environment(e, exp_dir).items()
+    environment = "".join(f"{name}={shlex.quote(value)} " for name, value in variables)
+    for number, p in enumerate(planned, 1):
+        log_file = exp_dir / p.run.name / "train_log.txt"
+        command = build_command(e, p.run, m.script, m.data_dir, log_file)
+        print(f"# {number}/{len(planned)} stage {p.run.stage}: {p.run.name}, {duration(p.wall_s)}")
+        print(environment + " ".join(map(pasteable, command)))
+    print()
+    announce(e, results, print)
