@@ -351,7 +351,6 @@ def test_final_is_a_training_that_ended_well_and_a_log_that_did_not(log, exit, f
     assert again.final is final
 
 
-
 # ---------------------------------------------------------------------------------------------
 # Reasons
 

@@ -10,14 +10,18 @@ import pytest
 
 import analyze_aux
 import staged_analysis_helper
+from ablation.execute import session
+from ablation.execute.command import build_command
 from ablation.plan import adaptive, power
 from ablation.plan.classic import CLASSIC_RULES, N_PAIRS, rule_text
 from ablation.plan.forecast import forecast, play
 from ablation.plan.next_step import MAX_ATTEMPTS, PLANS
+from ablation.runs.log import SUMMARY_FIELDS
+from ablation.runs.run import RunConfig
 from ablation.study import heads
 from ablation.study.experiment import Override
 from ablation.study.heads import SHORT
-from ablation.study.profiles import PROFILES
+from ablation.study.profiles import PROFILES, default_profile
 from run_aux import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,6 +117,48 @@ def test_numbers_in_the_text_are_those_of_the_code():
     assert f"fineweb --shards {math.ceil(tokens / 100_000_000)}`" in ALL
     assert f"in {N_PAIRS} interleaved pairs (`run_0` … `run_{N_PAIRS - 1}`" in ALL
     assert f"tried up to {('no', 'one', 'two', 'three')[MAX_ATTEMPTS]} times" in ALL
+
+
+def test_numbers_of_the_pages_are_those_of_the_code():
+    design, words = PROFILES["speedrun"].design, ("two", "three", "four")
+    level = f"(two-sided {design.alpha:g}, power {power.TABLE_POWER:g}, sd {design.sigma0:g}"
+    assert level in PAGES["docs/plans.md"]
+    nine, three = {9: "Nine"}[session.FAULT_ATTEMPTS], words[session.FAULT_RUNS - 2]
+    assert f"{nine} attempts at {three} or more runs" in PAGES["docs/promises.md"]
+    few, many = (
+        [n for n in range(1, 9) if default_profile(n)[0] == name] for name in ("small", "speedrun")
+    )
+    assert f"{many[0]} or more, {few[0]} to {few[-1]}, none." in README
+    p = PROFILES["speedrun"]
+    of_a_head = 6 * p.vocab_size * p.model_dim * p.batch_size * p.sequence_length
+    assert f"{of_a_head / p.flops_per_step:.0%}".replace("%", " %") in PAGES["docs/trainers.md"]
+    assert f"is 1/{1 / p.aux_token_fraction:g}, because" in PAGES["docs/trainers.md"]
+
+
+def test_every_argument_and_every_number_of_the_trainer_is_in_the_contract():
+    page = PAGES["docs/trainers.md"]
+    e = replace(power.as_meant(PROFILES["speedrun"]), unet_skips=True, log_grad_norms=True)
+    arm = replace(heads.aux((4, 8)), unet_skips=True)
+    words = build_command(e, RunConfig(1, arm, 0, 42, 10), Path("t.py"), Path("d"), Path("l"))
+    arguments = [word for word in words[words.index("t.py") :] if word.startswith("--")]
+    assert not [name for name in arguments if f"`{name}`" not in page]
+    assert set(re.findall(r"`(--\w+)`", page.split("## What heads")[0])) - {"--train_script"} == {
+        *arguments
+    }
+    summary = re.search(r"^summary: .*$", page, re.MULTILINE)[0]
+    assert re.findall(r'"(\w+)":', summary) == [field.name for field in SUMMARY_FIELDS]
+
+
+def test_what_heads_cost_is_what_was_measured():
+    """The page rounds what benchmarks/RESULTS.md has of aux_4_8 with the shared unembedding."""
+    results = (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    row = r"^\| `aux_4_8` \| ([\d.]+) \| shared \| [\d.]+ \| ([\d.]+) \([^)]*\) \| ([\d.]+) "
+    measured = [tuple(map(float, found)) for found in re.findall(row, results, re.MULTILINE)]
+    cells_of = re.compile(r"^\| (?:`mini`|width).*?((?: \| [\d.]+){4}) \|$", re.MULTILINE)
+    told = cells_of.findall(PAGES["docs/trainers.md"])
+    assert len(told) == 2 and [fraction for fraction, *_ in measured] == [0.125, 1.0] * 2
+    for cells, (some, every) in zip(told, (measured[:2], measured[2:]), strict=True):
+        assert cells.split(" | ")[1:] == [f"{value:.2f}" for value in (*some[1:], *every[1:])]
 
 
 def test_the_sample_sizes_are_those_of_the_plan_report():

@@ -78,6 +78,7 @@ KEPT = {  # though the beginning of its name is dropped: where it says which clu
     "SLURM_JWT": "who we are for Slurm",
 }
 
+
 def clean(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment without settings that configure the called programs from outside."""
     return {name: value for name, value in environ.items() if not is_dropped(name)}

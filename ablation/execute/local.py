@@ -6,10 +6,11 @@ import select
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from ablation.execute import watcher
+from ablation.execute.environment import clean
 from ablation.execute.watcher import (
     FAILED,
     GRACE_S,
@@ -28,7 +29,8 @@ from ablation.execute.watcher import (
 )
 
 
-class Job(NamedTuple):  # not a dataclass: the watcher would import that for every run
+@dataclass(frozen=True)
+class Job:
     """One attempt at a run, as a command."""
 
     command: tuple[str, ...]
@@ -40,10 +42,6 @@ class CannotStart(OSError):
     """The launcher could not be started: for certain, nothing of the attempt runs or ever will."""
 
 
-# ---------------------------------------------------------------------------------------------
-# The orchestrator's side
-
-
 class LocalRun:
     """A run on this machine. `stop` asks, `poll` tells; neither blocks."""
 
@@ -52,10 +50,6 @@ class LocalRun:
     age_s = 0.0  # when it came to us: it was started just now
 
     def __init__(self, job: Job, program: Path):
-        from ablation.execute.environment import (
-            clean,  # not at the top: the watcher is a copy of this file alone
-        )
-
         self.job = job
         self.told: tuple[float, str] | None = None  # when it was ordered to end, and why
         self.done_s: float | None = None  # when exit.json was first seen

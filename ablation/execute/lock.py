@@ -15,9 +15,6 @@ from pathlib import Path
 from ablation.execute import watcher
 from ablation.runs.untrusted import printable
 
-# ---------------------------------------------------------------------------------------------
-# One orchestrator per experiment
-
 HEARTBEAT_S = 10.0
 OBSERVE_S = 3 * HEARTBEAT_S
 STALE_S = 12 * HEARTBEAT_S  # a lock of another host that nobody touched for so long is stale

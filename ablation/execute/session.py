@@ -1,6 +1,6 @@
 """One sitting: results -> plan -> launch -> results, until the plan ends or something stops it.
 
-Nothing here decides about arms: `plans.next_step` does, from the results alone. What is decided
+Nothing here decides about arms: `next_step` does, from the results alone. What is decided
 here is when a sitting ends: the plan's end, a person, the budget, or a machine that is broken.
 """
 
@@ -22,7 +22,7 @@ from ablation.folder.results import write_results
 from ablation.plan.costs import Costs
 from ablation.plan.decision import counted, render
 from ablation.plan.forecast import Planned, forecast, span_s
-from ablation.plan.next_step import Step, concluded, next_step
+from ablation.plan.next_step import BUDGET_SPENT, Step, concluded, next_step
 from ablation.runs.run import RunConfig, RunResult, duration, machine_seconds
 from ablation.study.experiment import Experiment
 
@@ -66,8 +66,6 @@ class Session:
 
 # ---------------------------------------------------------------------------------------------
 # What a run may take
-
-BUDGET_SPENT = "the budget is spent"
 
 
 def set_aside_s(

@@ -50,7 +50,6 @@ ENDED_BY = {  # Slurm's states of a job that left no exit.json: who ended it
     "DEADLINE": "timeout",
 }
 OVER = (*ENDED_BY, "COMPLETED", "FAILED", "OUT_OF_MEMORY", "REVOKED")  # in any other it lives
-OUT_OF_MEMORY = "the kernel killed a process of this run: out of memory"  # read in logs
 UNFIT = {  # options of sbatch under which attempts are not what they are taken for
     "--array": "an attempt is one job",
     "--wait": "sbatch would not return",
@@ -206,7 +205,7 @@ class SlurmRun:
             if why is None:
                 self._explain(state)
         elif state == "OUT_OF_MEMORY":
-            self._note(OUT_OF_MEMORY)
+            self._note(watcher.KILLED_FOR_MEMORY)
         seen = ENDED if exit["ended_by"] == A_SIGNAL else exit["ended_by"]
         return exit | {"ended_by": why or seen}
 

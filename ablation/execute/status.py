@@ -17,9 +17,6 @@ from ablation.runs.run import Interval, machine_seconds
 from ablation.runs.store import read_config
 from ablation.runs.untrusted import is_number, printable
 
-# ---------------------------------------------------------------------------------------------
-# Looking on
-
 
 def read_in_flight(name: str, attempt: int, folder: Path) -> dict:
     """What an attempt without a result has logged so far, for a look from another terminal."""

@@ -581,6 +581,5 @@ def main(words: list[str]) -> int:
     return guard(Path(words[0]), words[1:])
 
 
-
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -178,8 +178,6 @@ def printable_value(value) -> str:
 # An experiment folder
 
 EXPERIMENTS = Path("experiments")  # where they lie unless somebody says otherwise
-
-
 OF_A_QUEUE = re.compile(  # where a job's script says cd or --output: of Slurm; of PBS or SGE
     r"slurm-[0-9]+(_[0-9]+)?\.(out|err)|[\w.-]+\.[oe][0-9]+(\.[0-9]+)?"
 )

@@ -383,7 +383,7 @@ MAX_GIVEN_UP = 3  # pairs of the adaptive plan's stage 4 that may fail for good 
 
 
 # ---------------------------------------------------------------------------------------------
-# The same for the adaptive plan
+# Which runs a stage asks for, and the table of stages
 
 
 def twice_the_baseline(s: Situation) -> list[RunConfig]:

@@ -358,7 +358,7 @@ def speedup_text(value: float | None) -> str:
 
 
 # ---------------------------------------------------------------------------------------------
-# Stages: which runs a stage asks for, given what is known
+# Which runs a stage asks for, and the table of stages
 
 N_PAIRS = 8  # in stage 4 of the classic plan, budget permitting
 

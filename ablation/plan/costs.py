@@ -8,9 +8,6 @@ from ablation.runs.run import RunConfig, RunResult
 from ablation.study.experiment import Experiment
 from ablation.study.profiles import CPU_FLOPS
 
-# ---------------------------------------------------------------------------------------------
-# What a run costs, in machine time
-
 
 class Costs:
     """Expected seconds of machine time of a run: measured where possible, else the profile's prior.

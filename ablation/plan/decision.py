@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from ablation import stats
 from ablation.runs.run import STATUSES, Arm, RunResult
 
-# ---------------------------------------------------------------------------------------------
-# The thresholds of the classic plan
-
 
 @dataclass(frozen=True)
 class Rule:

@@ -13,9 +13,6 @@ from ablation.plan.decision import finished_pairs
 from ablation.runs.run import RunResult
 from ablation.study.profiles import Design
 
-# ---------------------------------------------------------------------------------------------
-# Stage 4: looks
-
 IMPROVES, HARMFUL = "improves", "harmful"
 NO_EFFECT, UNDECIDED = "no meaningful effect", "inconclusive"
 MET, BELOW, UNRESOLVED = "target met", "below target", "target unresolved"

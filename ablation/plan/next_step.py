@@ -16,21 +16,9 @@ from ablation.plan.stage import Situation, Stage
 from ablation.runs.run import Arm, RunConfig, RunResult, duration, machine_seconds
 from ablation.study.experiment import Experiment
 
-
-def pairs_begun(results: Sequence[RunResult]) -> int:
-    """Complete pairs of stage 4; -1 before its first run."""
-    mine = [r for r in results if r.run.stage == 4]
-    settled = {(bool(r.run.arm.layers), r.run.index) for r in mine if r.settled}
-    complete = [index for is_best, index in settled if is_best and (False, index) in settled]
-    return len(complete) if mine else -1
-
-
 PLANS = {"classic": CLASSIC, "adaptive": ADAPTIVE, "manual": MANUAL}
 
-# ---------------------------------------------------------------------------------------------
-# The plan: a pure function from the results so far to the next runs, or to an end
-
-SPENT, ALL_DONE = "the budget is spent", "all runs are done"
+BUDGET_SPENT, ALL_DONE = "the budget is spent", "all runs are done"
 MAX_ATTEMPTS = 3  # of a run that crashes or hangs; the seed stays the same
 
 
@@ -200,15 +188,23 @@ def concluded_stage(
     e, stage = situation.experiment, situation.stage
     is_last = stage is PLANS[e.plan][-1]
     if is_last and not conclude:
-        return replace(step, ended=SPENT if spent else ALL_DONE)
+        return replace(step, ended=BUDGET_SPENT if spent else ALL_DONE)
     decision = stage.decide(situation)
     step = replace(step, decisions={**step.decisions, stage.number: decision})
     if spent:
-        return replace(step, ended=SPENT)
+        return replace(step, ended=BUDGET_SPENT)
     passed = decision.verdict in (PROCEED, FINAL) or e.overridden(stage.number, "ignore_gate")
     if not passed and stage.number >= start:
         return replace(step, ended=decision.title, at_gate=not is_last)
     return step
+
+
+def pairs_begun(results: Sequence[RunResult]) -> int:
+    """Complete pairs of stage 4; -1 before its first run."""
+    mine = [r for r in results if r.run.stage == 4]
+    settled = {(bool(r.run.arm.layers), r.run.index) for r in mine if r.settled}
+    complete = [index for is_best, index in settled if is_best and (False, index) in settled]
+    return len(complete) if mine else -1
 
 
 def is_second_test(before: Experiment, after: Experiment, results: Sequence[RunResult]) -> bool:

@@ -4,7 +4,7 @@
 
 prints, without touching a GPU: runs and hours per stage, the pairs that fit into stage 4, the
 smallest effect they can detect, the runs that smaller effects would take, and how often the plan
-ends with which verdict. That last table is counted, not derived: `plans.next_step`, the function
+ends with which verdict. That last table is counted, not derived: `next_step`, the function
 that also runs experiments, is fed with invented results of worlds whose truth is known;
 `benchmarks/plan_power.py` drives the same functions further. Writes nothing.
 

@@ -20,9 +20,6 @@ from ablation.runs.store import Records, attempt_dir, attempt_dirs
 from ablation.runs.untrusted import is_number, open_regular, printable, read_json
 from ablation.study.profiles import Design
 
-# ---------------------------------------------------------------------------------------------
-# Reading an experiment folder
-
 
 @dataclass(frozen=True)
 class Evidence:

@@ -20,9 +20,6 @@ from ablation.runs.log import (
 from ablation.runs.run import RunConfig, RunResult, run_from
 from ablation.runs.untrusted import is_count, is_number, printable
 
-# ---------------------------------------------------------------------------------------------
-# What became of a run
-
 
 @dataclass(frozen=True)
 class Exit:

@@ -5,9 +5,6 @@ from dataclasses import dataclass, field
 from ablation.runs.run import Arm
 from ablation.study.profiles import Profile
 
-# ---------------------------------------------------------------------------------------------
-# The experiment: all that is fixed before the first run
-
 
 @dataclass(frozen=True)
 class Override:

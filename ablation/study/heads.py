@@ -19,10 +19,6 @@ HYPOTHESIS = (
     " than the baseline's."
 )
 
-
-# ---------------------------------------------------------------------------------------------
-# Arms: what is compared
-
 WEIGHT, SCHEDULE = 0.1, "constant"  # unless the arm is about the weight or the schedule
 WEIGHTS = (0.05, 0.1, 0.2)
 SCHEDULES = ("constant", "linear_decay", "cosine_decay")

@@ -17,10 +17,6 @@ class Design:
     speedup: float = 0.10  # of the time to the baseline's final loss
 
 
-# ---------------------------------------------------------------------------------------------
-# Profiles: the scale that everything runs at
-
-
 @dataclass(frozen=True)
 class Profile:
     """One scale: model, data, optimizer, and the expected cost of a run before any is measured."""
