@@ -46,7 +46,16 @@ sys.path.insert(0, str(ROOT))
 import analyze_aux
 import run_aux
 import staged_analysis_helper
-from ablation.execute import command, display, environment, machine, orchestrator, status, watcher
+from ablation.execute import (
+    command,
+    display,
+    environment,
+    machine,
+    opening,
+    orchestrator,
+    status,
+    watcher,
+)
 from ablation.folder import registration, standing
 from ablation.folder.materials import Materials
 from ablation.plan.next_step import next_step
@@ -187,8 +196,8 @@ def shop() -> Iterator[Shop]:
         for what, name, instead in (
             (subprocess, "Popen", FakeProgram),
             (atexit, "register", lambda *_, **__: None),  # of a display: one for each
-            (run_aux, "launcher_of", lambda *_: NoLauncher()),
-            (run_aux, "drive", drive),
+            (opening, "launcher_of", lambda *_: NoLauncher()),
+            (opening, "drive", drive),
         ):
             stack.enter_context(mock.patch.object(what, name, instead))
         variables = {"TORCHRUN": "/bin/true", "CUDA_VISIBLE_DEVICES": ""}

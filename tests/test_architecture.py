@@ -1,6 +1,7 @@
 """Which room may import from which, what the plan may touch, and what a start may cost."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +116,45 @@ def test_only_who_starts_or_asks_programs_touches_processes():
     may = {"execute.watcher", "execute.local", "execute.machine", "execute.slurm"}
     users = {named(path) for path in FILES if "subprocess" in imports(path)}
     assert users <= may
+
+
+TO_THE_FIRST_LAUNCH = """
+import sys
+import run_aux
+from ablation.execute.orchestrator import Orchestrator
+from ablation.plan import forecast, next_step
+asked, inside = [], []
+
+def notice(frame, event, _):
+    code = frame.f_code
+    if code in (next_step.next_step.__code__, forecast.forecast.__code__):
+        if event == "call":
+            asked.extend([code.co_name] * (not inside))
+            inside.append(code)
+        elif event == "return":
+            inside.pop()
+
+def launched(*_, **__):
+    sys.setprofile(None)
+    print("\\n", asked.count("next_step"), asked.count("forecast"))
+    raise SystemExit
+
+Orchestrator.start = launched
+sys.setprofile(notice)
+run_aux.main(sys.argv[1:])
+"""
+
+
+def test_the_plan_is_asked_a_few_times_before_the_first_run_is_launched(home):
+    fake = str(ROOT / "tests" / "support" / "fake_train.py")
+    words = ["--staged", "--profile", "mini", "--train_script", fake, "--data_dir", "shards"]
+    done = subprocess.run(
+        [sys.executable, "-c", TO_THE_FIRST_LAUNCH, *words],
+        cwd=home,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    asked, forecast = map(int, done.stdout.split()[-2:])
+    assert 1 <= asked <= 4, done.stdout + done.stderr  # apart from the forecast's own
+    assert 1 <= forecast <= 2
