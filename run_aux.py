@@ -111,7 +111,6 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument("--launcher", choices=("local", "slurm"), metavar="L", help="local or slurm")
     where.add_argument("--slurm_args", metavar="ARGS", help="for sbatch, as one word")
     where.add_argument("--nodes_per_run", type=int, metavar="N", help="nodes of a Slurm run (1)")
-    where.add_argument("--cpu_processes", type=int, metavar="N", help="processes on a CPU (1)")
     where.add_argument("--device_batch_size", type=int, metavar="N", help="sequences per pass")
     where.add_argument("--data_dir", type=a_path, metavar="DIR", help="token shards")
     where.add_argument("--train_script", type=a_path, metavar="FILE", help="trainer (train_gpt.py)")
@@ -134,7 +133,6 @@ MOST = {  # options that are numbers above 0: the most that somebody can mean
     "validation_runs": 10**4,
     "runs": 10**4,
     "stall_timeout": 1e5,
-    "cpu_processes": 10**4,
     "gpus_per_run": 10**4,
     "nodes_per_run": 10**4,
     "parallel_runs": 10**4,
@@ -318,7 +316,7 @@ def show_plan(args, exp_dir, document, e: Experiment, gpus: Sequence[str], displ
     if args.num_gpus is None and not gpus and meant.gpus:
         display.say(f"No GPU is visible: times are for {meant.machine} (--num_gpus 0: this CPU).")
         gpus = ("",) * meant.gpus
-        e = replace(e, device="cuda", processes=meant.gpus)
+        e = replace(e, share=replace(e.share, device="cuda", processes=meant.gpus))
     e = as_asked(e, args, len(gpus))
     if args.plan_report:
         from ablation.plan import power

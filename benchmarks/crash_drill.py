@@ -86,8 +86,8 @@ runpy.run_path({str(ROOT / "train_gpt.py")!r}, run_name="__main__")
 class Drill:
     """One experiment: how it is begun and gone on with, and what it left."""
 
-    def __init__(self, folder: Path, real: bool, slots: int = 1):
-        self.folder, self.real, self.slots = folder, real, slots
+    def __init__(self, folder: Path, real: bool, parallel_runs: int = 1):
+        self.folder, self.real, self.parallel_runs = folder, real, parallel_runs
         self.struck: set[Path] = set()  # folders of attempts whose processes were struck
         self.token = uuid.uuid4().hex
         self.trace = folder / "trace"
@@ -104,7 +104,8 @@ class Drill:
             "FAKE_SECONDS": "0.05",
             "FAKE_TRACE": str(self.trace),
         }
-        self.env = {**os.environ, TOKEN: self.token, **({} if real else fakes)}
+        two_workers = {"TORCHRUN": str(SUPPORT / "two_workers"), "FAKE_PYTHON": sys.executable}
+        self.env = {**os.environ, TOKEN: self.token, **(two_workers if real else fakes)}
 
     @property
     def exp_dir(self) -> Path | None:
@@ -118,9 +119,9 @@ class Drill:
         how += ["--train_script", self.script, "--data_dir", self.data]
         if self.real:
             how += ["--experiment", "quick_baseline,quick_aux_4_8", "--full_iterations", "20"]
-            how += ["--num_gpus", "0", "--cpu_processes", "2"]
+            how += ["--num_gpus", "0"]
         else:
-            how += ["--staged", "--num_gpus", "0", "--parallel_runs", self.slots]
+            how += ["--staged", "--num_gpus", "0", "--parallel_runs", self.parallel_runs]
         how += ["--exp_dir", self.exp_dir] if self.exp_dir else ["--output_dir", self.folder]
         with open(self.output, "ab") as output:
             return subprocess.Popen(
@@ -296,7 +297,7 @@ def compare_times(drill: Drill, results) -> list[Finding]:
     attempts = {folder_of(drill, r): (r.start_s, r.end_s) for r in results}
     trainers = drill.lives()
     for what, lives in (("attempts", attempts), ("trainers", trainers)):
-        if most := overlaps([*lives.values()], drill.slots):
+        if most := overlaps([*lives.values()], drill.parallel_runs):
             found.append(("overlapping", f"{most} {what} at once"))
     for r in results:
         mine = [s for (folder, _), s in trainers.items() if run_of(folder) == r.run.name]
@@ -357,8 +358,8 @@ def run(kills: int, seed: int, real: bool, say=print) -> dict[str, int]:
         number = 0
         while total["kills"] < kills:
             number += 1
-            slots = 1 if real or number % 2 else 2
-            drill = Drill(Path(scratch) / f"disturbed_{number}", real, slots)
+            parallel_runs = 1 if real or number % 2 else 2
+            drill = Drill(Path(scratch) / f"disturbed_{number}", real, parallel_runs)
             killed, left = disturb(drill, kills - total["kills"], longest_s, moments)
             findings = compare(undisturbed, drill)
             left += wait_until_gone(drill.token)
@@ -367,7 +368,7 @@ def run(kills: int, seed: int, real: bool, say=print) -> dict[str, int]:
             total.update(found, kills=killed)
             attempts = len(drill.records().results)
             row = " ".join(f"{found[name]:>11}" for name in COUNTED)
-            say(f"{number:>10} {slots:>6} {killed:>6} {attempts:>9} {row}")
+            say(f"{number:>10} {parallel_runs:>6} {killed:>6} {attempts:>9} {row}")
             for kind, what in findings:
                 say(f"    {kind}: {what}")
     return dict(total)

@@ -63,7 +63,7 @@ from ablation.report import figures
 from ablation.runs import log as logs
 from ablation.runs import outcome, store
 from ablation.runs.run import Arm, RunConfig, RunResult
-from ablation.study.experiment import Experiment
+from ablation.study.experiment import Experiment, Share
 from ablation.study.heads import ARMS
 from ablation.study.profiles import PROFILES
 from benchmarks import inputs, oracle
@@ -270,7 +270,7 @@ def played_experiments(shop: Shop, rng: random.Random) -> Iterator[Played]:
         by_hand = {"arms": (ARMS["baseline"], ARMS["aux_4_8"]), "seeds": (42, 43)}
         e = Experiment(
             profile=PROFILES["mini"], plan=plan, budget_hours=50.0, full_iterations=90,
-            validation_runs=4, processes=1, device="cpu", cores=2,
+            validation_runs=4, share=Share("cpu", cores=2),
             **(by_hand if plan == "manual" else {}),
         )  # fmt: skip
         exp_dir = shop.scratch / "runs" / plan
@@ -613,13 +613,21 @@ def try_mistakes(rng: random.Random, shop: Shop) -> None:
 # Environments and displays
 
 
+def share_of(rng: random.Random) -> Share:
+    return Share(
+        device=rng.choice(("cpu", "cuda")),
+        processes=rng.choice((1, 2)),
+        parallel_runs=rng.choice((1, 3)),
+        cores=rng.choice((1, 4)),
+    )
+
+
 def try_environment(rng: random.Random, shop: Shop) -> None:
     values = inputs.environment(rng)
     shop.gpu_tool = rng.choice(inputs.GPU_TOOLS)
     e = Experiment(
         profile=PROFILES["mini"], plan="classic", budget_hours=1.0, full_iterations=90,
-        validation_runs=None, processes=rng.choice((1, 2)), slots=rng.choice((1, 3)),
-        device=rng.choice(("cpu", "cuda")), cores=rng.choice((1, 4)),
+        validation_runs=None, share=share_of(rng),
     )  # fmt: skip
     run = RunConfig(1, Arm("aux_4", (4,), 0.1), 0, 42, 90)
     with mock.patch.dict(os.environ, values):
@@ -631,7 +639,7 @@ def try_environment(rng: random.Random, shop: Shop) -> None:
         demand(all(isinstance(name, str) for name in names), f"GPUs {names!r}")
         words = refusable(command.build_command, e, run, Path("t.py"), Path("d"), Path("l")) or ()
         demand(all(isinstance(word, str) and word for word in words), f"command {words}")
-        own = command.extra_environment(e, Path("e"), rng.randrange(e.slots))
+        own = command.extra_environment(e, Path("e"), rng.randrange(e.share.parallel_runs))
         demand(all(isinstance(v, str) for v in own.values()), f"environment {own}")
         if rng.random() < 0.1:
             in_process(run_aux.main, [rng.choice(("--list", "--status"))])

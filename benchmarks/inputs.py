@@ -645,7 +645,6 @@ WITH_NUMBER = (
     "--gpus_per_run",
     "--parallel_runs",
     "--nodes_per_run",
-    "--cpu_processes",
     "--device_batch_size",
     "--stall_timeout",
 )

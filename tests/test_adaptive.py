@@ -652,7 +652,7 @@ def carry_out(e, improvement=0.003, happens=lambda run, attempt: "ok", seconds=9
         spent_s = machine_seconds(results, [(r.clock, r.start_s, now_s, 1) for r in running])
         step = next_step(e, results, in_flight, spent_s)
         assert not (step.ended and running)
-        for run in step.runs[: e.slots - len(running)]:
+        for run in step.runs[: e.share.parallel_runs - len(running)]:
             attempt = 1 + sum(r.run.name == run.name for r in results)
             took_s = seconds * run.num_iterations / e.full_iterations * rng.uniform(0.999, 1.001)
             loss = 3.28 - improvement * bool(run.arm.layers) + rng.gauss(0, 0.0013)
@@ -902,9 +902,9 @@ def test_validation_runs_caps_the_pairs():
 
 
 @pytest.mark.parametrize("full_runs", [0.5, 3.0, 9.0, 10.5, 12.0, 15.0, 28.0])
-@pytest.mark.parametrize("slots", [1, 2, 8])
-def test_no_budget_is_overrun_and_every_end_is_said(full_runs, slots):
-    e = adaptive_experiment(full_runs, slots=slots)
+@pytest.mark.parametrize("parallel_runs", [1, 2, 8])
+def test_no_budget_is_overrun_and_every_end_is_said(full_runs, parallel_runs):
+    e = adaptive_experiment(full_runs, parallel_runs=parallel_runs)
     _, step, results = carry_out(e, improvement=0.0)
     assert step.ended
     assert machine_seconds(results) <= 900 * full_runs * 1.002
@@ -922,7 +922,7 @@ def test_a_half_finished_pair_is_not_looked_at():
 
 def test_side_by_side_the_budget_is_read_in_rounds():
     """Four pairs that run at once and use up the budget are looked at once, at full alpha."""
-    e = adaptive_experiment(0.2 + 2 + 1 + 1.1, slots=8)
+    e = adaptive_experiment(0.2 + 2 + 1 + 1.1, parallel_runs=8)
     _, step, _ = carry_out(e, improvement=0.0)
     (only,) = step.decisions[4].numbers["looks"]
     assert (only["n"], only["n_max"]) == (4, 4)

@@ -692,7 +692,7 @@ def test_times_are_compared_between_runs_of_equal_packing(tmp_path):
         for arm in ("baseline", "aux_6"):
             path = exp_dir / arm / f"run_{k}/config.json"
             config = json.loads(path.read_text())
-            config["machine"]["slots"] = 8
+            config["machine"]["parallel_runs"] = 8
             path.write_text(json.dumps(config))
     time = chapter(report(exp_dir), "Time")
     assert "Packing: 1 side by side, 1 process(es) each; 8 side by side, 1 process(es)" in time

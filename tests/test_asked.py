@@ -7,7 +7,7 @@ import pytest
 from ablation.study.asked import UsageError, as_asked, new_experiment, profile_asked
 from run_aux import build_parser
 
-SHARE = ("launcher", "device", "processes", "slots", "nodes")
+SHARE = ("launcher", "device", "processes", "parallel_runs", "nodes")
 
 
 def options(text: str):
@@ -31,18 +31,20 @@ def asked(text: str, gpus: int, profile: str = "speedrun"):
         ("--gpus_per_run 3", 8, ("local", "cuda", 3, 2, 1)),
         ("--num_gpus 4 --gpus_per_run 1", 8, ("local", "cuda", 1, 4, 1)),
         ("--parallel_runs 2", 0, ("local", "cpu", 1, 2, 1)),
-        ("--parallel_runs 2 --cpu_processes 3", 0, ("local", "cpu", 3, 2, 1)),
         ("--num_gpus 0 --parallel_runs 2", 8, ("local", "cpu", 1, 2, 1)),
         ("--launcher slurm", 0, ("slurm", "cuda", 8, 1, 1)),  # what the profile is meant for
         ("--launcher slurm --num_gpus 16", 0, ("slurm", "cuda", 16, 1, 1)),
         ("--launcher slurm --num_gpus 16 --gpus_per_run 8", 0, ("slurm", "cuda", 8, 2, 1)),
         ("--launcher slurm --num_gpus 16 --nodes_per_run 2", 0, ("slurm", "cuda", 16, 1, 2)),
         ("--launcher slurm --num_gpus 0 --parallel_runs 3", 0, ("slurm", "cpu", 1, 3, 1)),
+        ("--launcher slurm --num_gpus 0 --nodes_per_run 2", 0, ("slurm", "cpu", 2, 1, 2)),
+        ("--launcher slurm --num_gpus 16 --gpus_per_run 4 --nodes_per_run 2", 0,
+         ("slurm", "cuda", 4, 4, 2)),
     ],
 )
 def test_a_run_gets_the_share_that_was_asked_for(text, gpus, share):
     e = asked(text, gpus)
-    assert tuple(getattr(e, name) for name in SHARE) == share
+    assert tuple(getattr(e.share, name) for name in SHARE) == share
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,7 @@ def test_a_run_gets_the_share_that_was_asked_for(text, gpus, share):
         ("--gpus_per_run 1", 0, "there are 0 GPUs to share"),
         ("--num_gpus 0 --gpus_per_run 1", 8, "there are 0 GPUs to share"),
         ("--parallel_runs 2", 8, "for a CPU"),
-        ("--cpu_processes 2", 8, "for a CPU"),
+        ("--num_gpus 0 --nodes_per_run 2", 8, "for --launcher slurm"),
         ("--nodes_per_run 2", 8, "for --launcher slurm"),
         ("--launcher slurm --num_gpus 16 --nodes_per_run 3", 0, "a divisor of the 16 processes"),
         ("--stop_on any", 8, "for --plan adaptive"),

@@ -17,7 +17,7 @@ from ablation.plan.next_step import PLANS, is_second_test, next_step, pairs_begu
 from ablation.runs.run import machine_seconds
 from ablation.study.experiment import Override
 from ablation.study.profiles import PROFILES
-from tests.support.invent import experiment, result
+from tests.support.invent import experiment, result, with_share
 
 STAGED = [name for name in PLANS if name != "manual"]
 SPEEDRUN = {
@@ -112,7 +112,7 @@ def test_on_a_cluster_every_run_is_paid_for_though_eight_run_side_by_side(plan, 
     """The same budget buys as many runs as one after the other, each at `nodes` times the price."""
     alone = experiment(plan=plan)
     alone = replace(alone, budget_hours=0.7 * total_of(alone) / 3600)
-    cluster = replace(alone, launcher="slurm", slots=8, nodes=nodes)
+    cluster = with_share(alone, launcher="slurm", parallel_runs=8, nodes=nodes)
     cluster = replace(cluster, budget_hours=nodes * alone.budget_hours)
     planned, _ = forecast(cluster)
     assert paid_s(cluster, planned) == pytest.approx(sum(p.wall_s for p in planned) * nodes)
@@ -123,10 +123,10 @@ def test_on_a_cluster_every_run_is_paid_for_though_eight_run_side_by_side(plan, 
 
 @pytest.mark.parametrize("plan", STAGED)
 @pytest.mark.parametrize("share", [0.15, 0.4, 0.8])
-@pytest.mark.parametrize(("slots", "nodes"), [(8, 1), (3, 2)])
-def test_jobs_in_flight_have_what_they_will_cost_set_aside(plan, share, slots, nodes):
+@pytest.mark.parametrize(("parallel_runs", "nodes"), [(8, 1), (3, 2)])
+def test_jobs_in_flight_have_what_they_will_cost_set_aside(plan, share, parallel_runs, nodes):
     """Jobs that all start at once must not each believe the whole rest of the budget theirs."""
-    e = experiment(plan=plan, launcher="slurm", slots=slots, nodes=nodes)
+    e = experiment(plan=plan, launcher="slurm", parallel_runs=parallel_runs, nodes=nodes)
     whole_s = paid_s(e, forecast(replace(e, budget_hours=1e6))[0])
     e = replace(e, budget_hours=share * whole_s / 3600)
     results, in_flight, now = [], {}, 0.0
@@ -137,7 +137,7 @@ def test_jobs_in_flight_have_what_they_will_cost_set_aside(plan, share, slots, n
         paid = [(r.run, nodes * (now - r.start_s)) for r in in_flight.values()]
         spent_s += session.set_aside_s(e, results, paid)
         step = next_step(e, results, frozenset(in_flight), spent_s)
-        if step.runs and len(in_flight) < slots:
+        if step.runs and len(in_flight) < parallel_runs:
             run = step.runs[0]
             planned = Planned(run, now, Costs(e, results).wall_s(run))
             in_flight[run.name] = invented(planned, 1, loss_of(run), Costs(e, results))

@@ -122,7 +122,7 @@ def test_looking_for_the_launcher_does_not_import_torch():
 
 
 @pytest.mark.parametrize(
-    ("cores", "slots", "processes", "device", "threads"),
+    ("cores", "parallel_runs", "processes", "device", "threads"),
     [
         (16, 8, 1, "cuda", "2"),
         (16, 2, 4, "cuda", "2"),
@@ -133,20 +133,20 @@ def test_looking_for_the_launcher_does_not_import_torch():
     ],
 )
 def test_cores_are_shared_by_all_processes_of_all_runs(
-    tmp_path, cores, slots, processes, device, threads
+    tmp_path, cores, parallel_runs, processes, device, threads
 ):
-    e = experiment(device=device, cores=cores, slots=slots, processes=processes)
+    e = experiment(device=device, cores=cores, parallel_runs=parallel_runs, processes=processes)
     assert extra_environment(e, tmp_path).get("OMP_NUM_THREADS") == threads
 
 
 def test_the_share_is_the_registered_one_not_this_machine_s(tmp_path):
-    e = experiment(device="cuda", slots=8, cores=8 * (os.cpu_count() or 1) * 3)
+    e = experiment(device="cuda", parallel_runs=8, cores=8 * (os.cpu_count() or 1) * 3)
     share = str(3 * (os.cpu_count() or 1))
     assert extra_environment(e, tmp_path)["OMP_NUM_THREADS"] == share
 
 
 def test_a_job_has_its_share_from_slurm(tmp_path):
-    e = experiment(device="cuda", slots=8, cores=16, launcher="slurm")
+    e = experiment(device="cuda", parallel_runs=8, cores=16, launcher="slurm")
     assert not {"OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"} & extra_environment(e, tmp_path).keys()
 
 
@@ -189,6 +189,6 @@ def test_packed_runs_divide_the_gpus_that_a_person_chose(
 ):
     if listed is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
-    e = experiment(device="cuda", processes=each, slots=len(shares))
-    environments = [extra_environment(e, tmp_path, slot) for slot in range(e.slots)]
+    e = experiment(device="cuda", processes=each, parallel_runs=len(shares))
+    environments = [extra_environment(e, tmp_path, slot) for slot in range(e.share.parallel_runs)]
     assert [env["CUDA_VISIBLE_DEVICES"] for env in environments] == shares

@@ -31,7 +31,7 @@ from ablation.study.heads import (
 )
 from ablation.study.profiles import PROFILES, TRAINER_FLAGS
 from data import prepare
-from tests.support.invent import experiment
+from tests.support.invent import experiment, with_share
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULTS = vars(train_gpt.build_parser().parse_args([]))
@@ -59,7 +59,8 @@ def shares(profile) -> list[Experiment]:
         )
         for size in sizes
     ]
-    return [replace(e, nodes=nodes) for e in found for nodes in (1, 2) if e.processes % nodes == 0]
+    nodes = [(e, n) for e in found for n in (1, 2) if e.share.processes % n == 0]
+    return [with_share(e, nodes=n) for e, n in nodes]
 
 
 def as_the_trainer_reads(e, run) -> argparse.Namespace:
@@ -71,7 +72,7 @@ def as_the_trainer_reads(e, run) -> argparse.Namespace:
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda p: p.name)
 def test_the_flags_of_every_arm_go_through_the_trainers_own_parser_and_checks(profile):
     for e in shares(profile):
-        world = train_gpt.World(0, e.processes, torch.device("cpu"))
+        world = train_gpt.World(0, e.share.processes, torch.device("cpu"))
         for arm in EVERY_ARM:
             run = RunConfig(1, arm, 0, seeds_of(4)["last"], e.full_iterations)
             args = as_the_trainer_reads(e, run)
@@ -80,7 +81,7 @@ def test_the_flags_of_every_arm_go_through_the_trainers_own_parser_and_checks(pr
             assert args.aux_loss_weight == arm.weight
             assert args.aux_loss_schedule == arm.schedule
             assert (args.seed, args.num_iterations) == (run.seed, run.num_iterations)
-            assert args.device == e.device
+            assert args.device == e.share.device
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda p: p.name)

@@ -133,7 +133,8 @@ def evil_registration(exp_dir: Path, outside: Path) -> None:
 
 def evil_machine(exp_dir: Path, outside: Path) -> None:
     for path in exp_dir.glob("*/run_0/config.json"):
-        edited(path, "machine", to={EVIL: EVIL, "host": EVIL, "gpus": [EVIL] * 3, "slots": EVIL})
+        evil = {EVIL: EVIL, "host": EVIL, "gpus": [EVIL] * 3, "parallel_runs": EVIL}
+        edited(path, "machine", to=evil)
 
 
 def evil_override(exp_dir: Path, outside: Path) -> None:
@@ -273,7 +274,7 @@ CASES = (
     *other_values("budget_hours"),
     *other_values("full_iterations"),
     *other_values("validation_runs"),
-    *other_values("share", "slots"),
+    *other_values("share", "parallel_runs"),
     *other_values("rules"),
 )
 

@@ -39,8 +39,8 @@ class PretendedLauncher:
 def test_over_a_thousand_starts_nothing_is_shared(tmp_path, monkeypatch, gpus, each):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     rng = random.Random(gpus * 100 + each)
-    e = experiment(device="cuda", processes=each, slots=gpus // each)
-    orchestrator = Orchestrator(tmp_path, "id", PretendedLauncher(), e.slots)
+    e = experiment(device="cuda", processes=each, parallel_runs=gpus // each)
+    orchestrator = Orchestrator(tmp_path, "id", PretendedLauncher(), e.share.parallel_runs)
     started = 0
     while started < 250:
         while orchestrator.free_slot() is not None:
@@ -56,9 +56,10 @@ def test_over_a_thousand_starts_nothing_is_shared(tmp_path, monkeypatch, gpus, e
             started += 1
         jobs = [flight.process.job for flight in orchestrator.flights.values()]
         used = [gpu for job in jobs for gpu in job.env["CUDA_VISIBLE_DEVICES"].split(",")]
-        assert len(used) == len(set(used)) == each * e.slots
+        assert len(used) == len(set(used)) == each * e.share.parallel_runs
         assert len({job.folder for job in jobs}) == len(jobs)
-        for flight in rng.sample(list(orchestrator.flights.values()), rng.randint(1, e.slots)):
+        flights = list(orchestrator.flights.values())
+        for flight in rng.sample(flights, rng.randint(1, e.share.parallel_runs)):
             flight.process.stop("ended")
         orchestrator.wait(0)
     orchestrator.stop("the test is over")

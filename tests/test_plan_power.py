@@ -17,6 +17,7 @@ from ablation.study.heads import GRID, aux
 from ablation.study.profiles import PROFILES
 from benchmarks import plan_power
 from benchmarks.plan_power import BUDGET, PLANS, WORLDS, cost_s, fixed_test, next_noise
+from tests.support.invent import with_share
 
 ROW = {
     *("world", "plan", "p_improves", "p_harmful", "p_equivalent", "p_inconclusive"),
@@ -277,8 +278,8 @@ def test_a_budget_for_nothing_is_said():
 
 def test_runs_side_by_side_are_paid_once():
     alone, packed = (
-        power.course(replace(budget_of_full_runs(28), slots=slots), "any", 0.0)
-        for slots in (1, 8)
+        power.course(with_share(budget_of_full_runs(28), parallel_runs=parallel_runs), "any", 0.0)
+        for parallel_runs in (1, 8)
     )
     assert packed.n_max > 2 * alone.n_max
     assert packed.hours[1] < alone.hours[1]

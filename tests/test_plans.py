@@ -17,7 +17,7 @@ from ablation.runs.run import STATUSES, machine_seconds
 from ablation.study.experiment import Override, seed_of
 from ablation.study.heads import ARMS, PHASES
 from ablation.study.profiles import PROFILES, default_profile
-from tests.support.invent import experiment, result
+from tests.support.invent import experiment, result, with_share
 
 GOOD = {(): 3.3, (4,): 3.2, (6,): 3.1, (8,): 3.15, (4, 8): 3.0, (3, 6, 9): 3.25}
 HYPER = {0.05: 0.01, 0.1: 0.0, 0.2: 0.02, "constant": 0.0, "linear_decay": -0.02}
@@ -323,7 +323,7 @@ def test_the_plan_asks_no_machine_no_clock_and_no_folder(monkeypatch, tmp_path):
     for name in ("time", "monotonic", "perf_counter"):
         monkeypatch.setattr(time, name, lambda: 0.0)
     assert (next_step(e, []), forecast(e)) == expected
-    assert forecast(replace(e, cores=16))[0] != expected[1][0]  # registered, and it matters
+    assert forecast(with_share(e, cores=16))[0] != expected[1][0]  # registered, and it matters
 
 
 def test_copies_of_a_run_end_the_plan_and_near_copies_do_not():
@@ -363,29 +363,32 @@ def test_the_verdict_says_of_which_configuration_and_how_many_were_run():
         assert {8, 10} >= {len(full)}
 
 
-@pytest.mark.parametrize("slots", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("parallel_runs", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("rounds", [1, 2, 5])
-def test_packed_pairs_are_as_many_as_the_rounds_hold(slots, rounds):
+def test_packed_pairs_are_as_many_as_the_rounds_hold(parallel_runs, rounds):
     """The classic plan launches all at once: an odd slot takes half of the next pair."""
-    e = experiment(slots=slots, validation_runs=100)
+    e = experiment(parallel_runs=parallel_runs, validation_runs=100)
     whole = forecast(replace(e, budget_hours=1e6))[0]
     before = [p for p in whole if p.run.stage < 4]
     run_s = max(p.wall_s for p in whole if p.run.stage == 4)
-    stage_4_s = rounds * run_s if slots > 1 else rounds * 2 * run_s
+    stage_4_s = rounds * run_s if parallel_runs > 1 else rounds * 2 * run_s
     hours = (span_s(before) + stage_4_s * 1.001) / 3600
     planned, step = forecast(replace(e, budget_hours=hours))
     planned = [p for p in planned if p.run.stage == 4]
     pairs = len(planned) // 2
-    most = rounds if slots == 1 else rounds * slots // 2
-    assert pairs in (most, most + (slots == 1))  # two heads cost a little more
+    most = rounds if parallel_runs == 1 else rounds * parallel_runs // 2
+    assert pairs in (most, most + (parallel_runs == 1))  # two heads cost a little more
     assert f"stage 4: {pairs} of 100 pairs fit into what is left" in step.cut
     assert span_s(planned) <= stage_4_s * 1.001
 
 
-@pytest.mark.parametrize(("slots", "looks"), [(1, [4, 5, 6, 7, 8]), (4, [4, 6, 8]), (8, [4, 8])])
-def test_the_adaptive_plan_fills_a_packed_machine_between_looks(slots, looks):
-    """Pairs are asked for in batches that fill the slots; a look comes after each batch."""
-    e = experiment(plan="adaptive", slots=slots, validation_runs=8, stop_on="superiority")
+@pytest.mark.parametrize(
+    ("at_a_time", "looks"), [(1, [4, 5, 6, 7, 8]), (4, [4, 6, 8]), (8, [4, 8])]
+)
+def test_the_adaptive_plan_fills_a_packed_machine_between_looks(at_a_time, looks):
+    """Pairs are asked for in batches that fill the machine; a look comes after each batch."""
+    how = {"validation_runs": 8, "stop_on": "superiority"}
+    e = experiment(plan="adaptive", parallel_runs=at_a_time, **how)
     noise = random.Random(1)
     results, asked = [], []
     while (step := next_step(e, results)).runs:
@@ -431,9 +434,14 @@ def test_whatever_becomes_of_runs_the_plan_ends_and_never_asks_for_a_finished_on
     chance = random.Random(seed)
     by_hand = {"arms": PHASES["layer_position"], "seeds": (3, 9)} if plan == "manual" else {}
     gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3) if chance.random() < 0.5)
-    hours, slots = chance.choice([0.02, 0.08, 100.0]), chance.choice([1, 2, 3, 8])
+    hours, parallel_runs = chance.choice([0.02, 0.08, 100.0]), chance.choice([1, 2, 3, 8])
     e = experiment(
-        plan=plan, overrides=gates, budget_hours=hours, slots=slots, validation_runs=5, **by_hand
+        plan=plan,
+        overrides=gates,
+        budget_hours=hours,
+        parallel_runs=parallel_runs,
+        validation_runs=5,
+        **by_hand,
     )
     weights = [chance.choice([1, 6]), *(chance.choice([0, 0, 0.3, 2]) for _ in STATUSES[1:])]
     results, flights, settled = [], [], set()
@@ -444,7 +452,7 @@ def test_whatever_becomes_of_runs_the_plan_ends_and_never_asks_for_a_finished_on
         assert not settled & {run.key for run in step.runs}
         assert not running & {run.name for run in step.runs}
         assert not (step.runs and step.ended)
-        if step.runs and len(flights) < slots:
+        if step.runs and len(flights) < parallel_runs:
             flights.append(step.runs[0])
         elif flights:
             run = flights.pop(chance.randrange(len(flights)))

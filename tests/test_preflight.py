@@ -82,7 +82,7 @@ def on(processes, pass_size=64, device="cuda", profile=MINI):
         (by_hand(2**32 - 1, arms=("aux_6", "aux_6_repeat")), ["aux_6_repeat", "4294968295"]),
         (on(3), ["3 processes", "16 sequences", "give --num_gpus 2"]),
         (on(32), ["32 processes", "give --num_gpus 16"]),
-        (on(3, device="cpu"), ["3 processes", "give --cpu_processes 2"]),
+        (on(3, device="cpu"), ["3 processes", "give --nodes_per_run 2"]),
     ],
 )
 def test_arguments_that_cannot_work_are_named(e, parts, ours, another):

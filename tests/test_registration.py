@@ -30,7 +30,7 @@ from ablation.plan.next_step import next_step
 from ablation.runs.store import write_json, write_result
 from ablation.study.heads import ARMS
 from ablation.study.profiles import PROFILES
-from tests.support.invent import experiment, result
+from tests.support.invent import experiment, result, with_share
 from tests.support.invented_folder import begin, train
 
 
@@ -63,9 +63,9 @@ CHANGED = {  # field that the refusal has to name: what is asked instead
     "budget_hours": replace(ADAPTIVE, budget_hours=1.0),
     "unet_skips": replace(ADAPTIVE, unet_skips=True),
     "log_grad_norms": replace(ADAPTIVE, log_grad_norms=True),
-    "share.slots": replace(ADAPTIVE, slots=2),
-    "share.processes": replace(ADAPTIVE, processes=4),
-    "share.launcher": replace(ADAPTIVE, launcher="slurm"),
+    "share.parallel_runs": with_share(ADAPTIVE, parallel_runs=2),
+    "share.processes": with_share(ADAPTIVE, processes=4),
+    "share.launcher": with_share(ADAPTIVE, launcher="slurm"),
 }
 
 
@@ -253,7 +253,7 @@ def test_overrides_are_read_back_as_they_were_given(tmp_path):
     [
         ADAPTIVE,
         CHANGED["unet_skips"],
-        experiment(launcher="slurm", nodes=2, processes=4, slots=3, device="cuda"),
+        experiment(launcher="slurm", nodes=2, processes=4, parallel_runs=3, device="cuda"),
         experiment(plan="manual", arms=(ARMS["aux_6"], ARMS["baseline"]), seeds=(1, 5)),
     ],
 )

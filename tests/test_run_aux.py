@@ -308,7 +308,7 @@ def test_compiled_code_is_shared_by_the_runs_of_an_experiment():
 
 def test_packed_runs_share_no_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1,0,7")
-    e = experiment(device="cuda", processes=2, slots=2)
+    e = experiment(device="cuda", processes=2, parallel_runs=2)
     shares = [command.extra_environment(e, Path(), slot)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)]
     assert shares == ["3,1", "0,7"]
 
@@ -339,7 +339,6 @@ def test_list_shows_every_arm(home):
         (["--staged", "--full_iterations", "-3"], ["-3", "above 0"]),
         (["--staged", "--num_gpus", "2"], ["2 GPU(s)", "--num_gpus 0"]),
         (["--staged", "--gpus_per_run", "1"], ["--gpus_per_run 1", "--parallel_runs"]),
-        (["--staged", "--cpu_processes", "3"], ["3 processes", "16"]),
         (["--staged", "--seeds", "1,2"], ["--experiment"]),
         (["--experiment", "aux_48"], ["aux_48", "aux_4_8"]),
         (["--experiment", "aux_4", "--seeds", "1,x"], ["'1,x'"]),

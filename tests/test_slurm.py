@@ -154,7 +154,7 @@ def test_a_stop_cancels_the_jobs_and_says_why(cluster, home):
 def test_the_real_trainer_as_a_job_of_one_node_or_two(cluster, home, nodes):
     subprocess.run([sys.executable, str(ROOT / "data" / "prepare.py")], check=True)
     arguments = ["--experiment", "quick_aux_4_8", "--num_gpus", "0", "--full_iterations", "40"]
-    spread = ["--cpu_processes", str(nodes), "--nodes_per_run", str(nodes)]
+    spread = ["--nodes_per_run", str(nodes)]
     done = subprocess.run(
         [sys.executable, str(ROOT / "run_aux.py"), *arguments, *spread, *ON_SLURM],
         cwd=home,

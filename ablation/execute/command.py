@@ -31,13 +31,13 @@ def build_command(
         "aux_loss_weight": f"{run.arm.weight:g}",
         "aux_loss_schedule": run.arm.schedule,
         "seed": run.seed,
-        "device": e.device,
+        "device": e.share.device,
         "log_file": log_file,
     }
     flags = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
     asked = {"--unet_skips": run.arm.unet_skips, "--log_grad_norms": e.log_grad_norms}
     flags += [flag for flag, is_asked in asked.items() if is_asked]
-    per_node = f"--nproc_per_node={e.processes // e.nodes}"
+    per_node = f"--nproc_per_node={e.share.processes // e.share.nodes}"
     return (*launcher(), *ONE_MACHINE, per_node, NO_LOG_DIR, str(script), *flags)
 
 
@@ -81,18 +81,20 @@ def extra_environment(e: Experiment, exp_dir: Path, slot: int = 0) -> dict[str, 
     torchrun alone would give each of several workers one thread, and every run all GPUs. On Slurm
     the job has its share already.
     """
-    env = {}
-    if e.device == "cuda":
+    env, share = {}, e.share
+    on_gpus, workers = share.device == "cuda", share.parallel_runs * share.processes
+    if on_gpus:
         env["TORCHINDUCTOR_CACHE_DIR"] = str(exp_dir.resolve() / "compile_cache")
-    if e.launcher == "slurm":
+    if share.launcher == "slurm":
         return env
-    share = max(1, e.cores // (e.slots * e.processes))
-    if e.device == "cpu" and e.profile.cpu_threads:
-        env["OMP_NUM_THREADS"] = str(min(share, e.profile.cpu_threads))
-    elif e.slots * e.processes > 1:
-        env["OMP_NUM_THREADS"] = str(share)
-    if e.device == "cuda" and e.slots > 1:
+    threads = max(1, share.cores // workers)
+    if not on_gpus and e.profile.cpu_threads:
+        env["OMP_NUM_THREADS"] = str(min(threads, e.profile.cpu_threads))
+    elif workers > 1:
+        env["OMP_NUM_THREADS"] = str(threads)
+    if on_gpus and share.parallel_runs > 1:
         ids = named_gpus(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-        ids = ids or [str(n) for n in range(e.slots * e.processes)]
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(ids[slot * e.processes :][: e.processes])
+        ids = ids or [str(n) for n in range(workers)]
+        mine = ids[slot * share.processes :][: share.processes]
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
     return env

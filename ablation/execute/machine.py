@@ -26,11 +26,11 @@ from ablation.study.experiment import Experiment
 def machine(e: Experiment, gpus: Sequence[str]) -> dict:
     return {
         "host": socket.gethostname(),
-        "device": e.device,
-        "processes": e.processes,  # of one run
-        "slots": e.slots,  # runs side by side
-        "nodes": e.nodes,  # of one run
-        "launcher": e.launcher,
+        "device": e.share.device,
+        "processes": e.share.processes,  # of one run
+        "parallel_runs": e.share.parallel_runs,
+        "nodes": e.share.nodes,  # of one run
+        "launcher": e.share.launcher,
         "gpus": list(gpus),
         "cpu": cpu_name(),
         "cpu_count": cores(),

@@ -183,20 +183,21 @@ def warnings_for(
     found = []
     if e.budget_hours > on_record.budget_hours and pairs_begun(results) >= 0:
         found.append("Stage 4 has begun: a larger budget does not raise its number of pairs.")
-    if e.device == "cpu" and cores() != e.cores:
+    if e.share.device == "cpu" and cores() != e.share.cores:
         found.append(
-            f"Beware: {cores()} cores may be used here, {e.cores} were registered: times and costs"
-            " are not those of the earlier runs."
+            f"Beware: {cores()} cores may be used here, {e.share.cores} were registered: times and"
+            " costs are not those of the earlier runs."
         )
     return found
 
 
 def launcher_of(e: Experiment, slurm_args: str, code_dir: Path) -> Launcher:
-    if e.launcher == "local":
+    share = e.share
+    if share.launcher == "local":
         return LocalLauncher(code_dir)
-    workers = e.processes // e.nodes
-    gpus = workers if e.device == "cuda" else 0
-    return SlurmLauncher(code_dir, tuple(shlex.split(slurm_args)), gpus, e.nodes, workers)
+    workers = share.processes // share.nodes
+    gpus = workers if share.device == "cuda" else 0
+    return SlurmLauncher(code_dir, tuple(shlex.split(slurm_args)), gpus, share.nodes, workers)
 
 
 def check_turn(

@@ -310,17 +310,17 @@ class Flight:
 
 @dataclass
 class Orchestrator:
-    """Carries out runs, `slots` of them side by side."""
+    """Carries out runs, at most `parallel_runs` of them at a time, each in a slot of its own."""
 
     exp_dir: Path
     experiment_id: str
     launcher: Launcher
-    slots: int = 1
+    parallel_runs: int = 1
     flights: dict[str, Flight] = field(default_factory=dict)
 
     def free_slot(self) -> int | None:
         taken = {flight.slot for flight in self.flights.values()}
-        return next((slot for slot in range(self.slots) if slot not in taken), None)
+        return next((slot for slot in range(self.parallel_runs) if slot not in taken), None)
 
     def next_attempt(self, run: RunConfig) -> tuple[Path, int]:
         """The folder of the next attempt at a run, made, and the attempt's number.

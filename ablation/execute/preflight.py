@@ -65,18 +65,18 @@ def check_arguments(e: Experiment) -> None:
                 f"--seeds: {run.arm.name} would run with seed {run.seed}; give numbers from 0 to"
                 f" {SEEDS - 1}, and a repeat of an arm takes a seed 1000 above"
             )
-    if e.profile.batch_size % e.processes:
-        fit = max(n for n in range(1, e.processes) if e.profile.batch_size % n == 0)
-        option = "--num_gpus" if e.device == "cuda" else "--cpu_processes"
+    if e.profile.batch_size % e.share.processes:
+        fit = max(n for n in range(1, e.share.processes) if e.profile.batch_size % n == 0)
+        option = "--num_gpus" if e.share.device == "cuda" else "--nodes_per_run"
         raise ValueError(
-            f"{e.processes} processes cannot share a batch of {e.profile.batch_size} sequences"
-            f" evenly; give {option} {fit}"
+            f"{e.share.processes} processes cannot share a batch of {e.profile.batch_size}"
+            f" sequences evenly; give {option} {fit}"
         )
 
 
 def check_passes(e: Experiment) -> None:
     """A process's share of a batch has to be so many equal passes."""
-    share, pass_size = e.profile.batch_size // e.processes, e.profile.device_batch_size
+    share, pass_size = e.profile.batch_size // e.share.processes, e.profile.device_batch_size
     if share % min(pass_size, share):
         fits = max(n for n in range(1, pass_size + 1) if share % n == 0)
         raise ValueError(

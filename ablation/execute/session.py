@@ -76,13 +76,15 @@ def set_aside_s(
     in_flight: each run with the machine time that it has taken so far, seconds.
     """
     costs = Costs(e, results)
-    return sum(max(0.0, costs(run) - paid_s) for run, paid_s in in_flight) if e.paid_each else 0.0
+    if not e.share.paid_each:
+        return 0.0
+    return sum(max(0.0, costs(run) - paid_s) for run, paid_s in in_flight)
 
 
 def limits_of(e: Experiment, run: RunConfig, results, spent_s: float, stall_s: float) -> Limits:
     """A run may take three times what is expected and a little more, but not past the budget."""
     patience_s = 3 * Costs(e, results).wall_s(run) + 120
-    left_s = (3600 * e.budget_hours - spent_s) / e.nodes
+    left_s = (3600 * e.budget_hours - spent_s) / e.share.nodes
     if left_s < patience_s:
         return Limits(left_s, BUDGET_SPENT, stall_s)
     return Limits(patience_s, "timeout", stall_s)
@@ -157,7 +159,7 @@ def with_fault_on_record(e: Experiment, row: Sequence[RunResult], why: str) -> E
 def drive(e: Experiment, s: Session, results: list[RunResult], display: Display) -> int:
     """Run until the plan ends, the stages asked for are decided, or something stops it; the exit
     code."""
-    orchestrator = Orchestrator(s.exp_dir, s.experiment_id, s.launcher, e.slots)
+    orchestrator = Orchestrator(s.exp_dir, s.experiment_id, s.launcher, e.share.parallel_runs)
     try:
         return drive_with(orchestrator, e, s, results, display)
     except (OSError, ValueError) as error:  # a full disk, a lock or a folder that is gone

@@ -14,7 +14,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,15 +25,13 @@ from ablation.plan.next_step import MAX_ATTEMPTS, PLANS
 from ablation.runs.run import arm_from
 from ablation.runs.store import write_json
 from ablation.runs.untrusted import is_number, printable, read_json
-from ablation.study.experiment import Experiment, seed_of
+from ablation.study.experiment import Experiment, Share, seed_of
 from ablation.study.heads import HYPOTHESIS, PHASES, QUESTION
 from ablation.study.profiles import PROFILES
 
 # ---------------------------------------------------------------------------------------------
 # Registration: what is fixed before the first run
 
-# of the machine, for a run: losses do not depend on it, but costs, times and when looks are taken
-SHARE = ("device", "processes", "slots", "nodes", "launcher", "cores")
 RULES = (  # the files that a decision depends on, from the records on disk to its text
     *(f"ablation/runs/{name}.py" for name in ("run", "log", "outcome", "store", "untrusted")),
     "ablation/stats.py",
@@ -87,7 +85,7 @@ def registered(e: Experiment, m: Materials, fingerprint: str | None = None) -> d
             "pairs_given_up": MAX_GIVEN_UP,
         },
         "spending": "Lan-DeMets, O'Brien-Fleming, by complete pairs over the most that fit",
-        "share": {name: getattr(e, name) for name in SHARE},
+        "share": asdict(e.share),
         "data": {"fingerprint": fingerprint or m.data_fingerprint},
         "code": {"hash": code.hash, "files": list(code.names)},
         "rules": {"hash": hash_of([ROOT / name for name in RULES]), "files": list(RULES)},
@@ -348,7 +346,7 @@ FORM = {  # what decisions are made from: a test of each, and what would pass it
     "share.device": among("cuda", "cpu"),
     "share.launcher": among("local", "slurm"),
     "share.processes": up_to(10**5),
-    "share.slots": up_to(10**5),
+    "share.parallel_runs": up_to(10**5),
     "share.nodes": up_to(10**5),
     "share.cores": up_to(10**6),
     "unet_skips": YES_OR_NO,
@@ -382,7 +380,7 @@ def experiment_of(document: dict) -> Experiment:
         budget_hours=document["budget_hours"],
         full_iterations=document["full_iterations"],
         validation_runs=document["validation_runs"],
-        **{name: document["share"][name] for name in SHARE},
+        share=Share(**{f.name: document["share"][f.name] for f in fields(Share)}),
         arms=tuple(map(arm_from, document["arms"])),
         seeds=tuple(document["seeds"]),
         stop_on=document["stop_on"],

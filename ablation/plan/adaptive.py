@@ -436,7 +436,7 @@ def most_pairs(s: Situation, complete: Sequence[Pair]) -> list[int]:
     e = s.experiment
     limits = [min(e.validation_runs or MAX_PAIRS, affordable(s, s.costs, left_on_entry_s(s)))]
     for n in range(1, len(complete) + 1):
-        end = n if e.slots == 1 else batch_end(s, n)
+        end = n if e.share.parallel_runs == 1 else batch_end(s, n)
         if end > len(complete):  # others that were launched with it still run, and are paid for
             limits.append(limits[-1])
             continue

@@ -37,10 +37,10 @@ class Costs:
     def prior(self, run: RunConfig) -> tuple[float, float]:
         """(training, remainder) in seconds, before anything was measured."""
         e, p = self.experiment, self.experiment.profile
-        if p.gpus and e.device == "cpu":
-            step_s = p.flops_per_step / (CPU_FLOPS * e.cores / e.slots)
+        if p.gpus and e.share.device == "cpu":
+            step_s = p.flops_per_step / (CPU_FLOPS * e.share.cores / e.share.parallel_runs)
         else:
-            step_s = p.step_s * (p.gpus / e.processes if p.gpus else 1)
+            step_s = p.step_s * (p.gpus / e.share.processes if p.gpus else 1)
         # a head on all positions costs about a third of the 124M model (docs/trainers.md)
         step_s *= 1 + 0.3 * p.aux_token_fraction * len(run.arm.layers)
         validations = 1 + math.ceil(run.num_iterations / p.val_loss_every)
@@ -49,7 +49,7 @@ class Costs:
         return run.num_iterations * step_s, p.start_s + validations * val_s
 
     def __call__(self, run: RunConfig) -> float:
-        return self.wall_s(run) * self.experiment.nodes
+        return self.wall_s(run) * self.experiment.share.nodes
 
     def wall_s(self, run: RunConfig) -> float:
         if walls := self.measured.get(self._key(run)):

@@ -27,7 +27,7 @@ def span_s(planned: Sequence[Planned]) -> float:
 
 def paid_s(e: Experiment, planned: Sequence[Planned]) -> float:
     """Machine time, as `machine_seconds` will count it."""
-    return sum(p.wall_s for p in planned) * e.nodes if e.paid_each else span_s(planned)
+    return sum(p.wall_s for p in planned) * e.share.nodes if e.share.paid_each else span_s(planned)
 
 
 def play(
@@ -48,11 +48,11 @@ def play(
     while (step := next_step(e, results, conclude=conclude)).runs:
         costs = Costs(e, results)
         left_s = 3600 * e.budget_hours - machine_seconds(results)  # as in next_step
-        free_s = [clock_s] * e.slots  # when each slot is next free
+        free_s = [clock_s] * e.share.parallel_runs  # when each slot is next free
         launched = []
         for run in step.runs:
             slot = free_s.index(min(free_s))
-            begun_s = paid_s(e, launched) if e.paid_each else free_s[slot] - clock_s
+            begun_s = paid_s(e, launched) if e.share.paid_each else free_s[slot] - clock_s
             if begun_s + costs(run) > left_s:
                 break
             launched.append(Planned(run, free_s[slot], (wall_s or costs.wall_s)(run)))
@@ -95,10 +95,10 @@ def invented(planned: Planned, attempt: int, val_loss: float, costs: Costs) -> R
         attempt=attempt,
         status="ok",
         reason="invented",
-        clock=f"job {run.name} {attempt}" if e.paid_each else "forecast",
+        clock=f"job {run.name} {attempt}" if e.share.paid_each else "forecast",
         start_s=planned.start_s,
         end_s=planned.start_s + planned.wall_s,
-        nodes=e.nodes,
+        nodes=e.share.nodes,
         val_loss=val_loss,
         steps_done=run.num_iterations,
         train_time_ms=1000 * share * planned.wall_s,

@@ -25,7 +25,7 @@ from ablation.plan.forecast import paid_s, play
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
 from ablation.plan.next_step import PLANS, Step
 from ablation.runs.run import RunConfig, duration
-from ablation.study.experiment import Experiment, Override, seed_of
+from ablation.study.experiment import Experiment, Override, Share, seed_of
 from ablation.study.heads import GRID, PLACEMENTS, SCHEDULES, WEIGHTS, aux, baseline
 from ablation.study.profiles import Profile
 
@@ -275,8 +275,7 @@ def as_meant(profile: Profile, plan: str = "adaptive") -> Experiment:
         budget_hours=profile.budget_hours,
         full_iterations=profile.full_iterations,
         validation_runs=None,
-        processes=profile.gpus or 1,
-        device="cuda" if profile.gpus else "cpu",
+        share=Share("cuda" if profile.gpus else "cpu", processes=profile.gpus or 1),
     )
 
 

@@ -91,16 +91,16 @@ def left_on_entry_s(s: Situation) -> float:
 def affordable(s: Situation, costs: Costs, left_s: float) -> int:
     """How many pairs fit into what is left; side by side on a machine, their runs go in rounds."""
     e, times = s.experiment, [costs(run) for run in pair_of(s, 0)]
-    if e.slots == 1 or e.paid_each:
+    if e.share.parallel_runs == 1 or e.share.paid_each:
         return max(0, math.floor(left_s / sum(times)))
     rounds = max(0, math.floor(left_s / max(times)))
     if s.stage.all_pairs_at_once:  # an odd slot takes half of the next pair
-        return rounds * e.slots // 2
+        return rounds * e.share.parallel_runs // 2
     return rounds * together(s)
 
 
 def together(s: Situation) -> int:
-    return max(1, s.experiment.slots // 2)
+    return max(1, s.experiment.share.parallel_runs // 2)
 
 
 def names_wanted(s: Situation) -> list[str]:

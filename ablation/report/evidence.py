@@ -27,7 +27,7 @@ class Evidence:
 
     standing: Standing
     design: Design  # the registered statistical terms
-    circumstances: Mapping[tuple[str, int], Mapping[str, str]]  # (run, attempt): as CIRCUMSTANCES
+    circumstances: Mapping[tuple[str, int], Mapping[str, str]]  # (run, attempt): as FIXED
     grad_norms: Mapping[str, tuple["GradNorms", ...]]  # run: what its log says, where it does
     notes: tuple[str, ...]  # what could not be read
 
@@ -77,8 +77,8 @@ class Evidence:
     def packing(self, r: RunResult) -> str:
         """How the run shared its machine: times are compared between equals only."""
         found = self.circumstances.get((r.run.name, r.attempt), {})
-        slots = found.get("slots") or found.get("side by side") or "1"
-        return f"{slots} side by side, {found.get('processes') or 'unknown'} process(es) each"
+        parallel = found.get("side by side") or "1"
+        return f"{parallel} side by side, {found.get('processes') or 'unknown'} process(es) each"
 
 
 def field(value, *path: str):
@@ -127,11 +127,10 @@ FIXED = {  # line of the report: where its value lies; the first three vary with
     "GPUs": ("machine", "gpus"),
     "CPU": ("machine", "cpu"),
     "processes": ("machine", "processes"),
-    "side by side": ("machine", "slots"),
+    "side by side": ("machine", "parallel_runs"),
     "git commit": ("git", "commit"),
     "uncommitted": ("git", "dirty"),
 }
-CIRCUMSTANCES = {**FIXED, "slots": ("slots",)}  # of each attempt, in its config.json
 
 
 def read_experiment(exp_dir: Path) -> Evidence:
@@ -145,7 +144,7 @@ def read_experiment(exp_dir: Path) -> Evidence:
         except (ValueError, OSError) as error:
             notes.append(f"A run's configuration cannot be read: {error}")
             continue
-        words = {what: in_words(field(config, *at)) for what, at in CIRCUMSTANCES.items()}
+        words = {what: in_words(field(config, *at)) for what, at in FIXED.items()}
         circumstances[name, attempt] = {k: v for k, v in words.items() if v is not None}
     return Evidence(
         standing=found,

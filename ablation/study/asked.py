@@ -8,9 +8,9 @@ from argparse import Namespace
 from dataclasses import replace
 
 from ablation.runs.run import Arm
-from ablation.study.experiment import Experiment
+from ablation.study.experiment import Experiment, Share
 from ablation.study.heads import ARMS, PHASES
-from ablation.study.profiles import PROFILES, default_profile
+from ablation.study.profiles import PROFILES, Profile, default_profile
 
 
 class UsageError(ValueError):
@@ -45,9 +45,7 @@ def new_experiment(profile: str, gpus: int, cores: int) -> Experiment:
         budget_hours=p.budget_hours,
         full_iterations=p.full_iterations,
         validation_runs=None,
-        processes=gpus or 1,
-        device="cuda" if gpus else "cpu",
-        cores=cores,
+        share=Share("cuda" if gpus else "cpu", processes=gpus or 1, cores=cores),
     )
 
 
@@ -68,49 +66,63 @@ def as_asked(e: Experiment, options: Namespace, gpus: int) -> Experiment:
         e = replace(e, seeds=options.seeds or tuple(range(42, 42 + options.runs)))
     if options.stop_on and e.plan != "adaptive":
         raise UsageError(f"--stop_on {options.stop_on}: it is for --plan adaptive; leave it out")
-    e = with_share(e, options, gpus)
-    per_process = max(1, e.profile.batch_size // e.processes)
+    e = replace(e, share=share_asked(options, e.share, gpus, e.profile))
+    per_process = max(1, e.profile.batch_size // e.share.processes)
     sequences = options.device_batch_size or min(e.profile.device_batch_size, per_process)
     return replace(e, profile=replace(e.profile, device_batch_size=sequences))
 
 
-def with_share(e: Experiment, options: Namespace, gpus: int) -> Experiment:
-    """The experiment with the share of a machine that the options give to a run. Their order
-    counts: where runs are started, on how much in all, how that is divided, over how many nodes."""
-    if options.launcher and options.launcher != e.launcher:
-        # this may be a login node without a GPU: what the cluster has is for --num_gpus to say
-        fits = e.profile.gpus or 1
-        device = "cuda" if e.profile.gpus else "cpu"
-        e = replace(e, launcher=options.launcher, device=device, processes=fits, slots=1, nodes=1)
-    if options.num_gpus is not None:
-        device = "cuda" if options.num_gpus else "cpu"
-        e = replace(e, device=device, processes=options.num_gpus or 1, slots=1, nodes=1)
-    used = e.processes * e.slots
-    if e.device == "cuda" and e.launcher == "local" and used > gpus:
+def share_asked(options: Namespace, before: Share, gpus: int, profile: Profile) -> Share:
+    """The share of a machine that the options ask for; what they leave open stays as it was.
+
+    gpus: visible ones. profile: for what a cluster is taken to have where nobody says it: this may
+    be a login node, without a GPU. Raises UsageError, or ValueError for a share of before that
+    cannot be divided in the way that is asked for now.
+    """
+    launcher = options.launcher or before.launcher
+    whole = options.num_gpus
+    if whole is None and launcher != before.launcher:
+        whole = profile.gpus
+    base = before if whole is None else Share("cuda" if whole else "cpu", processes=whole or 1)
+    in_all = base.processes * base.parallel_runs
+    processes = options.gpus_per_run or base.processes
+    nodes = options.nodes_per_run or base.nodes
+    share = Share(
+        device=base.device,
+        processes=nodes if base.device == "cpu" else processes,
+        parallel_runs=options.parallel_runs or in_all // processes,
+        nodes=nodes,
+        launcher=launcher,
+        cores=before.cores,
+    )
+    check_share(options, share, in_all, gpus)
+    return share
+
+
+def check_share(options: Namespace, share: Share, in_all: int, gpus: int) -> None:
+    """Raise for options that no machine can follow, as above. in_all: processes of all runs that
+    are to run at a time; on GPUs, so many GPUs. gpus: visible ones."""
+    on_gpus = share.device == "cuda"
+    if on_gpus and share.launcher == "local" and in_all > gpus:
         raise UsageError(
-            f"{used} GPU(s) are asked for and {gpus} visible;"
+            f"{in_all} GPU(s) are asked for and {gpus} visible;"
             f" give --num_gpus {gpus}{'' if gpus else ' (the CPU)'}"
         )
-    if options.gpus_per_run is not None:
-        there = used if e.device == "cuda" else 0
-        if options.gpus_per_run > there:
-            raise UsageError(
-                f"--gpus_per_run {options.gpus_per_run}: there are {there} GPUs to share; on a CPU"
-                " give --parallel_runs"
-            )
-        e = replace(e, processes=options.gpus_per_run, slots=used // options.gpus_per_run)
-    for name, field in (("cpu_processes", "processes"), ("parallel_runs", "slots")):
-        if getattr(options, name) is not None:
-            if e.device == "cuda" and e.launcher == "local":
-                raise UsageError(f"--{name}: for a CPU; with GPUs give --gpus_per_run")
-            e = replace(e, **{field: getattr(options, name)})
-    if e.processes % e.nodes:
-        raise ValueError(f"{e.processes} processes of a run do not divide over {e.nodes} nodes")
-    if options.nodes_per_run is not None:
-        if e.launcher != "slurm" or e.processes % options.nodes_per_run:
-            raise UsageError(
-                f"--nodes_per_run {options.nodes_per_run}: for --launcher slurm, and a divisor of"
-                f" the {e.processes} processes of a run"
-            )
-        e = replace(e, nodes=options.nodes_per_run)
-    return e
+    there = in_all if on_gpus else 0
+    if options.gpus_per_run is not None and options.gpus_per_run > there:
+        raise UsageError(
+            f"--gpus_per_run {options.gpus_per_run}: there are {there} GPUs to share; on a CPU"
+            " give --parallel_runs"
+        )
+    if options.parallel_runs is not None and on_gpus and share.launcher == "local":
+        raise UsageError("--parallel_runs: for a CPU; with GPUs give --gpus_per_run")
+    divides = share.processes % share.nodes == 0
+    if options.nodes_per_run is not None and not (share.launcher == "slurm" and divides):
+        raise UsageError(
+            f"--nodes_per_run {options.nodes_per_run}: for --launcher slurm, and a divisor of"
+            f" the {share.processes} processes of a run"
+        )
+    if not divides:
+        raise ValueError(
+            f"{share.processes} processes of a run do not divide over {share.nodes} nodes"
+        )

@@ -18,6 +18,24 @@ class Override:
 
 
 @dataclass(frozen=True)
+class Share:
+    """The part of a machine that a run gets. Registered: losses do not depend on it, but costs,
+    times and when looks are taken do."""
+
+    device: str  # "cuda" or "cpu"
+    processes: int = 1  # of one run; on GPUs one each, on a CPU one a node
+    parallel_runs: int = 1  # at most so many at a time
+    nodes: int = 1  # of one run, on Slurm
+    launcher: str = "local"  # or "slurm"
+    cores: int = 1  # processor cores of the machine: the plan asks no machine
+
+    @property
+    def paid_each(self) -> bool:
+        """A job of a cluster is paid for whatever runs beside it; a machine is paid for once."""
+        return self.launcher == "slurm"
+
+
+@dataclass(frozen=True)
 class Experiment:
     """What was asked. Together with the results on disk it determines every next step."""
 
@@ -26,24 +44,14 @@ class Experiment:
     budget_hours: float
     full_iterations: int
     validation_runs: int | None  # most pairs in stage 4; None: the plan's own number
-    processes: int  # of one run; on GPUs, one each
-    device: str  # "cuda" or "cpu"
+    share: Share  # of a machine, for a run
     arms: tuple[Arm, ...] = ()  # plan "manual" only
     seeds: tuple[int, ...] = ()  # plan "manual" only
     overrides: tuple[Override, ...] = ()
     stop_on: str = "any"  # plan "adaptive": "superiority" leaves equivalence stops out; forecasts
     # assume "never"
-    slots: int = 1  # runs side by side
-    nodes: int = 1  # of one run, on Slurm
-    cores: int = 1  # processor cores of the machine, as registered: the plan asks no machine
-    launcher: str = "local"  # or "slurm"
     unet_skips: bool = False  # in every arm, the baseline too
     log_grad_norms: bool = False  # of every run, at each validation
-
-    @property
-    def paid_each(self) -> bool:
-        """A job of a cluster is paid for whatever runs beside it; a machine is paid for once."""
-        return self.launcher == "slurm"
 
     @property
     def forgiven(self) -> frozenset[tuple[str, int]]:

@@ -1,7 +1,9 @@
 """Invented runs and results, for tests of what is decided from them."""
 
+from dataclasses import fields, replace
+
 from ablation.runs.run import Arm, RunConfig, RunResult
-from ablation.study.experiment import Experiment
+from ablation.study.experiment import Experiment, Share
 from ablation.study.profiles import PROFILES
 
 BASELINE = Arm("baseline")
@@ -45,14 +47,21 @@ def result(
     )
 
 
+SHARE_FIELDS = {field.name for field in fields(Share)}
+
+
 def experiment(**changes) -> Experiment:
+    """An experiment with these fields, those of its share among them."""
     fields = {
         "profile": PROFILES["mini"],
         "plan": "classic",
         "budget_hours": 100.0,
         "full_iterations": 100,
         "validation_runs": None,
-        "processes": 1,
-        "device": "cpu",
     }
-    return Experiment(**{**fields, **changes})
+    of_share = {name: changes.pop(name) for name in SHARE_FIELDS & changes.keys()}
+    return Experiment(**{"share": Share(**{"device": "cpu", **of_share}), **fields, **changes})
+
+
+def with_share(e: Experiment, **changes) -> Experiment:
+    return replace(e, share=replace(e.share, **changes))
