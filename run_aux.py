@@ -43,8 +43,8 @@ from ablation.execute.status import print_status, status
 from ablation.folder.overrides import (
     NewOverrides,
     check_choice,
+    read_overrides,
     with_new_overrides,
-    with_overrides_on_record,
 )
 from ablation.folder.registration import (
     EXPERIMENTS,
@@ -326,7 +326,7 @@ def show_plan(args, exp_dir, document, e: Experiment, gpus: Sequence[str], displ
     options, results = sitting_options(args), ()
     if document:
         results = read_records(exp_dir, document["experiment_id"]).results
-        e = with_overrides_on_record(e, exp_dir)
+        e = e.with_overrides(read_overrides(exp_dir))
     e = with_new_overrides(e, options.overrides, results)
     stem = time.strftime("aux_heads_%Y%m%d_%H%M%S", time.gmtime())
     shown_as = exp_dir or (args.output_dir or EXPERIMENTS) / stem

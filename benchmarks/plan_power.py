@@ -48,6 +48,7 @@ from ablation.plan.power import NOISE, Outcome, Truth, World, as_meant, plain_wo
 from ablation.runs.run import RunConfig
 from ablation.study.experiment import Experiment
 from ablation.study.heads import GRID
+from ablation.study.overrides import NOTHING_OVERRIDDEN
 from ablation.study.profiles import PROFILES
 
 SPEEDRUN = PROFILES["speedrun"]
@@ -150,7 +151,7 @@ def fixed_test(truth: Truth, cell: tuple, pairs: int) -> str:
 PLANS = {
     "bash loop": bash_loop,
     "classic": by_next_step(staged("classic")),
-    "classic without gates": by_next_step(staged("classic", overrides=power.UNGATED)),
+    "classic without gates": by_next_step(staged("classic", overrides=NOTHING_OVERRIDDEN.ungated)),
     "successive halving": successive_halving,
     "oracle": oracle,
     "adaptive": by_next_step(staged("adaptive")),

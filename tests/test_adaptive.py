@@ -10,7 +10,6 @@ import pytest
 import scipy.stats
 
 from ablation import stats
-from ablation.folder.overrides import with_override
 from ablation.plan.adaptive import (
     MAX_GIVEN_UP,
     additive_fit,
@@ -43,7 +42,7 @@ from ablation.runs.run import machine_seconds
 from ablation.study import heads
 from ablation.study.heads import FEW_CELLS, MANY_CELLS
 from ablation.study.profiles import PROFILES, Design
-from tests.support.invent import BASELINE, arm, experiment, result
+from tests.support.invent import BASELINE, arm, decided, experiment, result
 
 DESIGN = Design(sigma0=0.0013, delta_eq=0.005, delta_target=0.02, drop=0.125)
 BEST = arm("final_best", 4, 8)
@@ -845,7 +844,7 @@ def test_a_pair_has_begun_when_both_of_its_runs_have_an_outcome():
 def with_budget(e, hours, pairs):
     """The experiment after a person gave another budget, when so many pairs were complete."""
     value = {"hours": hours, "was": e.budget_hours, "pairs": pairs}
-    return replace(with_override(e, "budget", 0, value), budget_hours=hours)
+    return decided(e, "budget", 0, value)
 
 
 @pytest.mark.parametrize("factor", [0.9, 2.0])
@@ -879,7 +878,7 @@ def test_results_count_for_the_configuration_that_was_trained_only():
     launched, _, results = carry_out(adaptive_experiment(), improvement=0.02)
     e = adaptive_experiment(60.0)
     by_hand = {"layers": [3, 9], "weight": 0.1, "schedule": "constant"}
-    step = next_step(with_override(e, "by_hand", 4, by_hand), results)
+    step = next_step(decided(e, "by_hand", 4, by_hand), results)
     assert step.runs and not step.ended
     assert {run.arm.layers for run in step.runs} == {(3, 9)}  # the baseline's still count
     names = {run.name for run in launched}
@@ -891,8 +890,8 @@ def test_a_choice_by_hand_takes_the_place_of_a_stage_that_is_half_done():
     _, _, results = carry_out(e)
     half = [r for r in results if r.run.stage == 1 or r.run.name in ("aux_4/run_0", "aux_6/run_0")]
     by_hand = {"layers": [3, 9], "weight": 0.1, "schedule": "constant"}
-    assert next_step(with_override(e, "by_hand", 4, by_hand), half).stage == 4
-    assert next_step(with_override(e, "by_hand", 3, by_hand), half).stage == 3
+    assert next_step(decided(e, "by_hand", 4, by_hand), half).stage == 4
+    assert next_step(decided(e, "by_hand", 3, by_hand), half).stage == 3
 
 
 def test_validation_runs_caps_the_pairs():

@@ -22,8 +22,8 @@ from ablation.plan.looks import NO_EFFECT, Look
 from ablation.plan.next_step import next_step
 from ablation.report import chapters, comparisons, content, evidence, figures, files, validation
 from ablation.report.text import render
-from ablation.study.experiment import Override
 from ablation.study.heads import ARMS
+from ablation.study.overrides import NOTHING_OVERRIDDEN
 from ablation.study.profiles import PROFILES
 from tests.support.invented_folder import adaptive_plan, make, manual, speedrun, store, train
 
@@ -322,7 +322,7 @@ def test_a_run_that_diverged_takes_its_seed_out_of_the_difference(tmp_path):
 
 @pytest.mark.parametrize("plan", ["classic", "adaptive"])
 def test_the_final_validation_is_of_complete_pairs(tmp_path, plan):
-    gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
+    gates = NOTHING_OVERRIDDEN.ungated
     failures = {"final_best/run_2": ("crashed",) * 3, "final_baseline/run_0": ("crashed",) * 3}
     exp_dir = make(tmp_path, speedrun(plan=plan, overrides=gates), failures=failures)
     x = evidence.read_experiment(exp_dir)
@@ -527,7 +527,7 @@ def test_a_null_result_says_what_it_excludes(null):
 
 
 def test_classic_without_significance_says_what_is_excluded(tmp_path):
-    gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
+    gates = NOTHING_OVERRIDDEN.ungated
     exp_dir = make(tmp_path, speedrun(overrides=gates), scale=0.0)
     c = stats.compare(*final_losses(exp_dir))
     assert c.ci_low < 0 < c.ci_high

@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 import run_aux
 from ablation.execute import session
 from ablation.execute.preview import announce
-from ablation.folder.overrides import with_override
 from ablation.plan.costs import Costs
 from ablation.plan.forecast import Planned, forecast, invented, paid_s, span_s
 from ablation.plan.next_step import PLANS, is_second_test, next_step, pairs_begun
 from ablation.runs.run import machine_seconds
-from ablation.study.experiment import Override
+from ablation.study.overrides import NOTHING_OVERRIDDEN
 from ablation.study.profiles import PROFILES
-from tests.support.invent import experiment, result, with_share
+from tests.support.invent import decided, experiment, result, with_share
 
 STAGED = [name for name in PLANS if name != "manual"]
 SPEEDRUN = {
@@ -200,13 +199,13 @@ def test_a_budget_that_runs_out_in_a_stage_ends_there_with_a_decision(stage):
 def broken_off(plan, times_as_slow):
     """An experiment whose budget promised eight pairs and is spent in stage 4; the same with a
     larger budget; and the results."""
-    gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
+    gates = NOTHING_OVERRIDDEN.ungated
     e = experiment(plan=plan, overrides=gates, budget_hours=1e3, validation_runs=8, stop_on="any")
     e = replace(e, budget_hours=hours(total_of(e)))
     prior = Costs(e)
     results, _ = carry_out(e, lambda run: prior(run) * (times_as_slow if run.stage == 4 else 1))
     value = {"hours": 1e3, "was": e.budget_hours, "pairs": pairs_begun(results)}
-    return e, replace(with_override(e, "budget", 0, value), budget_hours=1e3), results
+    return e, decided(e, "budget", 0, value), results
 
 
 def test_a_larger_budget_does_not_test_again_what_the_smaller_one_ended():

@@ -29,8 +29,8 @@ from ablation.report import chapters, evidence, figures
 from ablation.report.figures import FIGURES, Picture
 from ablation.report.text import render
 from ablation.runs.run import run_from
-from ablation.study.experiment import Override
 from ablation.study.heads import ARMS
+from ablation.study.overrides import NOTHING_OVERRIDDEN
 from tests.support.invented_folder import make, speedrun, store, train
 
 PROGRAMS: dict[str, Callable[[Path], int]] = {
@@ -317,7 +317,7 @@ def state_of(folder: Path) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def received(tmp_path_factory) -> Path:
     """An experiment in its stage 2."""
-    gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
+    gates = NOTHING_OVERRIDDEN.ungated
     return make(tmp_path_factory.mktemp("received"), speedrun(overrides=gates), most=6)
 
 

@@ -14,10 +14,11 @@ from ablation.plan.costs import Costs
 from ablation.plan.forecast import forecast, span_s
 from ablation.plan.next_step import MAX_ATTEMPTS, PLANS, concluded, next_step, pairs_begun
 from ablation.runs.run import STATUSES, machine_seconds
-from ablation.study.experiment import Override, seed_of
+from ablation.study.experiment import seed_of
 from ablation.study.heads import ARMS, PHASES
+from ablation.study.overrides import Override, Overrides
 from ablation.study.profiles import PROFILES, default_profile
-from tests.support.invent import experiment, result, with_share
+from tests.support.invent import decided, experiment, result, with_share
 
 GOOD = {(): 3.3, (4,): 3.2, (6,): 3.1, (8,): 3.15, (4, 8): 3.0, (3, 6, 9): 3.25}
 HYPER = {0.05: 0.01, 0.1: 0.0, 0.2: 0.02, "constant": 0.0, "linear_decay": -0.02}
@@ -129,7 +130,7 @@ def test_a_stop_at_the_gate_ends_the_plan():
 
 def test_an_override_goes_on_past_a_stop():
     flat = dict.fromkeys(GOOD, 3.3)
-    overrides = tuple(Override("ignore_gate", stage) for stage in (1, 2))
+    overrides = Overrides(tuple(Override("ignore_gate", stage) for stage in (1, 2)))
     launched, step, _ = play(experiment(overrides=overrides), flat)
     assert len(launched) == 36
     assert step.decisions[1].verdict == "STOP"
@@ -137,7 +138,7 @@ def test_an_override_goes_on_past_a_stop():
 
 def test_layers_by_hand_skip_the_stages_before():
     value = {"layers": [3, 9], "weight": 0.2, "schedule": "constant"}
-    e = experiment(overrides=(Override("by_hand", 4, value),))
+    e = decided(experiment(), "by_hand", 4, value)
     run = next_step(e, []).runs[1]
     assert (run.stage, run.arm.layers, run.arm.weight) == (4, (3, 9), 0.2)
 
@@ -147,7 +148,7 @@ def test_a_choice_by_hand_goes_past_what_earlier_stages_decided():
     assert step.at_gate
     value = {"layers": [3, 9], "weight": 0.2, "schedule": "constant"}
     for stage in (3, 4):
-        step = next_step(experiment(overrides=(Override("by_hand", stage, value),)), flat)
+        step = next_step(decided(experiment(), "by_hand", stage, value), flat)
         assert step.stage == stage and step.runs
         assert step.decisions[1].verdict == "STOP"
 
@@ -409,12 +410,12 @@ def test_a_budget_given_later_buys_no_second_test():
         verdict = step.decisions[4]
         for hours in (0.5 * e.budget_hours, 100.0):
             value = {"hours": hours, "was": e.budget_hours, "pairs": pairs_begun(results)}
-            later = replace(e, overrides=(Override("budget", 0, value),), budget_hours=hours)
+            later = decided(e, "budget", 0, value)
             again = next_step(later, results)
             assert not again.runs and again.decisions[4] == verdict, (plan, hours)
     before = [r for r in results if r.run.stage < 4]
     value = {"hours": 100.0, "was": e.budget_hours, "pairs": pairs_begun(before)}
-    raised = replace(e, overrides=(Override("budget", 0, value),), budget_hours=100.0)
+    raised = decided(e, "budget", 0, value)
     assert next_step(raised, before).runs
 
 
@@ -433,11 +434,11 @@ def test_a_complete_training_whose_log_was_refused_is_given_up_unless_it_is_forg
 def test_whatever_becomes_of_runs_the_plan_ends_and_never_asks_for_a_finished_one(plan, seed):
     chance = random.Random(seed)
     by_hand = {"arms": PHASES["layer_position"], "seeds": (3, 9)} if plan == "manual" else {}
-    gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3) if chance.random() < 0.5)
+    gates = [Override("ignore_gate", n) for n in (1, 2, 3) if chance.random() < 0.5]
     hours, parallel_runs = chance.choice([0.02, 0.08, 100.0]), chance.choice([1, 2, 3, 8])
     e = experiment(
         plan=plan,
-        overrides=gates,
+        overrides=Overrides(tuple(gates)),
         budget_hours=hours,
         parallel_runs=parallel_runs,
         validation_runs=5,
@@ -464,7 +465,7 @@ def test_whatever_becomes_of_runs_the_plan_ends_and_never_asks_for_a_finished_on
                 settled.add(run.key)
             elif chance.random() < 0.1:
                 value = {"attempts": [[run.name, attempt]]}
-                e = replace(e, overrides=(*e.overrides, Override("retry", 0, value)))
+                e = decided(e, "retry", 0, value)
         else:
             break
     assert step.ended

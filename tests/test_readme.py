@@ -19,8 +19,8 @@ from ablation.plan.next_step import MAX_ATTEMPTS, PLANS
 from ablation.runs.log import SUMMARY_FIELDS
 from ablation.runs.run import RunConfig
 from ablation.study import heads
-from ablation.study.experiment import Override
 from ablation.study.heads import SHORT
+from ablation.study.overrides import NOTHING_OVERRIDDEN
 from ablation.study.profiles import PROFILES, default_profile
 from run_aux import build_parser
 
@@ -50,7 +50,7 @@ def rule_rows():
 
 def runs_of(e, stage: int, improvement: float) -> list:
     """The runs of a stage of the longest course, where every arm improves by so much."""
-    gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
+    gates = NOTHING_OVERRIDDEN.ungated
     e = replace(e, overrides=gates, stop_on="never")
     loss = lambda run: 3.3 - improvement * len(run.arm.layers) + run.seed / 1e9  # noqa: E731
     return [p.run for p in play(e, (), loss)[0] if p.run.stage == stage]

@@ -12,11 +12,8 @@ from ablation.execute.machine import machine
 from ablation.folder import registration
 from ablation.folder.materials import ROOT, Materials
 from ablation.folder.overrides import (
-    is_overridden,
     read_overrides,
-    record_overrides,
-    with_override,
-    with_overrides_on_record,
+    write_overrides,
 )
 from ablation.folder.registration import (
     check_unchanged,
@@ -25,12 +22,12 @@ from ablation.folder.registration import (
     registered,
 )
 from ablation.folder.standing import standing
-from ablation.plan.decision import Decision, render
+from ablation.plan.decision import Decision, is_overridden, render
 from ablation.plan.next_step import next_step
 from ablation.runs.store import write_json, write_result
 from ablation.study.heads import ARMS
 from ablation.study.profiles import PROFILES
-from tests.support.invent import experiment, result, with_share
+from tests.support.invent import decided, experiment, result, with_share
 from tests.support.invented_folder import begin, train
 
 
@@ -239,13 +236,14 @@ def test_an_override_that_nobody_can_have_given_is_one_line(override, tmp_path):
 
 
 def test_overrides_are_read_back_as_they_were_given(tmp_path):
-    e = with_override(ADAPTIVE, "budget", 0, {"hours": 3.0, "was": 2.0, "pairs": -1})
+    e = decided(ADAPTIVE, "budget", 0, {"hours": 3.0, "was": 2.0, "pairs": -1})
     by_hand = {"layers": [4, 8], "weight": 0.1, "schedule": "constant"}
-    e = with_override(with_override(e, "by_hand", 3, by_hand), "ignore_gate", 1, {})
-    assert with_override(e, "ignore_gate", 1, {}) == e  # once is enough
-    record_overrides(tmp_path, e)
+    e = decided(decided(e, "by_hand", 3, by_hand), "ignore_gate", 1, {})
+    assert decided(e, "ignore_gate", 1, {}) == e  # once is enough
+    write_overrides(tmp_path, e.overrides)
     assert read_overrides(tmp_path) == e.overrides
-    assert with_overrides_on_record(ADAPTIVE, tmp_path) == replace(e, budget_hours=3.0)
+    assert ADAPTIVE.with_overrides(read_overrides(tmp_path)) == e
+    assert e.budget_hours == 3.0
 
 
 @pytest.mark.parametrize(
@@ -279,11 +277,11 @@ def test_a_stage_with_a_run_in_flight_is_not_decided_for_whoever_looks(materials
 
 
 def test_an_override_is_told_of_where_it_overrode_something_only():
-    e = with_override(ADAPTIVE, "ignore_gate", 1, {})
+    e = decided(ADAPTIVE, "ignore_gate", 1, {})
     stop = Decision(1, "STOP", "STOP", (), (), "", {})
-    assert is_overridden(stop, e)
-    assert not is_overridden(replace(stop, verdict="PROCEED"), e)
-    assert not is_overridden(replace(stop, stage=2), e)
+    assert is_overridden(stop, e.overrides)
+    assert not is_overridden(replace(stop, verdict="PROCEED"), e.overrides)
+    assert not is_overridden(replace(stop, stage=2), e.overrides)
 
 
 @pytest.mark.parametrize(

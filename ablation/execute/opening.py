@@ -23,9 +23,9 @@ from ablation.execute.slurm import SlurmLauncher
 from ablation.folder.materials import ROOT, Materials
 from ablation.folder.overrides import (
     NewOverrides,
-    record_overrides,
+    read_overrides,
     with_new_overrides,
-    with_overrides_on_record,
+    write_overrides,
 )
 from ablation.folder.registration import (
     check_unchanged,
@@ -130,7 +130,7 @@ def go_on(
 def is_done(e: Experiment, document: dict, exp_dir: Path) -> bool:
     """Nothing is left to run: a finished experiment is shown without its data."""
     records = read_records(exp_dir, document["experiment_id"])
-    step = next_step(with_overrides_on_record(e, exp_dir), records.results, conclude=False)
+    step = next_step(e.with_overrides(read_overrides(exp_dir)), records.results, conclude=False)
     return bool(step.ended) and not records.open
 
 
@@ -143,13 +143,13 @@ def sit(
     launcher = launcher_of(e, slurm_args, exp_dir / "code")
     records = reconcile(exp_dir, document["experiment_id"], launcher, display.say)
     results = list(records.results)
-    on_record = with_overrides_on_record(e, exp_dir)
+    on_record = e.with_overrides(read_overrides(exp_dir))
     e = with_new_overrides(on_record, options.overrides, results)
     if options.stage:
         check_turn(e, results, options.stage, options.ignore_gate, exp_dir)
     for warning in warnings_for(on_record, e, results):
         display.say(warning)
-    record_overrides(exp_dir, e)
+    write_overrides(exp_dir, e.overrides)
     stages = options.stages(e.plan)
     step = next_step(e, results)
     if step.runs and step.stage <= stages[-1]:

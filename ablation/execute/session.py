@@ -17,10 +17,10 @@ from ablation.execute.command import build_command, extra_environment
 from ablation.execute.display import Display
 from ablation.execute.lock import Lock
 from ablation.execute.orchestrator import Launcher, Limits, Orchestrator, outcome
-from ablation.folder.overrides import is_overridden, record_overrides, with_override
+from ablation.folder.overrides import put_on_record
 from ablation.folder.results import write_results
 from ablation.plan.costs import Costs
-from ablation.plan.decision import counted, render
+from ablation.plan.decision import counted, is_overridden, render
 from ablation.plan.forecast import Planned, forecast, span_s
 from ablation.plan.next_step import BUDGET_SPENT, Step, concluded, next_step
 from ablation.runs.run import RunConfig, RunResult, duration, machine_seconds
@@ -130,7 +130,7 @@ def failed_last(e: Experiment, results: Sequence[RunResult]) -> list[RunResult]:
     row, here = [], watcher.boot_clock()
     for r in sorted((r for r in results if r.clock == here), key=lambda r: r.end_s):
         row = [] if r.settled else [*row, r] if failed(r) else row
-    return [r for r in row if (r.run.name, r.attempt) not in e.forgiven]
+    return [r for r in row if (r.run.name, r.attempt) not in e.overrides.forgiven]
 
 
 def fault_at_end(row: Sequence[RunResult], results: Sequence[RunResult]) -> str:
@@ -146,10 +146,9 @@ def fault_at_end(row: Sequence[RunResult], results: Sequence[RunResult]) -> str:
     )
 
 
-def with_fault_on_record(e: Experiment, row: Sequence[RunResult], why: str) -> Experiment:
-    """The experiment in which these failures are not held against their runs."""
-    attempts = [[r.run.name, r.attempt] for r in row]
-    return with_override(e, "retry", 0, {"attempts": attempts, "why": why})
+def forgiveness(row: Sequence[RunResult], why: str) -> dict:
+    """The value of an override by which these failures are not held against their runs."""
+    return {"attempts": [[r.run.name, r.attempt] for r in row], "why": why}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -190,7 +189,7 @@ def drive_with(
         spent_s += set_aside_s(e, results, orchestrator.paid_so_far())
         step = next_step(e, results, frozenset(flights), spent_s)
         if step.at_gate and s.ignore_gate and step.stage <= s.until:
-            e = record_overrides(s.exp_dir, with_override(e, "ignore_gate", step.stage, {}))
+            e = put_on_record(s.exp_dir, e, "ignore_gate", step.stage, {})
             display.say(f"OVERRIDE, on record: going on past stage {step.stage} ({step.ended}).")
             continue
         show_decisions(e, step, shown, display)
@@ -209,7 +208,7 @@ def drive_with(
     if not stop.signal:
         fault = fault or fault_at_end(row, results)
     if fault and row:
-        e = record_overrides(s.exp_dir, with_fault_on_record(e, row, fault))
+        e = put_on_record(s.exp_dir, e, "retry", 0, forgiveness(row, fault))
     step = next_step(e, results)
     write_results(s.exp_dir, s.experiment_id, e, results, step)
     close(e, s, results, step, stop.signal, fault, display.say)
@@ -252,7 +251,7 @@ def show_decisions(e: Experiment, step: Step, shown: set[int], display: Display)
     for number in sorted(step.decisions.keys() - shown):
         shown.add(number)
         decision = step.decisions[number]
-        display.say("\n" + render(decision, is_overridden(decision, e)) + "\n")
+        display.say("\n" + render(decision, is_overridden(decision, e.overrides)) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -265,7 +264,7 @@ def given_up(e: Experiment, results: Sequence[RunResult], stages: range) -> list
     for r in sorted(results, key=lambda r: r.attempt):
         if r.run.stage in stages:
             attempts.setdefault(r.run.key, []).append(r)
-    ends = [concluded(mine, e.forgiven) for mine in attempts.values()]
+    ends = [concluded(mine, e.overrides.forgiven) for mine in attempts.values()]
     return [r for r in ends if r is not None and not r.settled]
 
 

@@ -35,7 +35,7 @@ from ablation.study.profiles import PROFILES
 RULES = (  # the files that a decision depends on, from the records on disk to its text
     *(f"ablation/runs/{name}.py" for name in ("run", "log", "outcome", "store", "untrusted")),
     "ablation/stats.py",
-    *(f"ablation/study/{name}.py" for name in ("profiles", "heads", "experiment")),
+    *(f"ablation/study/{name}.py" for name in ("profiles", "heads", "experiment", "overrides")),
     *(f"ablation/plan/{name}.py" for name in ("decision", "stage", "classic", "adaptive")),
     *(f"ablation/plan/{name}.py" for name in ("looks", "manual", "next_step", "costs")),
     *(f"ablation/folder/{name}.py" for name in ("registration", "overrides", "standing")),

@@ -442,7 +442,7 @@ def most_pairs(s: Situation, complete: Sequence[Pair]) -> list[int]:
             continue
         last = complete[end - 1][0].run.index
         paid = [r for r in s.history if r.run.stage < 4 or r.run.index <= last]
-        left_s = 3600 * e.budget_at(n) - machine_seconds(paid)
+        left_s = 3600 * e.overrides.budget_hours_at(n, e.budget_hours) - machine_seconds(paid)
         limits.append(min(limits[-1], end + affordable(s, Costs(e, paid), left_s)))
     return limits
 

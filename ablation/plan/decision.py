@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ablation import stats
 from ablation.runs.run import STATUSES, Arm, RunResult
+from ablation.study.overrides import Overrides
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class Decision:
     numbers: dict  # the same results for programs, at full precision
     chosen: Arm | None = None  # the configuration that the following stages use
     missing: tuple[str, ...] = ()  # arms of which there is no result
+
+    @property
+    def lets_pass(self) -> bool:
+        return self.verdict in (PROCEED, FINAL)
 
 
 @dataclass(frozen=True)
@@ -207,6 +212,11 @@ def interval(comparison) -> str:
 
 def p_text(p: float | None) -> str:
     return "p undefined" if p is None else "p < 0.0001" if p < 1e-4 else f"p = {p:.4f}"
+
+
+def is_overridden(decision: Decision, overrides: Overrides) -> bool:
+    """A person went on all the same, where the decision did not let the plan pass."""
+    return not decision.lets_pass and overrides.passes_gate(decision.stage)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from ablation.plan.costs import Costs
 from ablation.plan.next_step import Step, next_step
 from ablation.runs.run import RunConfig, RunResult, machine_seconds
-from ablation.study.experiment import Experiment, Override
+from ablation.study.experiment import Experiment
 from ablation.study.heads import SCHEDULE, WEIGHT
 
 
@@ -68,8 +68,7 @@ def forecast(e: Experiment, results: Sequence[RunResult] = ()) -> tuple[list[Pla
     """The runs still to come, and the plan's last step, if every gate lets the plan pass and the
     two-layer placement wins: the longest course that the plan can take within the budget."""
     scale = max((r.val_loss for r in results if r.status == "ok"), default=4.0)
-    gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
-    everything = replace(e, overrides=(*e.overrides, *gates), stop_on="never")
+    everything = replace(e, overrides=e.overrides.ungated, stop_on="never")
     planned, _, step = play(
         everything, results, lambda run: scale * invented_loss(run), conclude=False
     )

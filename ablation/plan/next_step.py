@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from ablation.plan.adaptive import ADAPTIVE
 from ablation.plan.classic import CLASSIC, N_PAIRS
 from ablation.plan.costs import Costs
-from ablation.plan.decision import FINAL, PROCEED, Decision
+from ablation.plan.decision import Decision
 from ablation.plan.manual import MANUAL
 from ablation.plan.stage import Situation, Stage
 from ablation.runs.run import Arm, RunConfig, RunResult, duration, machine_seconds
@@ -85,7 +85,8 @@ def outcomes_of(e: Experiment, results: Sequence[RunResult]) -> dict[tuple, RunR
     attempts: dict[tuple, list[RunResult]] = {}
     for r in sorted(results, key=lambda r: r.attempt):
         attempts.setdefault(r.run.key, []).append(r)
-    return {key: r for key, mine in attempts.items() if (r := concluded(mine, e.forgiven))}
+    forgiven = e.overrides.forgiven
+    return {key: r for key, mine in attempts.items() if (r := concluded(mine, forgiven))}
 
 
 def situation_of(
@@ -104,12 +105,6 @@ def situation_of(
         left_s=3600 * e.budget_hours - machine_seconds(earlier),
         costs=Costs(e, earlier),
     )
-
-
-def chosen_by_hand(e: Experiment, stage: Stage) -> Arm | None:
-    """What a person chose for this stage, instead of the stages before it."""
-    found = e.overridden(stage.number, "by_hand")
-    return found and Arm("by_hand", **{**found.value, "layers": tuple(found.value["layers"])})
 
 
 def what_is_cut(
@@ -145,10 +140,10 @@ def next_step(
     outcomes, costs = outcomes_of(e, results), Costs(e, results)
     fault_stage, fault = equal_losses(results)
     left_s = 3600 * e.budget_hours - (machine_seconds(results) if spent_s is None else spent_s)
-    start = max((o.stage for o in e.overrides if o.kind == "by_hand"), default=0)
+    start = e.overrides.first_stage
     choice, step = None, Step(0)
     for stage in PLANS[e.plan]:
-        choice = chosen_by_hand(e, stage) or choice
+        choice = e.overrides.chosen_for(stage.number) or choice
         if choice is None and stage.number > 2:
             continue  # a person chose for a later stage
         situation = situation_of(e, stage, choice, step.decisions, results, outcomes)
@@ -193,7 +188,7 @@ def concluded_stage(
     step = replace(step, decisions={**step.decisions, stage.number: decision})
     if spent:
         return replace(step, ended=BUDGET_SPENT)
-    passed = decision.verdict in (PROCEED, FINAL) or e.overridden(stage.number, "ignore_gate")
+    passed = decision.lets_pass or e.overrides.passes_gate(stage.number)
     if not passed and stage.number >= start:
         return replace(step, ended=decision.title, at_gate=not is_last)
     return step

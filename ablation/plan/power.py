@@ -25,7 +25,7 @@ from ablation.plan.forecast import paid_s, play
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
 from ablation.plan.next_step import PLANS, Step
 from ablation.runs.run import RunConfig, duration
-from ablation.study.experiment import Experiment, Override, Share, seed_of
+from ablation.study.experiment import Experiment, Share, seed_of
 from ablation.study.heads import GRID, PLACEMENTS, SCHEDULES, WEIGHTS, aux, baseline
 from ablation.study.profiles import Profile
 
@@ -205,9 +205,6 @@ def operating_characteristics(
     return [tally(world.name, e.plan, [o for _ in chunks for o in next(parts)]) for world in worlds]
 
 
-UNGATED = tuple(Override("ignore_gate", stage) for stage in (1, 2, 3))
-
-
 @dataclass(frozen=True)
 class Course:
     """One way in which the plan can go."""
@@ -223,7 +220,7 @@ class Course:
 
 def course(e: Experiment, name: str, improvement: float) -> Course:
     """The longest that the budget allows: every gate passed, every pair run."""
-    longest = replace(e, overrides=(*e.overrides, *UNGATED), stop_on="never")
+    longest = replace(e, overrides=e.overrides.ungated, stop_on="never")
     planned, _, _ = play(
         longest,
         (),

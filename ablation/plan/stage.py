@@ -85,7 +85,7 @@ def left_on_entry_s(s: Situation) -> float:
     """Of the budget that was in force when stage 4 began. One that is given later buys no pairs:
     with them the verdict that the first ones gave would be tested again, at the same level."""
     e = s.experiment
-    return s.left_s + 3600 * (e.budget_at(0) - e.budget_hours)
+    return s.left_s + 3600 * (e.overrides.budget_hours_at(0, e.budget_hours) - e.budget_hours)
 
 
 def affordable(s: Situation, costs: Costs, left_s: float) -> int:

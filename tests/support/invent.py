@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 
 from ablation.runs.run import Arm, RunConfig, RunResult
 from ablation.study.experiment import Experiment, Share
+from ablation.study.overrides import Override
 from ablation.study.profiles import PROFILES
 
 BASELINE = Arm("baseline")
@@ -61,6 +62,11 @@ def experiment(**changes) -> Experiment:
     }
     of_share = {name: changes.pop(name) for name in SHARE_FIELDS & changes.keys()}
     return Experiment(**{"share": Share(**{"device": "cpu", **of_share}), **fields, **changes})
+
+
+def decided(e: Experiment, kind: str, stage: int, value: dict) -> Experiment:
+    """The experiment after somebody decided instead of a rule."""
+    return e.with_overrides(e.overrides.and_one(Override(kind, stage, value)))
 
 
 def with_share(e: Experiment, **changes) -> Experiment:
