@@ -273,7 +273,7 @@ def check_can_begin(args, exp_dir: Path | None) -> None:
 
 def gpus_seen(args, document: dict | None) -> tuple[str, ...]:
     """Where runs need none of this machine's GPUs, a tool that fails to name them stops nothing."""
-    share = document["share"] if document else {}
+    share = document["registered"]["share"] if document else {}
     elsewhere = (args.launcher or share.get("launcher")) == "slurm" or share.get("device") == "cpu"
     try:
         return visible_gpus(args.num_gpus)

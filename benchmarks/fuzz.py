@@ -277,7 +277,7 @@ def played_experiments(shop: Shop, rng: random.Random) -> Iterator[Played]:
         exp_dir.mkdir()
         facts = {"machine": {}, "versions": {}, "git": {}, "slurm_args": ""}
         document = registration.register(e, m, exp_dir, facts)
-        document |= ALIKE | {"data": {**document["data"], "dir": MATERIALS}}
+        document |= ALIKE | {"data_dir": MATERIALS}
         attempts, results = [], []
         while (step := next_step(e, results)).runs and len(results) < 40:
             for run in step.runs:
@@ -521,7 +521,8 @@ def try_programs(rng: random.Random, shop: Shop) -> None:
     files, played = an_experiment(rng, shop, rng.choice((3, 8, 40)))
     for _ in range(rng.choice((0, 0, 1, 3))):
         inputs.damage(rng, files)
-    name = f"code/{played.document['code']['hash']}/{played.document['code']['files'][0]}"
+    code = played.document["registered"]["code"]
+    name = f"code/{code['hash']}/{code['files'][0]}"
     if rng.random() < 0.9:
         files[name] = (shop.materials / "train.py").read_bytes()
     if rng.random() < 0.2:

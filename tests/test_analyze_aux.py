@@ -17,7 +17,7 @@ import scipy.stats
 
 import analyze_aux
 from ablation import stats
-from ablation.folder.registration import changes, digest_of, fixed_part, read_document
+from ablation.folder.registration import changes, digest_of, read_document
 from ablation.plan.looks import NO_EFFECT, Look
 from ablation.plan.next_step import next_step
 from ablation.report import chapters, comparisons, content, evidence, figures, files, validation
@@ -250,12 +250,12 @@ def test_decisions_are_those_of_the_records_that_are_left(tmp_path):
 
 
 def edit_hypothesis(document: dict) -> None:
-    document["hypothesis"] = "It was always thought that heads do harm."
+    document["registered"]["hypothesis"] = "It was always thought that heads do harm."
 
 
 def edit_rules(document: dict) -> None:
-    document["rules"]["hash"] = "sha256:other"
-    document["hash"] = digest_of(fixed_part(document))
+    document["registered"]["rules"]["hash"] = "sha256:other"
+    document["hash"] = digest_of(document["registered"])
 
 
 @pytest.mark.parametrize("edit", [edit_hypothesis, edit_rules])
@@ -270,7 +270,7 @@ def test_a_changed_folder_is_called_so_at_the_top_and_no_decision_is_shown(full,
     assert f"Beware: {words}" in " ".join(top.split())
     assert "No decision is shown: see the top. 36 run(s) have finished." in text
     assert not re.search("PROCEED to|AUX HEADS|^  registered:|Ended", text, re.MULTILINE)
-    assert document["hypothesis"] in " ".join(text.split())
+    assert document["registered"]["hypothesis"] in " ".join(text.split())
     assert row(chapter(text, "Arms against their baseline"), "final_best")[1] == "8"
     assert drawn(exp_dir) == ALWAYS
 
@@ -383,7 +383,7 @@ def test_what_a_record_says_reaches_the_report_printable_only(tmp_path):
     run = replace(train(next_step(speedrun(), []).runs[0]).run, arm=ARMS["aux_6"], stage=2)
     store(exp_dir, train(run, status="crashed", reason=evil + "x" * 500), experiment_id)
     document = read_document(exp_dir)
-    document["machine"]["cpu"] = document["question"] = evil
+    document["machine"]["cpu"] = document["registered"]["question"] = evil
     (exp_dir / "experiment_configs.json").write_text(json.dumps(document))
     text = analyze(exp_dir)  # which asserts that every line is printable and short
     assert "\x1b" not in text and "[2J" in text
@@ -393,7 +393,7 @@ def test_what_a_record_says_reaches_the_report_printable_only(tmp_path):
     ("content", "names"),
     [
         (None, "no experiment_configs.json there"),
-        ("{}", "no field 'hashed'"),
+        ("{}", "no field 'experiment_id'"),
         ("[]", "holds a list"),
         ("not json", "not JSON"),
     ],
@@ -893,7 +893,7 @@ def test_without_matplotlib_there_is_a_report_and_the_remedy(tmp_path):
 def test_a_registration_without_its_design_is_one_line(tmp_path, capsys):
     exp_dir = make(tmp_path, most=1)
     document = read_document(exp_dir)
-    document["profile"]["design"] = {"alpha": "x"}
+    document["registered"]["profile"]["design"] = {"alpha": "x"}
     (exp_dir / "experiment_configs.json").write_text(json.dumps(document))
     assert analyze_aux.main(["--exp_dir", str(exp_dir)]) == 1
     assert "profile.design is" in capsys.readouterr().err

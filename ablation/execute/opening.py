@@ -82,6 +82,12 @@ def facts_of(e: Experiment, gpus: Sequence[str]) -> dict:
     return {"machine": machine(e, gpus), "versions": versions(), "git": git_state()}
 
 
+def provenance(document: dict) -> dict:
+    """What every attempt's config.json tells of its code and its data."""
+    fixed = document["registered"]
+    return {"code": fixed["code"], "data": {"dir": document["data_dir"], **fixed["data"]}}
+
+
 def begin(
     e: Experiment, options: SittingOptions, exp_dir: Path | None, output_dir: Path,
     gpus: Sequence[str], display: Display,
@@ -116,7 +122,7 @@ def go_on(
     m = materials_of(options, document, exp_dir, e)
     fingerprint = None
     if not m.data_dir.is_dir() and is_done(e, document, exp_dir):
-        fingerprint = document["data"]["fingerprint"]
+        fingerprint = document["registered"]["data"]["fingerprint"]
     else:
         check_data_is_there(m)
         check_materials(m, e)
@@ -159,7 +165,7 @@ def sit(
         experiment_id=document["experiment_id"],
         script=code_copy(document, exp_dir).resolve(),
         data_dir=m.data_dir,
-        facts={**facts, "code": document["code"], "data": document["data"]},
+        facts=facts | provenance(document),
         lock=lock,
         launcher=launcher,
         running=records.open,
