@@ -14,7 +14,7 @@ DOORS = {  # room: the rooms whose files it may import, beside its own
     "stats": set(),
     "study": {"runs"},
     "plan": {"study", "runs", "stats"},
-    "cli": {"runs"},
+    "cli": {"study", "runs"},
     "folder": {"plan", "study", "runs"},
     "execute": {"folder", "plan", "study", "runs", "cli"},
     "report": {"folder", "plan", "study", "runs", "stats"},

@@ -15,7 +15,6 @@ import train_gpt
 from ablation.execute import preflight
 from ablation.execute.command import build_command
 from ablation.folder.materials import Materials
-from ablation.folder.overrides import check_choice
 from ablation.folder.registration import seeds_of
 from ablation.plan.next_step import PLANS
 from ablation.runs.run import RunConfig
@@ -28,6 +27,7 @@ from ablation.study.heads import (
     SCHEDULE,
     SCHEDULES,
     VALIDATIONS,
+    check_choice,
 )
 from ablation.study.profiles import PROFILES, TRAINER_FLAGS
 from data import prepare

@@ -126,7 +126,7 @@ BROKEN = {  # what is broken: how, what then is counted, for inputs of which kin
     "an edited registration": (gives(standing, "changes", ()), WRONG_OK, "registrations"),
     "raw words": (does(status, "print_status", print_raw), TRACEBACK, "registrations"),
     "two lines of refusal": (
-        does(run_aux, "check_arguments", print_raw), TRACEBACK, "command lines"),
+        does(run_aux, "check_options", print_raw), TRACEBACK, "command lines"),
 }  # fmt: skip
 
 

@@ -110,7 +110,7 @@ def begin(
         display.say(f"New experiment: {exp_dir}")
         for line in m.code.told():
             display.say(line)
-        return sit(e, options, exp_dir, document, m, facts, lock, display)
+        return sit(e, options, exp_dir, document, m.data_dir, facts, lock, display)
 
 
 def go_on(
@@ -130,7 +130,7 @@ def go_on(
     facts = facts_of(e, gpus)
     check_unchanged(document, registered(e, m, fingerprint), exp_dir)
     with Lock(exp_dir, display.say) as lock:
-        return sit(e, options, exp_dir, document, m, facts, lock, display)
+        return sit(e, options, exp_dir, document, m.data_dir, facts, lock, display)
 
 
 def is_done(e: Experiment, document: dict, exp_dir: Path) -> bool:
@@ -141,7 +141,7 @@ def is_done(e: Experiment, document: dict, exp_dir: Path) -> bool:
 
 
 def sit(
-    e: Experiment, options: SittingOptions, exp_dir: Path, document: dict, m: Materials,
+    e: Experiment, options: SittingOptions, exp_dir: Path, document: dict, data_dir: Path,
     facts: dict, lock: Lock, display: Display,
 ) -> int:  # fmt: skip
     """One sitting, in a folder that is ours alone; its exit code."""
@@ -149,22 +149,15 @@ def sit(
     launcher = launcher_of(e, slurm_args, exp_dir / "code")
     records = reconcile(exp_dir, document["experiment_id"], launcher, display.say)
     results = list(records.results)
-    on_record = e.with_overrides(read_overrides(exp_dir))
-    e = with_new_overrides(on_record, options.overrides, results)
-    if options.stage:
-        check_turn(e, results, options.stage, options.ignore_gate, exp_dir)
-    for warning in warnings_for(on_record, e, results):
-        display.say(warning)
-    write_overrides(exp_dir, e.overrides)
-    stages = options.stages(e.plan)
-    step = next_step(e, results)
+    e = as_decided(e, options, exp_dir, results, display.say)
+    step, stages = next_step(e, results), options.stages(e.plan)
     if step.runs and step.stage <= stages[-1]:
         announce(e, results, display.say)
     session = Session(
         exp_dir=exp_dir,
         experiment_id=document["experiment_id"],
         script=code_copy(document, exp_dir).resolve(),
-        data_dir=m.data_dir,
+        data_dir=data_dir,
         facts=facts | provenance(document),
         lock=lock,
         launcher=launcher,
@@ -180,6 +173,21 @@ def sit(
             f"{plain_words(error)}. What was finished is kept; when that is mended, go on:"
             f" {resume_command(e, exp_dir)}"
         ) from error
+
+
+def as_decided(
+    e: Experiment, options: SittingOptions, exp_dir: Path, results: Sequence[RunResult], print_line
+) -> Experiment:
+    """The experiment with what was decided instead of a rule, before and by this command, which is
+    put on record. Raises ValueError where that cannot be, or it is not the stage's turn."""
+    on_record = e.with_overrides(read_overrides(exp_dir))
+    e = with_new_overrides(on_record, options.overrides, results)
+    if options.stage:
+        check_turn(e, results, options.stage, options.ignore_gate, exp_dir)
+    for warning in warnings_for(on_record, e, results):
+        print_line(warning)
+    write_overrides(exp_dir, e.overrides)
+    return e
 
 
 def warnings_for(

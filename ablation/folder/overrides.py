@@ -10,11 +10,10 @@ from ablation.folder.registration import FORM
 from ablation.plan.next_step import is_second_test, pairs_begun
 from ablation.runs.run import RunResult
 from ablation.runs.store import write_json
-from ablation.runs.untrusted import is_count, is_number, printable, read_json
+from ablation.runs.untrusted import is_count, printable, read_json
 from ablation.study.experiment import Experiment
-from ablation.study.heads import ALL_SCHEDULES
+from ablation.study.heads import check_choice
 from ablation.study.overrides import Override, Overrides
-from ablation.study.profiles import PROFILES
 
 
 def read_overrides(exp_dir: Path) -> Overrides:
@@ -55,22 +54,6 @@ def override_from(value: dict) -> Override:
             if not isinstance(name, str) or not is_count(attempt):
                 raise ValueError(f"an attempt {attempt!r} at {name!r}")
     return o
-
-
-def check_choice(layers: Sequence[int], weight: float | None, schedule: str | None) -> None:
-    """Raise ValueError for an arm that the trainer would refuse."""
-    n_layer = next(iter(PROFILES.values())).n_layer
-    if not layers:
-        raise ValueError("--best_layers: give at least one layer")
-    for layer in layers:
-        if type(layer) is not int or not 1 <= layer < n_layer:
-            raise ValueError(f"--best_layers {layer}: tap layers are 1 to {n_layer - 1}")
-    if len(set(layers)) < len(layers):
-        raise ValueError(f"--best_layers {','.join(map(str, layers))}: give each layer once")
-    if weight is not None and not (is_number(weight) and 1e-6 <= weight <= 1e3):
-        raise ValueError(f"--best_weight {weight}: give a number above 0, from 1e-6 to 1e3")
-    if schedule is not None and schedule not in ALL_SCHEDULES:
-        raise ValueError(f"--best_schedule {schedule}: give one of {', '.join(ALL_SCHEDULES)}")
 
 
 def write_overrides(exp_dir: Path, overrides: Overrides) -> None:

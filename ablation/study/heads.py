@@ -7,6 +7,8 @@ import itertools
 from collections.abc import Sequence
 
 from ablation.runs.run import Arm
+from ablation.runs.untrusted import is_number
+from ablation.study.profiles import PROFILES
 
 QUESTION = (
     "Do auxiliary prediction heads at intermediate layers lower the final validation loss of a"
@@ -104,3 +106,19 @@ MANY_CELLS = (
 
 def cell_name(weight: float, schedule: str) -> str:
     return f"{weighted('dive_', weight).name}_{schedule}"
+
+
+def check_choice(layers: Sequence[int], weight: float | None, schedule: str | None) -> None:
+    """Raise ValueError for an arm that the trainer would refuse."""
+    n_layer = next(iter(PROFILES.values())).n_layer
+    if not layers:
+        raise ValueError("--best_layers: give at least one layer")
+    for layer in layers:
+        if type(layer) is not int or not 1 <= layer < n_layer:
+            raise ValueError(f"--best_layers {layer}: tap layers are 1 to {n_layer - 1}")
+    if len(set(layers)) < len(layers):
+        raise ValueError(f"--best_layers {','.join(map(str, layers))}: give each layer once")
+    if weight is not None and not (is_number(weight) and 1e-6 <= weight <= 1e3):
+        raise ValueError(f"--best_weight {weight}: give a number above 0, from 1e-6 to 1e3")
+    if schedule is not None and schedule not in ALL_SCHEDULES:
+        raise ValueError(f"--best_schedule {schedule}: give one of {', '.join(ALL_SCHEDULES)}")
