@@ -137,15 +137,20 @@ def run(args, display: Display) -> int:
     """Begin an experiment or go on with it: one sitting; its exit code."""
     exp_dir, document, e, gpus = named(args, display.say)
     e = as_asked(e, args, len(gpus))
-    try:
-        every_seed_once(e)
-    except ValueError as error:
-        raise UsageError(f"--seeds: {error}") from None
+    if e.arms:
+        check_seeds(e)
     options = sitting_options(args)
     if document is not None:
         return go_on(e, options, exp_dir, document, gpus, display)
     e = replace(e, budget_hours=args.max_budget_hours or e.budget_hours)
     return begin(e, options, exp_dir, args.output_dir or EXPERIMENTS, gpus, display)
+
+
+def check_seeds(e: Experiment) -> None:
+    try:
+        every_seed_once(e)
+    except ValueError as error:
+        raise UsageError(f"--seeds: {error}") from None
 
 
 def named(args, print_line) -> tuple[Path | None, dict | None, Experiment, tuple[str, ...]]:

@@ -282,7 +282,7 @@ def test_whatever_runs_take_and_whatever_fails_the_budget_holds(seed, share, tro
 
 def said(e, results=()):
     lines = []
-    announce(e, results, lines.append)
+    announce(e, results, *forecast(e, results), lines.append)
     return "\n".join(lines)
 
 

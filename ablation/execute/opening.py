@@ -37,6 +37,7 @@ from ablation.folder.registration import (
     registered,
     registered_trainer,
 )
+from ablation.plan.forecast import forecast
 from ablation.plan.next_step import next_step, pairs_begun
 from ablation.runs.run import RunResult
 from ablation.runs.store import read_records
@@ -151,8 +152,9 @@ def sit(
     results = list(records.results)
     e = as_decided(e, options, exp_dir, results, display.say)
     step, stages = next_step(e, results), options.stages(e.plan)
+    to_come, last = forecast(e, results)
     if step.runs and step.stage <= stages[-1]:
-        announce(e, results, display.say)
+        announce(e, results, to_come, last, display.say)
     session = Session(
         exp_dir=exp_dir,
         experiment_id=document["experiment_id"],
@@ -165,6 +167,8 @@ def sit(
         stages=stages,
         ignore_gate=options.ignore_gate,
         stall_s=options.stall_s,
+        decided=frozenset(step.decisions),
+        to_come=to_come,
     )
     try:
         return drive(e, session, results, display)

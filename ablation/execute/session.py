@@ -58,6 +58,8 @@ class Session:
     stages: range  # that were asked for; the sitting ends with the last of them
     ignore_gate: bool
     stall_s: float
+    decided: frozenset[int]  # stages whose decisions were known when it began
+    to_come: Sequence[Planned]  # what was still to run then
 
     @property
     def until(self) -> int:
@@ -181,8 +183,7 @@ def drive_with(
             row = [] if r.settled else [*row, r] if failed(r) else row
             fault = fault or fault_of(row, r, results)
 
-    to_come = forecast(e, results)[0]
-    shown = set(next_step(e, results).decisions) - {s.until}
+    to_come, shown = s.to_come, set(s.decided) - {s.until}
     take(orchestrator.adopt(s.running, s.stall_s))
     while True:
         spent_s = machine_seconds(results, orchestrator.intervals())
