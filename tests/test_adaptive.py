@@ -15,9 +15,6 @@ from ablation.plan.adaptive import (
     MAX_GIVEN_UP,
     additive_fit,
     cells_to_run,
-    decide_hyperparameters,
-    decide_layers,
-    decide_screening,
     decide_validation,
     dropped_by_screening,
     two_best,
@@ -43,11 +40,18 @@ from ablation.runs.run import machine_seconds
 from ablation.study import heads
 from ablation.study.heads import FEW_CELLS, MANY_CELLS
 from ablation.study.profiles import PROFILES, Design
-from tests.support.invent import BASELINE, arm, experiment, result
+from tests.support.invent import BASELINE, arm, decided, experiment, result
 
 DESIGN = Design(sigma0=0.0013, delta_eq=0.005, delta_target=0.02, drop=0.125)
 BEST = arm("final_best", 4, 8)
 TINY = 1e-9
+
+
+def decide(stage, results, expected=(), **fields):
+    """What a stage of the adaptive plan decides by DESIGN."""
+    e = experiment(plan="adaptive", profile=replace(PROFILES["speedrun"], design=DESIGN))
+    return decided("adaptive", stage, results, expected, experiment=e, **fields)
+
 
 # ---------------------------------------------------------------------------------------------
 # Stage 4: one look
@@ -153,7 +157,7 @@ def test_looks_begin_at_four_pairs_or_at_the_last_one(n, n_max, looks):
 
 
 def test_pairs_side_by_side_are_looked_at_together_and_at_the_end():
-    found = looks_at(noisy_pairs(11, 0.0), [11] * 11, DESIGN, together=4)
+    found = looks_at(noisy_pairs(11, 0.0), [11] * 11, DESIGN, pairs_per_batch=4)
     assert [k.n for k in found] == [4, 8, 11]
 
 
@@ -202,7 +206,7 @@ def test_a_verdict_once_reached_stands():
     assert {k.verdict for k in looks} == {IMPROVES}
     assert looks[-1].low < 0  # although its own interval would not say so
     good, bad = noisy_pairs(4, 0.08), noisy_pairs(20, -0.08, seed=1)
-    looks = looks_at(good + bad, [24] * 24, DESIGN, together=10)
+    looks = looks_at(good + bad, [24] * 24, DESIGN, pairs_per_batch=10)
     assert looks[-1].high < 0 and {k.verdict for k in looks} == {IMPROVES}
 
 
@@ -437,13 +441,13 @@ def test_without_a_usable_baseline_only_a_divergence_drops():
     ],
 )
 def test_screening_stops_only_if_every_arm_is_dropped(losses, verdict):
-    decision = decide_screening(screening(**losses), ["screen_baseline"], DESIGN)
+    decision = decide(1, screening(**losses), ["screen_baseline"])
     assert decision.verdict == verdict
 
 
 def test_a_crash_is_no_reason_to_drop():
     results = [*screening(a48=9.0), result(arm("screen_a6", 6), status="crashed")]
-    decision = decide_screening(results, ["screen_a6"], DESIGN)
+    decision = decide(1, results, ["screen_a6"])
     assert decision.verdict == "PROCEED"
     assert decision.missing == ("screen_a6",)
 
@@ -479,12 +483,12 @@ def test_two_best_of_fewer(losses, n):
 
 def test_the_lower_mean_of_the_two_wins_not_the_best_single_run():
     results = placements({"a6": 3.30, "a48": 3.265}, **FIRST)
-    assert decide_layers(results, [], DESIGN).chosen.layers == (4, 8)
+    assert decide(2, results).chosen.layers == (4, 8)
 
 
 def test_z2_is_the_formula_of_the_plan():
     results = placements({"a6": 3.264, "a48": 3.268}, **FIRST)
-    decision = decide_layers(results, [], DESIGN)
+    decision = decide(2, results)
     # SS about the means of the two pairs: 2 * .002^2 + 2 * .0015^2, with a degree of freedom each
     s = math.sqrt((8 * 0.0013**2 + 2 * 0.002**2 + 2 * 0.0015**2) / (8 + 2))
     assert decision.numbers["s"] == pytest.approx(s, rel=1e-9)
@@ -495,7 +499,7 @@ def test_z2_is_the_formula_of_the_plan():
 def test_stage_3_is_as_large_as_the_losses_of_stage_2_are_worth(z2, runs):
     s = math.sqrt(8 * 0.0013**2 / (8 + 2))  # two pairs without any spread
     baseline = 3.26 + z2 * s * math.sqrt(1 / 2 + 1)
-    decision = decide_layers(placements({"a6": 3.26, "a48": 3.265}, baseline, **FIRST), [], DESIGN)
+    decision = decide(2, placements({"a6": 3.26, "a48": 3.265}, baseline, **FIRST))
     assert decision.numbers["z2"] == pytest.approx(z2, abs=1e-8)
     assert len(cells_to_run(decision.numbers["z2"])) == runs
 
@@ -503,9 +507,9 @@ def test_stage_3_is_as_large_as_the_losses_of_stage_2_are_worth(z2, runs):
 @pytest.mark.parametrize("status", ["crashed", "diverged", None])
 def test_no_stage_proceeds_without_a_usable_baseline(status):
     lost = [result(BASELINE, status=status, stage=2)] if status else []
-    layers = decide_layers([*lost, *placements({"a6": 3.26}, None, **FIRST)], ["baseline"], DESIGN)
+    layers = decide(2, [*lost, *placements({"a6": 3.26}, None, **FIRST)], ["baseline"])
     lost = [replace(r, run=replace(r.run, arm=arm("screen_baseline"))) for r in lost]
-    screened = decide_screening([*lost, *screening((), a6=3.0)], ["screen_baseline"], DESIGN)
+    screened = decide(1, [*lost, *screening((), a6=3.0)], ["screen_baseline"])
     for decision in (layers, screened):
         assert decision.verdict == "INCONCLUSIVE"
         assert "no usable run of the baseline" in decision.title
@@ -515,11 +519,11 @@ def test_no_stage_proceeds_without_a_usable_baseline(status):
 
 def test_a_finalist_that_diverges_the_second_time_is_out():
     results = placements({"a6": None, "a48": 3.4}, **FIRST)
-    assert decide_layers(results, [], DESIGN).chosen.layers == (4, 8)
+    assert decide(2, results).chosen.layers == (4, 8)
 
 
 def test_no_usable_placement_is_inconclusive():
-    decision = decide_layers(placements(a4=None, a6=None), [], DESIGN)
+    decision = decide(2, placements(a4=None, a6=None))
     assert decision.verdict == "INCONCLUSIVE"
     assert decision.chosen is None
 
@@ -578,13 +582,13 @@ def dives(losses):
 
 
 def stage_2(z2, best_loss=3.27):
-    decision = decide_layers(placements(**FIRST), [], DESIGN)
+    decision = decide(2, placements(**FIRST))
     return replace(decision, numbers={"z2": z2, "best_loss": best_loss})
 
 
 def chosen_cell(results, decision_2):
     layers = arm("aux_6", 6)
-    chosen = decide_hyperparameters(results, [], DESIGN, layers, decision_2).chosen
+    chosen = decide(3, results, choice=layers, decisions={2: decision_2}).chosen
     assert chosen.layers == (6,)
     return chosen.weight, chosen.schedule
 
@@ -621,7 +625,7 @@ def test_a_cell_that_diverged_is_never_chosen_however_good_its_prediction():
 
 
 def test_without_any_result_stage_3_is_inconclusive():
-    decision = decide_hyperparameters([], ["dive_0"], DESIGN, arm("aux_6", 6), None)
+    decision = decide(3, [], ["dive_0"])
     assert decision.verdict == "INCONCLUSIVE"
     assert decision.missing == ("dive_0",)
 

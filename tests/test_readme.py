@@ -12,7 +12,7 @@ import analyze_aux
 import staged_analysis_helper
 from ablation.execute import session
 from ablation.execute.command import build_command
-from ablation.plan import adaptive, power
+from ablation.plan import power
 from ablation.plan.classic import CLASSIC_RULES, N_PAIRS, rule_text
 from ablation.plan.forecast import forecast, play
 from ablation.plan.next_step import MAX_ATTEMPTS, PLANS
@@ -77,7 +77,7 @@ def adaptive_runs():
 
 def adaptive_rows():
     for stage in PLANS["adaptive"]:
-        rule = adaptive.rule_text(stage.number, PROFILES["speedrun"].design)
+        rule = stage.rule_text(PROFILES["speedrun"].design)
         yield f"| {stage.number} {stage.name} | {adaptive_runs()[stage.number]} | {rule} |"
 
 

@@ -49,7 +49,7 @@ def registered(e: Experiment, m: Materials, fingerprint: str | None = None) -> d
         str(stage.number): {
             "name": stage.name,
             "question": stage.question,
-            "rule": stage.rule.format(**vars(e.profile.design)),
+            "rule": stage.rule_text(e.profile.design),
             "num_iterations": e.iterations(stage.fraction),
             "arms": [asdict(replace(arm, unet_skips=e.unet_skips)) for arm in stage.arms or e.arms],
             "seeds": list(e.seeds) if e.arms else seeds_of(stage.number),

@@ -7,7 +7,7 @@ nats/token: positive is good.
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ablation import stats
@@ -28,7 +28,6 @@ from ablation.plan.decision import (
     losses_text,
     mean_text,
     missing_arms,
-    no_comparison,
     on_shared_seed,
     p_text,
 )
@@ -42,15 +41,15 @@ from ablation.plan.looks import (
     settled,
 )
 from ablation.plan.stage import (
-    Situation,
     Stage,
+    State,
     affordable,
     each_arm_once,
     left_on_entry_s,
-    names_wanted,
+    no_comparison,
     of_what,
     pair_of,
-    together,
+    pairs_per_batch,
 )
 from ablation.runs.run import Arm, RunConfig, RunResult, duration, machine_seconds
 from ablation.study.heads import (
@@ -79,8 +78,9 @@ RULES = {  # shown beside the decisions, registered, and in docs/plans.md
 Z2_RICH = 4.0  # from here on the effect is plain enough to spend six runs on weight and schedule
 
 
-def rule_text(stage: int, design: Design) -> str:
-    return RULES[stage].format(**vars(design))
+def missing(state: State) -> tuple[str, ...]:
+    """Arms that were asked for and have no result."""
+    return missing_arms(state.stage_results, [run.arm.name for run in state.runs_asked_for])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -112,23 +112,23 @@ def usable_baseline(results: Sequence[RunResult]) -> Group | None:
     return group if group and group.usable else None
 
 
-def decide_screening(results: Sequence[RunResult], expected, design: Design) -> Decision:
-    missing = missing_arms(results, expected)
+def decide_screening(state: State) -> Decision:
+    """Stage 1: which placements diverge, or do plain harm?"""
+    results = state.stage_results
     usable = usable_baseline(results)
     tried_any = any(r.run.arm.layers and r.settled for r in results)
     if usable is None or not tried_any:
         without = lacking(usable, tried_any or None)
-        return no_comparison(1, rule_text(1, design), results, without, missing)
-    dropped = dropped_by_screening(results, design)
+        return no_comparison(state, results, without, missing(state))
+    dropped = dropped_by_screening(results, state.design)
     groups = groups_of(results)
     del groups[()]
     tried = {group.arm.layers for group in groups.values()}
     names = [g.names[0] for g in groups.values() if g.arm.layers in dropped]
     stop = tried == dropped
-    return Decision(
-        stage=1,
-        verdict=STOP if stop else PROCEED,
-        title="STOP: every arm was dropped" if stop else "PROCEED to Stage 2",
+    return state.decided(
+        STOP if stop else PROCEED,
+        "STOP: every arm was dropped" if stop else "PROCEED to Stage 2",
         because=(
             f"Dropped: {', '.join(names) or 'none'}.",
             "Early losses hardly predict final ones: only divergence and plain harm drop an arm.",
@@ -137,9 +137,8 @@ def decide_screening(results: Sequence[RunResult], expected, design: Design) -> 
             f"Baseline loss: {mean_text(usable.losses, 4)}",
             *loss_lines([r for r in results if r.run.arm.layers], baseline_losses(results)),
         ),
-        rule=rule_text(1, design),
         numbers={"dropped": [list(layers) for layers in sorted(dropped)]},
-        missing=missing,
+        missing=missing(state),
     )
 
 
@@ -149,27 +148,26 @@ def two_best(results: Sequence[RunResult]) -> list[Arm]:
     return [r.run.arm for r in sorted(first, key=lambda r: r.val_loss)[:2]]
 
 
-def decide_layers(results: Sequence[RunResult], expected, design: Design) -> Decision:
+def decide_layers(state: State) -> Decision:
+    """Stage 2: which tap layers go on, and how plain is their effect?"""
+    results, design = state.stage_results, state.design
     groups = groups_of(results)
     groups.pop((), None)
     baseline = usable_baseline(results)
     again = {arm.configuration for arm in two_best(results)}
     finalists = [g for c, g in groups.items() if c in again and g.usable]
     best = min(finalists, key=lambda group: group.mean, default=None)
-    missing = missing_arms(results, expected)
     if best is None or baseline is None:
-        without = lacking(baseline, best)
-        undecided = no_comparison(2, rule_text(2, design), results, without, missing)
+        undecided = no_comparison(state, results, lacking(baseline, best), missing(state))
         return replace(undecided, chosen=best and best.arm)  # should a person go on all the same
     samples = [g.losses for g in (baseline, *groups.values())]
     s = math.sqrt(stats.pooled_variance(samples, design.sigma0**2, design.nu0))
     n, m = len(best.losses), len(baseline.losses)
     z2 = (baseline.mean - best.mean) / (s * math.sqrt(1 / n + 1 / m))
     taps = ",".join(map(str, best.arm.layers))
-    return Decision(
-        stage=2,
-        verdict=PROCEED,
-        title="PROCEED to Stage 3",
+    return state.decided(
+        PROCEED,
+        "PROCEED to Stage 3",
         because=(
             f"Layers {taps}: the lowest mean of those run twice. Exploratory, biased upwards.",
             f"z2 = {z2:.1f}: used to allocate stage 3, no evidence.",
@@ -179,10 +177,9 @@ def decide_layers(results: Sequence[RunResult], expected, design: Design) -> Dec
             *loss_lines([r for r in results if r.run.arm.layers], baseline_losses(results)),
             f"Best: {best.names[0]}, {mean_text(best.losses, 4)}; sd with the prior's {s:.4f}",
         ),
-        rule=rule_text(2, design),
         numbers={"z2": z2, "s": s, "best_loss": best.mean, "best_n": len(best.losses)},
         chosen=best.arm,
-        missing=missing,
+        missing=missing(state),
     )
 
 
@@ -190,34 +187,30 @@ def cells_to_run(z2: float | None) -> tuple[tuple[float, str], ...]:
     return MANY_CELLS if z2 is not None and z2 >= Z2_RICH else FEW_CELLS
 
 
-def decide_hyperparameters(
-    results: Sequence[RunResult], expected, design: Design, layers: Arm, stage_2: Decision | None
-) -> Decision:
-    """Choose weight and schedule; the default cell enters with its mean of stage 2.
+def decide_hyperparameters(state: State) -> Decision:
+    """Stage 3: which weight and schedule? The default cell enters with its mean of stage 2.
 
     The additive fit pools what seven runs say about each weight and schedule. It could predict the
     two cells that were not run, too, but a configuration that nobody has seen train is not
     confirmed at the price of stage 4: where cells do not add up, that costs power
     (benchmarks/RESULTS.md).
     """
+    results, numbers = state.stage_results, state.numbers_of(2)
     observed = {
         (r.run.arm.weight, r.run.arm.schedule): r.val_loss for r in results if r.status == "ok"
     }
-    numbers = stage_2.numbers if stage_2 else {}
     if "best_loss" in numbers:
         observed[DEFAULT_CELL] = numbers["best_loss"]
-    missing = missing_arms(results, expected)
     if not observed:
-        return no_comparison(3, rule_text(3, design), results, [ARM_SIDE], missing)
+        return no_comparison(state, results, [ARM_SIDE], missing(state))
     rich = cells_to_run(numbers.get("z2")) == MANY_CELLS
     predicted = additive_fit(observed) if rich else observed
     predicted = {cell: loss for cell, loss in predicted.items() if cell in observed}
     weight, schedule = min(predicted, key=lambda cell: (predicted[cell], cell))
     how = "by an additive fit" if rich else "observed"
-    return Decision(
-        stage=3,
-        verdict=PROCEED,
-        title="PROCEED to Stage 4",
+    return state.decided(
+        PROCEED,
+        "PROCEED to Stage 4",
         because=(
             f"Weight {weight:g}, schedule {schedule}: best {how}"
             f" ({predicted[weight, schedule]:.4f}). Exploratory, biased upwards.",
@@ -226,10 +219,9 @@ def decide_hyperparameters(
             f"weight {w:g}, {s}: {loss:.4f}{' (stage 2)' if (w, s) == DEFAULT_CELL else ''}"
             for (w, s), loss in sorted(observed.items())
         ),
-        rule=rule_text(3, design),
         numbers={"predicted": [[w, s, loss] for (w, s), loss in sorted(predicted.items())]},
-        chosen=replace(layers, weight=weight, schedule=schedule),
-        missing=missing,
+        chosen=replace(state.choice, weight=weight, schedule=schedule),
+        missing=missing(state),
     )
 
 
@@ -268,7 +260,7 @@ def decide_validation(
         title=f"{UNDECIDED}: {len(pairs)} complete pair(s), the first look needs more",
         because=("Nothing is concluded about auxiliary heads.",),
         facts=loss_lines([r for pair in pairs for r in pair], None),
-        rule=rule_text(4, design),
+        rule=RULES[4].format(**vars(design)),
         numbers={"verdict": UNDECIDED, "label": "", "n": len(pairs), "looks": []},
         chosen=chosen,
         missing=missing,
@@ -386,36 +378,35 @@ MAX_GIVEN_UP = 3  # pairs of the adaptive plan's stage 4 that may fail for good 
 # Which runs a stage asks for, and the table of stages
 
 
-def twice_the_baseline(s: Situation) -> list[RunConfig]:
-    first = each_arm_once(s)
-    return [*first, s.run(s.stage.arms[0], 1, index=1)]
+def twice_the_baseline(state: State) -> list[RunConfig]:
+    first = each_arm_once(state)
+    return [*first, state.run(state.stage.arms[0], 1, index=1)]
 
 
-def placements_then_two_again(s: Situation) -> list[RunConfig]:
+def placements_then_two_again(state: State) -> list[RunConfig]:
     """Every placement that screening left, once; then the two best with a new seed."""
-    dropped = s.decisions[1].numbers.get("dropped", []) if 1 in s.decisions else []
-    first = [s.run(arm) for arm in s.stage.arms if list(arm.layers) not in dropped]
-    done = s.of(first)
+    dropped = state.numbers_of(1).get("dropped", [])
+    first = [state.run(arm) for arm in state.stage.arms if list(arm.layers) not in dropped]
+    done = state.results_of(first)
     if len(done) < len(first):
         return first
-    return first + [s.run(arm, 1, index=1) for arm in two_best(done)]
+    return first + [state.run(arm, 1, index=1) for arm in two_best(done)]
 
 
-def cells(s: Situation) -> list[RunConfig]:
+def cells(state: State) -> list[RunConfig]:
     """Weights and schedules around the default, as many as the effect so far is worth."""
-    z2 = s.decisions[2].numbers.get("z2") if 2 in s.decisions else None
     return [
-        s.run(aux(s.choice.layers, cell_name(weight, schedule), weight, schedule))
-        for weight, schedule in cells_to_run(z2)
+        state.run(aux(state.choice.layers, cell_name(weight, schedule), weight, schedule))
+        for weight, schedule in cells_to_run(state.numbers_of(2).get("z2"))
     ]
 
 
-def final_pairs(s: Situation) -> tuple[list[Pair], int]:
+def final_pairs(state: State) -> tuple[list[Pair], int]:
     """(complete pairs in order, up to the first one that is still open; number of pairs given up
     after repeated failures)."""
     complete, given_up = [], 0
     for k in itertools.count():
-        pair = tuple(s.of(pair_of(s, k)))
+        pair = tuple(state.results_of(pair_of(state, k)))
         if len(pair) < 2:
             return complete, given_up
         if all(r.settled for r in pair):
@@ -424,73 +415,63 @@ def final_pairs(s: Situation) -> tuple[list[Pair], int]:
             given_up += 1
 
 
-def batch_end(s: Situation, n: int) -> int:
+def batch_end(state: State, n: int) -> int:
     """The n-th pair is launched together with those up to this one; a look comes after them: after
     first_look pairs, then after every pair, or after as many as fill the machine."""
-    first = s.experiment.profile.design.first_look
-    return max(first, n + (first - n) % together(s))
+    first = state.design.first_look
+    return max(first, n + (first - n) % pairs_per_batch(state))
 
 
-def most_pairs(s: Situation, complete: Sequence[Pair]) -> list[int]:
+def most_pairs(state: State, complete: Sequence[Pair]) -> list[int]:
     """n_max on entry, and after each complete pair as the budget then allowed; it never rises."""
-    e = s.experiment
-    limits = [min(e.validation_runs or MAX_PAIRS, affordable(s, s.costs, left_on_entry_s(s)))]
+    e = state.experiment
+    fit = affordable(state, state.costs, left_on_entry_s(state))
+    limits = [min(e.validation_runs or MAX_PAIRS, fit)]
     for n in range(1, len(complete) + 1):
-        end = n if e.share.parallel_runs == 1 else batch_end(s, n)
+        end = n if e.share.parallel_runs == 1 else batch_end(state, n)
         if end > len(complete):  # others that were launched with it still run, and are paid for
             limits.append(limits[-1])
             continue
         last = complete[end - 1][0].run.index
-        paid = [r for r in s.history if r.run.stage < 4 or r.run.index <= last]
+        paid = [r for r in state.history if r.run.stage < 4 or r.run.index <= last]
         left_s = 3600 * e.budget_at(n) - machine_seconds(paid)
-        limits.append(min(limits[-1], end + affordable(s, Costs(e, paid), left_s)))
+        limits.append(min(limits[-1], end + affordable(state, Costs(e, paid), left_s)))
     return limits
 
 
-def pairs_until_settled(s: Situation) -> list[RunConfig]:
+def pairs_until_settled(state: State) -> list[RunConfig]:
     """Pairs up to the first look, then more as long as the last look leaves something open."""
-    complete, given_up = final_pairs(s)
-    limits = most_pairs(s, complete)
+    complete, given_up = final_pairs(state)
+    limits = most_pairs(state, complete)
     n, n_max = len(complete), limits[-1]
-    if s.experiment.stop_on == "never":
-        return [run for k in range(n_max) for run in pair_of(s, k)]
-    looks = looks_so_far(s, complete, limits[1:])
-    target = batch_end(s, n + 1)
+    if state.experiment.stop_on == "never":
+        return [run for k in range(n_max) for run in pair_of(state, k)]
+    looks = looks_so_far(state, complete, limits[1:])
+    target = batch_end(state, n + 1)
     if (looks and settled(looks[-1])) or given_up > MAX_GIVEN_UP:
         target = n
     count = min(target, max(n, n_max)) + given_up
-    return [run for k in range(count) for run in pair_of(s, k)]
+    return [run for k in range(count) for run in pair_of(state, k)]
 
 
-def looks_so_far(s: Situation, complete: Sequence[Pair], limits: Sequence[int]):
-    e = s.experiment
-    return looks_at(
-        complete, limits, e.profile.design, e.stop_on == "any", together=together(s)
-    )
+def looks_so_far(state: State, complete: Sequence[Pair], limits: Sequence[int]) -> list[Look]:
+    equivalence = state.experiment.stop_on == "any"
+    return looks_at(complete, limits, state.design, equivalence, pairs_per_batch(state))
 
 
-def decide_pairs(s: Situation) -> Decision:
-    complete, given_up = final_pairs(s)
-    limits = most_pairs(s, complete)[1:]
-    looks = looks_so_far(s, complete, limits)
+def decide_pairs(state: State) -> Decision:
+    """Stage 4: the verdict, on seeds used nowhere else."""
+    complete, given_up = final_pairs(state)
+    limits = most_pairs(state, complete)[1:]
+    looks = looks_so_far(state, complete, limits)
     if complete and not (looks and settled(looks[-1])):
         # no further pair comes: what is left of alpha is spent on this look
         limits[-1] = len(complete)
-        looks = looks_so_far(s, complete, limits)
-    cost_s = sum(map(s.costs, pair_of(s, 0)))
+        looks = looks_so_far(state, complete, limits)
+    cost_s = sum(map(state.costs, pair_of(state, 0)))
     missing = (f"{given_up} pair(s), of which a run failed for good",) if given_up else ()
-    design = s.experiment.profile.design
-    decision = decide_validation(looks, complete, cost_s, design, s.choice, missing)
-    return of_what(s, decision)
-
-
-def with_design(rule: Callable[[Sequence[RunResult], Sequence[str], Design], Decision]):
-    return lambda s: rule(s.told, names_wanted(s), s.experiment.profile.design)
-
-
-def decide_cells(s: Situation) -> Decision:
-    design, stage_2 = s.experiment.profile.design, s.decisions.get(2)
-    return decide_hyperparameters(s.told, names_wanted(s), design, s.choice, stage_2)
+    decision = decide_validation(looks, complete, cost_s, state.design, state.choice, missing)
+    return of_what(state, decision)
 
 
 ADAPTIVE = (
@@ -501,8 +482,8 @@ ADAPTIVE = (
         rule=RULES[1],
         arms=SCREENING,
         fraction=SHORT,
-        wanted=twice_the_baseline,
-        decide=with_design(decide_screening),
+        runs_asked_for=twice_the_baseline,
+        decide=decide_screening,
         needs_baseline=True,
     ),
     Stage(
@@ -512,8 +493,8 @@ ADAPTIVE = (
         rule=RULES[2],
         arms=LAYERS[:-1],
         fraction=1.0,
-        wanted=placements_then_two_again,
-        decide=with_design(decide_layers),
+        runs_asked_for=placements_then_two_again,
+        decide=decide_layers,
         needs_baseline=True,
     ),
     Stage(
@@ -523,8 +504,8 @@ ADAPTIVE = (
         rule=RULES[3],
         arms=tuple(aux((4, 8), cell_name(*cell), *cell) for cell in MANY_CELLS),
         fraction=1.0,
-        wanted=cells,
-        decide=decide_cells,
+        runs_asked_for=cells,
+        decide=decide_hyperparameters,
     ),
     Stage(
         number=4,
@@ -533,7 +514,7 @@ ADAPTIVE = (
         rule=RULES[4],
         arms=FINAL_ARMS,
         fraction=1.0,
-        wanted=pairs_until_settled,
+        runs_asked_for=pairs_until_settled,
         decide=decide_pairs,
     ),
 )

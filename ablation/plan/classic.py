@@ -4,7 +4,7 @@ Thresholds, decisions, runs and the table of its stages. Improvement = mean val_
 mean val_loss(arm), nats/token: positive is good.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ablation import stats
@@ -27,16 +27,16 @@ from ablation.plan.decision import (
     losses_text,
     mean_text,
     missing_arms,
-    no_comparison,
     on_shared_seed,
     p_text,
 )
 from ablation.plan.stage import (
-    Situation,
     Stage,
+    State,
     affordable,
     each_arm_once,
     left_on_entry_s,
+    no_comparison,
     of_what,
     pair_of,
 )
@@ -71,12 +71,17 @@ def rule_text(stage: int) -> str:
     return STAGE_RULES[stage].format(**CLASSIC_RULES)
 
 
-def decide_screening(results: Sequence[RunResult], expected: Sequence[str]) -> Decision:
+def missing(state: State) -> tuple[str, ...]:
+    """Arms of the stage's table that have no result."""
+    return missing_arms(state.stage_results, [arm.name for arm in state.stage.arms])
+
+
+def decide_screening(state: State) -> Decision:
     """Stage 1: does any auxiliary arm clear the gate at once?"""
-    missing = missing_arms(results, expected)
+    results = state.stage_results
     baseline, best = best_against_baseline(results)
     if baseline is None or best is None:
-        return no_comparison(1, rule_text(1), results, lacking(baseline, best), missing)
+        return no_comparison(state, results, lacking(baseline, best), missing(state))
     improvement = baseline.mean - best.mean
     relative = improvement / baseline.mean
     percent = f"{relative:+.2%}"
@@ -91,17 +96,15 @@ def decide_screening(results: Sequence[RunResult], expected: Sequence[str]) -> D
             "This is no evidence of absence: one short run an arm cannot exclude a real effect;",
             "early losses hardly predict final ones. --ignore_gate goes on, and is recorded.",
         )
-    return Decision(
-        stage=1,
-        verdict=verdict,
-        title=title,
+    return state.decided(
+        verdict,
+        title,
         because=because,
         facts=(
             f"Baseline loss: {baseline.mean:.4f}",
             f"Best aux loss: {best.mean:.4f} ({best.names[0]})",
             f"Improvement: {percent}",
         ),
-        rule=rule_text(1),
         numbers={
             "baseline_loss": baseline.mean,
             "best_loss": best.mean,
@@ -109,16 +112,16 @@ def decide_screening(results: Sequence[RunResult], expected: Sequence[str]) -> D
             "improvement": improvement,
             "relative_improvement": relative,
         },
-        missing=missing,
+        missing=missing(state),
     )
 
 
-def decide_layers(results: Sequence[RunResult], expected: Sequence[str]) -> Decision:
+def decide_layers(state: State) -> Decision:
     """Stage 2: which tap layers go on?"""
-    missing = missing_arms(results, expected)
+    results = state.stage_results
     baseline, best = best_against_baseline(on_shared_seed(results))
     if baseline is None or best is None:
-        undecided = no_comparison(2, rule_text(2), results, lacking(baseline, best), missing)
+        undecided = no_comparison(state, results, lacking(baseline, best), missing(state))
         return replace(undecided, chosen=best and best.arm)  # should a person go on all the same
     improvement = baseline.mean - best.mean
     losses = {r.run.arm.name: r.val_loss for r in results if r.status == "ok"}
@@ -149,16 +152,14 @@ def decide_layers(results: Sequence[RunResult], expected: Sequence[str]) -> Deci
             f"Stopped by the rule: {CLASSIC_RULES['layers']} does not hold ({improvement:+.4f}).",
             "No placement beat the baseline here; with single runs this is no evidence of absence.",
         )
-    return Decision(
-        stage=2,
-        verdict=verdict,
-        title=title,
+    return state.decided(
+        verdict,
+        title,
         because=because,
         facts=tuple(facts),
-        rule=rule_text(2),
         numbers=numbers,
         chosen=best.arm,
-        missing=missing,
+        missing=missing(state),
     )
 
 
@@ -168,12 +169,12 @@ def best_dive(results: Sequence[RunResult]) -> Group | None:
     return best_against_baseline(on_shared_seed(results))[1]
 
 
-def decide_hyperparameters(results: Sequence[RunResult], expected: Sequence[str]) -> Decision:
+def decide_hyperparameters(state: State) -> Decision:
     """Stage 3: which loss weight and schedule go into the final validation?"""
-    missing = missing_arms(results, expected)
+    results = state.stage_results
     best = best_dive([r for r in results if r.run.arm.name.startswith("dive_")])
     if best is None:
-        return no_comparison(3, rule_text(3), results, [ARM_SIDE], missing)
+        return no_comparison(state, results, [ARM_SIDE], missing(state))
     validations = [r for r in results if r.run.arm.name.startswith("validation_")]
     losses = [r.val_loss for r in validations if r.status == "ok"]
     facts = [
@@ -189,29 +190,27 @@ def decide_hyperparameters(results: Sequence[RunResult], expected: Sequence[str]
     if diverged := sum(r.status == "diverged" for r in validations):
         because.append(f"Beware: {diverged} of {len(validations)} validation runs diverged.")
         numbers["validation_diverged"] = diverged
-    return Decision(
-        stage=3,
-        verdict=PROCEED,
-        title="PROCEED to Stage 4",
+    return state.decided(
+        PROCEED,
+        "PROCEED to Stage 4",
         because=tuple(because),
         facts=tuple(facts),
-        rule=rule_text(3),
         numbers=numbers,
         chosen=best.arm,
-        missing=missing,
+        missing=missing(state),
     )
 
 
-def decide_final(results: Sequence[RunResult], expected: Sequence[str]) -> Decision:
+def decide_final(state: State) -> Decision:
     """Stage 4: does the finalized configuration beat the baseline on seeds used nowhere else?"""
-    missing = missing_arms(results, expected)
-    results = complete_pairs(results)
+    results = complete_pairs(state.stage_results)
     groups = groups_of(results)
     baseline = groups.pop((), None)
     best = next(iter(groups.values()), None)
     if not (baseline and baseline.losses and best):
         usable = baseline if baseline and baseline.losses else None
-        return no_comparison(4, rule_text(4), results, lacking(usable, best), missing)
+        undecided = no_comparison(state, results, lacking(usable, best), missing(state))
+        return of_what(state, undecided)
     finished = finished_pairs(results)
     c = stats.compare(*zip(*finished, strict=True)) if finished else None
     numbers = final_numbers(results, baseline, best, c)
@@ -224,17 +223,16 @@ def decide_final(results: Sequence[RunResult], expected: Sequence[str]) -> Decis
             " exact worst-rank test's, the means are of the runs that finished, Delta of the"
             f" {len(finished)} pair(s) of which both did"
         )
-    return Decision(
-        stage=4,
-        verdict=FINAL,
-        title=title,
+    decision = state.decided(
+        FINAL,
+        title,
         because=because,
         facts=tuple(facts),
-        rule=rule_text(4),
         numbers=numbers,
         chosen=best.arm,
-        missing=missing,
+        missing=missing(state),
     )
+    return of_what(state, decision)
 
 
 def final_numbers(
@@ -363,30 +361,22 @@ def speedup_text(value: float | None) -> str:
 N_PAIRS = 8  # in stage 4 of the classic plan, budget permitting
 
 
-def classic(rule: Callable[[Sequence[RunResult], Sequence[str]], Decision]):
-    """A rule of the classic plan as the `decide` of a stage: it sees the results and the arms."""
-    return lambda s: rule(s.told, [arm.name for arm in s.stage.arms or s.experiment.arms])
-
-
-def dives_then_validations(s: Situation) -> list[RunConfig]:
+def dives_then_validations(state: State) -> list[RunConfig]:
     """Weights and schedules at the chosen layers; then the best of them, with new seeds."""
-    dives = each_arm_once(s)[: len(DIVES)]
-    dives = [replace(run, arm=replace(run.arm, layers=s.choice.layers)) for run in dives]
-    done = s.of(dives)
+    dives = each_arm_once(state)[: len(DIVES)]
+    dives = [replace(run, arm=replace(run.arm, layers=state.choice.layers)) for run in dives]
+    done = state.results_of(dives)
     if len(done) < len(dives) or (best := best_dive(done)) is None:
         return dives
     validations = [replace(best.arm, name=f"validation_{k}") for k in range(N_VALIDATIONS)]
-    return dives + [s.run(arm, 2 + k) for k, arm in enumerate(validations)]
+    return dives + [state.run(arm, 2 + k) for k, arm in enumerate(validations)]
 
 
-def pairs(s: Situation) -> list[RunConfig]:
+def pairs(state: State) -> list[RunConfig]:
     """As many baseline/best pairs as the budget allows, interleaved so that drift hits both."""
-    n = min(s.experiment.validation_runs or N_PAIRS, affordable(s, s.costs, left_on_entry_s(s)))
-    return [run for k in range(n) for run in pair_of(s, k)]
-
-
-def final_decision(s: Situation) -> Decision:
-    return of_what(s, classic(decide_final)(s))
+    fit = affordable(state, state.costs, left_on_entry_s(state))
+    n = min(state.experiment.validation_runs or N_PAIRS, fit)
+    return [run for k in range(n) for run in pair_of(state, k)]
 
 
 CLASSIC = (
@@ -397,8 +387,8 @@ CLASSIC = (
         rule=rule_text(1),
         arms=SCREENING,
         fraction=SHORT,
-        wanted=each_arm_once,
-        decide=classic(decide_screening),
+        runs_asked_for=each_arm_once,
+        decide=decide_screening,
         needs_baseline=True,
     ),
     Stage(
@@ -408,8 +398,8 @@ CLASSIC = (
         rule=rule_text(2),
         arms=LAYERS,
         fraction=1.0,
-        wanted=each_arm_once,
-        decide=classic(decide_layers),
+        runs_asked_for=each_arm_once,
+        decide=decide_layers,
         needs_baseline=True,
     ),
     Stage(
@@ -419,8 +409,8 @@ CLASSIC = (
         rule=rule_text(3),
         arms=DIVES + VALIDATIONS,
         fraction=1.0,
-        wanted=dives_then_validations,
-        decide=classic(decide_hyperparameters),
+        runs_asked_for=dives_then_validations,
+        decide=decide_hyperparameters,
     ),
     Stage(
         number=4,
@@ -429,8 +419,8 @@ CLASSIC = (
         rule=rule_text(4),
         arms=FINAL_ARMS,
         fraction=1.0,
-        wanted=pairs,
-        decide=final_decision,
+        runs_asked_for=pairs,
+        decide=decide_final,
         all_pairs_at_once=True,
     ),
 )

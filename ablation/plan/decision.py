@@ -90,8 +90,9 @@ def groups_of(results: Sequence[RunResult]) -> dict[tuple, Group]:
 
 
 def missing_arms(results: Sequence[RunResult], expected: Sequence[str]) -> tuple[str, ...]:
-    settled = {r.run.arm.name for r in results if r.settled}
-    return tuple(name for name in expected if name not in settled)
+    """The arms expected, each once, that have neither a loss nor a divergence to show."""
+    found = {r.run.arm.name for r in results if r.settled}
+    return tuple(dict.fromkeys(name for name in expected if name not in found))
 
 
 def on_shared_seed(results: Sequence[RunResult]) -> list[RunResult]:
@@ -151,27 +152,6 @@ def lacking(baseline: object, best: object) -> list[str]:
     """The sides of a comparison that have no usable run, in words."""
     sides = {BASELINE_SIDE: baseline, ARM_SIDE: best}
     return [side for side, found in sides.items() if found is None]
-
-
-def no_comparison(
-    stage: int,
-    rule: str,
-    results: Sequence[RunResult],
-    without: Sequence[str],
-    missing: tuple[str, ...],
-) -> Decision:
-    """INCONCLUSIVE: these sides of the comparison have no usable run."""
-    what = f"no usable run of {' or '.join(without)}"
-    return Decision(
-        stage=stage,
-        verdict=INCONCLUSIVE,
-        title=f"INCONCLUSIVE: {what}",
-        because=("The rule cannot be applied; nothing is concluded about auxiliary heads.",),
-        facts=loss_lines(results, baseline_losses(results)),
-        rule=rule,
-        numbers={},
-        missing=missing,
-    )
 
 
 def finished_pairs(results: Sequence[RunResult]) -> list[tuple[float, float]]:

@@ -44,12 +44,12 @@ def looks_at(
     limits: Sequence[int],
     design: Design,
     equivalence: bool = True,
-    together: int = 1,
+    pairs_per_batch: int = 1,
 ) -> list[Look]:
     """Every look so far, in order; the last one may be final.
 
     pairs: complete pairs in order. limits[k-1]: n_max as the budget allowed after k pairs, never
-    rising. together: pairs that run side by side, with one look after them. A verdict, once
+    rising. pairs_per_batch: pairs that run side by side, with one look after them. A verdict, once
     reached, stands; later looks can only settle its label.
     """
     looks: list[Look] = []
@@ -57,7 +57,7 @@ def looks_at(
         n_max = limits[n - 1]
         if n < min(design.first_look, n_max) or n < 2:
             continue
-        if (n - design.first_look) % together and n < n_max:
+        if (n - design.first_look) % pairs_per_batch and n < n_max:
             continue
         look = take_look(pairs[:n], n_max, [k.n for k in looks], [k.n_max for k in looks], design)
         last = looks[-1] if looks else None

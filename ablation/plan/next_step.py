@@ -12,7 +12,7 @@ from ablation.plan.classic import CLASSIC, N_PAIRS
 from ablation.plan.costs import Costs
 from ablation.plan.decision import FINAL, PROCEED, Decision
 from ablation.plan.manual import MANUAL
-from ablation.plan.stage import Situation, Stage
+from ablation.plan.stage import Stage, State
 from ablation.runs.run import Arm, RunConfig, RunResult, duration, machine_seconds
 from ablation.study.experiment import Experiment
 
@@ -88,13 +88,13 @@ def outcomes_of(e: Experiment, results: Sequence[RunResult]) -> dict[tuple, RunR
     return {key: r for key, mine in attempts.items() if (r := concluded(mine, e.forgiven))}
 
 
-def situation_of(
+def state_of(
     e: Experiment, stage: Stage, choice: Arm | None, decisions: Mapping[int, Decision],
     results: Sequence[RunResult], outcomes: Mapping[tuple, RunResult],
-) -> Situation:  # fmt: skip
+) -> State:  # fmt: skip
     """What the stage may know: nothing of later ones."""
     earlier = [r for r in results if r.run.stage < stage.number]
-    return Situation(
+    return State(
         experiment=e,
         stage=stage,
         choice=choice,
@@ -151,11 +151,11 @@ def next_step(
         choice = chosen_by_hand(e, stage) or choice
         if choice is None and stage.number > 2:
             continue  # a person chose for a later stage
-        situation = situation_of(e, stage, choice, step.decisions, results, outcomes)
+        state = state_of(e, stage, choice, step.decisions, results, outcomes)
         step = replace(step, stage=stage.number)
         if fault and stage.number >= fault_stage:
             return replace(step, ended=fault, fault=True)
-        wanted = stage.wanted(situation)
+        wanted = state.runs_asked_for
         open_runs = [run for run in wanted if run.key not in outcomes]
         if open_runs and stage.number < start:
             continue  # the same
@@ -170,7 +170,7 @@ def next_step(
         step = replace(step, cut=(*step.cut, *cut))
         if open_runs and (not broke or running):
             return replace(step, runs=() if broke else startable)
-        step = concluded_stage(situation, step, broke or not wanted, start, conclude)
+        step = concluded_stage(state, step, broke or not wanted, start, conclude)
         if step.ended:
             return step
         choice = step.decisions[stage.number].chosen or choice
@@ -180,16 +180,16 @@ def next_step(
 
 
 def concluded_stage(
-    situation: Situation, step: Step, spent: bool, start: int, conclude: bool
+    state: State, step: Step, spent: bool, start: int, conclude: bool
 ) -> Step:
     """The step with the stage's decision, `ended` where that does not let the plan pass. spent: the
     budget allows no further run. start: the stage that a person chose for, which asks no gate
     before it."""
-    e, stage = situation.experiment, situation.stage
+    e, stage = state.experiment, state.stage
     is_last = stage is PLANS[e.plan][-1]
     if is_last and not conclude:
         return replace(step, ended=BUDGET_SPENT if spent else ALL_DONE)
-    decision = stage.decide(situation)
+    decision = stage.decide(state)
     step = replace(step, decisions={**step.decisions, stage.number: decision})
     if spent:
         return replace(step, ended=BUDGET_SPENT)
