@@ -35,7 +35,7 @@ from ablation.plan.looks import (
     target_label,
     verdict_of,
 )
-from ablation.plan.next_step import MAX_ATTEMPTS, next_step, pairs_begun
+from ablation.plan.next_step import MAX_ATTEMPTS, conclude, next_step, pairs_begun
 from ablation.runs.run import machine_seconds
 from ablation.study import heads
 from ablation.study.heads import FEW_CELLS, MANY_CELLS
@@ -242,7 +242,7 @@ def test_without_any_variance_nothing_is_concluded(best):
     looks = looks_at(pairs, [6] * 6, DESIGN)
     assert {k.verdict for k in looks} == {""}
     assert not settled(looks[-1])
-    decision = conclude(looks, pairs)
+    decision = verdict_on(looks, pairs)
     assert decision.numbers["verdict"] == UNDECIDED
     assert any("without variance" in fact for fact in decision.facts)
 
@@ -258,7 +258,7 @@ def test_all_diverged_is_inconclusive():
     pairs = pairs_of([None] * 8, [None] * 8)
     looks = looks_at(pairs, [8] * 8, DESIGN)
     assert {k.verdict for k in looks} == {""}
-    decision = conclude(looks, pairs)
+    decision = verdict_on(looks, pairs)
     assert decision.numbers["verdict"] == UNDECIDED
     assert "every run diverged" in " ".join(decision.facts)
     assert (decision.numbers["baseline_diverged"], decision.numbers["best_diverged"]) == (8, 8)
@@ -303,7 +303,7 @@ def test_where_runs_diverged_differences_are_of_the_pairs_that_finished():
     best = [loss - 0.01 for loss in of_seeds[:5]] + [None]
     last = looks_at(pairs_of(of_seeds, best), [6] * 6, DESIGN)[-1]
     assert last.improvement == pytest.approx(0.01)
-    decision = conclude([last], pairs_of(of_seeds, best))
+    decision = verdict_on([last], pairs_of(of_seeds, best))
     assert any("over the 5 pair(s) of which both finished" in fact for fact in decision.facts)
 
 
@@ -318,7 +318,7 @@ def test_a_rank_look_too_early_to_reach_its_level_decides_nothing():
 # Stage 4: the decision
 
 
-def conclude(looks, pairs):
+def verdict_on(looks, pairs):
     decision = decide_validation(looks, pairs, 1800.0, DESIGN, BEST, ())
     json.dumps(decision.numbers, allow_nan=False)  # it goes into a file
     return decision
@@ -337,14 +337,14 @@ def conclude(looks, pairs):
 def test_the_title_is_verdict_and_label(improvement, title):
     pairs = noisy_pairs(9, improvement)
     (look,) = looks_at(pairs, [9] * 9, DESIGN)[-1:]
-    assert conclude([look], pairs).title == title
+    assert verdict_on([look], pairs).title == title
 
 
 def test_a_verdict_is_told_as_it_fell_whatever_later_looks_show():
     pairs = [*noisy_pairs(4, 0.03), *noisy_pairs(9, -0.03)[4:]]
     looks = looks_at(pairs, [9] * 9, DESIGN)
     assert looks[0].verdict == IMPROVES and looks[-1].low < 0 < looks[-1].high
-    decision = conclude(looks, pairs)
+    decision = verdict_on(looks, pairs)
     assert decision.title == f"{IMPROVES} at look 1, {decision.numbers['label']}"
     assert f"It fell at 4 pairs at {looks[0].low:+.4f} to" in decision.because[-1]
 
@@ -363,12 +363,12 @@ def test_level_runs_beside_diverged_ones_are_called_so_and_no_more(sd, title):
     pairs[0], pairs[1] = (lost[0], pairs[0][1]), (pairs[1][0], lost[1])
     looks = looks_at(pairs, [9] * 9, DESIGN)
     assert not any(look.verdict for look in looks)  # not before the last pair
-    assert conclude(looks, pairs).title == title
+    assert verdict_on(looks, pairs).title == title
 
 
 def test_inconclusive_says_what_it_would_still_take():
     pairs = noisy_pairs(4, 0.004, sd=0.006)
-    decision = conclude(looks_at(pairs, [4] * 4, DESIGN), pairs)
+    decision = verdict_on(looks_at(pairs, [4] * 4, DESIGN), pairs)
     assert decision.title == UNDECIDED
     baseline, best = ([r.val_loss for r in side] for side in zip(*pairs, strict=True))
     sd = math.sqrt((np.var(baseline, ddof=1) + np.var(best, ddof=1)) / 2)
@@ -383,12 +383,12 @@ def test_a_null_result_says_what_it_excludes():
     pairs = noisy_pairs(9, 0.0)
     looks = looks_at(pairs, [9] * 9, DESIGN)
     excluded = max(abs(looks[-1].eq_low), abs(looks[-1].eq_high))
-    assert f"effects beyond ±{excluded:.4f} are excluded" in conclude(looks, pairs).because[0]
+    assert f"effects beyond ±{excluded:.4f} are excluded" in verdict_on(looks, pairs).because[0]
 
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_too_few_pairs_for_any_look_are_inconclusive(n):
-    decision = conclude([], noisy_pairs(n, 0.05))
+    decision = verdict_on([], noisy_pairs(n, 0.05))
     assert decision.numbers["verdict"] == UNDECIDED
     assert f"{n} complete pair(s)" in decision.title
 
@@ -666,7 +666,7 @@ def carry_out(e, improvement=0.003, happens=lambda run, attempt: "ok", seconds=9
             running.append(done)
             launched.append(run)
         if not running:
-            return launched, step, results
+            return launched, conclude(step), results
         done = min(running, key=lambda r: r.end_s)
         running.remove(done)
         results.append(done)
@@ -823,7 +823,7 @@ def test_a_look_is_taken_with_what_its_own_pairs_left_of_the_budget():
     before = step.decisions[4].numbers
     *others, last = results
     slow = replace(last, end_s=last.end_s + 2 * 1800)  # two pairs more
-    after = next_step(e, [*others, slow]).decisions[4].numbers
+    after = conclude(next_step(e, [*others, slow])).decisions[4].numbers
     assert before["n"] == after["n"] == 4 and after["n_max"] <= before["n_max"] - 2
 
 
@@ -856,17 +856,17 @@ def with_budget(e, hours, pairs):
 def test_a_budget_given_later_changes_no_look_that_was_taken(factor):
     e = adaptive_experiment(stop_on="superiority")
     _, _, results = carry_out(e, improvement=0.0)
-    looks = next_step(e, results).decisions[4].numbers["looks"]
+    looks = conclude(next_step(e, results)).decisions[4].numbers["looks"]
     assert pairs_begun(results) == looks[-1]["n"] == 9
     later = with_budget(e, factor * e.budget_hours, 9)
-    assert next_step(later, results).decisions[4].numbers["looks"] == looks
+    assert conclude(next_step(later, results)).decisions[4].numbers["looks"] == looks
     assert next_step(later, results).ended
 
     by_then = [r for r in results if r.run.stage < 4 or r.run.index < 6]
     assert pairs_begun(by_then) == 6
     changed = with_budget(e, factor * e.budget_hours, 6)
     launched, _, everything = carry_out(changed, improvement=0.0)
-    again = next_step(changed, everything).decisions[4].numbers["looks"]
+    again = conclude(next_step(changed, everything)).decisions[4].numbers["looks"]
     assert [k["n_max"] for k in again][:3] == [9, 9, 9]
     assert len(of_stage(launched, 4)) <= 18  # fixed on entry: nothing raises it
 

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from ablation.plan.costs import Costs
 from ablation.plan.forecast import forecast, span_s
-from ablation.plan.next_step import MAX_ATTEMPTS, PLANS, concluded, next_step, pairs_begun
+from ablation.plan.next_step import (
+    MAX_ATTEMPTS,
+    PLANS,
+    conclude,
+    next_step,
+    pairs_begun,
+    result_that_stands,
+)
 from ablation.runs.run import STATUSES, machine_seconds
 from ablation.study.experiment import Override, seed_of
 from ablation.study.heads import ARMS, PHASES
@@ -45,7 +52,7 @@ def play(e, losses=GOOD, seconds=10.0, happens=lambda run, attempt: "ok"):
         )
         results.append(replace(outcome, run=run))
         launched.append(run)
-    return launched, step, results
+    return launched, conclude(step), results
 
 
 def names(runs, stage):
@@ -211,7 +218,7 @@ def test_the_budget_is_never_planned_over_and_stage_4_gets_what_is_left():
     launched, step, results = play(e)
     assert machine_seconds(results) <= 300
     assert len(names(launched, 4)) == 10
-    assert any("5 of 8 pairs" in cut for cut in step.cut)
+    assert any("5 of 8 pairs" in cut for cut in step.budget_cuts)
     assert step.ended == "all runs are done"
 
 
@@ -221,7 +228,7 @@ def test_a_budget_that_ends_in_a_stage_is_said_and_decided_on_what_there_is(hour
     assert step.ended == "the budget is spent"
     assert step.stage == stage
     assert step.stage in step.decisions
-    assert step.cut
+    assert step.budget_cuts
     assert machine_seconds(results) <= hours
 
 
@@ -378,7 +385,7 @@ def test_packed_pairs_are_as_many_as_the_rounds_hold(parallel_runs, rounds):
     pairs = len(planned) // 2
     most = rounds if parallel_runs == 1 else rounds * parallel_runs // 2
     assert pairs in (most, most + (parallel_runs == 1))  # two heads cost a little more
-    assert f"stage 4: {pairs} of 100 pairs fit into what is left" in step.cut
+    assert f"stage 4: {pairs} of 100 pairs fit into what is left" in step.budget_cuts
     assert span_s(planned) <= stage_4_s * 1.001
 
 
@@ -397,7 +404,7 @@ def test_the_adaptive_plan_fills_a_packed_machine_between_looks(at_a_time, looks
         for run in step.runs:
             loss = 3.3 + noise.gauss(0, 0.02) - 0.3 * (run.arm.layers == (4, 8)) * (run.stage < 4)
             results.append(replace(result(run.arm, loss), run=run))
-    assert [look["n"] for look in step.decisions[4].numbers["looks"]] == looks
+    assert [look["n"] for look in conclude(step).decisions[4].numbers["looks"]] == looks
     assert asked == [8, *[2 * (b - a) for a, b in itertools.pairwise(looks)]]
 
 
@@ -410,7 +417,7 @@ def test_a_budget_given_later_buys_no_second_test():
         for hours in (0.5 * e.budget_hours, 100.0):
             value = {"hours": hours, "was": e.budget_hours, "pairs": pairs_begun(results)}
             later = replace(e, overrides=(Override("budget", 0, value),), budget_hours=hours)
-            again = next_step(later, results)
+            again = conclude(next_step(later, results))
             assert not again.runs and again.decisions[4] == verdict, (plan, hours)
     before = [r for r in results if r.run.stage < 4]
     value = {"hours": 100.0, "was": e.budget_hours, "pairs": pairs_begun(before)}
@@ -423,8 +430,8 @@ def test_a_complete_training_whose_log_was_refused_is_given_up_unless_it_is_forg
     refused = result(run.arm, status="crashed", iterations=run.num_iterations)
     refused = replace(refused, run=run, returncode=0)
     assert refused.final
-    assert concluded([refused]) is refused
-    assert concluded([refused], frozenset({(run.name, 1)})) is None
+    assert result_that_stands([refused]) is refused
+    assert result_that_stands([refused], frozenset({(run.name, 1)})) is None
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -478,3 +485,36 @@ def test_behind_the_last_stage_there_is_nothing_to_go_on_with():
     )
     assert step.ended == step.decisions[4].title and "INCONCLUSIVE" in step.ended
     assert not step.at_gate
+
+
+@pytest.mark.parametrize("plan", ["classic", "adaptive"])
+def test_the_last_decision_is_not_among_those_that_runs_depend_on(plan):
+    _, concluded, results = play(experiment(plan=plan, validation_runs=4))
+    step = next_step(experiment(plan=plan, validation_runs=4), results)
+    assert [*step.decisions] == [1, 2, 3] and [*concluded.decisions] == [1, 2, 3, 4]
+    assert conclude(step) == concluded == conclude(concluded)
+    before = next_step(experiment(plan=plan, validation_runs=4), results[:-1])
+    assert conclude(before) == before
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_every_stage_but_the_last_has_a_gate_and_every_choice_is_made_before_it_is_taken(plan):
+    stages = PLANS[plan]
+    assert [stage.has_gate for stage in stages] == [True] * (len(stages) - 1) + [False]
+    made = [bool(stage.chooses) for stage in stages]
+    assert all(any(made[:k]) for k, stage in enumerate(stages) if stage.takes_choice)
+
+
+@pytest.mark.parametrize("plan", ["classic", "adaptive"])
+def test_what_a_stage_asks_for_is_made_out_once(plan, monkeypatch):
+    asked = []
+
+    def counting(stage):
+        return lambda state: asked.append(stage.number) or stage.runs_asked_for(state)
+
+    e = experiment(plan=plan, validation_runs=4)
+    _, _, results = play(e)
+    rows = tuple(replace(stage, runs_asked_for=counting(stage)) for stage in PLANS[plan])
+    monkeypatch.setitem(PLANS, plan, rows)
+    conclude(next_step(e, results))
+    assert asked == [1, 2, 3, 4]

@@ -17,7 +17,7 @@ from ablation.cli import exit_codes
 from ablation.execute import session, watcher
 from ablation.folder.registration import newest_experiment
 from ablation.folder.standing import standing
-from ablation.plan.next_step import Step, concluded, next_step
+from ablation.plan.next_step import Step, next_step, result_that_stands
 from ablation.runs.store import attempt_dir, read_records
 from tests.support.invent import arm, experiment, result
 
@@ -281,9 +281,9 @@ def test_failures_that_were_the_machines_are_not_held_against_a_run():
     e = experiment()
     run = next_step(e, []).runs[0]
     failures = [replace(result(run.arm, status="crashed", attempt=k), run=run) for k in (1, 2, 3)]
-    assert concluded(failures) is failures[-1]
+    assert result_that_stands(failures) is failures[-1]
     e = session.with_fault_on_record(e, failures[1:], "broken")
-    assert concluded(failures, e.forgiven) is None
+    assert result_that_stands(failures, e.forgiven) is None
     assert next_step(e, failures).runs[0] == run
 
 

@@ -30,7 +30,7 @@ def announce(
                 f" {duration(paid_s(e, mine))}"
             )
     print_line(f"  total: {duration(total_s)} of the budget of {duration(3600 * e.budget_hours)}")
-    for cut in last.cut:
+    for cut in last.budget_cuts:
         print_line(f"  cut by the budget: {cut}")
     if last.stage and last.stage < 4:
         print_line(

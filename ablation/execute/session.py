@@ -22,7 +22,7 @@ from ablation.folder.results import write_results
 from ablation.plan.costs import Costs
 from ablation.plan.decision import counted, render
 from ablation.plan.forecast import Planned, forecast, span_s
-from ablation.plan.next_step import BUDGET_SPENT, Step, concluded, next_step
+from ablation.plan.next_step import BUDGET_SPENT, Step, conclude, next_step, result_that_stands
 from ablation.runs.run import RunConfig, RunResult, duration, machine_seconds
 from ablation.study.experiment import Experiment
 
@@ -183,12 +183,12 @@ def drive_with(
             fault = fault or fault_of(row, r, results)
 
     to_come = forecast(e, results)[0]
-    shown = set(next_step(e, results).decisions) - {s.until}
+    shown = set(conclude(next_step(e, results)).decisions) - {s.until}
     take(orchestrator.adopt(s.running, s.stall_s))
     while True:
         spent_s = machine_seconds(results, orchestrator.intervals())
         spent_s += set_aside_s(e, results, orchestrator.paid_so_far())
-        step = next_step(e, results, frozenset(flights), spent_s)
+        step = conclude(next_step(e, results, frozenset(flights), spent_s))
         if step.at_gate and s.ignore_gate and step.stage <= s.until:
             e = record_overrides(s.exp_dir, with_override(e, "ignore_gate", step.stage, {}))
             display.say(f"OVERRIDE, on record: going on past stage {step.stage} ({step.ended}).")
@@ -210,7 +210,7 @@ def drive_with(
         fault = fault or fault_at_end(row, results)
     if fault and row:
         e = record_overrides(s.exp_dir, with_fault_on_record(e, row, fault))
-    step = next_step(e, results)
+    step = conclude(next_step(e, results))
     write_results(s.exp_dir, s.experiment_id, e, results, step)
     close(e, s, results, step, stop.signal, fault, display.say)
     return exit_code(e, results, step, s.stages, stop.signal, bool(fault))
@@ -265,7 +265,7 @@ def given_up(e: Experiment, results: Sequence[RunResult], stages: range) -> list
     for r in sorted(results, key=lambda r: r.attempt):
         if r.run.stage in stages:
             attempts.setdefault(r.run.key, []).append(r)
-    ends = [concluded(mine, e.forgiven) for mine in attempts.values()]
+    ends = [result_that_stands(mine, e.forgiven) for mine in attempts.values()]
     return [r for r in ends if r is not None and not r.settled]
 
 
@@ -289,7 +289,7 @@ def close(e: Experiment, s: Session, results, step, stopped: str, fault: str, sa
     outcomes = counted(results)
     go_on = resume_command(e, s.exp_dir)
     say()
-    for cut in step.cut:
+    for cut in step.budget_cuts:
         say(f"Cut by the budget: {cut}")
     for r in given_up(e, results, s.stages):
         say(f"Failed for good, attempt {r.attempt} was the last: {r.run.name}: {outcome(r)}")

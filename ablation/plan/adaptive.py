@@ -47,7 +47,6 @@ from ablation.plan.stage import (
     each_arm_once,
     left_on_entry_s,
     no_comparison,
-    of_what,
     pair_of,
     pairs_per_batch,
 )
@@ -470,8 +469,7 @@ def decide_pairs(state: State) -> Decision:
         looks = looks_so_far(state, complete, limits)
     cost_s = sum(map(state.costs, pair_of(state, 0)))
     missing = (f"{given_up} pair(s), of which a run failed for good",) if given_up else ()
-    decision = decide_validation(looks, complete, cost_s, state.design, state.choice, missing)
-    return of_what(state, decision)
+    return decide_validation(looks, complete, cost_s, state.design, state.choice, missing)
 
 
 ADAPTIVE = (
@@ -484,6 +482,7 @@ ADAPTIVE = (
         fraction=SHORT,
         runs_asked_for=twice_the_baseline,
         decide=decide_screening,
+        has_gate=True,
         needs_baseline=True,
     ),
     Stage(
@@ -495,6 +494,8 @@ ADAPTIVE = (
         fraction=1.0,
         runs_asked_for=placements_then_two_again,
         decide=decide_layers,
+        has_gate=True,
+        chooses="layers",
         needs_baseline=True,
     ),
     Stage(
@@ -506,6 +507,9 @@ ADAPTIVE = (
         fraction=1.0,
         runs_asked_for=cells,
         decide=decide_hyperparameters,
+        has_gate=True,
+        takes_choice=True,
+        chooses="weight and schedule",
     ),
     Stage(
         number=4,
@@ -516,5 +520,7 @@ ADAPTIVE = (
         fraction=1.0,
         runs_asked_for=pairs_until_settled,
         decide=decide_pairs,
+        has_gate=False,
+        takes_choice=True,
     ),
 )

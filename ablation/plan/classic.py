@@ -37,7 +37,6 @@ from ablation.plan.stage import (
     each_arm_once,
     left_on_entry_s,
     no_comparison,
-    of_what,
     pair_of,
 )
 from ablation.runs.run import RunConfig, RunResult
@@ -209,8 +208,7 @@ def decide_final(state: State) -> Decision:
     best = next(iter(groups.values()), None)
     if not (baseline and baseline.losses and best):
         usable = baseline if baseline and baseline.losses else None
-        undecided = no_comparison(state, results, lacking(usable, best), missing(state))
-        return of_what(state, undecided)
+        return no_comparison(state, results, lacking(usable, best), missing(state))
     finished = finished_pairs(results)
     c = stats.compare(*zip(*finished, strict=True)) if finished else None
     numbers = final_numbers(results, baseline, best, c)
@@ -223,7 +221,7 @@ def decide_final(state: State) -> Decision:
             " exact worst-rank test's, the means are of the runs that finished, Delta of the"
             f" {len(finished)} pair(s) of which both did"
         )
-    decision = state.decided(
+    return state.decided(
         FINAL,
         title,
         because=because,
@@ -232,7 +230,6 @@ def decide_final(state: State) -> Decision:
         chosen=best.arm,
         missing=missing(state),
     )
-    return of_what(state, decision)
 
 
 def final_numbers(
@@ -375,7 +372,7 @@ def dives_then_validations(state: State) -> list[RunConfig]:
 def pairs(state: State) -> list[RunConfig]:
     """As many baseline/best pairs as the budget allows, interleaved so that drift hits both."""
     fit = affordable(state, state.costs, left_on_entry_s(state))
-    n = min(state.experiment.validation_runs or N_PAIRS, fit)
+    n = min(state.experiment.validation_runs or state.stage.pairs_at_once, fit)
     return [run for k in range(n) for run in pair_of(state, k)]
 
 
@@ -389,6 +386,7 @@ CLASSIC = (
         fraction=SHORT,
         runs_asked_for=each_arm_once,
         decide=decide_screening,
+        has_gate=True,
         needs_baseline=True,
     ),
     Stage(
@@ -400,6 +398,8 @@ CLASSIC = (
         fraction=1.0,
         runs_asked_for=each_arm_once,
         decide=decide_layers,
+        has_gate=True,
+        chooses="layers",
         needs_baseline=True,
     ),
     Stage(
@@ -411,6 +411,9 @@ CLASSIC = (
         fraction=1.0,
         runs_asked_for=dives_then_validations,
         decide=decide_hyperparameters,
+        has_gate=True,
+        takes_choice=True,
+        chooses="weight and schedule",
     ),
     Stage(
         number=4,
@@ -421,6 +424,8 @@ CLASSIC = (
         fraction=1.0,
         runs_asked_for=pairs,
         decide=decide_final,
-        all_pairs_at_once=True,
+        has_gate=False,
+        takes_choice=True,
+        pairs_at_once=N_PAIRS,
     ),
 )

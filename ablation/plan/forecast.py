@@ -35,7 +35,6 @@ def play(
     results: Sequence[RunResult],
     loss: Callable[[RunConfig], float],
     wall_s: Callable[[RunConfig], float] | None = None,
-    conclude: bool = True,
 ) -> tuple[list[Planned], list[RunResult], Step]:
     """Carry the plan out from these results on, as the orchestrator would, with invented losses:
     the runs in order, all results, and the last step. A run takes what the plan expects, or what
@@ -45,7 +44,7 @@ def play(
     attempts: dict[str, int] = {}
     for r in results:
         attempts[r.run.name] = max(r.attempt, attempts.get(r.run.name, 0))
-    while (step := next_step(e, results, conclude=conclude)).runs:
+    while (step := next_step(e, results)).runs:
         costs = Costs(e, results)
         left_s = 3600 * e.budget_hours - machine_seconds(results)  # as in next_step
         free_s = [clock_s] * e.share.parallel_runs  # when each slot is next free
@@ -70,9 +69,7 @@ def forecast(e: Experiment, results: Sequence[RunResult] = ()) -> tuple[list[Pla
     scale = max((r.val_loss for r in results if r.status == "ok"), default=4.0)
     gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
     everything = replace(e, overrides=(*e.overrides, *gates), stop_on="never")
-    planned, _, step = play(
-        everything, results, lambda run: scale * invented_loss(run), conclude=False
-    )
+    planned, _, step = play(everything, results, lambda run: scale * invented_loss(run))
     return planned, step
 
 

@@ -77,6 +77,7 @@ MANUAL = (
         fraction=1.0,
         runs_asked_for=every_seed,
         decide=summarize,
+        has_gate=False,
     ),
 )
 

@@ -23,7 +23,8 @@ from ablation.plan.classic import CLASSIC_RULES
 from ablation.plan.costs import Costs
 from ablation.plan.forecast import paid_s, play
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
-from ablation.plan.next_step import PLANS, Step
+from ablation.plan.next_step import PLANS, Step, conclude
+from ablation.plan.stage import FINAL_STAGE
 from ablation.runs.run import RunConfig, duration
 from ablation.study.experiment import Experiment, Override, Share, seed_of
 from ablation.study.heads import GRID, PLACEMENTS, SCHEDULES, WEIGHTS, aux, baseline
@@ -112,7 +113,8 @@ class Truth:
 
 def verdict_of(step: Step) -> str:
     """What the plan concludes about the effect; a stop at a gate concludes nothing."""
-    numbers = step.decisions[4].numbers if 4 in step.decisions else {}
+    decision = step.decisions.get(FINAL_STAGE)
+    numbers = decision.numbers if decision else {}
     if "verdict" in numbers:
         return numbers["verdict"]
     p = numbers.get("p")
@@ -133,7 +135,7 @@ def outcome(e: Experiment, truth: Truth, cost_s: Callable[[RunConfig], float]) -
     planned, _, step = play(
         e, (), lambda run: truth.loss(run.arm.configuration, run.num_iterations / full), cost_s
     )
-    return Outcome(verdict_of(step), paid_s(e, planned) / cost_s(full_run(e)))
+    return Outcome(verdict_of(conclude(step)), paid_s(e, planned) / cost_s(full_run(e)))
 
 
 def full_run(e: Experiment) -> RunConfig:

@@ -12,6 +12,8 @@ from ablation.study.experiment import Experiment, seed_of
 from ablation.study.heads import GRID, baseline
 from ablation.study.profiles import Design
 
+FINAL_STAGE = 4  # of both plans: its pairs confirm, and its seeds are used nowhere else
+
 
 @dataclass(frozen=True, eq=False)
 class State:
@@ -35,6 +37,11 @@ class State:
     def stage_results(self) -> list[RunResult]:
         """The results of the stage, in the order in which it asked for them."""
         return self.results_of(self.runs_asked_for)
+
+    @property
+    def open_runs(self) -> list[RunConfig]:
+        """Those of the runs asked for that have to be run (again)."""
+        return [run for run in self.runs_asked_for if run.key not in self.results]
 
     def results_of(self, runs: Sequence[RunConfig]) -> list[RunResult]:
         """The results of these runs, as far as there are any."""
@@ -72,8 +79,11 @@ class Stage:
     fraction: float  # of a full run
     runs_asked_for: Callable[[State], list[RunConfig]]  # all so far, in order
     decide: Callable[[State], Decision]
+    has_gate: bool  # its decision may end the plan; without one, its decision is the conclusion
+    takes_choice: bool = False  # it runs what earlier stages, or a person, chose
+    chooses: str = ""  # what its decision chooses, of which there has to be one then
     needs_baseline: bool = False  # without a usable one its other runs could be compared with none
-    all_pairs_at_once: bool = False  # how many pairs it has is fixed before the first
+    pairs_at_once: int = 0  # all the pairs it has, budget permitting; 0: asked for as it goes on
 
     def rule_text(self, design: Design) -> str:
         return self.rule.format(**vars(design))
@@ -93,18 +103,17 @@ def no_comparison(
     )
 
 
-def of_what(state: State, decision: Decision) -> Decision:
-    """The decision, with what it is about: one configuration, chosen from those that were run."""
+def about(state: State) -> str:
+    """What a verdict is of, as a line: one configuration, chosen from those that were run."""
     full = state.experiment.iterations(1.0)
     run = {
         r.run.arm.configuration
         for r in state.history
         if r.settled and r.run.num_iterations == full
     }
-    about = f"of the configuration chosen; {len(run & {*GRID})} of {len(GRID)} were run"
-    if state.choice.configuration not in GRID:
-        about += ", this one outside of these"
-    return replace(decision, because=(*decision.because, f"The verdict is {about}."))
+    outside = "" if state.choice.configuration in GRID else ", this one outside of these"
+    tried = f"{len(run & {*GRID})} of {len(GRID)} were run{outside}"
+    return f"The verdict is of the configuration chosen; {tried}."
 
 
 def each_arm_once(state: State) -> list[RunConfig]:
@@ -138,7 +147,7 @@ def affordable(state: State, costs: Costs, left_s: float) -> int:
     if share.parallel_runs == 1 or share.paid_each:
         return max(0, math.floor(left_s / sum(times)))
     rounds = max(0, math.floor(left_s / max(times)))
-    if state.stage.all_pairs_at_once:  # an odd slot takes half of the next pair
+    if state.stage.pairs_at_once:  # an odd slot takes half of the next pair
         return rounds * share.parallel_runs // 2
     return rounds * pairs_per_batch(state)
 

@@ -166,7 +166,7 @@ def decided_otherwise(evidence: Evidence) -> Iterator[str]:
         words = ": ".join(filter(None, (stage, o.kind, in_words(o.value))))
         yield f"Override {simple(o.when)}: {words}"
     if not evidence.changed:
-        yield from (f"Cut by the budget: {cut}" for cut in evidence.standing.step.cut)
+        yield from (f"Cut by the budget: {cut}" for cut in evidence.standing.step.budget_cuts)
 
 
 def read_otherwise(evidence: Evidence) -> Iterator[str]:
