@@ -13,7 +13,6 @@ from dataclasses import replace
 from ablation import stats
 from ablation.plan.costs import Costs
 from ablation.plan.decision import (
-    ARM_SIDE,
     FINAL,
     PROCEED,
     STOP,
@@ -22,14 +21,15 @@ from ablation.plan.decision import (
     baseline_losses,
     delta_text,
     finished_pairs,
-    groups_of,
     lacking,
     loss_lines,
     losses_text,
+    lowest,
     mean_text,
     missing_arms,
     on_shared_seed,
     p_text,
+    sides,
 )
 from ablation.plan.looks import (
     NO_EFFECT,
@@ -89,42 +89,25 @@ def missing(state: State) -> tuple[str, ...]:
 def dropped_by_screening(results: Sequence[RunResult], design: Design) -> set[tuple[int, ...]]:
     """Tap layers that diverged or were clearly worse than the baseline on the seed that all share;
     early gain is never required."""
-    groups = groups_of(on_shared_seed(results))
-    baseline = groups.pop((), None)
-    return {
-        group.arm.layers
-        for group in groups.values()
-        if group.diverged
-        or (
-            baseline is not None
-            and baseline.usable
-            and group.usable
-            and baseline.mean - group.mean < -design.drop
-        )
-    }
+    baseline, arms = sides(on_shared_seed(results))
 
+    def harms(group: Group) -> bool:
+        comparable = baseline and baseline.usable and group.usable
+        return bool(comparable) and baseline.mean - group.mean < -design.drop
 
-def usable_baseline(results: Sequence[RunResult]) -> Group | None:
-    """The baseline's runs; None where there is nothing to compare with: none finished, or one
-    diverged."""
-    group = groups_of(results).get(())
-    return group if group and group.usable else None
+    return {group.arm.layers for group in arms if group.diverged or harms(group)}
 
 
 def decide_screening(state: State) -> Decision:
     """Stage 1: which placements diverge, or do plain harm?"""
     results = state.stage_results
-    usable = usable_baseline(results)
-    tried_any = any(r.run.arm.layers and r.settled for r in results)
-    if usable is None or not tried_any:
-        without = lacking(usable, tried_any or None)
+    baseline, arms = sides(results)
+    tried = [group for group in arms if group.losses or group.diverged]
+    if without := lacking(baseline and baseline.usable, tried):
         return no_comparison(state, results, without, missing(state))
     dropped = dropped_by_screening(results, state.design)
-    groups = groups_of(results)
-    del groups[()]
-    tried = {group.arm.layers for group in groups.values()}
-    names = [g.names[0] for g in groups.values() if g.arm.layers in dropped]
-    stop = tried == dropped
+    names = [group.names[0] for group in arms if group.arm.layers in dropped]
+    stop = {group.arm.layers for group in arms} == dropped
     return state.decided(
         STOP if stop else PROCEED,
         "STOP: every arm was dropped" if stop else "PROCEED to Stage 2",
@@ -133,7 +116,7 @@ def decide_screening(state: State) -> Decision:
             "Early losses hardly predict final ones: only divergence and plain harm drop an arm.",
         ),
         facts=(
-            f"Baseline loss: {mean_text(usable.losses, 4)}",
+            f"Baseline loss: {mean_text(baseline.losses, 4)}",
             *loss_lines([r for r in results if r.run.arm.layers], baseline_losses(results)),
         ),
         numbers={"dropped": [list(layers) for layers in sorted(dropped)]},
@@ -150,16 +133,12 @@ def two_best(results: Sequence[RunResult]) -> list[Arm]:
 def decide_layers(state: State) -> Decision:
     """Stage 2: which tap layers go on, and how plain is their effect?"""
     results, design = state.stage_results, state.design
-    groups = groups_of(results)
-    groups.pop((), None)
-    baseline = usable_baseline(results)
+    baseline, arms = sides(results)
     again = {arm.configuration for arm in two_best(results)}
-    finalists = [g for c, g in groups.items() if c in again and g.usable]
-    best = min(finalists, key=lambda group: group.mean, default=None)
-    if best is None or baseline is None:
-        undecided = no_comparison(state, results, lacking(baseline, best), missing(state))
-        return replace(undecided, chosen=best and best.arm)  # should a person go on all the same
-    samples = [g.losses for g in (baseline, *groups.values())]
+    best = lowest([group for group in arms if group.arm.configuration in again])
+    if without := lacking(baseline and baseline.usable, best):
+        return no_comparison(state, results, without, missing(state), best and best.arm)
+    samples = [group.losses for group in (baseline, *arms)]
     s = math.sqrt(stats.pooled_variance(samples, design.sigma0**2, design.nu0))
     n, m = len(best.losses), len(baseline.losses)
     z2 = (baseline.mean - best.mean) / (s * math.sqrt(1 / n + 1 / m))
@@ -200,8 +179,8 @@ def decide_hyperparameters(state: State) -> Decision:
     }
     if "best_loss" in numbers:
         observed[DEFAULT_CELL] = numbers["best_loss"]
-    if not observed:
-        return no_comparison(state, results, [ARM_SIDE], missing(state))
+    if without := lacking(True, observed):  # weights and schedules are compared with each other
+        return no_comparison(state, results, without, missing(state))
     rich = cells_to_run(numbers.get("z2")) == MANY_CELLS
     predicted = additive_fit(observed) if rich else observed
     predicted = {cell: loss for cell, loss in predicted.items() if cell in observed}

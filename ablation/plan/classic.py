@@ -9,7 +9,6 @@ from dataclasses import replace
 
 from ablation import stats
 from ablation.plan.decision import (
-    ARM_SIDE,
     FINAL,
     PROCEED,
     STOP,
@@ -17,18 +16,18 @@ from ablation.plan.decision import (
     Group,
     Rule,
     baseline_losses,
-    best_against_baseline,
     delta_text,
     finished_pairs,
-    groups_of,
     interval,
     lacking,
     loss_lines,
     losses_text,
+    lowest,
     mean_text,
     missing_arms,
     on_shared_seed,
     p_text,
+    sides,
 )
 from ablation.plan.stage import (
     Stage,
@@ -78,11 +77,11 @@ def missing(state: State) -> tuple[str, ...]:
 def decide_screening(state: State) -> Decision:
     """Stage 1: does any auxiliary arm clear the gate at once?"""
     results = state.stage_results
-    baseline, best = best_against_baseline(results)
-    if baseline is None or best is None:
-        return no_comparison(state, results, lacking(baseline, best), missing(state))
-    improvement = baseline.mean - best.mean
-    relative = improvement / baseline.mean
+    baseline, arms = sides(results)
+    best = lowest(arms)
+    if without := lacking(baseline and baseline.usable, best):
+        return no_comparison(state, results, without, missing(state))
+    relative = (baseline.mean - best.mean) / baseline.mean
     percent = f"{relative:+.2%}"
     rule = CLASSIC_RULES["gate"]
     if rule.holds(relative):
@@ -104,24 +103,30 @@ def decide_screening(state: State) -> Decision:
             f"Best aux loss: {best.mean:.4f} ({best.names[0]})",
             f"Improvement: {percent}",
         ),
-        numbers={
-            "baseline_loss": baseline.mean,
-            "best_loss": best.mean,
-            "best_arm": best.names[0],
-            "improvement": improvement,
-            "relative_improvement": relative,
-        },
+        numbers=best_numbers(baseline, best),
         missing=missing(state),
     )
+
+
+def best_numbers(baseline: Group, best: Group) -> dict:
+    """The best arm against the baseline, for programs."""
+    improvement = baseline.mean - best.mean
+    return {
+        "baseline_loss": baseline.mean,
+        "best_loss": best.mean,
+        "best_arm": best.names[0],
+        "improvement": improvement,
+        "relative_improvement": improvement / baseline.mean,
+    }
 
 
 def decide_layers(state: State) -> Decision:
     """Stage 2: which tap layers go on?"""
     results = state.stage_results
-    baseline, best = best_against_baseline(on_shared_seed(results))
-    if baseline is None or best is None:
-        undecided = no_comparison(state, results, lacking(baseline, best), missing(state))
-        return replace(undecided, chosen=best and best.arm)  # should a person go on all the same
+    baseline, arms = sides(on_shared_seed(results))
+    best = lowest(arms)
+    if without := lacking(baseline and baseline.usable, best):
+        return no_comparison(state, results, without, missing(state), best and best.arm)
     improvement = baseline.mean - best.mean
     losses = {r.run.arm.name: r.val_loss for r in results if r.status == "ok"}
     facts = [
@@ -130,13 +135,7 @@ def decide_layers(state: State) -> Decision:
         f"Best aux loss: {best.mean:.4f} ({best.names[0]})",
         f"Improvement: {improvement / baseline.mean:+.2%} ({improvement:+.4f} nats/token)",
     ]
-    numbers = {
-        "baseline_loss": baseline.mean,
-        "best_loss": best.mean,
-        "best_arm": best.names[0],
-        "improvement": improvement,
-        "relative_improvement": improvement / baseline.mean,
-    }
+    numbers = best_numbers(baseline, best)
     if {"aux_6", "aux_6_repeat"} <= losses.keys():
         repeat = abs(losses["aux_6"] - losses["aux_6_repeat"])
         facts.append(f"Run-to-run difference (aux_6, two seeds): {repeat:.4f} nats/token")
@@ -165,15 +164,15 @@ def decide_layers(state: State) -> Decision:
 def best_dive(results: Sequence[RunResult]) -> Group | None:
     """The configuration with the lowest loss on the seed that all dives share; what stage 3
     validates and finalizes."""
-    return best_against_baseline(on_shared_seed(results))[1]
+    return lowest(sides(on_shared_seed(results))[1])
 
 
 def decide_hyperparameters(state: State) -> Decision:
     """Stage 3: which loss weight and schedule go into the final validation?"""
     results = state.stage_results
     best = best_dive([r for r in results if r.run.arm.name.startswith("dive_")])
-    if best is None:
-        return no_comparison(state, results, [ARM_SIDE], missing(state))
+    if without := lacking(True, best):  # weights and schedules are compared with each other
+        return no_comparison(state, results, without, missing(state))
     validations = [r for r in results if r.run.arm.name.startswith("validation_")]
     losses = [r.val_loss for r in validations if r.status == "ok"]
     facts = [
@@ -203,12 +202,10 @@ def decide_hyperparameters(state: State) -> Decision:
 def decide_final(state: State) -> Decision:
     """Stage 4: does the finalized configuration beat the baseline on seeds used nowhere else?"""
     results = complete_pairs(state.stage_results)
-    groups = groups_of(results)
-    baseline = groups.pop((), None)
-    best = next(iter(groups.values()), None)
-    if not (baseline and baseline.losses and best):
-        usable = baseline if baseline and baseline.losses else None
-        return no_comparison(state, results, lacking(usable, best), missing(state))
+    baseline, arms = sides(results)
+    if without := lacking(baseline and baseline.losses, arms):
+        return no_comparison(state, results, without, missing(state))
+    (best,) = arms
     finished = finished_pairs(results)
     c = stats.compare(*zip(*finished, strict=True)) if finished else None
     numbers = final_numbers(results, baseline, best, c)

@@ -116,13 +116,16 @@ def counted(results: Sequence[RunResult]) -> str:
     return ", ".join(f"{count[status]} {status}" for status in STATUSES if count[status])
 
 
-def best_against_baseline(results: Sequence[RunResult]) -> tuple[Group | None, Group | None]:
-    """The baseline, and the auxiliary configuration with the lowest mean loss; None if unusable."""
+def sides(results: Sequence[RunResult]) -> tuple[Group | None, list[Group]]:
+    """The two sides of a comparison: the baseline, None without any run of it; and every other
+    configuration, in the order of the results."""
     groups = groups_of(results)
-    baseline = groups.pop((), None)
-    usable = [group for group in groups.values() if group.usable]
-    best = min(usable, key=lambda group: group.mean, default=None)
-    return (baseline if baseline and baseline.usable else None), best
+    return groups.pop((), None), list(groups.values())
+
+
+def lowest(groups: Sequence[Group]) -> Group | None:
+    """The usable configuration with the lowest mean loss; None where none is usable."""
+    return min((g for g in groups if g.usable), key=lambda group: group.mean, default=None)
 
 
 def loss_lines(
@@ -145,13 +148,11 @@ def loss_lines(
     return tuple(lines)
 
 
-BASELINE_SIDE, ARM_SIDE = "the baseline", "an auxiliary arm"  # of a comparison
-
-
-def lacking(baseline: object, best: object) -> list[str]:
-    """The sides of a comparison that have no usable run, in words."""
-    sides = {BASELINE_SIDE: baseline, ARM_SIDE: best}
-    return [side for side, found in sides.items() if found is None]
+def lacking(has_baseline: object, has_arm: object) -> list[str]:
+    """The sides of a comparison that have no usable run, in words; empty where it can be made.
+    What is given is true where a side has one."""
+    found = {"the baseline": has_baseline, "an auxiliary arm": has_arm}
+    return [side for side, has_one in found.items() if not has_one]
 
 
 def finished_pairs(results: Sequence[RunResult]) -> list[tuple[float, float]]:

@@ -90,9 +90,11 @@ class Stage:
 
 
 def no_comparison(
-    state: State, results: Sequence[RunResult], without: Sequence[str], missing: tuple[str, ...]
-) -> Decision:
-    """INCONCLUSIVE: these sides of a comparison of the results have no usable run."""
+    state: State, results: Sequence[RunResult], without: Sequence[str], missing: tuple[str, ...],
+    chosen: Arm | None = None,
+) -> Decision:  # fmt: skip
+    """INCONCLUSIVE: these sides of a comparison of the results have no usable run. chosen: should a
+    person go on all the same."""
     return state.decided(
         INCONCLUSIVE,
         f"INCONCLUSIVE: no usable run of {' or '.join(without)}",
@@ -100,6 +102,7 @@ def no_comparison(
         facts=loss_lines(results, baseline_losses(results)),
         numbers={},
         missing=missing,
+        chosen=chosen,
     )
 
 
