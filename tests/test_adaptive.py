@@ -12,10 +12,8 @@ import scipy.stats
 from ablation import stats
 from ablation.folder.overrides import with_override
 from ablation.plan.adaptive import (
-    MAX_GIVEN_UP,
     additive_fit,
     cells_to_run,
-    decide_validation,
     dropped_by_screening,
     two_best,
 )
@@ -36,21 +34,27 @@ from ablation.plan.looks import (
     verdict_of,
 )
 from ablation.plan.next_step import MAX_ATTEMPTS, conclude, next_step, pairs_begun
+from ablation.plan.validation import MAX_GIVEN_UP, Validation, decide_looks
 from ablation.runs.run import machine_seconds
 from ablation.study import heads
 from ablation.study.heads import FEW_CELLS, MANY_CELLS
 from ablation.study.profiles import PROFILES, Design
-from tests.support.invent import BASELINE, arm, decided, experiment, result
+from tests.support.invent import BASELINE, arm, experiment, result, state_of
 
 DESIGN = Design(sigma0=0.0013, delta_eq=0.005, delta_target=0.02, drop=0.125)
 BEST = arm("final_best", 4, 8)
 TINY = 1e-9
 
 
-def decide(stage, results, expected=(), **fields):
-    """What a stage of the adaptive plan decides by DESIGN."""
+def state_of_design(stage, results=(), expected=(), **fields):
+    """The state of a stage of the adaptive plan, by DESIGN."""
     e = experiment(plan="adaptive", profile=replace(PROFILES["speedrun"], design=DESIGN))
-    return decided("adaptive", stage, results, expected, experiment=e, **fields)
+    return state_of("adaptive", stage, results, expected, experiment=e, **fields)
+
+
+def decide(*of_state, **fields):
+    state = state_of_design(*of_state, **fields)
+    return state.stage.decide(state)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -232,6 +236,17 @@ def test_superiority_leaves_equivalence_stops_out_except_at_the_end():
     assert left_out == [""] * 5 + [NO_EFFECT]
 
 
+def test_where_no_further_pair_comes_the_last_look_spends_what_is_left():
+    going_on = Validation(tuple(noisy_pairs(5, 0.002, sd=0.006)), 0, (9,) * 6, DESIGN)
+    assert [k.n_max for k in going_on.looks] == [9, 9]
+    assert [k.n_max for k in going_on.final_looks] == [9, 5]
+    assert going_on.final_looks[-1].z < going_on.looks[-1].z
+    decided_already = Validation(tuple(noisy_pairs(4, -0.05)), 0, (9,) * 5, DESIGN)
+    assert decided_already.is_settled
+    assert decided_already.final_looks == decided_already.looks
+    assert Validation((), 0, (9,), DESIGN).final_looks == []
+
+
 # ---------------------------------------------------------------------------------------------
 # Stage 4: samples that allow no test, and divergences
 
@@ -319,7 +334,7 @@ def test_a_rank_look_too_early_to_reach_its_level_decides_nothing():
 
 
 def verdict_on(looks, pairs):
-    decision = decide_validation(looks, pairs, 1800.0, DESIGN, BEST, ())
+    decision = decide_looks(state_of_design(4, choice=BEST, costs=lambda run: 900.0), looks, pairs)
     json.dumps(decision.numbers, allow_nan=False)  # it goes into a file
     return decision
 

@@ -19,9 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ablation.folder.materials import ROOT, Materials, hash_of, read_code
-from ablation.plan.adaptive import MAX_GIVEN_UP, MAX_PAIRS
 from ablation.plan.classic import N_PAIRS
 from ablation.plan.next_step import MAX_ATTEMPTS, PLANS
+from ablation.plan.validation import MAX_GIVEN_UP, MAX_PAIRS
 from ablation.runs.run import arm_from
 from ablation.runs.store import write_json
 from ablation.runs.untrusted import is_number, printable, read_json
@@ -37,7 +37,8 @@ RULES = (  # the files that a decision depends on, from the records on disk to i
     "ablation/stats.py",
     *(f"ablation/study/{name}.py" for name in ("profiles", "heads", "experiment")),
     *(f"ablation/plan/{name}.py" for name in ("decision", "stage", "classic", "adaptive")),
-    *(f"ablation/plan/{name}.py" for name in ("looks", "manual", "next_step", "costs")),
+    *(f"ablation/plan/{name}.py" for name in ("validation", "looks", "manual", "next_step")),
+    "ablation/plan/costs.py",
     *(f"ablation/folder/{name}.py" for name in ("registration", "overrides", "standing")),
 )
 

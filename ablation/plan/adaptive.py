@@ -1,56 +1,37 @@
 """The adaptive plan: hours are spent only where they change the verdict.
 
-Selection is cheap and exploratory (stages 1 to 3 only allocate), confirmation is on fresh seeds
-with error control (`looks`). Improvement = mean val_loss(baseline) - mean val_loss(arm),
-nats/token: positive is good.
+Selection is cheap and exploratory: stages 1 to 3, here, only allocate. Confirmation is on fresh
+seeds with error control: stage 4, in `validation`. Improvement = mean val_loss(baseline) - mean
+val_loss(arm), nats/token: positive is good.
 """
 
-import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ablation import stats
-from ablation.plan.costs import Costs
 from ablation.plan.decision import (
-    FINAL,
     PROCEED,
     STOP,
     Decision,
     Group,
     baseline_losses,
-    delta_text,
-    finished_pairs,
     lacking,
     loss_lines,
-    losses_text,
     lowest,
     mean_text,
     missing_arms,
     on_shared_seed,
-    p_text,
     sides,
-)
-from ablation.plan.looks import (
-    NO_EFFECT,
-    UNDECIDED,
-    Look,
-    Pair,
-    level_among_finished,
-    looks_at,
-    settled,
 )
 from ablation.plan.stage import (
     Stage,
     State,
-    affordable,
     each_arm_once,
-    left_on_entry_s,
     no_comparison,
-    pair_of,
-    pairs_per_batch,
 )
-from ablation.runs.run import Arm, RunConfig, RunResult, duration, machine_seconds
+from ablation.plan.validation import decide_pairs, pairs_until_settled
+from ablation.runs.run import Arm, RunConfig, RunResult
 from ablation.study.heads import (
     DEFAULT_CELL,
     FEW_CELLS,
@@ -223,135 +204,6 @@ def additive_fit(observed: dict[tuple[float, str], float]) -> dict[tuple[float, 
     }
 
 
-def decide_validation(
-    looks: Sequence[Look],
-    pairs: Sequence[Pair],
-    pair_cost_s: float,
-    design: Design,
-    chosen: Arm,
-    missing: tuple[str, ...],
-) -> Decision:
-    """The verdict of the last look, with what it rests on."""
-    undecided = Decision(
-        stage=4,
-        verdict=FINAL,
-        title=f"{UNDECIDED}: {len(pairs)} complete pair(s), the first look needs more",
-        because=("Nothing is concluded about auxiliary heads.",),
-        facts=loss_lines([r for pair in pairs for r in pair], None),
-        rule=RULES[4].format(**vars(design)),
-        numbers={"verdict": UNDECIDED, "label": "", "n": len(pairs), "looks": []},
-        chosen=chosen,
-        missing=missing,
-    )
-    if not looks:
-        return undecided
-    last = looks[-1]
-    baseline = [b.val_loss for b, _ in pairs[: last.n] if b.status == "ok"]
-    best = [a.val_loss for _, a in pairs[: last.n] if a.status == "ok"]
-    diverged = 2 * last.n - len(baseline) - len(best)
-    finished = finished_pairs([r for pair in pairs[: last.n] for r in pair])
-    verdict, label = last.verdict or UNDECIDED, last.label
-    if not last.verdict and diverged and level_among_finished(last, finished, design):
-        verdict = NO_EFFECT
-        label = f"among the runs that finished ({diverged} of {2 * last.n} diverged)"
-    fell = next((k for k, look in enumerate(looks, 1) if look.verdict), len(looks))
-    numbers = {
-        "verdict": verdict,
-        "label": label,
-        "fell_at_look": fell if last.verdict else None,
-        **{name: getattr(last, name) for name in LAST_LOOK},
-        "baseline_diverged": last.n - len(baseline),
-        "best_diverged": last.n - len(best),
-        "looks": [vars(look) for look in looks],
-    }
-    because = (
-        *explain(last, verdict, numbers, baseline, best, pair_cost_s, design),
-        *when_it_fell(looks, fell),
-    )
-    title = title_of(verdict, label, fell, len(looks))
-    facts = look_facts(looks, chosen, baseline, best, len(finished))
-    return replace(undecided, title=title, because=because, facts=facts, numbers=numbers)
-
-
-LAST_LOOK = ("n", "n_max", "improvement", "low", "high", "p")  # of it, told beside the verdict
-
-
-def look_facts(
-    looks: Sequence[Look], chosen: Arm, baseline: Sequence[float], best: Sequence[float],
-    both_finished: int,
-) -> tuple[str, ...]:  # fmt: skip
-    """The last look as lines. baseline, best: final val losses of the runs that finished;
-    both_finished: pairs of which both did."""
-    last = looks[-1]
-    span = "no interval: a run diverged, ranks decide"
-    if last.p is None:
-        span = "no interval: without variance there is no test"
-    if last.low is not None:
-        span = f"sequential interval {last.low:+.4f} to {last.high:+.4f}"
-    estimate = delta_text(last.improvement)
-    if len(baseline) + len(best) < 2 * last.n:
-        estimate += f" over the {both_finished} pair(s) of which both finished"
-    return (
-        f"Configuration: {chosen.label}",
-        f"Baseline: {losses_text(baseline)}",
-        f"Best:     {losses_text(best)}",
-        f"Improvement: {estimate}, {span}",
-        f"Nominal {p_text(last.p)}; look {len(looks)} at {last.n} of at most {last.n_max} pairs",
-    )
-
-
-def title_of(verdict: str, label: str, fell: int, looks: int) -> str:
-    """A verdict as it fell: later looks can only settle its label."""
-    if verdict == NO_EFFECT:
-        return f"{verdict} {label}".rstrip()
-    when = f" at look {fell}" if fell < looks else ""
-    return f"{verdict}{when}{f', {label}' if label else ''}"
-
-
-def when_it_fell(looks: Sequence[Look], fell: int) -> Iterable[str]:
-    look = looks[fell - 1]
-    if fell < len(looks):
-        by = "by ranks" if look.low is None else f"at {look.low:+.4f} to {look.high:+.4f}"
-        yield f"It fell at {look.n} pairs {by}; later looks settle its label only."
-
-
-def explain(last, verdict, numbers, baseline, best, pair_cost_s, design) -> list[str]:
-    """What the verdict means, and what it would still take where there is none."""
-    if verdict == NO_EFFECT and not last.verdict:
-        return [
-            f"Ranks, in which a diverged run is the worst, show no difference (p = {last.p:.4f});"
-            f" the runs that finished are equivalent within ±{design.delta_eq:g} nats/token."
-        ]
-    if verdict == NO_EFFECT:
-        excluded = max(abs(last.eq_low), abs(last.eq_high))
-        return [f"A null result is a result: effects beyond ±{excluded:.4f} are excluded."]
-    if verdict != UNDECIDED:
-        return [f"Level {design.alpha:g} two-sided over all looks; fresh seeds for both arms."]
-    lines = ["The bounds were not crossed: neither a gain, nor a harm, nor its absence is shown."]
-    if last.low is not None:
-        sd = math.sqrt(stats.pooled_variance([baseline, best], 0.0, 0.0))
-        effect = max(abs(last.improvement), design.delta_eq)
-        needed = stats.runs_needed(effect, sd)
-        if needed:
-            numbers["runs_needed"] = needed
-            more = needed - last.n
-            still = f"{more} more pairs, {duration(more * pair_cost_s)}"
-            if more <= 0:
-                still = (
-                    "as many as were run, so chance decided. A new experiment is a second test:"
-                    " its p-value does not undo this one"
-                )
-            lines.append(
-                f"For power .8 at {effect:.4f} nats/token it takes about {needed} runs per arm:"
-                f" {still}."
-            )
-    return lines
-
-
-MAX_PAIRS = 100  # in stage 4 of the adaptive plan: enough for effects of half a sigma
-MAX_GIVEN_UP = 3  # pairs of the adaptive plan's stage 4 that may fail for good before it ends
-
-
 # ---------------------------------------------------------------------------------------------
 # Which runs a stage asks for, and the table of stages
 
@@ -377,78 +229,6 @@ def cells(state: State) -> list[RunConfig]:
         state.run(aux(state.choice.layers, cell_name(weight, schedule), weight, schedule))
         for weight, schedule in cells_to_run(state.numbers_of(2).get("z2"))
     ]
-
-
-def final_pairs(state: State) -> tuple[list[Pair], int]:
-    """(complete pairs in order, up to the first one that is still open; number of pairs given up
-    after repeated failures)."""
-    complete, given_up = [], 0
-    for k in itertools.count():
-        pair = tuple(state.results_of(pair_of(state, k)))
-        if len(pair) < 2:
-            return complete, given_up
-        if all(r.settled for r in pair):
-            complete.append(pair)
-        else:
-            given_up += 1
-
-
-def batch_end(state: State, n: int) -> int:
-    """The n-th pair is launched together with those up to this one; a look comes after them: after
-    first_look pairs, then after every pair, or after as many as fill the machine."""
-    first = state.design.first_look
-    return max(first, n + (first - n) % pairs_per_batch(state))
-
-
-def most_pairs(state: State, complete: Sequence[Pair]) -> list[int]:
-    """n_max on entry, and after each complete pair as the budget then allowed; it never rises."""
-    e = state.experiment
-    fit = affordable(state, state.costs, left_on_entry_s(state))
-    limits = [min(e.validation_runs or MAX_PAIRS, fit)]
-    for n in range(1, len(complete) + 1):
-        end = n if e.share.parallel_runs == 1 else batch_end(state, n)
-        if end > len(complete):  # others that were launched with it still run, and are paid for
-            limits.append(limits[-1])
-            continue
-        last = complete[end - 1][0].run.index
-        paid = [r for r in state.history if r.run.stage < 4 or r.run.index <= last]
-        left_s = 3600 * e.budget_at(n) - machine_seconds(paid)
-        limits.append(min(limits[-1], end + affordable(state, Costs(e, paid), left_s)))
-    return limits
-
-
-def pairs_until_settled(state: State) -> list[RunConfig]:
-    """Pairs up to the first look, then more as long as the last look leaves something open."""
-    complete, given_up = final_pairs(state)
-    limits = most_pairs(state, complete)
-    n, n_max = len(complete), limits[-1]
-    if state.experiment.stop_on == "never":
-        return [run for k in range(n_max) for run in pair_of(state, k)]
-    looks = looks_so_far(state, complete, limits[1:])
-    target = batch_end(state, n + 1)
-    if (looks and settled(looks[-1])) or given_up > MAX_GIVEN_UP:
-        target = n
-    count = min(target, max(n, n_max)) + given_up
-    return [run for k in range(count) for run in pair_of(state, k)]
-
-
-def looks_so_far(state: State, complete: Sequence[Pair], limits: Sequence[int]) -> list[Look]:
-    equivalence = state.experiment.stop_on == "any"
-    return looks_at(complete, limits, state.design, equivalence, pairs_per_batch(state))
-
-
-def decide_pairs(state: State) -> Decision:
-    """Stage 4: the verdict, on seeds used nowhere else."""
-    complete, given_up = final_pairs(state)
-    limits = most_pairs(state, complete)[1:]
-    looks = looks_so_far(state, complete, limits)
-    if complete and not (looks and settled(looks[-1])):
-        # no further pair comes: what is left of alpha is spent on this look
-        limits[-1] = len(complete)
-        looks = looks_so_far(state, complete, limits)
-    cost_s = sum(map(state.costs, pair_of(state, 0)))
-    missing = (f"{given_up} pair(s), of which a run failed for good",) if given_up else ()
-    return decide_validation(looks, complete, cost_s, state.design, state.choice, missing)
 
 
 ADAPTIVE = (
