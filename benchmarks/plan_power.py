@@ -4,10 +4,9 @@
     python benchmarks/plan_power.py --replicates 2000 --worlds=-.003 --plans "adaptive superiority"
     python benchmarks/plan_power.py --replicates 2000 --scattered
 
-Plays each plan within a budget of 28 full runs of the speedrun profile (5100 iterations) against
-invented results, and prints verdict rates with standard errors and the cost in full runs. The
-adaptive and the classic plan are `plans.next_step` itself, as it runs experiments; the others are
-written here. --json writes rows
+Simulates each plan within a budget of 28 full runs of the speedrun profile (5100 iterations), and
+prints verdict rates with standard errors and the cost in full runs. The adaptive and the classic
+plan are `next_step` itself, as it runs experiments; the others are written here. --json writes rows
 {"world", "plan", "p_improves", "p_harmful", "p_equivalent", "p_inconclusive", "runs_mean",
 "runs_max", "replicates"}.
 
@@ -43,6 +42,7 @@ sys.path.insert(0, str(ROOT))
 
 from ablation import stats
 from ablation.plan import power
+from ablation.plan.forecast import UNGATED
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
 from ablation.plan.power import NOISE, Outcome, Truth, World, as_meant, plain_world
 from ablation.runs.run import RunConfig
@@ -150,7 +150,7 @@ def fixed_test(truth: Truth, cell: tuple, pairs: int) -> str:
 PLANS = {
     "bash loop": bash_loop,
     "classic": by_next_step(staged("classic")),
-    "classic without gates": by_next_step(staged("classic", overrides=power.UNGATED)),
+    "classic without gates": by_next_step(staged("classic", overrides=UNGATED)),
     "successive halving": successive_halving,
     "oracle": oracle,
     "adaptive": by_next_step(staged("adaptive")),

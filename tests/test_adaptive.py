@@ -18,7 +18,7 @@ from ablation.plan.adaptive import (
     two_best,
 )
 from ablation.plan.costs import Costs
-from ablation.plan.forecast import Planned, invented
+from ablation.plan.forecast import Planned, placeholder
 from ablation.plan.looks import (
     BELOW,
     HARMFUL,
@@ -675,7 +675,7 @@ def carry_out(e, improvement=0.003, happens=lambda run, attempt: "ok", seconds=9
             attempt = 1 + sum(r.run.name == run.name for r in results)
             took_s = seconds * run.num_iterations / e.full_iterations * rng.uniform(0.999, 1.001)
             loss = 3.28 - improvement * bool(run.arm.layers) + rng.gauss(0, 0.0013)
-            done = invented(Planned(run, now_s, took_s), attempt, loss, Costs(e, results))
+            done = placeholder(Planned(run, now_s, took_s), attempt, loss, Costs(e, results))
             if (status := happens(run, attempt)) != "ok":
                 done = replace(done, status=status, reason="invented", val_loss=None)
             running.append(done)

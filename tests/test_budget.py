@@ -12,7 +12,7 @@ from ablation.execute import session
 from ablation.execute.preview import announce
 from ablation.folder.overrides import with_override
 from ablation.plan.costs import Costs
-from ablation.plan.forecast import Planned, forecast, invented, paid_s, span_s
+from ablation.plan.forecast import Planned, forecast, paid_s, placeholder, span_s
 from ablation.plan.next_step import PLANS, conclude, is_second_test, next_step, pairs_begun
 from ablation.runs.run import machine_seconds
 from ablation.study.experiment import Override
@@ -140,7 +140,7 @@ def test_jobs_in_flight_have_what_they_will_cost_set_aside(plan, share, parallel
         if step.runs and len(in_flight) < parallel_runs:
             run = step.runs[0]
             planned = Planned(run, now, Costs(e, results).wall_s(run))
-            in_flight[run.name] = invented(planned, 1, loss_of(run), Costs(e, results))
+            in_flight[run.name] = placeholder(planned, 1, loss_of(run), Costs(e, results))
         elif in_flight:
             done = min(in_flight.values(), key=lambda r: r.end_s)
             results.append(in_flight.pop(done.run.name))

@@ -14,12 +14,11 @@ from ablation.execute import session
 from ablation.execute.command import build_command
 from ablation.plan import power
 from ablation.plan.classic import CLASSIC_RULES, N_PAIRS, rule_text
-from ablation.plan.forecast import forecast, play
+from ablation.plan.forecast import forecast
 from ablation.plan.next_step import MAX_ATTEMPTS, PLANS
 from ablation.runs.log import SUMMARY_FIELDS
 from ablation.runs.run import RunConfig
 from ablation.study import heads
-from ablation.study.experiment import Override
 from ablation.study.heads import SHORT
 from ablation.study.profiles import PROFILES, default_profile
 from run_aux import build_parser
@@ -50,10 +49,8 @@ def rule_rows():
 
 def runs_of(e, stage: int, improvement: float) -> list:
     """The runs of a stage of the longest course, where every arm improves by so much."""
-    gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
-    e = replace(e, overrides=gates, stop_on="never")
     loss = lambda run: 3.3 - improvement * len(run.arm.layers) + run.seed / 1e9  # noqa: E731
-    return [p.run for p in play(e, (), loss)[0] if p.run.stage == stage]
+    return [p.run for p in forecast(e, loss=loss)[0] if p.run.stage == stage]
 
 
 def adaptive_runs():

@@ -21,12 +21,12 @@ from multiprocessing import Pool
 from ablation import stats
 from ablation.plan.classic import CLASSIC_RULES
 from ablation.plan.costs import Costs
-from ablation.plan.forecast import paid_s, play
+from ablation.plan.forecast import forecast, paid_s, simulate
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
 from ablation.plan.next_step import PLANS, Step, conclude
 from ablation.plan.stage import FINAL_STAGE
 from ablation.runs.run import RunConfig, duration
-from ablation.study.experiment import Experiment, Override, Share, seed_of
+from ablation.study.experiment import Experiment, Share, seed_of
 from ablation.study.heads import GRID, PLACEMENTS, SCHEDULES, WEIGHTS, aux, baseline
 from ablation.study.profiles import Profile
 
@@ -130,9 +130,9 @@ class Outcome:
 
 
 def outcome(e: Experiment, truth: Truth, cost_s: Callable[[RunConfig], float]) -> Outcome:
-    """Play the plan to its end. Every run takes what cost_s says."""
+    """What a plan comes to in a replicate. Every run takes what cost_s says."""
     full = e.iterations(1.0)
-    planned, _, step = play(
+    planned, _, step = simulate(
         e, (), lambda run: truth.loss(run.arm.configuration, run.num_iterations / full), cost_s
     )
     return Outcome(verdict_of(conclude(step)), paid_s(e, planned) / cost_s(full_run(e)))
@@ -207,9 +207,6 @@ def operating_characteristics(
     return [tally(world.name, e.plan, [o for _ in chunks for o in next(parts)]) for world in worlds]
 
 
-UNGATED = tuple(Override("ignore_gate", stage) for stage in (1, 2, 3))
-
-
 @dataclass(frozen=True)
 class Course:
     """One way in which the plan can go."""
@@ -224,12 +221,12 @@ class Course:
 
 
 def course(e: Experiment, name: str, improvement: float) -> Course:
-    """The longest that the budget allows: every gate passed, every pair run."""
-    longest = replace(e, overrides=(*e.overrides, *UNGATED), stop_on="never")
-    planned, _, _ = play(
-        longest,
-        (),
-        lambda run: BASELINE_LOSS - (improvement if run.arm.layers else 0.0) + 1e-9 * run.seed,
+    """The longest course that the budget allows, where every arm improves by so much."""
+    planned, _ = forecast(
+        e,
+        loss=lambda run: (
+            BASELINE_LOSS - (improvement if run.arm.layers else 0.0) + 1e-9 * run.seed
+        ),
     )
     by_stage = {
         stage.number: [p for p in planned if p.run.stage == stage.number] for stage in PLANS[e.plan]
