@@ -91,7 +91,7 @@ def groups_of(results: Sequence[RunResult]) -> dict[tuple, Group]:
 
 def missing_arms(results: Sequence[RunResult], expected: Sequence[str]) -> tuple[str, ...]:
     """The arms expected, each once, that have neither a loss nor a divergence to show."""
-    found = {r.run.arm.name for r in results if r.settled}
+    found = {r.run.arm.name for r in results if r.has_outcome}
     return tuple(dict.fromkeys(name for name in expected if name not in found))
 
 

@@ -49,7 +49,7 @@ def result_that_stands(
 
     forgiven: (run, attempt) of failures that are not held against their runs.
     """
-    if attempts and attempts[-1].settled:
+    if attempts and attempts[-1].has_outcome:
         return attempts[-1]
     failures = [a for a in attempts if a.status in ("crashed", "timeout")]
     failures = [a for a in failures if (a.run.name, a.attempt) not in forgiven]
@@ -120,8 +120,8 @@ def baseline_lost(state: State) -> bool:
     mine = [state.results.get(run.key) for run in state.runs_asked_for if not run.arm.layers]
     if any(r is not None and r.status == "diverged" for r in mine):
         return True
-    lost = bool(mine) and all(r is not None and not r.settled for r in mine)
-    return lost and any(r.settled for r in state.stage_results)
+    lost = bool(mine) and all(r is not None and not r.has_outcome for r in mine)
+    return lost and any(r.has_outcome for r in state.stage_results)
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def conclude(step: Step) -> Step:
 def pairs_begun(results: Sequence[RunResult]) -> int:
     """Complete pairs of stage 4; -1 before its first run."""
     mine = [r for r in results if r.run.stage == FINAL_STAGE]
-    done = {(bool(r.run.arm.layers), r.run.index) for r in mine if r.settled}
+    done = {(bool(r.run.arm.layers), r.run.index) for r in mine if r.has_outcome}
     complete = [index for is_best, index in done if is_best and (False, index) in done]
     return len(complete) if mine else -1
 

@@ -112,7 +112,7 @@ def about(state: State) -> str:
     run = {
         r.run.arm.configuration
         for r in state.history
-        if r.settled and r.run.num_iterations == full
+        if r.has_outcome and r.run.num_iterations == full
     }
     outside = "" if state.choice.configuration in GRID else ", this one outside of these"
     tried = f"{len(run & {*GRID})} of {len(GRID)} were run{outside}"

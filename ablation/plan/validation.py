@@ -96,7 +96,7 @@ def complete_pairs(state: State) -> tuple[list[Pair], int]:
         pair = tuple(state.results_of(pair_of(state, k)))
         if len(pair) < 2:
             return complete, given_up
-        if all(r.settled for r in pair):
+        if all(r.has_outcome for r in pair):
             complete.append(pair)
         else:
             given_up += 1
