@@ -13,8 +13,8 @@ from ablation import stats
 from ablation.folder.overrides import with_override
 from ablation.plan.adaptive import (
     additive_fit,
-    cells_to_run,
     dropped_by_screening,
+    refinements_to_run,
     two_best,
 )
 from ablation.plan.costs import Costs
@@ -37,7 +37,7 @@ from ablation.plan.next_step import MAX_ATTEMPTS, conclude, next_step, pairs_beg
 from ablation.plan.validation import MAX_GIVEN_UP, Validation, decide_looks
 from ablation.runs.run import machine_seconds
 from ablation.study import heads
-from ablation.study.heads import FEW_CELLS, MANY_CELLS
+from ablation.study.heads import FEW_REFINEMENTS, MANY_REFINEMENTS
 from ablation.study.profiles import PROFILES, Design
 from tests.support.invent import BASELINE, arm, experiment, result, state_of
 
@@ -516,7 +516,7 @@ def test_stage_3_is_as_large_as_the_losses_of_stage_2_are_worth(z2, runs):
     baseline = 3.26 + z2 * s * math.sqrt(1 / 2 + 1)
     decision = decide(2, placements({"a6": 3.26, "a48": 3.265}, baseline, **FIRST))
     assert decision.numbers["z2"] == pytest.approx(z2, abs=1e-8)
-    assert len(cells_to_run(decision.numbers["z2"])) == runs
+    assert len(refinements_to_run(decision.numbers["z2"])) == runs
 
 
 @pytest.mark.parametrize("status", ["crashed", "diverged", None])
@@ -548,46 +548,47 @@ def test_no_usable_placement_is_inconclusive():
 
 
 @pytest.mark.parametrize(
-    ("z2", "cells"),
+    ("z2", "refinements"),
     [
-        (3.99, FEW_CELLS),
-        (4.0, MANY_CELLS),
-        (4.01, MANY_CELLS),
-        (-9.0, FEW_CELLS),
-        (None, FEW_CELLS),
+        (3.99, FEW_REFINEMENTS),
+        (4.0, MANY_REFINEMENTS),
+        (4.01, MANY_REFINEMENTS),
+        (-9.0, FEW_REFINEMENTS),
+        (None, FEW_REFINEMENTS),
     ],
 )
-def test_cells_at_above_and_below_z2(z2, cells):
-    assert cells_to_run(z2) == cells
+def test_refinements_at_above_and_below_z2(z2, refinements):
+    assert refinements_to_run(z2) == refinements
 
 
 def test_additive_fit_is_least_squares():
     rng = random.Random(3)
-    observed = {cell: rng.gauss(3.28, 0.01) for cell in ((0.1, "constant"), *MANY_CELLS)}
+    seen = (heads.DEFAULT_REFINEMENT, *MANY_REFINEMENTS)
+    observed = {which: rng.gauss(3.28, 0.01) for which in seen}
     weights, schedules = (0.05, 0.1, 0.2), ("constant", "cosine_decay", "linear_decay")
 
-    def row(cell):  # the first weight and schedule as references: full rank
-        return [1, *(cell[0] == w for w in weights[1:]), *(cell[1] == s for s in schedules[1:])]
+    def row(weight, schedule):  # the first weight and schedule as references: full rank
+        return [1, *(weight == w for w in weights[1:]), *(schedule == s for s in schedules[1:])]
 
-    matrix = np.array([row(cell) for cell in observed], dtype=float)
+    matrix = np.array([row(*which) for which in observed], dtype=float)
     normal = np.linalg.solve(matrix.T @ matrix, matrix.T @ np.array(list(observed.values())))
     fit = additive_fit(observed)
     assert len(fit) == 9
-    for cell, loss in fit.items():
-        assert loss == pytest.approx(float(np.dot(row(cell), normal)), abs=1e-12)
+    for which, loss in fit.items():
+        assert loss == pytest.approx(float(np.dot(row(*which), normal)), abs=1e-12)
 
 
-def test_additive_fit_finds_the_best_cell_that_was_never_run():
+def test_additive_fit_finds_the_best_refinement_that_was_never_run():
     effect = {0.05: 0.00, 0.1: 0.01, 0.2: 0.02}
     of_schedule = {"constant": 0.02, "linear_decay": 0.01, "cosine_decay": 0.0}
-    cells = (heads.DEFAULT_CELL, *MANY_CELLS)
-    fit = additive_fit({(w, s): 3.2 + effect[w] + of_schedule[s] for w, s in cells})
+    seen = (heads.DEFAULT_REFINEMENT, *MANY_REFINEMENTS)
+    fit = additive_fit({(w, s): 3.2 + effect[w] + of_schedule[s] for w, s in seen})
     assert min(fit, key=fit.get) == (0.05, "cosine_decay")
-    assert (0.05, "cosine_decay") not in cells
+    assert (0.05, "cosine_decay") not in seen
     assert fit[0.05, "cosine_decay"] == pytest.approx(3.2, abs=1e-12)
 
 
-def dives(losses):
+def refined(losses):
     return [
         result(arm(f"dive_{k}", 6, weight=w, schedule=s), loss, stage=3)
         if loss is not None
@@ -601,7 +602,7 @@ def stage_2(z2, best_loss=3.27):
     return replace(decision, numbers={"z2": z2, "best_loss": best_loss})
 
 
-def chosen_cell(results, decision_2):
+def chosen_refinement(results, decision_2):
     layers = arm("aux_6", 6)
     chosen = decide(3, results, choice=layers, decisions={2: decision_2}).chosen
     assert chosen.layers == (6,)
@@ -619,24 +620,24 @@ def chosen_cell(results, decision_2):
     ],
 )
 def test_small_effects_take_the_best_observed_of_three(default, few, best):
-    results = dives(dict(zip(FEW_CELLS, few, strict=True)))
-    assert chosen_cell(results, stage_2(3.99, default)) == best
+    results = refined(dict(zip(FEW_REFINEMENTS, few, strict=True)))
+    assert chosen_refinement(results, stage_2(3.99, default)) == best
 
 
 def test_plain_effects_take_the_best_predicted_of_those_that_were_run():
-    losses = {(w, s): 3.2 + w / 10 + (s != "cosine_decay") / 100 for w, s in MANY_CELLS}
+    losses = {(w, s): 3.2 + w / 10 + (s != "cosine_decay") / 100 for w, s in MANY_REFINEMENTS}
     assert (0.05, "cosine_decay") not in losses  # the best, if it were run
-    assert chosen_cell(dives(losses), stage_2(4.0, 3.22)) == (0.1, "cosine_decay")
+    assert chosen_refinement(refined(losses), stage_2(4.0, 3.22)) == (0.1, "cosine_decay")
     losses[0.2, "constant"] -= 0.0201  # one lucky run: its neighbours say otherwise
     assert min(losses, key=losses.get) == (0.2, "constant")
-    assert chosen_cell(dives(losses), stage_2(4.0, 3.22)) == (0.05, "constant")
+    assert chosen_refinement(refined(losses), stage_2(4.0, 3.22)) == (0.05, "constant")
 
 
-def test_a_cell_that_diverged_is_never_chosen_however_good_its_prediction():
-    losses = {(w, s): 3.2 - w / 10 - (s == "cosine_decay") / 100 for w, s in MANY_CELLS}
-    assert chosen_cell(dives(losses), stage_2(4.0, 3.19)) == (0.2, "cosine_decay")
+def test_a_refinement_that_diverged_is_never_chosen_however_good_its_prediction():
+    losses = {(w, s): 3.2 - w / 10 - (s == "cosine_decay") / 100 for w, s in MANY_REFINEMENTS}
+    assert chosen_refinement(refined(losses), stage_2(4.0, 3.19)) == (0.2, "cosine_decay")
     losses[0.2, "cosine_decay"] = None
-    assert chosen_cell(dives(losses), stage_2(4.0, 3.19)) != (0.2, "cosine_decay")
+    assert chosen_refinement(refined(losses), stage_2(4.0, 3.19)) != (0.2, "cosine_decay")
 
 
 def test_without_any_result_stage_3_is_inconclusive():

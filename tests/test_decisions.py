@@ -150,7 +150,7 @@ def test_stage_2_null_result_is_documented():
     assert "no evidence of absence" in text
 
 
-def dives(losses, validations=(2.8, 2.9)):
+def refined(losses, validations=(2.8, 2.9)):
     results = [
         result(
             arm(name, 4, 8, weight=weight, schedule=schedule),
@@ -168,7 +168,7 @@ def dives(losses, validations=(2.8, 2.9)):
 
 
 def test_stage_3_finalizes_the_lowest_on_the_shared_seed_and_reports_its_validation():
-    decision = dives(
+    decision = refined(
         {
             ("dive_w0p1", 0.1, "constant"): 2.90,
             ("dive_constant", 0.1, "constant"): 2.80,  # another seed
@@ -181,12 +181,12 @@ def test_stage_3_finalizes_the_lowest_on_the_shared_seed_and_reports_its_validat
 
 
 def test_validation_runs_do_not_choose():
-    decision = dives({("dive_w0p1", 0.1, "constant"): 2.85}, validations=(1.0, 1.0))
+    decision = refined({("dive_w0p1", 0.1, "constant"): 2.85}, validations=(1.0, 1.0))
     assert decision.chosen.weight == 0.1
 
 
 def test_stage_3_without_any_result_is_inconclusive():
-    assert dives({}, validations=()).verdict == INCONCLUSIVE
+    assert refined({}, validations=()).verdict == INCONCLUSIVE
 
 
 def final(baseline, best, **changes):

@@ -83,9 +83,9 @@ def test_the_classic_plan_runs_the_agreed_arms_in_order():
 
 def test_what_each_stage_chooses_goes_into_the_next():
     launched, step, _ = carry_out(experiment(), {**GOOD, (8,): 2.9})
-    dives = [run.arm for run in launched if run.stage == 3]
-    assert {arm.layers for arm in dives} == {(8,)}
-    validated = {(arm.weight, arm.schedule) for arm in dives if arm.name.startswith("validation")}
+    refined = [run.arm for run in launched if run.stage == 3]
+    assert {arm.layers for arm in refined} == {(8,)}
+    validated = {(arm.weight, arm.schedule) for arm in refined if arm.name.startswith("validation")}
     assert validated == {(0.1, "linear_decay")}
     final = next(run.arm for run in launched if run.arm.name == "final_best")
     assert (final.layers, final.weight, final.schedule) == ((8,), 0.1, "linear_decay")

@@ -13,7 +13,7 @@ import staged_analysis_helper
 from ablation.execute import session
 from ablation.execute.command import build_command
 from ablation.plan import power
-from ablation.plan.classic import CLASSIC_RULES, N_PAIRS, rule_text
+from ablation.plan.classic import CLASSIC_RULES, N_PAIRS
 from ablation.plan.forecast import forecast
 from ablation.plan.next_step import MAX_ATTEMPTS, PLANS
 from ablation.runs.log import SUMMARY_FIELDS
@@ -38,7 +38,7 @@ def stage_rows():
         names = [f"`{arm.name}`" for arm in stage.arms]
         iterations = round(full * stage.fraction)
         length = f"{iterations} iterations" if stage.fraction == SHORT else "full"
-        row = (f"{stage.number} {stage.name}", ", ".join(names), length, rule_text(stage.number))
+        row = (f"{stage.number} {stage.name}", ", ".join(names), length, stage.rule)
         yield f"| {' | '.join(row)} |"
 
 
@@ -62,7 +62,7 @@ def adaptive_runs():
     again = sum(run.index > 0 for run in layers)
     once = len(layers) - again - 1
     few, many = (len(runs_of(e, 3, gain)) for gain in (0.0, 1.0))
-    weight, schedule = heads.DEFAULT_CELL
+    weight, schedule = heads.DEFAULT_REFINEMENT
     return {
         1: f"{len(screening)} short: baseline twice, {', '.join(arms)}",
         2: f"{len(layers)}: baseline and {words[once]} placements once,"

@@ -98,7 +98,7 @@ def test_rules_that_changed_are_named_with_the_commit_that_has_them(
     exp_dir = begin(
         ADAPTIVE, materials, tmp_path / "e", facts(ADAPTIVE) | {"git": {"commit": "1a2b"}}
     )
-    monkeypatch.setattr(registration, "RULES", ("ablation/stats.py",))
+    monkeypatch.setattr(registration, "DECIDING_FILES", ("ablation/stats.py",))
     with pytest.raises(ValueError, match=r"files that decide are not .*git checkout 1a2b"):
         check_unchanged(read_document(exp_dir), registered(ADAPTIVE, materials), exp_dir)
 
@@ -155,7 +155,7 @@ def test_every_file_that_a_decision_can_depend_on_is_registered(plan, materials,
     some = ("plan/next_step", "plan/decision", "runs/store")
     assert {f"ablation/{name}.py" for name in some} <= visited
     only_hashes = {"ablation/folder/materials.py"}
-    assert visited - only_hashes <= {*registration.RULES}
+    assert visited - only_hashes <= {*registration.DECIDING_FILES}
 
 
 def test_everything_that_a_verdict_rests_on_is_inside_the_hash(materials, tmp_path):

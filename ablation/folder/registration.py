@@ -32,7 +32,7 @@ from ablation.study.profiles import PROFILES
 # ---------------------------------------------------------------------------------------------
 # Registration: what is fixed before the first run
 
-RULES = (  # the files that a decision depends on, from the records on disk to its text
+DECIDING_FILES = (  # the files that a decision depends on, from the records on disk to its text
     *(f"ablation/runs/{name}.py" for name in ("run", "log", "outcome", "store", "untrusted")),
     "ablation/stats.py",
     *(f"ablation/study/{name}.py" for name in ("profiles", "heads", "experiment")),
@@ -89,8 +89,12 @@ def registered(e: Experiment, m: Materials, fingerprint: str | None = None) -> d
         "share": asdict(e.share),
         "data": {"fingerprint": fingerprint or m.data_fingerprint},
         "code": {"hash": code.hash, "files": list(code.names)},
-        "rules": {"hash": hash_of([ROOT / name for name in RULES]), "files": list(RULES)},
+        "rules": {"hash": rules_hash(), "files": list(DECIDING_FILES)},
     }
+
+
+def rules_hash() -> str:
+    return hash_of([ROOT / name for name in DECIDING_FILES])
 
 
 def seeds_of(stage: int) -> dict[str, int]:
@@ -308,7 +312,7 @@ def changes(document: dict) -> tuple[str, ...]:
     found = []
     if digest_of(fixed_part(document)) != document["hash"]:
         found.append("experiment_configs.json was edited since: it is not what was hashed")
-    was, now = document["rules"]["hash"], hash_of([ROOT / name for name in RULES])
+    was, now = document["rules"]["hash"], rules_hash()
     if was != now:
         about = f"{printable_value(was)}, now {printable_value(now)}{version_of(document)}"
         found.append(f"the files that decide are not those registered ({about})")

@@ -33,19 +33,19 @@ from ablation.plan.stage import (
 from ablation.plan.validation import decide_pairs, pairs_until_settled
 from ablation.runs.run import Arm, RunConfig, RunResult
 from ablation.study.heads import (
-    DEFAULT_CELL,
-    FEW_CELLS,
+    DEFAULT_REFINEMENT,
+    FEW_REFINEMENTS,
     FINAL_ARMS,
     LAYERS,
-    MANY_CELLS,
+    MANY_REFINEMENTS,
     SCREENING,
     SHORT,
     aux,
-    cell_name,
+    refinement_name,
 )
 from ablation.study.profiles import Design
 
-RULES = {  # shown beside the decisions, registered, and in docs/plans.md
+RULE_TEXTS = {  # by stage: shown beside the decisions, registered, and in docs/plans.md
     1: "drop an arm if it diverges or improvement < -{drop:g} nats/token; STOP if all are dropped",
     2: "the lower mean of the two best, each with two seeds; z2 allocates stage 3, no more",
     3: "z2 < 4 or none: best observed of three cells; z2 >= 4: best predicted of the seven run",
@@ -142,16 +142,16 @@ def decide_layers(state: State) -> Decision:
     )
 
 
-def cells_to_run(z2: float | None) -> tuple[tuple[float, str], ...]:
-    return MANY_CELLS if z2 is not None and z2 >= Z2_RICH else FEW_CELLS
+def refinements_to_run(z2: float | None) -> tuple[tuple[float, str], ...]:
+    return MANY_REFINEMENTS if z2 is not None and z2 >= Z2_RICH else FEW_REFINEMENTS
 
 
 def decide_hyperparameters(state: State) -> Decision:
-    """Stage 3: which weight and schedule? The default cell enters with its mean of stage 2.
+    """Stage 3: which weight and schedule? The default ones enter with their mean of stage 2.
 
     The additive fit pools what seven runs say about each weight and schedule. It could predict the
-    two cells that were not run, too, but a configuration that nobody has seen train is not
-    confirmed at the price of stage 4: where cells do not add up, that costs power
+    two refinements that were not run, too, but a configuration that nobody has seen train is not
+    confirmed at the price of stage 4: where effects do not add up, that costs power
     (benchmarks/RESULTS.md).
     """
     results, numbers = state.stage_results, state.numbers_of(2)
@@ -159,13 +159,13 @@ def decide_hyperparameters(state: State) -> Decision:
         (r.run.arm.weight, r.run.arm.schedule): r.val_loss for r in results if r.status == "ok"
     }
     if "best_loss" in numbers:
-        observed[DEFAULT_CELL] = numbers["best_loss"]
+        observed[DEFAULT_REFINEMENT] = numbers["best_loss"]
     if without := lacking(True, observed):  # weights and schedules are compared with each other
         return no_comparison(state, results, without, missing(state))
-    rich = cells_to_run(numbers.get("z2")) == MANY_CELLS
+    rich = refinements_to_run(numbers.get("z2")) == MANY_REFINEMENTS
     predicted = additive_fit(observed) if rich else observed
-    predicted = {cell: loss for cell, loss in predicted.items() if cell in observed}
-    weight, schedule = min(predicted, key=lambda cell: (predicted[cell], cell))
+    predicted = {which: loss for which, loss in predicted.items() if which in observed}
+    weight, schedule = min(predicted, key=lambda which: (predicted[which], which))
     how = "by an additive fit" if rich else "observed"
     return state.decided(
         PROCEED,
@@ -175,7 +175,7 @@ def decide_hyperparameters(state: State) -> Decision:
             f" ({predicted[weight, schedule]:.4f}). Exploratory, biased upwards.",
         ),
         facts=tuple(
-            f"weight {w:g}, {s}: {loss:.4f}{' (stage 2)' if (w, s) == DEFAULT_CELL else ''}"
+            f"weight {w:g}, {s}: {loss:.4f}{' (stage 2)' if (w, s) == DEFAULT_REFINEMENT else ''}"
             for (w, s), loss in sorted(observed.items())
         ),
         numbers={"predicted": [[w, s, loss] for (w, s), loss in sorted(predicted.items())]},
@@ -186,21 +186,24 @@ def decide_hyperparameters(state: State) -> Decision:
 
 def additive_fit(observed: dict[tuple[float, str], float]) -> dict[tuple[float, str], float]:
     """Loss = mean + effect of weight + effect of schedule, by least squares; every crossing of the
-    weights and schedules seen. Cells that the data cannot determine get the minimum-norm fit."""
+    weights and schedules seen. What the data cannot determine gets the minimum-norm fit.
+
+    observed: val loss by (weight, schedule).
+    """
     import numpy as np
 
     weights = sorted({w for w, _ in observed})
     schedules = sorted({s for _, s in observed})
 
-    def row(cell):
-        return [1.0, *(cell[0] == w for w in weights), *(cell[1] == s for s in schedules)]
+    def row(weight, schedule):
+        return [1.0, *(weight == w for w in weights), *(schedule == s for s in schedules)]
 
-    matrix = np.array([row(cell) for cell in observed], dtype=float)
+    matrix = np.array([row(*refinement) for refinement in observed], dtype=float)
     losses = np.array(list(observed.values()))
     center = losses.mean()
     effects = np.linalg.lstsq(matrix, losses - center, rcond=None)[0]
     return {
-        (w, s): float(center + np.dot(row((w, s)), effects)) for w in weights for s in schedules
+        (w, s): float(center + np.dot(row(w, s), effects)) for w in weights for s in schedules
     }
 
 
@@ -223,11 +226,11 @@ def placements_then_two_again(state: State) -> list[RunConfig]:
     return first + [state.run(arm, 1, index=1) for arm in two_best(done)]
 
 
-def cells(state: State) -> list[RunConfig]:
+def refinements(state: State) -> list[RunConfig]:
     """Weights and schedules around the default, as many as the effect so far is worth."""
     return [
-        state.run(aux(state.choice.layers, cell_name(weight, schedule), weight, schedule))
-        for weight, schedule in cells_to_run(state.numbers_of(2).get("z2"))
+        state.run(aux(state.choice.layers, refinement_name(weight, schedule), weight, schedule))
+        for weight, schedule in refinements_to_run(state.numbers_of(2).get("z2"))
     ]
 
 
@@ -236,7 +239,7 @@ ADAPTIVE = (
         number=1,
         name="screening",
         question="does any placement do plain harm?",
-        rule=RULES[1],
+        rule=RULE_TEXTS[1],
         arms=SCREENING,
         fraction=SHORT,
         runs_asked_for=twice_the_baseline,
@@ -248,7 +251,7 @@ ADAPTIVE = (
         number=2,
         name="layer position",
         question="which tap layers?",
-        rule=RULES[2],
+        rule=RULE_TEXTS[2],
         arms=LAYERS[:-1],
         fraction=1.0,
         runs_asked_for=placements_then_two_again,
@@ -261,10 +264,10 @@ ADAPTIVE = (
         number=3,
         name="deep dive",
         question="which loss weight and schedule?",
-        rule=RULES[3],
-        arms=tuple(aux((4, 8), cell_name(*cell), *cell) for cell in MANY_CELLS),
+        rule=RULE_TEXTS[3],
+        arms=tuple(aux((4, 8), refinement_name(*which), *which) for which in MANY_REFINEMENTS),
         fraction=1.0,
-        runs_asked_for=cells,
+        runs_asked_for=refinements,
         decide=decide_hyperparameters,
         has_gate=True,
         takes_choice=True,
@@ -274,7 +277,7 @@ ADAPTIVE = (
         number=4,
         name="final validation",
         question="does it hold on seeds used nowhere else?",
-        rule=RULES[4],
+        rule=RULE_TEXTS[4],
         arms=FINAL_ARMS,
         fraction=1.0,
         runs_asked_for=pairs_until_settled,

@@ -40,10 +40,10 @@ from ablation.plan.stage import (
 )
 from ablation.runs.run import RunConfig, RunResult
 from ablation.study.heads import (
-    DIVES,
     FINAL_ARMS,
     LAYERS,
     N_VALIDATIONS,
+    REFINEMENTS,
     SCREENING,
     SHORT,
     VALIDATIONS,
@@ -57,16 +57,13 @@ CLASSIC_RULES = {
     "target_speedup": Rule("speedup", ">=", 0.10, "%"),
 }
 
-STAGE_RULES = {
+RULE_TEXTS = {  # by stage: shown beside the decisions, registered, and in docs/plans.md
     1: "PROCEED if {gate}",
     2: "PROCEED with the best layers if {layers}, else document the null result",
     3: "finalize the weight and schedule with the lowest val loss on the shared seed",
     4: "target met if {significant} and improvement > 0, with {target_loss} or {target_speedup}",
 }
-
-
-def rule_text(stage: int) -> str:
-    return STAGE_RULES[stage].format(**CLASSIC_RULES)
+RULE_TEXTS = {stage: text.format(**CLASSIC_RULES) for stage, text in RULE_TEXTS.items()}
 
 
 def missing(state: State) -> tuple[str, ...]:
@@ -161,16 +158,16 @@ def decide_layers(state: State) -> Decision:
     )
 
 
-def best_dive(results: Sequence[RunResult]) -> Group | None:
-    """The configuration with the lowest loss on the seed that all dives share; what stage 3
-    validates and finalizes."""
+def best_refinement(results: Sequence[RunResult]) -> Group | None:
+    """The configuration with the lowest loss on the seed that all refinements share; what stage
+    3 validates and finalizes."""
     return lowest(sides(on_shared_seed(results))[1])
 
 
 def decide_hyperparameters(state: State) -> Decision:
     """Stage 3: which loss weight and schedule go into the final validation?"""
     results = state.stage_results
-    best = best_dive([r for r in results if r.run.arm.name.startswith("dive_")])
+    best = best_refinement([r for r in results if r.run.arm.name.startswith("dive_")])
     if without := lacking(True, best):  # weights and schedules are compared with each other
         return no_comparison(state, results, without, missing(state))
     validations = [r for r in results if r.run.arm.name.startswith("validation_")]
@@ -355,15 +352,15 @@ def speedup_text(value: float | None) -> str:
 N_PAIRS = 8  # in stage 4 of the classic plan, budget permitting
 
 
-def dives_then_validations(state: State) -> list[RunConfig]:
+def refinements_then_validations(state: State) -> list[RunConfig]:
     """Weights and schedules at the chosen layers; then the best of them, with new seeds."""
-    dives = each_arm_once(state)[: len(DIVES)]
-    dives = [replace(run, arm=replace(run.arm, layers=state.choice.layers)) for run in dives]
-    done = state.results_of(dives)
-    if len(done) < len(dives) or (best := best_dive(done)) is None:
-        return dives
+    first = each_arm_once(state)[: len(REFINEMENTS)]
+    first = [replace(run, arm=replace(run.arm, layers=state.choice.layers)) for run in first]
+    done = state.results_of(first)
+    if len(done) < len(first) or (best := best_refinement(done)) is None:
+        return first
     validations = [replace(best.arm, name=f"validation_{k}") for k in range(N_VALIDATIONS)]
-    return dives + [state.run(arm, 2 + k) for k, arm in enumerate(validations)]
+    return first + [state.run(arm, 2 + k) for k, arm in enumerate(validations)]
 
 
 def pairs(state: State) -> list[RunConfig]:
@@ -378,7 +375,7 @@ CLASSIC = (
         number=1,
         name="screening",
         question="does any placement help at once?",
-        rule=rule_text(1),
+        rule=RULE_TEXTS[1],
         arms=SCREENING,
         fraction=SHORT,
         runs_asked_for=each_arm_once,
@@ -390,7 +387,7 @@ CLASSIC = (
         number=2,
         name="layer position",
         question="which tap layers?",
-        rule=rule_text(2),
+        rule=RULE_TEXTS[2],
         arms=LAYERS,
         fraction=1.0,
         runs_asked_for=each_arm_once,
@@ -403,10 +400,10 @@ CLASSIC = (
         number=3,
         name="deep dive",
         question="which loss weight and schedule?",
-        rule=rule_text(3),
-        arms=DIVES + VALIDATIONS,
+        rule=RULE_TEXTS[3],
+        arms=REFINEMENTS + VALIDATIONS,
         fraction=1.0,
-        runs_asked_for=dives_then_validations,
+        runs_asked_for=refinements_then_validations,
         decide=decide_hyperparameters,
         has_gate=True,
         takes_choice=True,
@@ -416,7 +413,7 @@ CLASSIC = (
         number=4,
         name="final validation",
         question="does it hold on seeds used nowhere else?",
-        rule=rule_text(4),
+        rule=RULE_TEXTS[4],
         arms=FINAL_ARMS,
         fraction=1.0,
         runs_asked_for=pairs,

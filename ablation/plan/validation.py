@@ -77,7 +77,7 @@ class Validation:
 @lru_cache(maxsize=1)  # a state is asked twice: for runs, then for a decision
 def validation_of(state: State) -> Validation:
     """How far stage 4 has come, by its results."""
-    pairs, given_up = complete_pairs(state)
+    pairs, given_up = pairs_so_far(state)
     return Validation(
         pairs=tuple(pairs),
         given_up=given_up,
@@ -88,7 +88,7 @@ def validation_of(state: State) -> Validation:
     )
 
 
-def complete_pairs(state: State) -> tuple[list[Pair], int]:
+def pairs_so_far(state: State) -> tuple[list[Pair], int]:
     """(complete pairs in order, up to the first one that is still open; number of pairs given up
     after repeated failures)."""
     complete, given_up = [], 0
