@@ -90,8 +90,8 @@ def phase_of(arm: Arm) -> str:
     return next(phase for phase, arms in PHASES.items() if arm in arms)
 
 
-# Refinements of the adaptive plan, as (weight, schedule). Chosen: with the default, three that differ
-# in both; or seven of the nine, among which every weight and every schedule comes at least twice.
+# Refinements of the adaptive plan, as (weight, schedule). Chosen: with the default, three that
+# differ in both; or seven of the nine, with every weight and every schedule at least twice.
 DEFAULT_REFINEMENT = (WEIGHT, SCHEDULE)
 FEW_REFINEMENTS = ((0.05, "linear_decay"), (0.2, "cosine_decay"))
 MANY_REFINEMENTS = (
