@@ -5,6 +5,7 @@ seeds with error control: stage 4, in `validation`. Improvement = mean val_loss(
 val_loss(arm), nats/token: positive is good.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -55,11 +56,13 @@ RULE_TEXTS = {  # by stage: shown beside the decisions, registered, and in docs/
         " {delta_target:g} nats/token"
     ),
 }
-Z2_RICH = 4.0  # from here on the effect is plain enough to spend six runs on weight and schedule
+# From here on the effect of stage 2 is plain enough to spend six runs on weight and schedule;
+# chosen: four standard errors, more than the choice of the best placement makes of noise.
+Z2_RICH = 4.0
 
 
 def missing(state: State) -> tuple[str, ...]:
-    """Arms that were asked for and have no result."""
+    """Arms that were asked for and have no outcome."""
     return missing_arms(state.stage_results, [run.arm.name for run in state.runs_asked_for])
 
 
@@ -120,9 +123,9 @@ def decide_layers(state: State) -> Decision:
     if without := lacking(baseline and baseline.usable, best):
         return no_comparison(state, results, without, missing(state), best and best.arm)
     samples = [group.losses for group in (baseline, *arms)]
-    s = math.sqrt(stats.pooled_variance(samples, design.sigma0**2, design.nu0))
-    n, m = len(best.losses), len(baseline.losses)
-    z2 = (baseline.mean - best.mean) / (s * math.sqrt(1 / n + 1 / m))
+    sd = math.sqrt(stats.pooled_variance(samples, design.sigma0**2, design.nu0))
+    se = sd * math.sqrt(1 / len(best.losses) + 1 / len(baseline.losses))
+    z2 = (baseline.mean - best.mean) / se
     taps = ",".join(map(str, best.arm.layers))
     return state.decided(
         PROCEED,
@@ -134,9 +137,9 @@ def decide_layers(state: State) -> Decision:
         facts=(
             f"Baseline loss: {baseline.mean:.4f}",
             *loss_lines([r for r in results if r.run.arm.layers], baseline_losses(results)),
-            f"Best: {best.names[0]}, {mean_text(best.losses, 4)}; sd with the prior's {s:.4f}",
+            f"Best: {best.names[0]}, {mean_text(best.losses, 4)}; sd with the prior's {sd:.4f}",
         ),
-        numbers={"z2": z2, "s": s, "best_loss": best.mean, "best_n": len(best.losses)},
+        numbers={"z2": z2, "s": sd, "best_loss": best.mean, "best_n": len(best.losses)},
         chosen=best.arm,
         missing=missing(state),
     )
@@ -175,10 +178,11 @@ def decide_hyperparameters(state: State) -> Decision:
             f" ({predicted[weight, schedule]:.4f}). Exploratory, biased upwards.",
         ),
         facts=tuple(
-            f"weight {w:g}, {s}: {loss:.4f}{' (stage 2)' if (w, s) == DEFAULT_REFINEMENT else ''}"
-            for (w, s), loss in sorted(observed.items())
+            f"weight {which[0]:g}, {which[1]}: {loss:.4f}"
+            f"{' (stage 2)' if which == DEFAULT_REFINEMENT else ''}"
+            for which, loss in sorted(observed.items())
         ),
-        numbers={"predicted": [[w, s, loss] for (w, s), loss in sorted(predicted.items())]},
+        numbers={"predicted": [[*which, loss] for which, loss in sorted(predicted.items())]},
         chosen=replace(state.choice, weight=weight, schedule=schedule),
         missing=missing(state),
     )
@@ -192,19 +196,18 @@ def additive_fit(observed: dict[tuple[float, str], float]) -> dict[tuple[float, 
     """
     import numpy as np
 
-    weights = sorted({w for w, _ in observed})
-    schedules = sorted({s for _, s in observed})
+    weights = sorted({weight for weight, _ in observed})
+    schedules = sorted({schedule for _, schedule in observed})
 
     def row(weight, schedule):
-        return [1.0, *(weight == w for w in weights), *(schedule == s for s in schedules)]
+        return [1.0, *(weight == each for each in weights), *(schedule == s for s in schedules)]
 
     matrix = np.array([row(*refinement) for refinement in observed], dtype=float)
     losses = np.array(list(observed.values()))
     center = losses.mean()
     effects = np.linalg.lstsq(matrix, losses - center, rcond=None)[0]
-    return {
-        (w, s): float(center + np.dot(row(w, s), effects)) for w in weights for s in schedules
-    }
+    crossings = itertools.product(weights, schedules)
+    return {which: float(center + np.dot(row(*which), effects)) for which in crossings}
 
 
 # ---------------------------------------------------------------------------------------------

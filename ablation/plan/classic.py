@@ -49,7 +49,7 @@ from ablation.study.heads import (
     VALIDATIONS,
 )
 
-CLASSIC_RULES = {
+CLASSIC_RULES = {  # chosen: the mission's own thresholds, which stay as they are
     "gate": Rule("best relative improvement", ">", 0.02, "%"),
     "layers": Rule("best improvement", ">", 0.0, "nats/token"),
     "significant": Rule("Welch p", "<", 0.05),
@@ -67,7 +67,7 @@ RULE_TEXTS = {stage: text.format(**CLASSIC_RULES) for stage, text in RULE_TEXTS.
 
 
 def missing(state: State) -> tuple[str, ...]:
-    """Arms of the stage's table that have no result."""
+    """Arms of the stage's row that have no outcome, whether they were asked for or not."""
     return missing_arms(state.stage_results, [arm.name for arm in state.stage.arms])
 
 
@@ -204,10 +204,10 @@ def decide_final(state: State) -> Decision:
         return no_comparison(state, results, without, missing(state))
     (best,) = arms
     finished = finished_pairs(results)
-    c = stats.compare(*zip(*finished, strict=True)) if finished else None
-    numbers = final_numbers(results, baseline, best, c)
+    comparison = stats.compare(*zip(*finished, strict=True)) if finished else None
+    numbers = final_numbers(results, baseline, best, comparison)
     title, because = final_verdict(numbers)
-    facts = final_facts(results, baseline, best, c, numbers)
+    facts = final_facts(results, baseline, best, comparison, numbers)
     if baseline.diverged or best.diverged:
         because += (f"{baseline.diverged} baseline and {best.diverged} best runs diverged.",)
         facts.append(
@@ -227,10 +227,12 @@ def decide_final(state: State) -> Decision:
 
 
 def final_numbers(
-    results: Sequence[RunResult], baseline: Group, best: Group, c: stats.Comparison | None
+    results: Sequence[RunResult], baseline: Group, best: Group, comparison: stats.Comparison | None
 ) -> dict:
     """The results of stage 4 for programs. Differences are of the pairs of which both finished
-    (`c`); where a run diverged, p is the exact worst-rank test's."""
+    (`comparison`); where a run diverged, p is the exact worst-rank test's."""
+    found = vars(comparison) if comparison else {}
+    relative = comparison and comparison.improvement / comparison.mean_baseline
     numbers = {
         "baseline_n": len(baseline.losses),
         "best_n": len(best.losses),
@@ -238,12 +240,9 @@ def final_numbers(
         "best_diverged": best.diverged,
         "baseline_loss": baseline.mean,
         "best_loss": best.mean if best.losses else None,
-        "improvement": c and c.improvement,
-        "relative_improvement": c and c.improvement / c.mean_baseline,
-        "ci_low": c and c.ci_low,
-        "ci_high": c and c.ci_high,
-        "p": c and c.p,
-        "cohens_d": c and c.cohens_d,
+        "improvement": found.get("improvement"),
+        "relative_improvement": relative,
+        **{name: found.get(name) for name in ("ci_low", "ci_high", "p", "cohens_d")},
         "speedup": speedup(results),
     }
     if baseline.diverged or best.diverged:
@@ -253,10 +252,10 @@ def final_numbers(
 
 
 def final_facts(
-    results: Sequence[RunResult], baseline: Group, best: Group, c: stats.Comparison | None,
+    results: Sequence[RunResult], baseline: Group, best: Group, comparison: stats.Comparison | None,
     numbers: dict,
 ) -> list[str]:  # fmt: skip
-    """The same as lines for a person."""
+    """The results of stage 4 as lines for a person."""
     times = {
         is_best: [
             r.train_time_ms / 1000
@@ -266,8 +265,8 @@ def final_facts(
         for is_best in (False, True)
     }
     delta = delta_text(numbers["improvement"])
-    if c:
-        delta += f" ({numbers['relative_improvement']:+.2%}){interval(c)}"
+    if comparison:
+        delta += f" ({numbers['relative_improvement']:+.2%}){interval(comparison)}"
     return [
         f"Layers: {','.join(map(str, best.arm.layers))}",
         f"Weight: {best.arm.weight:g}",
@@ -343,13 +342,14 @@ def speedup(results: Sequence[RunResult]) -> float | None:
 
 
 def speedup_text(value: float | None) -> str:
+    """A speedup in words; None where a run did not get there."""
     return "not every run reached the baseline's loss" if value is None else f"{value:+.1%}"
 
 
 # ---------------------------------------------------------------------------------------------
 # Which runs a stage asks for, and the table of stages
 
-N_PAIRS = 8  # in stage 4 of the classic plan, budget permitting
+N_PAIRS = 8  # in stage 4 of the classic plan, budget permitting; chosen, the mission's own
 
 
 def refinements_then_validations(state: State) -> list[RunConfig]:

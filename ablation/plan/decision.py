@@ -138,13 +138,14 @@ def loss_lines(
     difference would be that of the seeds as much as that of the arms.
     """
     lines = []
-    for r in results:
-        if r.status != "ok":
-            lines.append(f"{r.run.name}: {r.status} ({r.reason})")
+    for result in results:
+        name = result.run.name
+        if result.status != "ok":
+            lines.append(f"{name}: {result.status} ({result.reason})")
             continue
-        base = (baselines or {}).get(r.run.seed) if r.run.arm.layers else None
-        improvement = "" if base is None else f" ({base - r.val_loss:+.4f})"
-        lines.append(f"{r.run.name}: {r.val_loss:.4f}{improvement}")
+        base = (baselines or {}).get(result.run.seed) if result.run.arm.layers else None
+        improvement = "" if base is None else f" ({base - result.val_loss:+.4f})"
+        lines.append(f"{name}: {result.val_loss:.4f}{improvement}")
     return tuple(lines)
 
 

@@ -115,7 +115,7 @@ class Truth:
 # What a plan concludes in a scenario
 
 
-def verdict_of(step: Step) -> str:
+def verdict_in(step: Step) -> str:
     """What the plan concludes about the effect; a stop at a gate concludes nothing."""
     decision = step.decisions.get(FINAL_STAGE)
     numbers = decision.numbers if decision else {}
@@ -141,7 +141,7 @@ def outcome(e: Experiment, truth: Truth, cost_s: Callable[[RunConfig], float]) -
     planned, _, step = simulate(
         e, (), lambda run: truth.loss(run.arm.configuration, run.num_iterations / full), cost_s
     )
-    return Outcome(verdict_of(conclude(step)), paid_s(e, planned) / cost_s(full_run(e)))
+    return Outcome(verdict_in(conclude(step)), paid_s(e, planned) / cost_s(full_run(e)))
 
 
 def full_run(e: Experiment) -> RunConfig:
@@ -159,14 +159,14 @@ VERDICTS = {  # field of a row: the verdict that it is the share of
 
 def tally(scenario: str, plan: str, outcomes: Sequence[Outcome]) -> dict:
     """One row of a table: the share of each verdict, and the cost in full runs."""
-    n = len(outcomes)
-    counts = Counter(o.verdict for o in outcomes)
+    n, runs = len(outcomes), [outcome.runs for outcome in outcomes]
+    counts = Counter(outcome.verdict for outcome in outcomes)
     return {
         "world": scenario,
         "plan": plan,
         **{name: counts[verdict] / n for name, verdict in VERDICTS.items()},
-        "runs_mean": math.fsum(o.runs for o in outcomes) / n,
-        "runs_max": max(o.runs for o in outcomes),
+        "runs_mean": math.fsum(runs) / n,
+        "runs_max": max(runs),
         "replicates": n,
     }
 

@@ -86,6 +86,7 @@ class Stage:
     pairs_at_once: int = 0  # all the pairs it has, budget permitting; 0: asked for as it goes on
 
     def rule_text(self, design: Design) -> str:
+        """What decides, with the numbers of this design."""
         return self.rule.format(**vars(design))
 
 

@@ -28,6 +28,7 @@ from ablation.plan.looks import (
     Pair,
     level_among_finished,
     looks_at,
+    losses_of,
     settled,
 )
 from ablation.plan.stage import State, affordable, left_on_entry_s, pair_of, pairs_per_batch
@@ -163,12 +164,13 @@ class Tested:
 
     @property
     def baseline(self) -> list[float]:
-        """Final val losses of the runs that finished."""
-        return [b.val_loss for b, _ in self.pairs if b.status == "ok"]
+        """Final val losses of the baseline's runs that finished."""
+        return losses_of(self.pairs)[0]
 
     @property
     def best(self) -> list[float]:
-        return [a.val_loss for _, a in self.pairs if a.status == "ok"]
+        """The same of the configuration that is tested."""
+        return losses_of(self.pairs)[1]
 
     @property
     def finished(self) -> list[tuple[float, float]]:
@@ -205,30 +207,31 @@ def decide_looks(
     tested = Tested(looks, pairs[: looks[-1].n])
     verdict, label = verdict_and_label(tested, state.design)
     needed = needed_for(tested, state.design) if verdict == UNDECIDED else None
+    numbers = verdict_numbers(tested, verdict, label)
     return state.decided(
         FINAL,
         title_of(tested, verdict, label),
         because=(*explain(state, tested, verdict, needed), *when_it_fell(tested)),
         facts=look_facts(tested, state.choice.label),
-        numbers=numbers_of(tested, verdict, label) | ({"runs_needed": needed[1]} if needed else {}),
+        numbers={**numbers, "runs_needed": needed[1]} if needed else numbers,
         chosen=state.choice,
         missing=missing,
     )
 
 
 def verdict_and_label(tested: Tested, design: Design) -> tuple[str, str]:
-    """The last look's; or, where runs diverged and ranks show nothing, that of those that
-    finished."""
+    """(verdict, label) of the last look; or, where runs diverged and ranks show nothing, of those
+    that finished."""
     last, diverged = tested.last, tested.diverged
     if not last.verdict and diverged and level_among_finished(last, tested.finished, design):
         return NO_EFFECT, f"among the runs that finished ({diverged} of {2 * last.n} diverged)"
     return last.verdict or UNDECIDED, last.label
 
 
-LAST_LOOK = ("n", "n_max", "improvement", "low", "high", "p")  # of it, told beside the verdict
+LAST_LOOK = ("n", "n_max", "improvement", "low", "high", "p")  # its fields beside the verdict
 
 
-def numbers_of(tested: Tested, verdict: str, label: str) -> dict:
+def verdict_numbers(tested: Tested, verdict: str, label: str) -> dict:
     """The verdict and its looks, for programs."""
     last = tested.last
     return {
