@@ -58,7 +58,7 @@ from ablation.execute import (
 )
 from ablation.folder import registration, standing
 from ablation.folder.materials import Materials
-from ablation.plan.next_step import next_step
+from ablation.plan.next_step import conclude, next_step
 from ablation.report import figures
 from ablation.runs import log as logs
 from ablation.runs import outcome, store
@@ -180,7 +180,7 @@ class NoLauncher:
 
 def drive(e, session, results, shown) -> int:
     """In place of a sitting: what it would begin with."""
-    next_step(e, results)
+    conclude(next_step(e, results))
     return 0
 
 

@@ -22,7 +22,7 @@ from ablation.folder.results import write_results
 from ablation.plan.costs import Costs
 from ablation.plan.decision import counted, is_overridden, render
 from ablation.plan.forecast import Planned, forecast, span_s
-from ablation.plan.next_step import BUDGET_SPENT, Step, concluded, next_step
+from ablation.plan.next_step import BUDGET_SPENT, Step, conclude, next_step, result_that_stands
 from ablation.runs.run import RunConfig, RunResult, duration, machine_seconds
 from ablation.study.experiment import Experiment
 
@@ -115,7 +115,7 @@ def fault_of(row: Sequence[RunResult], last: RunResult, results: Sequence[RunRes
         return f"{last.run.name}: {last.reason}"
     runs = {r.run.name for r in row}
     arms = {r.run.arm.configuration for r in row}
-    trained = any(r.settled and r.run.arm.configuration in arms for r in results)
+    trained = any(r.has_outcome and r.run.arm.configuration in arms for r in results)
     many = len(row) >= FAULT_ATTEMPTS or sum(r.final for r in row) >= FAULT_RUNS
     if not many or len(runs) < FAULT_RUNS or not (trained or len(arms) > 1):
         return ""
@@ -131,13 +131,13 @@ def failed_last(e: Experiment, results: Sequence[RunResult]) -> list[RunResult]:
     machine is to be told, too."""
     row, here = [], watcher.boot_clock()
     for r in sorted((r for r in results if r.clock == here), key=lambda r: r.end_s):
-        row = [] if r.settled else [*row, r] if failed(r) else row
+        row = [] if r.has_outcome else [*row, r] if failed(r) else row
     return [r for r in row if (r.run.name, r.attempt) not in e.overrides.forgiven]
 
 
 def fault_at_end(row: Sequence[RunResult], results: Sequence[RunResult]) -> str:
     """The same where the plan came to its end before so many had failed."""
-    trained = {r.run.arm.configuration for r in results if r.settled}
+    trained = {r.run.arm.configuration for r in results if r.has_outcome}
     runs = {r.run.name for r in row if r.run.arm.configuration in trained}
     if len(runs) < 2:
         return ""
@@ -179,8 +179,8 @@ def drive_with(
         for r in ended:
             results.append(r)
             to_come = forecast(e, results)[0]
-            display.say(result_line(r, finished(results), len(to_come)))
-            row = [] if r.settled else [*row, r] if failed(r) else row
+            display.say(result_line(r, runs_with_outcome(results), len(to_come)))
+            row = [] if r.has_outcome else [*row, r] if failed(r) else row
             fault = fault or fault_of(row, r, results)
 
     to_come, shown = s.to_come, set(s.decided) - {s.until}
@@ -188,7 +188,7 @@ def drive_with(
     while True:
         spent_s = machine_seconds(results, orchestrator.intervals())
         spent_s += set_aside_s(e, results, orchestrator.paid_so_far())
-        step = next_step(e, results, frozenset(flights), spent_s)
+        step = conclude(next_step(e, results, frozenset(flights), spent_s))
         if step.at_gate and s.ignore_gate and step.stage <= s.until:
             e = put_on_record(s.exp_dir, e, "ignore_gate", step.stage, {})
             display.say(f"OVERRIDE, on record: going on past stage {step.stage} ({step.ended}).")
@@ -210,7 +210,7 @@ def drive_with(
         fault = fault or fault_at_end(row, results)
     if fault and row:
         e = put_on_record(s.exp_dir, e, "retry", 0, forgiveness(row, fault))
-    step = next_step(e, results)
+    step = conclude(next_step(e, results))
     write_results(s.exp_dir, s.experiment_id, e, results, step)
     close(e, s, results, step, stop.signal, fault, display.say)
     return exit_code(e, results, step, s.stages, stop.signal, bool(fault))
@@ -229,7 +229,7 @@ def next_ended(
         spent_s = machine_seconds(results, orchestrator.intervals())
         if spent_s > 3600 * e.budget_hours:
             orchestrator.order_stop(BUDGET_SPENT)
-        flights, done = list(orchestrator.flights.values()), finished(results)
+        flights, done = list(orchestrator.flights.values()), runs_with_outcome(results)
         total = done + len(to_come)
         plan = plan_line(e, done + len(flights), total, spent_s, span_s(to_come))
         display.progress(flights, plan)
@@ -265,8 +265,8 @@ def given_up(e: Experiment, results: Sequence[RunResult], stages: range) -> list
     for r in sorted(results, key=lambda r: r.attempt):
         if r.run.stage in stages:
             attempts.setdefault(r.run.key, []).append(r)
-    ends = [concluded(mine, e.overrides.forgiven) for mine in attempts.values()]
-    return [r for r in ends if r is not None and not r.settled]
+    ends = [result_that_stands(mine, e.overrides.forgiven) for mine in attempts.values()]
+    return [r for r in ends if r is not None and not r.has_outcome]
 
 
 def exit_code(
@@ -279,7 +279,7 @@ def exit_code(
         return exit_codes.FAULT
     if step.ended == BUDGET_SPENT and step.stage in stages:
         return exit_codes.BUDGET_SPENT
-    none = not any(r.settled for r in results)
+    none = not any(r.has_outcome for r in results)
     return exit_codes.RUNS_FAILED if none or given_up(e, results, stages) else exit_codes.DONE
 
 
@@ -289,7 +289,7 @@ def close(e: Experiment, s: Session, results, step, stopped: str, fault: str, sa
     outcomes = counted(results)
     go_on = resume_command(e, s.exp_dir)
     say()
-    for cut in step.cut:
+    for cut in step.budget_cuts:
         say(f"Cut by the budget: {cut}")
     for r in given_up(e, results, s.stages):
         say(f"Failed for good, attempt {r.attempt} was the last: {r.run.name}: {outcome(r)}")
@@ -312,8 +312,8 @@ def close(e: Experiment, s: Session, results, step, stopped: str, fault: str, sa
     say(f"Report and figures: python analyze_aux.py --exp_dir {pasteable(s.exp_dir)}")
 
 
-def finished(results: Sequence[RunResult]) -> int:
-    return len({r.run.name for r in results if r.settled})
+def runs_with_outcome(results: Sequence[RunResult]) -> int:
+    return len({r.run.name for r in results if r.has_outcome})
 
 
 def plan_line(e: Experiment, number: int, total: int, spent_s: float, left_s: float) -> str:

@@ -165,7 +165,7 @@ def decided_otherwise(evidence: Evidence) -> Iterator[str]:
         words = ": ".join(filter(None, (stage, o.kind, in_words(o.value))))
         yield f"Override {simple(o.when)}: {words}"
     if not evidence.changed:
-        yield from (f"Cut by the budget: {cut}" for cut in evidence.standing.step.cut)
+        yield from (f"Cut by the budget: {cut}" for cut in evidence.standing.step.budget_cuts)
 
 
 def read_otherwise(evidence: Evidence) -> Iterator[str]:
@@ -404,7 +404,7 @@ def failed(evidence: Evidence) -> Iterator[Content]:
 def spent(evidence: Evidence) -> Iterator[Content]:
     """The ledger: every attempt is paid for, failed ones too."""
     hours = machine_seconds(evidence.records.results) / 3600
-    lost = hours - machine_seconds([r for r in evidence.records.results if r.settled]) / 3600
+    lost = hours - machine_seconds([r for r in evidence.records.results if r.has_outcome]) / 3600
     budget = evidence.standing.experiment.budget_hours
     share = f"{budget:g} h ({hours / budget:.0%} spent)" if is_budget(budget) else None
     yield Pairs(

@@ -123,7 +123,7 @@ class RunResult:
         return self.clock, self.start_s, self.end_s, self.nodes
 
     @property
-    def settled(self) -> bool:
+    def has_outcome(self) -> bool:
         """An outcome of the arm, as opposed to something that happened to the run."""
         return self.status in ("ok", "diverged")
 
