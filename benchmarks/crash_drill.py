@@ -263,7 +263,7 @@ def compare(undisturbed: Drill, drill: Drill) -> list[Finding]:
     records = drill.records()
     settled = Counter(r.run.name for r in records.results if r.settled)
     found = [("lost", f"{name} has no result") for name in expected.keys() - settled.keys()]
-    found += [("lost", f"{name}, attempt {n} has no record") for name, n, _ in records.open]
+    found += [("lost", f"{a.run_name}, attempt {a.number} has no record") for a in records.open]
     found += [("invented", f"{path}: {why}") for path, why in records.damaged]
     found += [("invented", f"{name} is new") for name in settled.keys() - expected.keys()]
     found += [("duplicated", f"{name} has {n} results") for name, n in settled.items() if n > 1]

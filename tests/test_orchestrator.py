@@ -24,7 +24,7 @@ from ablation.execute.display import Display
 from ablation.execute.lock import Lock, holder
 from ablation.execute.orchestrator import Limits, Orchestrator, reconcile, witnessed
 from ablation.execute.status import living
-from ablation.runs.run import RunConfig
+from ablation.runs.run import Interval, RunConfig
 from ablation.runs.store import read_records, write_json
 from benchmarks import many_runs
 from tests.support.invent import arm
@@ -657,15 +657,15 @@ def attempts(tmp_path):
 
 
 def test_a_launcher_that_cannot_be_started_closes_the_attempt(attempts):
-    folder, attempt = attempts.next_attempt(RUN)
-    job = local.Job(("torchrun",), {}, folder)
+    attempt = attempts.next_attempt(RUN)
+    job = local.Job(("torchrun",), {}, attempt.folder)
     result = attempts.start(RUN, attempt, job, {}, Limits(9, "timeout", 9))
     assert result.status == "interrupted"
     assert result.reason.startswith(watcher.CANNOT_START)
     assert "/gone/python" in result.reason
     assert not attempts.flights
     assert read_records(attempts.exp_dir, "id").results == (result,)
-    assert attempts.next_attempt(RUN)[1] == 2
+    assert attempts.next_attempt(RUN).number == 2
 
 
 USED = {  # what lies in the folder of attempt 1: the next attempt
@@ -687,7 +687,7 @@ def test_an_attempt_begins_where_nothing_lies(attempts, lie, attempt):
     folder = attempts.exp_dir / RUN.name
     folder.mkdir(parents=True)
     lie(folder)
-    assert attempts.next_attempt(RUN)[1] == attempt
+    assert attempts.next_attempt(RUN).number == attempt
 
 
 @pytest.mark.parametrize("part", ["aux_6", "aux_6/run_0"])
@@ -718,7 +718,7 @@ def test_attempts_behind_a_link_are_passed_over_and_left_alone(attempts, tmp_pat
 def test_litter_of_killed_sittings_is_removed_and_nothing_else(attempts):
     exp_dir, long_ago = attempts.exp_dir, time.time() - 4000
     (exp_dir / "code").mkdir(parents=True)
-    old, new = attempts.next_attempt(RUN)[0], exp_dir / "aux_8/run_0/attempt_2"
+    old, new = attempts.next_attempt(RUN).folder, exp_dir / "aux_8/run_0/attempt_2"
     new.mkdir(parents=True)
     stray = exp_dir / "aux_6_copy/run_0"
     stray.mkdir(parents=True)
@@ -793,10 +793,10 @@ EXIT = {"returncode": 0, "ended_by": "itself", "clock": HERE, "start_s": 5.0, "e
     ],
 )
 def test_what_exit_json_says_is_believed_where_it_can_be(change, believed):
-    assert (witnessed({**EXIT, **change}, (HERE, 4.0, 10.0, 1)) is not None) == believed
+    assert (witnessed({**EXIT, **change}, Interval(HERE, 4.0, 10.0, 1)) is not None) == believed
     on_a_job = {**EXIT, "clock": "job 7", "end_s": 1e6}
-    assert witnessed(on_a_job, ("job 7", 4.0, 10.0, 1)).end_s == 1e6
-    assert witnessed(EXIT, ("job 7", 4.0, 10.0, 1)) is None
+    assert witnessed(on_a_job, Interval("job 7", 4.0, 10.0, 1)).end_s == 1e6
+    assert witnessed(EXIT, Interval("job 7", 4.0, 10.0, 1)) is None
 
 
 class Ended:
@@ -815,8 +815,8 @@ class Ended:
 def test_an_exit_that_cannot_be_believed_interrupts_the_run(attempts, exit):
     attempts.launcher.start = lambda job: Ended(exit)
     attempts.launcher.wait = lambda runs, timeout_s: None
-    folder, attempt = attempts.next_attempt(RUN)
-    job = local.Job(("torchrun",), {}, folder)
+    attempt = attempts.next_attempt(RUN)
+    job = local.Job(("torchrun",), {}, attempt.folder)
     assert attempts.start(RUN, attempt, job, {}, Limits(9, "timeout", 9)) is None
     (result,) = attempts.wait(0)
     assert result.status == "interrupted"

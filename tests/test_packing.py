@@ -47,11 +47,11 @@ def test_over_a_thousand_starts_nothing_is_shared(tmp_path, monkeypatch, gpus, e
             run = RunConfig(0, arm("aux_6", 6), rng.randrange(40), 1, 10)
             if run.name in orchestrator.flights:
                 continue
-            folder, attempt = orchestrator.next_attempt(run)
+            attempt = orchestrator.next_attempt(run)
             env = extra_environment(e, tmp_path, orchestrator.free_slot())
-            command = build_command(e, run, Path("t.py"), Path("d"), folder / "log")
+            command = build_command(e, run, Path("t.py"), Path("d"), attempt.folder / "log")
             assert "--standalone" in command
-            job = local.Job(command, env, folder)
+            job = local.Job(command, env, attempt.folder)
             orchestrator.start(run, attempt, job, {}, Limits(9, "timeout", 9))
             started += 1
         jobs = [flight.process.job for flight in orchestrator.flights.values()]

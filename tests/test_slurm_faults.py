@@ -17,6 +17,7 @@ from ablation.execute.watcher import A_SIGNAL
 from ablation.runs.log import LogReader, read_log
 from ablation.runs.outcome import exit_from, judge
 from ablation.runs.run import RunConfig, machine_seconds
+from ablation.runs.store import Attempt
 from tests.support.invent import arm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -445,18 +446,18 @@ def attempt(tmp_path):
 
 
 def test_a_job_is_paid_for_from_its_claim_to_its_last_sign_of_life_on_each_node(attempt):
-    r = orchestrator.close_attempt(attempt, RUN.name, 1, "id", None)
+    r = orchestrator.close_attempt(Attempt(RUN.name, 1, attempt), "id", None)
     assert r.status == "interrupted"
     assert machine_seconds([r]) == pytest.approx(2 * 30, abs=1)
     assert r.clock != watcher.boot_clock()  # others beside it are paid for on their own
 
 
 def test_a_job_that_still_waits_in_the_queue_has_cost_nothing(attempt):
-    found = status.read_in_flight(RUN.name, 1, attempt)
+    found = status.read_in_flight(Attempt(RUN.name, 1, attempt))
     assert machine_seconds((), [found["interval"]]) == pytest.approx(2 * 40, abs=1)
     (attempt / "claim.json").unlink()
-    assert status.read_in_flight(RUN.name, 1, attempt)["interval"] is None
-    assert orchestrator.close_attempt(attempt, RUN.name, 1, "id", None).wall_s == 0
+    assert status.read_in_flight(Attempt(RUN.name, 1, attempt))["interval"] is None
+    assert orchestrator.close_attempt(Attempt(RUN.name, 1, attempt), "id", None).wall_s == 0
 
 
 # ---------------------------------------------------------------------------------------------
@@ -474,7 +475,7 @@ def unseen(launcher, attempt):
 
 
 def judged(attempt, exit):
-    r = orchestrator.close_attempt(attempt, RUN.name, 1, "id", exit)
+    r = orchestrator.close_attempt(Attempt(RUN.name, 1, attempt), "id", exit)
     return r.status, r.reason, round(r.wall_s)
 
 

@@ -22,9 +22,10 @@ from ablation.runs.log import LogReader, read_log
 from ablation.runs.outcome import Exit, exit_from, judge, judge_attempt
 from ablation.runs.run import Interval, RunConfig, RunResult
 from ablation.runs.store import (
+    Attempt,
     Records,
     attempt_dir,
-    attempt_dirs,
+    attempts_in,
     read_config,
     read_records,
     write_json,
@@ -54,20 +55,21 @@ def reconcile(
     launcher.settle(exp_dir.resolve())
     records = read_records(exp_dir, experiment_id)
     distrust = {path.parent: f"its record was damaged ({why})" for path, why in records.damaged}
-    to_close = {*distrust, *(folder for _, _, folder in records.open)}
+    to_close = {*distrust, *(attempt.folder for attempt in records.open)}
     for folder in to_close:
         refuse_links(exp_dir, folder)
     for path, why in records.damaged:
         aside = next_free(path, "damaged")
         os.rename(path, aside)
         say(f"Damaged record {path}: {why}; set aside as {aside.name}, the run will be run again.")
-    for name, attempt, folder in attempt_dirs(exp_dir) if to_close else ():
+    for attempt in attempts_in(exp_dir) if to_close else ():
+        folder = attempt.folder
         if folder not in to_close or launcher.find(folder.resolve()):
             continue
         try:
             ended = launcher.end_of(folder.resolve())
             why = distrust.get(folder, "")
-            result = close_attempt(folder, name, attempt, experiment_id, ended, why)
+            result = close_attempt(attempt, experiment_id, ended, why)
         except (ValueError, FileNotFoundError) as error:
             aside = next_free(folder / "config.json", "damaged")
             with contextlib.suppress(FileNotFoundError):
@@ -78,7 +80,8 @@ def reconcile(
             )
             continue
         if folder not in distrust:
-            say(f"Found {name}, attempt {attempt}, without a result: {outcome(result)}")
+            found = f"{attempt.run_name}, attempt {attempt.number}"
+            say(f"Found {found}, without a result: {outcome(result)}")
     if to_close:
         records = read_records(exp_dir, experiment_id)
     sweep(exp_dir, records, launcher)
@@ -94,12 +97,7 @@ NEVER_BEGAN = "its job left the queue before it began, and Slurm does not know w
 
 
 def close_attempt(
-    folder: Path,
-    name: str,
-    attempt: int,
-    experiment_id: str,
-    ended: Mapping | None,
-    distrust: str = "",
+    attempt: Attempt, experiment_id: str, ended: Mapping | None, distrust: str = ""
 ) -> RunResult:
     """Judge an attempt by what it left; with a reason for distrust, it has to be run again.
 
@@ -107,24 +105,25 @@ def close_attempt(
 
     Raises ValueError when config.json cannot be believed.
     """
-    run, config = read_config(folder, name, attempt)
+    run, config = read_config(attempt)
+    folder = attempt.folder
     try:
-        interval = lived(folder, name, attempt, config)
+        interval = lived(attempt, config)
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"it does not say when the attempt began ({error!r})") from None
-    here = interval[0] == watcher.boot_clock()
-    latest = (*interval[:2], time.monotonic() if here else math.inf, interval[3])
-    exit = witnessed(ended, latest)
+    here = interval.clock == watcher.boot_clock()
+    latest_s = time.monotonic() if here else math.inf
+    exit = witnessed(ended, interval._replace(end_s=latest_s))
     if exit is None:
         never_began = launched_on(config) == "slurm" and not (folder / "claim.json").exists()
         unrecorded = NEVER_BEGAN if never_began else UNRECORDED
         exit = Exit(None, watcher.read_order(folder) or unrecorded, *interval)
     if distrust:
         exit = replace(exit, returncode=None, ended_by=distrust)
-        result = judge(run, attempt, LogReader(run.num_iterations), exit)
+        result = judge(run, attempt.number, LogReader(run.num_iterations), exit)
     else:
         log = read_log(folder / "output.log", run.num_iterations)
-        result = judge_attempt(run, attempt, folder, log, exit)
+        result = judge_attempt(run, attempt.number, folder, log, exit)
     write_result(folder, result, experiment_id)
     return result
 
@@ -136,14 +135,13 @@ def witnessed(value, within: Interval) -> Exit | None:
     clock is another machine's, only that it is a job's.
     """
     exit = exit_from(value)
-    clock, earliest_s, latest_s, nodes = within
-    if exit is None or clock.startswith("job "):
+    if exit is None or within.clock.startswith("job "):
         return exit if exit and exit.clock.startswith("job ") else None
-    times = earliest_s <= exit.start_s and exit.end_s <= latest_s
-    return exit if (exit.clock, exit.nodes) == (clock, nodes) and times else None
+    times = within.start_s <= exit.start_s and exit.end_s <= within.end_s
+    return exit if times and (exit.clock, exit.nodes) == (within.clock, within.nodes) else None
 
 
-def lived(folder: Path, name: str, attempt: int, config: Mapping) -> Interval:
+def lived(attempt: Attempt, config: Mapping) -> Interval:
     """From the launch to the last line of the log, by the file system's clock. A job begins when it
     claims the attempt.
 
@@ -151,16 +149,18 @@ def lived(folder: Path, name: str, attempt: int, config: Mapping) -> Interval:
     """
     launched, most_s = config["launched"], float(config["limit_s"])
     clock, start_s = str(launched["clock"]), float(launched["monotonic_s"])
+    folder = attempt.folder
     begun, nodes = folder / "config.json", 1
     if launched_on(config) == "slurm":
-        clock, start_s, nodes = f"job {name} {attempt}", 0.0, int(config["machine"]["nodes"])
+        clock, start_s = f"job {attempt.run_name} {attempt.number}", 0.0
+        nodes = int(config["machine"]["nodes"])
         begun = folder / "claim.json"
     elif clock == watcher.boot_clock():
         most_s = min(most_s, time.monotonic() - start_s)
     lived_s = 0.0
     with contextlib.suppress(OSError):
         lived_s = os.lstat(folder / "output.log").st_mtime - os.lstat(begun).st_mtime
-    return clock, start_s, start_s + max(0.0, min(lived_s, most_s)), nodes
+    return Interval(clock, start_s, start_s + max(0.0, min(lived_s, most_s)), nodes)
 
 
 def launched_on(config: Mapping) -> str:
@@ -212,7 +212,7 @@ def sweep(exp_dir: Path, records: Records, launcher: Launcher) -> None:
     writes any more, except jobs that go on. Elsewhere a writer has to be gone, and for long.
     """
     ours = {attempt_dir(exp_dir / r.run.name, r.attempt) for r in records.results}
-    ours |= {folder for _, _, folder in records.open}
+    ours |= {attempt.folder for attempt in records.open}
     folders = [*exp_dir.glob("*/run_*/attempt_*"), *exp_dir.glob("*/run_*")]
     for folder in folders:
         with contextlib.suppress(OSError, ValueError):
@@ -279,8 +279,7 @@ class Flight:
     """An attempt that is running."""
 
     run: RunConfig
-    attempt: int
-    folder: Path
+    attempt: Attempt
     process: local.LocalRun | slurm.SlurmRun
     limits: Limits
     log: LogReader
@@ -294,7 +293,7 @@ class Flight:
     def follow(self, most: int = 1 << 22) -> bool:
         """Read what was logged since; at most so many bytes, so that a flood starves nobody."""
         try:
-            with open(self.folder / "output.log", "rb", opener=watcher.no_link) as file:
+            with open(self.attempt.folder / "output.log", "rb", opener=watcher.no_link) as file:
                 file.seek(self.read)
                 data = file.read(most)
         except OSError:  # not there yet, or something else in its place
@@ -322,24 +321,22 @@ class Orchestrator:
         taken = {flight.slot for flight in self.flights.values()}
         return next((slot for slot in range(self.parallel_runs) if slot not in taken), None)
 
-    def next_attempt(self, run: RunConfig) -> tuple[Path, int]:
-        """The folder of the next attempt at a run, made, and the attempt's number.
-
-        Never one in which anything lies. Raises ValueError where the folder would be elsewhere.
-        """
-        run_dir = self.exp_dir / run.arm.name / f"run_{run.index}"
+    def next_attempt(self, run: RunConfig) -> Attempt:
+        """The next attempt at a run, its folder made: never one in which anything lies. Raises
+        ValueError where the folder would be elsewhere."""
+        run_dir = self.exp_dir / run.name
         refuse_links(self.exp_dir, run_dir)
-        attempt = 1
-        while is_used(attempt_dir(run_dir, attempt)):
-            attempt += 1
-        if attempt > MOST_ATTEMPTS:
+        number = 1
+        while is_used(attempt_dir(run_dir, number)):
+            number += 1
+        if number > MOST_ATTEMPTS:
             raise ValueError(f"{run_dir} holds {MOST_ATTEMPTS} attempts: that cannot be meant")
-        folder = attempt_dir(run_dir, attempt).resolve()
+        folder = attempt_dir(run_dir, number).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        return folder, attempt
+        return Attempt(run.name, number, folder)
 
     def start(
-        self, run: RunConfig, attempt: int, job: local.Job, facts: Mapping, limits: Limits
+        self, run: RunConfig, attempt: Attempt, job: local.Job, facts: Mapping, limits: Limits
     ) -> RunResult | None:
         """Launch an attempt, its record written first.
 
@@ -351,7 +348,8 @@ class Orchestrator:
             "monotonic_s": now,
             "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        record = {"run": asdict(run), "attempt": attempt, "command": job.command, "env": job.env}
+        record = {"run": asdict(run), "attempt": attempt.number}
+        record |= {"command": job.command, "env": job.env}
         record |= {"limit_s": limits.seconds, "limit_why": limits.why, "launched": launched}
         record |= facts
         write_json(job.folder / "config.json", record)
@@ -359,40 +357,39 @@ class Orchestrator:
             process = self.launcher.start(job)
         except local.CannotStart as error:
             # on a cluster it is a job's, with a clock of its own, that never came to be
-            job_name = f"{run.name} {attempt}" if launched_on(record) == "slurm" else ""
+            job_name = f"{run.name} {attempt.number}" if launched_on(record) == "slurm" else ""
             why = f"{watcher.CANNOT_START}: {error}"
             exit = watcher.exit_record(None, why, time.monotonic(), job_name)  # no time was paid
             watcher.write_whole(job.folder / "exit.json", exit)
-            return close_attempt(job.folder, run.name, attempt, self.experiment_id, exit)
-        self._follow(run, attempt, job.folder, process, limits, now)
+            return close_attempt(attempt, self.experiment_id, exit)
+        self._follow(run, attempt, process, limits, now)
         return None
 
-    def adopt(
-        self, open_attempts: Sequence[tuple[str, int, Path]], stall_s: float
-    ) -> list[RunResult]:
+    def adopt(self, open_attempts: Sequence[Attempt], stall_s: float) -> list[RunResult]:
         """Follow the runs of an earlier sitting that went on without it; results of those that
         ended just now."""
         ended = []
-        for name, attempt, folder in open_attempts:
-            run, config = read_config(folder, name, attempt)
-            process = self.launcher.find(folder.resolve())
+        for attempt in open_attempts:
+            run, config = read_config(attempt)
+            attempt = attempt._replace(folder=attempt.folder.resolve())
+            process = self.launcher.find(attempt.folder)
             if process is None:
-                end = self.launcher.end_of(folder.resolve())
-                ended.append(close_attempt(folder, name, attempt, self.experiment_id, end))
+                end = self.launcher.end_of(attempt.folder)
+                ended.append(close_attempt(attempt, self.experiment_id, end))
                 continue
-            if not is_number(config.get("limit_s")):
-                raise ValueError(f"{folder}/config.json: limit_s {config.get('limit_s')!r}")
-            limits = Limits(config["limit_s"], str(config.get("limit_why")), stall_s)
+            limit_s = config.get("limit_s")
+            if not is_number(limit_s):
+                raise ValueError(f"{attempt.folder}/config.json: limit_s {limit_s!r}")
+            limits = Limits(limit_s, str(config.get("limit_why")), stall_s)
             begun_s = time.monotonic() - process.age_s
-            self._follow(run, attempt, folder.resolve(), process, limits, begun_s)
+            self._follow(run, attempt, process, limits, begun_s)
         return ended
 
-    def _follow(self, run, attempt, folder, process, limits: Limits, launched_s: float) -> None:
+    def _follow(self, run, attempt, process, limits: Limits, launched_s: float) -> None:
         now = time.monotonic()
         self.flights[run.name] = Flight(
             run,
             attempt,
-            folder,
             process,
             limits,
             log=LogReader(run.num_iterations),
@@ -404,8 +401,8 @@ class Orchestrator:
 
     def intervals(self) -> list[Interval]:
         """Machine time of the runs in flight so far."""
-        begun = (f for f in self.flights.values() if f.process.begun)
-        return [(f.process.clock, f.started_s, time.monotonic(), f.process.nodes) for f in begun]
+        begun, now = (f for f in self.flights.values() if f.process.begun), time.monotonic()
+        return [Interval(f.process.clock, f.started_s, now, f.process.nodes) for f in begun]
 
     def paid_so_far(self) -> list[tuple[RunConfig, float]]:
         """Each run in flight with its machine time, seconds; 0 for one that waits in a queue."""
@@ -432,11 +429,13 @@ class Orchestrator:
             return None
         while flight.follow():
             pass
-        latest = (flight.process.clock, flight.launched_s, time.monotonic(), flight.process.nodes)
+        process, now = flight.process, time.monotonic()
+        latest = Interval(process.clock, flight.launched_s, now, process.nodes)
         exit = witnessed(exit, latest) or Exit(None, "its exit.json cannot be believed", *latest)
         log = flight.log.close()
-        result = judge_attempt(flight.run, flight.attempt, flight.folder, log, exit)
-        write_result(flight.folder, result, self.experiment_id)
+        folder = flight.attempt.folder
+        result = judge_attempt(flight.run, flight.attempt.number, folder, log, exit)
+        write_result(folder, result, self.experiment_id)
         del self.flights[flight.run.name]
         return result
 

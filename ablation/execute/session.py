@@ -24,6 +24,7 @@ from ablation.plan.decision import counted, render
 from ablation.plan.forecast import Planned, forecast, span_s
 from ablation.plan.next_step import BUDGET_SPENT, Step, concluded, next_step
 from ablation.runs.run import RunConfig, RunResult, duration, machine_seconds
+from ablation.runs.store import Attempt
 from ablation.study.experiment import Experiment
 
 
@@ -54,7 +55,7 @@ class Session:
     facts: dict  # versions, machine, git: written into every run's config.json
     lock: Lock
     launcher: Launcher
-    running: Sequence[tuple[str, int, Path]]  # attempts of an earlier sitting that go on
+    running: Sequence[Attempt]  # attempts of an earlier sitting that go on
     stages: range  # that were asked for; the sitting ends with the last of them
     ignore_gate: bool
     stall_s: float
@@ -241,10 +242,10 @@ def launch(
 ) -> list[RunResult]:
     """Start the next attempt at a run; its result at once where it could not be started."""
     limits = limits_of(e, run, results, spent_s, s.stall_s)
-    folder, attempt = orchestrator.next_attempt(run)
-    command = build_command(e, run, s.script, s.data_dir, folder / "train_log.txt")
+    attempt = orchestrator.next_attempt(run)
+    command = build_command(e, run, s.script, s.data_dir, attempt.folder / "train_log.txt")
     env = extra_environment(e, s.exp_dir, orchestrator.free_slot())
-    job = local.Job(command, env, folder)
+    job = local.Job(command, env, attempt.folder)
     return [r for r in [orchestrator.start(run, attempt, job, s.facts, limits)] if r]
 
 

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ablation.runs.untrusted import is_count, is_number
 
@@ -120,7 +121,7 @@ class RunResult:
 
     @property
     def interval(self) -> "Interval":
-        return self.clock, self.start_s, self.end_s, self.nodes
+        return Interval(self.clock, self.start_s, self.end_s, self.nodes)
 
     @property
     def settled(self) -> bool:
@@ -139,7 +140,13 @@ class RunResult:
 # The ledger
 
 
-Interval = tuple[str, float, float, int]  # clock, start_s, end_s, nodes
+class Interval(NamedTuple):
+    """Machine time of one attempt, from start_s to end_s on each of its nodes."""
+
+    clock: str  # whose readings start_s and end_s are: a boot of a machine, or "job ..."
+    start_s: float  # seconds on that clock, which is never set
+    end_s: float
+    nodes: int  # of a cluster, that it had to itself; 1 on a machine of one's own
 
 
 def machine_seconds(results: Sequence[RunResult], in_flight: Sequence[Interval] = ()) -> float:
