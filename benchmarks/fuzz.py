@@ -54,8 +54,8 @@ from ablation.execute import (
     opening,
     orchestrator,
     status,
-    watcher,
 )
+from ablation.execute.launcher import exit_of
 from ablation.folder import registration, standing
 from ablation.folder.materials import Materials
 from ablation.plan.next_step import next_step
@@ -175,7 +175,7 @@ class NoLauncher:
         return None
 
     def end_of(self, folder):
-        return watcher.read_exit(folder)
+        return exit_of(folder)
 
 
 def drive(e, session, results, shown) -> int:

@@ -10,13 +10,16 @@ import subprocess
 import sys
 import time
 import uuid
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from ablation.execute import local, watcher
-from ablation.execute.local import Job, LocalLauncher, settle
+from ablation.execute.launcher import CannotStart, Job, exit_of
+from ablation.execute.local import LocalLauncher, settle
 from ablation.execute.watcher import read_exit
+from ablation.runs.outcome import UNBELIEVED
 from tests.support.processes import TOKEN, survivors
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,23 +85,23 @@ def end_of(run, patience_s=10.0):
 def test_exit_code_and_output_are_those_of_the_command(start, code):
     run = start(f"import sys; print('out'); print('err', file=sys.stderr); sys.exit({code})")
     exit = end_of(run)
-    assert (exit["returncode"], exit["ended_by"]) == (code, "itself")
+    assert (exit.returncode, exit.ended_by) == (code, "itself")
     assert sorted((run.job.folder / "output.log").read_text().split()) == ["err", "out"]
-    assert 0 <= exit["end_s"] - exit["start_s"] < 10
-    assert exit == read_exit(run.job.folder)
+    assert 0 <= exit.end_s - exit.start_s < 10
+    assert asdict(exit) == read_exit(run.job.folder)
 
 
 def test_a_command_killed_by_a_signal_says_so(start):
     exit = end_of(start("import os; os.kill(os.getpid(), 11)"))
-    assert (exit["returncode"], exit["ended_by"]) == (-11, "itself")
+    assert (exit.returncode, exit.ended_by) == (-11, "itself")
 
 
 def test_a_command_that_is_missing_is_named_in_the_log(tmp_path, token):
     run = LocalLauncher(tmp_path).start(Job(("/no/such/torchrun", "x"), {}, tmp_path))
     exit = end_of(run)
-    assert exit["returncode"] is None
-    assert exit["ended_by"].startswith(f"{watcher.CANNOT_START}: ")
-    assert "/no/such/torchrun" in exit["ended_by"]
+    assert exit.returncode is None
+    assert exit.ended_by.startswith(f"{watcher.CANNOT_START}: ")
+    assert "/no/such/torchrun" in exit.ended_by
     assert "cannot start /no/such/torchrun" in (tmp_path / "output.log").read_text()
 
 
@@ -134,7 +137,7 @@ def test_a_stop_is_passed_on_and_can_be_answered(start):
     run.stop("the operator stopped it")
     run.stop("timeout")  # only the first order counts
     exit = end_of(run)
-    assert (exit["returncode"], exit["ended_by"]) == (9, "the operator stopped it")
+    assert (exit.returncode, exit.ended_by) == (9, "the operator stopped it")
     assert "saved" in (run.job.folder / "output.log").read_text()
 
 
@@ -144,7 +147,7 @@ def test_children_that_ignore_sigterm_in_other_sessions_are_ended(start, token):
         said(run, times=4)
         run.stop(why)
     for why, run in runs.items():
-        assert end_of(run)["ended_by"] == why
+        assert end_of(run).ended_by == why
     assert not survivors(token)
 
 
@@ -178,7 +181,7 @@ def test_without_proc_the_mark_is_read_from_what_ps_shows(monkeypatch, folder):
 def test_orphans_of_a_command_that_ended_are_ended_too(start, token):
     leave = "os._exit(5) if os.getsid(0) != os.getpid() else time.sleep(600)"
     exit = end_of(start(STUBBORN.replace("time.sleep(600)", leave)))
-    assert (exit["returncode"], exit["ended_by"]) == (5, "itself")
+    assert (exit.returncode, exit.ended_by) == (5, "itself")
     assert not survivors(token)
 
 
@@ -198,7 +201,8 @@ def hurry(program):
 ORCHESTRATOR = """
 import sys, time
 from pathlib import Path
-from ablation.execute.local import Job, LocalLauncher
+from ablation.execute.launcher import Job
+from ablation.execute.local import LocalLauncher
 from tests.test_launchers import hurry
 folder = Path(sys.argv[1])
 launcher = LocalLauncher(folder)
@@ -329,7 +333,7 @@ def test_a_watcher_that_does_not_answer_an_order_is_ended_by_the_mark(start, tok
     monkeypatch.setattr(local, "MARGIN_S", 0.1)
     run.stop("the budget is spent")
     exit = end_of(run)
-    assert (exit["returncode"], exit["ended_by"]) == (None, "the budget is spent")
+    assert (exit.returncode, exit.ended_by) == (None, "the budget is spent")
     assert not survivors(token)
 
 
@@ -339,7 +343,7 @@ def test_an_order_that_the_guard_had_to_carry_out_is_told_as_the_order_it_was(st
     (watcher_id,) = children_of(run.guard.pid)
     os.kill(watcher_id, signal.SIGSTOP)
     run.stop("stall")
-    assert end_of(run)["ended_by"] == "stall"
+    assert end_of(run).ended_by == "stall"
     assert read_exit(run.job.folder)["ended_by"] == "stall"  # it read what the watcher did not
 
 
@@ -351,9 +355,9 @@ def test_an_orchestrator_that_lives_ends_what_lost_its_watchers(start, token, ki
     for name in killed:
         os.kill(processes[name], signal.SIGKILL)
     exit = end_of(run)
-    assert exit["returncode"] is None
-    assert exit["ended_by"] == "itself"
-    assert exit["end_s"] > exit["start_s"]
+    assert exit.returncode is None
+    assert exit.ended_by == "itself"
+    assert exit.end_s > exit.start_s
     assert not survivors(token)
 
 
@@ -374,7 +378,16 @@ def test_a_run_that_is_over_ends_although_its_guard_was_stopped(start, token):
     run = start("import sys; sys.stdin.read(); print('ready', flush=True)")
     said(run)
     os.kill(run.guard.pid, signal.SIGSTOP)
-    assert end_of(run)["returncode"] == 0
+    assert end_of(run).returncode == 0
+
+
+@pytest.mark.parametrize("text", ["{}", '{"returncode": 0}', '{"end_s": "x", "more": [1]}'])
+def test_a_run_whose_exit_cannot_be_believed_is_over_all_the_same(start, text):
+    """Nobody waits for a better one. (What is no object at all is no exit.json of anybody's.)"""
+    run = start("print('ready', flush=True)")
+    end_of(run)
+    (run.job.folder / "exit.json").write_text(text)
+    assert run.poll() == exit_of(run.job.folder) == UNBELIEVED
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file", "/gone/python"),
@@ -385,7 +398,7 @@ def test_a_watcher_that_cannot_be_started_is_told_as_that(tmp_path, monkeypatch,
         raise error
 
     monkeypatch.setattr(watcher.subprocess, "Popen", no_process)
-    with pytest.raises(local.CannotStart, match=str(error.strerror)):
+    with pytest.raises(CannotStart, match=str(error.strerror)):
         LocalLauncher(tmp_path).start(Job(("true",), {}, tmp_path))
 
 
@@ -394,7 +407,7 @@ def test_a_log_that_cannot_be_written_is_a_launch_that_failed(tmp_path, token):
     folder.mkdir()
     (folder / "output.log").symlink_to(elsewhere)
     exit = end_of(LocalLauncher(tmp_path).start(Job((sys.executable, "-V"), {}, folder)))
-    assert exit["ended_by"].startswith(watcher.CANNOT_START)
+    assert exit.ended_by.startswith(watcher.CANNOT_START)
     assert not elsewhere.exists()
 
 
@@ -420,7 +433,7 @@ def test_a_signal_to_the_watcher_ends_the_run_and_says_who(start, token):
     run = start(PATIENT)
     said(run)
     os.kill(run.guard.pid, signal.SIGTERM)
-    assert end_of(run)["ended_by"] == "a signal to the watcher"
+    assert end_of(run).ended_by == "a signal to the watcher"
 
 
 def test_runs_start_from_a_copy_so_that_an_edit_changes_nothing(tmp_path, token):

@@ -19,11 +19,13 @@ from pathlib import Path
 import pytest
 
 from ablation.cli import exit_codes
-from ablation.execute import local, lock, watcher
+from ablation.execute import lock, watcher
 from ablation.execute.display import Display
+from ablation.execute.launcher import CannotStart, Job, exit_of
 from ablation.execute.lock import Lock, holder
 from ablation.execute.orchestrator import Limits, Orchestrator, reconcile, witnessed
 from ablation.execute.status import living
+from ablation.runs.outcome import exit_from
 from ablation.runs.run import Interval, RunConfig
 from ablation.runs.store import read_records, write_json
 from benchmarks import many_runs
@@ -639,7 +641,7 @@ class NoLauncher:
     """Launches nothing: its watcher cannot be started."""
 
     def start(self, job):
-        raise local.CannotStart(2, "No such file or directory", "/gone/python")
+        raise CannotStart(2, "No such file or directory", "/gone/python")
 
     def find(self, folder):
         return None
@@ -658,7 +660,7 @@ def attempts(tmp_path):
 
 def test_a_launcher_that_cannot_be_started_closes_the_attempt(attempts):
     attempt = attempts.next_attempt(RUN)
-    job = local.Job(("torchrun",), {}, attempt.folder)
+    job = Job(("torchrun",), {}, attempt.folder)
     result = attempts.start(RUN, attempt, job, {}, Limits(9, "timeout", 9))
     assert result.status == "interrupted"
     assert result.reason.startswith(watcher.CANNOT_START)
@@ -793,30 +795,32 @@ EXIT = {"returncode": 0, "ended_by": "itself", "clock": HERE, "start_s": 5.0, "e
     ],
 )
 def test_what_exit_json_says_is_believed_where_it_can_be(change, believed):
-    assert (witnessed({**EXIT, **change}, Interval(HERE, 4.0, 10.0, 1)) is not None) == believed
-    on_a_job = {**EXIT, "clock": "job 7", "end_s": 1e6}
+    exit = exit_from({**EXIT, **change})
+    assert (witnessed(exit, Interval(HERE, 4.0, 10.0, 1)) is not None) == believed
+    on_a_job = exit_from({**EXIT, "clock": "job 7", "end_s": 1e6})
     assert witnessed(on_a_job, Interval("job 7", 4.0, 10.0, 1)).end_s == 1e6
-    assert witnessed(EXIT, Interval("job 7", 4.0, 10.0, 1)) is None
+    assert witnessed(exit_from(EXIT), Interval("job 7", 4.0, 10.0, 1)) is None
 
 
 class Ended:
-    """A run that has ended, whose exit.json says this."""
+    """A run that has ended, and left an exit.json."""
 
     begun, nodes, age_s, clock = True, 1, 0.0, HERE
 
-    def __init__(self, exit):
-        self.exit = exit
+    def __init__(self, folder):
+        self.folder = folder
 
     def poll(self):
-        return self.exit
+        return exit_of(self.folder)
 
 
 @pytest.mark.parametrize("exit", [{}, {"returncode": 0}, {**EXIT, "end_s": "x"}, EXIT])
 def test_an_exit_that_cannot_be_believed_interrupts_the_run(attempts, exit):
-    attempts.launcher.start = lambda job: Ended(exit)
+    attempts.launcher.start = lambda job: Ended(job.folder)
     attempts.launcher.wait = lambda runs, timeout_s: None
     attempt = attempts.next_attempt(RUN)
-    job = local.Job(("torchrun",), {}, attempt.folder)
+    job = Job(("torchrun",), {}, attempt.folder)
+    (attempt.folder / "exit.json").write_text(json.dumps(exit))
     assert attempts.start(RUN, attempt, job, {}, Limits(9, "timeout", 9)) is None
     (result,) = attempts.wait(0)
     assert result.status == "interrupted"

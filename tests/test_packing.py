@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from ablation.execute import local
 from ablation.execute.command import build_command, extra_environment
+from ablation.execute.launcher import Job
 from ablation.execute.orchestrator import Limits, Orchestrator
+from ablation.runs.outcome import Exit
 from ablation.runs.run import RunConfig
 from tests.support.invent import arm, experiment
 
@@ -24,7 +25,7 @@ class PretendedRun:
         return self.exit
 
     def stop(self, why):
-        self.exit = {"returncode": 0, "ended_by": why, "clock": "c", "start_s": 0.0, "end_s": 1.0}
+        self.exit = Exit(0, why, "c", 0.0, 1.0)
 
 
 class PretendedLauncher:
@@ -51,7 +52,7 @@ def test_over_a_thousand_starts_nothing_is_shared(tmp_path, monkeypatch, gpus, e
             env = extra_environment(e, tmp_path, orchestrator.free_slot())
             command = build_command(e, run, Path("t.py"), Path("d"), attempt.folder / "log")
             assert "--standalone" in command
-            job = local.Job(command, env, attempt.folder)
+            job = Job(command, env, attempt.folder)
             orchestrator.start(run, attempt, job, {}, Limits(9, "timeout", 9))
             started += 1
         jobs = [flight.process.job for flight in orchestrator.flights.values()]

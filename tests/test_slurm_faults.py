@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from ablation.cli import exit_codes
-from ablation.execute import local, orchestrator, slurm, status, watcher
-from ablation.execute.local import Job
+from ablation.execute import orchestrator, slurm, status, watcher
+from ablation.execute.launcher import CannotStart, Job, exit_of
 from ablation.execute.watcher import A_SIGNAL
 from ablation.runs.log import LogReader, read_log
-from ablation.runs.outcome import exit_from, judge
+from ablation.runs.outcome import judge
 from ablation.runs.run import RunConfig, machine_seconds
 from ablation.runs.store import Attempt
 from tests.support.invent import arm
@@ -91,7 +91,7 @@ def end_of(run):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     log = read_log(run.job.folder / "output.log", 10)
-    return judge(RUN, 1, log, exit_from(exit))
+    return judge(RUN, 1, log, exit)
 
 
 def test_a_queue_that_cannot_be_seen_is_not_an_empty_one(commands, launcher, run, tmp_path):
@@ -141,7 +141,7 @@ def test_a_submission_that_cannot_work_is_an_error_at_once(launcher, tmp_path, m
         raise OSError("sbatch: error: invalid partition specified: gpu")
 
     monkeypatch.setattr(slurm, "slurm", refuse)
-    with pytest.raises(local.CannotStart, match="invalid partition"):
+    with pytest.raises(CannotStart, match="invalid partition"):
         launcher.start(Job(("true",), {}, tmp_path))
 
 
@@ -172,7 +172,7 @@ def test_a_controller_that_does_not_answer_has_not_refused(
     monkeypatch.setattr(slurm, "slurm", fail)
     with pytest.raises(OSError, match="sbatch: error") as caught:
         launcher.start(Job(("true",), {}, tmp_path))
-    assert isinstance(caught.value, local.CannotStart) == refused
+    assert isinstance(caught.value, CannotStart) == refused
 
 
 def test_nothing_is_submitted_again_before_the_queue_was_seen(commands, launcher, tmp_path):
@@ -369,7 +369,7 @@ def test_what_only_the_run_or_we_can_have_done_is_known_at_once(
     commands, run, returncode, ended_by
 ):
     leave_exit(run, returncode, ended_by)
-    assert run.poll()["returncode"] == returncode
+    assert run.poll().returncode == returncode
     assert not commands.count("scontrol")
 
 
@@ -402,7 +402,7 @@ def test_a_file_that_becomes_visible_late_is_waited_for(commands, run, monkeypat
     commands.facts = "JobId=1 JobState=COMPLETED RunTime=00:00:07"
     assert [run.poll(), run.poll()] == [None, None]
     leave_exit(run, 0)
-    assert run.poll()["returncode"] == 0
+    assert run.poll().returncode == 0
 
 
 def test_a_signal_that_nobody_explains_is_an_interruption(commands, run):
@@ -418,7 +418,7 @@ def test_a_job_whose_orchestrator_is_gone_keeps_to_its_limit(tmp_path):
     subprocess.run([*program, "sleep", "60"], env={"SLURM_JOB_ID": "9"}, timeout=20, check=True)
     exit = watcher.read_exit(tmp_path)
     assert exit["ended_by"] == "the budget is spent"
-    assert judge(RUN, 1, LogReader(10), exit_from(exit)).status == "interrupted"
+    assert judge(RUN, 1, LogReader(10), exit_of(tmp_path)).status == "interrupted"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -540,4 +540,4 @@ def test_an_exit_file_that_shows_up_late_counts_unseen_too(commands, unseen, att
     monkeypatch.setattr(slurm.time, "sleep", lambda _: leave_exit(unseen, 0))
     commands.facts = "JobId=1 JobState=COMPLETED RunTime=00:00:07"
     leave_the_queue(commands, unseen)
-    assert unseen.launcher.end_of(attempt)["returncode"] == 0
+    assert unseen.launcher.end_of(attempt).returncode == 0

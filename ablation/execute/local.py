@@ -6,11 +6,12 @@ import select
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from ablation.execute import watcher
 from ablation.execute.environment import clean
+from ablation.execute.launcher import CannotStart, Job, exit_of
 from ablation.execute.watcher import (
     FAILED,
     GRACE_S,
@@ -21,25 +22,11 @@ from ablation.execute.watcher import (
     UNKILLABLE_S,
     boot_clock,
     command_line,
-    exit_record,
     kill_marked,
     marked,
-    read_exit,
     replace_file,
 )
-
-
-@dataclass(frozen=True)
-class Job:
-    """One attempt at a run, as a command."""
-
-    command: tuple[str, ...]
-    env: dict[str, str]  # additions to the orchestrator's environment
-    folder: Path  # receives output.log and exit.json; absolute
-
-
-class CannotStart(OSError):
-    """The launcher could not be started: for certain, nothing of the attempt runs or ever will."""
+from ablation.runs.outcome import Exit
 
 
 class LocalRun:
@@ -71,15 +58,15 @@ class LocalRun:
             self.guard.stdin.write(why.encode()[:ORDER_BYTES] + b"\n")
             self.guard.stdin.close()
 
-    def poll(self) -> dict | None:
-        """None while it runs, else the contents of exit.json, the watcher's last act.
+    def poll(self) -> Exit | None:
+        """None while it runs, else what exit.json says, the watcher's last act.
 
         Where an order is not answered in time, where guard or watcher stay although the run is
         over, or where both are gone without a word, what is left of the run is killed: SIGKILL also
         ends what was stopped.
         """
         now, ended = time.monotonic(), self.guard.poll() is not None
-        exit = read_exit(self.job.folder)  # after that: it may be written just now
+        exit = exit_of(self.job.folder)  # after that: it may be written just now
         if not ended:
             self.done_s = self.done_s or (now if exit else None)
             told_late = self.told and now - self.told[0] > GRACE_S + 3 * MARGIN_S
@@ -94,9 +81,10 @@ class LocalRun:
             self.guard.stdin.close()
         if exit is None:
             why = "itself" if self.guard.returncode < 0 else f"{FAILED} (is the disk full?)"
-            return exit_record(None, self.told[1] if self.told else why, self.start_s)
-        if self.told and exit.get("ended_by") == ORPHANED:  # it was this one's order
-            exit["ended_by"] = self.told[1]
+            why = self.told[1] if self.told else why
+            return Exit(None, why, self.clock, self.start_s, now)
+        if self.told and exit.ended_by == ORPHANED:  # it was this one's order
+            return replace(exit, ended_by=self.told[1])
         return exit
 
 
@@ -118,9 +106,9 @@ class LocalLauncher:
         """A run of an earlier sitting that goes on: never here, its watcher ended it."""
         return None
 
-    def end_of(self, folder: Path) -> dict | None:
+    def end_of(self, folder: Path) -> Exit | None:
         """How an attempt ended that nobody follows any more; None where nobody knows."""
-        return read_exit(folder)
+        return exit_of(folder)
 
     def settle(self, exp_dir: Path) -> None:
         settle(exp_dir)

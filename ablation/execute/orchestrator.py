@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ablation.execute import local, slurm, watcher
+from ablation.execute.launcher import CannotStart, Job
 from ablation.execute.lock import STALE_S, look_at, process_birth
 from ablation.runs.log import LogReader, read_log
-from ablation.runs.outcome import Exit, exit_from, judge, judge_attempt
+from ablation.runs.outcome import UNBELIEVED, Exit, judge, judge_attempt
 from ablation.runs.run import Interval, RunConfig, RunResult
 from ablation.runs.store import (
     Attempt,
@@ -97,11 +98,11 @@ NEVER_BEGAN = "its job left the queue before it began, and Slurm does not know w
 
 
 def close_attempt(
-    attempt: Attempt, experiment_id: str, ended: Mapping | None, distrust: str = ""
+    attempt: Attempt, experiment_id: str, ended: Exit | None, distrust: str = ""
 ) -> RunResult:
     """Judge an attempt by what it left; with a reason for distrust, it has to be run again.
 
-    ended: its exit.json, or what its launcher knows in its place.
+    ended: what its exit.json says, or its launcher in its place; None where nobody knows.
 
     Raises ValueError when config.json cannot be believed.
     """
@@ -128,13 +129,12 @@ def close_attempt(
     return result
 
 
-def witnessed(value, within: Interval) -> Exit | None:
+def witnessed(exit: Exit | None, within: Interval) -> Exit | None:
     """What exit.json says of an attempt, if that can be; None for anything else.
 
     It is on the attempt's own clock and inside of what its launch leaves open; of a job, whose
     clock is another machine's, only that it is a job's.
     """
-    exit = exit_from(value)
     if exit is None or within.clock.startswith("job "):
         return exit if exit and exit.clock.startswith("job ") else None
     times = within.start_s <= exit.start_s and exit.end_s <= within.end_s
@@ -336,7 +336,7 @@ class Orchestrator:
         return Attempt(run.name, number, folder)
 
     def start(
-        self, run: RunConfig, attempt: Attempt, job: local.Job, facts: Mapping, limits: Limits
+        self, run: RunConfig, attempt: Attempt, job: Job, facts: Mapping, limits: Limits
     ) -> RunResult | None:
         """Launch an attempt, its record written first.
 
@@ -355,12 +355,13 @@ class Orchestrator:
         write_json(job.folder / "config.json", record)
         try:
             process = self.launcher.start(job)
-        except local.CannotStart as error:
+        except CannotStart as error:
             # on a cluster it is a job's, with a clock of its own, that never came to be
             job_name = f"{run.name} {attempt.number}" if launched_on(record) == "slurm" else ""
             why = f"{watcher.CANNOT_START}: {error}"
-            exit = watcher.exit_record(None, why, time.monotonic(), job_name)  # no time was paid
-            watcher.write_whole(job.folder / "exit.json", exit)
+            clock, now = f"job {job_name}" if job_name else watcher.boot_clock(), time.monotonic()
+            exit = Exit(None, why, clock, now, now)  # no time was paid
+            watcher.write_whole(job.folder / "exit.json", asdict(exit))
             return close_attempt(attempt, self.experiment_id, exit)
         self._follow(run, attempt, process, limits, now)
         return None
@@ -431,7 +432,7 @@ class Orchestrator:
             pass
         process, now = flight.process, time.monotonic()
         latest = Interval(process.clock, flight.launched_s, now, process.nodes)
-        exit = witnessed(exit, latest) or Exit(None, "its exit.json cannot be believed", *latest)
+        exit = witnessed(exit, latest) or Exit(None, UNBELIEVED.ended_by, *latest)
         log = flight.log.close()
         folder = flight.attempt.folder
         result = judge_attempt(flight.run, flight.attempt.number, folder, log, exit)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from ablation.cli import exit_codes
 from ablation.cli.arguments import pasteable
-from ablation.execute import local, watcher
+from ablation.execute import watcher
 from ablation.execute.command import build_command, extra_environment
 from ablation.execute.display import Display
+from ablation.execute.launcher import Job
 from ablation.execute.lock import Lock
 from ablation.execute.orchestrator import Launcher, Limits, Orchestrator, outcome
 from ablation.folder.overrides import is_overridden, record_overrides, with_override
@@ -245,7 +246,7 @@ def launch(
     attempt = orchestrator.next_attempt(run)
     command = build_command(e, run, s.script, s.data_dir, attempt.folder / "train_log.txt")
     env = extra_environment(e, s.exp_dir, orchestrator.free_slot())
-    job = local.Job(command, env, attempt.folder)
+    job = Job(command, env, attempt.folder)
     return [r for r in [orchestrator.start(run, attempt, job, s.facts, limits)] if r]
 
 

@@ -25,13 +25,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ablation.execute import environment, local, watcher
+from ablation.execute import environment, watcher
 from ablation.execute.command import ONE_MACHINE
-from ablation.execute.local import Job
-from ablation.execute.watcher import A_SIGNAL, exit_record, read_exit, read_object, read_order
+from ablation.execute.launcher import CannotStart, Job, exit_of
+from ablation.execute.watcher import A_SIGNAL, read_object, read_order
+from ablation.runs.outcome import Exit
 
 POLL_S = 1.0  # between two questions to Slurm
 VISIBLE_S = 30.0  # how long a file may take to show up here after its job has ended
@@ -163,15 +164,15 @@ class SlurmRun:
             self.facts, self.asked_s = job_facts(self.ran_as) or self.facts, time.monotonic()
         return self.facts
 
-    def poll(self) -> dict | None:
-        """None while it runs, else the contents of exit.json, or what Slurm knows in its place.
+    def poll(self) -> Exit | None:
+        """None while it runs, else what exit.json says, or what Slurm knows in its place.
 
         Where the watcher left no exit.json, whoever ended the job is in Slurm's state of it. A
         state that names nobody, a failure to start included, is the run's own crash. A failure that
         the watcher saw waits for that state too. A submission whose answer came too late may have
         become a second job: the attempt lives as long as one of its name does.
         """
-        exit = read_exit(self.job.folder)
+        exit = exit_of(self.job.folder)
         now = time.monotonic()
         in_queue = bool(self.launcher.jobs_of(self.job.folder))
         if exit is None and in_queue:
@@ -197,17 +198,18 @@ class SlurmRun:
             return None
         return self._end(exit, why, state, ran_s)
 
-    def _end(self, exit: dict | None, why: str | None, state: str, ran_s: float) -> dict:
+    def _end(self, exit: Exit | None, why: str | None, state: str, ran_s: float) -> Exit:
         """exit.json, or one in its place, with what is known of why the job ended."""
         if exit is None:
             now = time.monotonic()
-            exit = exit_record(None, why or "itself", now - ran_s, self.ran_as, self.nodes)
+            clock = f"job {self.ran_as}"
+            exit = Exit(None, why or "itself", clock, now - ran_s, now, self.nodes)
             if why is None:
                 self._explain(state)
         elif state == "OUT_OF_MEMORY":
             self._note(watcher.KILLED_FOR_MEMORY)
-        seen = ENDED if exit["ended_by"] == A_SIGNAL else exit["ended_by"]
-        return exit | {"ended_by": why or seen}
+        seen = ENDED if exit.ended_by == A_SIGNAL else exit.ended_by
+        return replace(exit, ended_by=why or seen)
 
     def _explain(self, state: str) -> None:
         """Say in the run's log what is known of a job that ended without a word."""
@@ -229,11 +231,11 @@ class SlurmRun:
             log.write(line.encode() + b"\n")
 
 
-def is_of_the_run(exit: dict) -> bool:
-    """Nobody but the run itself, or we, can have ended it so; else Slurm is asked."""
-    if exit.get("ended_by") == "itself":
-        return exit.get("returncode") in (0, 2) or exit.get("returncode") == 127
-    return exit.get("ended_by") != A_SIGNAL
+def is_of_the_run(exit: Exit) -> bool:
+    """Whether nobody but the run itself, or we, can have ended it so; else Slurm is asked."""
+    if exit.ended_by == "itself":
+        return exit.returncode in (0, 2, 127)
+    return exit.ended_by != A_SIGNAL
 
 
 def job_facts(job_id: str) -> dict[str, str]:
@@ -335,7 +337,7 @@ class SlurmLauncher:
                 break
             except OSError as error:
                 if not TRANSIENT.search(str(error)):
-                    raise local.CannotStart(str(error)) from None
+                    raise CannotStart(str(error)) from None
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(RETRY_S)
@@ -351,12 +353,12 @@ class SlurmLauncher:
         ids = self.jobs_of(folder)
         return SlurmRun(Job((), {}, folder), ids[0], self) if ids else None
 
-    def end_of(self, folder: Path) -> dict | None:
+    def end_of(self, folder: Path) -> Exit | None:
         """How a job ended that has left the queue while nobody looked: as `poll` would have told.
 
         Slurm remembers a job for some minutes. None where it has forgotten one without exit.json.
         """
-        exit = read_exit(folder)
+        exit = exit_of(folder)
         if exit is not None and is_of_the_run(exit):
             return exit
         run = SlurmRun(Job((), {}, folder), job_id_in_memory(folder), self)
@@ -367,7 +369,7 @@ class SlurmLauncher:
                 break
             os.listdir(folder)  # it may show up late, as in `poll`
             time.sleep(0.1)
-            exit = read_exit(folder)
+            exit = exit_of(folder)
         if exit is None and state not in OVER:
             return None
         if exit is not None and is_of_the_run(exit):

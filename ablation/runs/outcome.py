@@ -33,6 +33,10 @@ class Exit:
     nodes: int = 1
 
 
+# in place of an exit.json that no watcher can have written: on no clock, so inside of no launch
+UNBELIEVED = Exit(None, "its exit.json cannot be believed", "", 0.0, 0.0)
+
+
 def exit_from(value) -> Exit | None:
     """The contents of exit.json as an Exit; None for anything else: then nobody saw it end."""
     try:
