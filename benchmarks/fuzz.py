@@ -52,7 +52,7 @@ from ablation.execute import (
     environment,
     machine,
     opening,
-    orchestrator,
+    reconcile,
     status,
 )
 from ablation.execute.launcher import exit_of
@@ -386,7 +386,7 @@ def try_open_attempts(rng: random.Random, shop: Shop) -> None:
             left.pop(touched, None)
     with shop.folder(files) as folder:
         said: list[str] = []
-        found = refusable(orchestrator.reconcile, folder, ID, NoLauncher(), said.append)
+        found = refusable(reconcile.reconcile, folder, ID, NoLauncher(), said.append)
         for line in said:
             demand(line.isprintable(), f"said {line!r}", TRACEBACK)
         if found is None:
@@ -671,8 +671,8 @@ class OddStream(io.StringIO):
 def try_display(rng: random.Random, shop: Shop) -> None:
     stream, log = OddStream(rng), read(inputs.a_log(rng).screen, 8)
     run = RunConfig(1, Arm("baseline"), 0, 42, 8)
-    process = SimpleNamespace(begun=rng.random() < 0.5)
-    flight = SimpleNamespace(log=log, run=run, process=process, started_s=time.monotonic() - 1)
+    handle = SimpleNamespace(started=rng.random() < 0.5)
+    flight = SimpleNamespace(log=log, run=run, handle=handle, started_s=time.monotonic() - 1)
     with mock.patch.dict(os.environ, inputs.environment(rng)), safe_stdout():
         shown = display.Display(stream)
         shown.said_s -= rng.choice((0.0, 100.0))

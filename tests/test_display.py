@@ -25,7 +25,7 @@ def flight(step=30):
     return SimpleNamespace(
         run=SimpleNamespace(name="aux_6/run_0", num_iterations=90),
         log=SimpleNamespace(step=step, curve=[(step, 3.5)]),
-        process=SimpleNamespace(begun=True),
+        handle=SimpleNamespace(started=True),
         started_s=0.0,
     )
 

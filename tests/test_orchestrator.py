@@ -20,10 +20,12 @@ import pytest
 
 from ablation.cli import exit_codes
 from ablation.execute import lock, watcher
+from ablation.execute.closing import believed
 from ablation.execute.display import Display
 from ablation.execute.launcher import CannotStart, Job, exit_of
 from ablation.execute.lock import Lock, holder
-from ablation.execute.orchestrator import Limits, Orchestrator, reconcile, witnessed
+from ablation.execute.orchestrator import Limits, Orchestrator
+from ablation.execute.reconcile import reconcile
 from ablation.execute.status import living
 from ablation.runs.outcome import exit_from
 from ablation.runs.run import Interval, RunConfig
@@ -779,7 +781,7 @@ EXIT = {"returncode": 0, "ended_by": "itself", "clock": HERE, "start_s": 5.0, "e
 
 
 @pytest.mark.parametrize(
-    ("change", "believed"),
+    ("change", "can_be"),
     [
         ({}, True),
         ({"start_s": 3.9}, False),  # before its launch
@@ -794,18 +796,18 @@ EXIT = {"returncode": 0, "ended_by": "itself", "clock": HERE, "start_s": 5.0, "e
         ({"returncode": "0"}, False),
     ],
 )
-def test_what_exit_json_says_is_believed_where_it_can_be(change, believed):
+def test_what_exit_json_says_is_believed_where_it_can_be(change, can_be):
     exit = exit_from({**EXIT, **change})
-    assert (witnessed(exit, Interval(HERE, 4.0, 10.0, 1)) is not None) == believed
+    assert (believed(exit, Interval(HERE, 4.0, 10.0, 1)) is not None) == can_be
     on_a_job = exit_from({**EXIT, "clock": "job 7", "end_s": 1e6})
-    assert witnessed(on_a_job, Interval("job 7", 4.0, 10.0, 1)).end_s == 1e6
-    assert witnessed(exit_from(EXIT), Interval("job 7", 4.0, 10.0, 1)) is None
+    assert believed(on_a_job, Interval("job 7", 4.0, 10.0, 1)).end_s == 1e6
+    assert believed(exit_from(EXIT), Interval("job 7", 4.0, 10.0, 1)) is None
 
 
 class Ended:
     """A run that has ended, and left an exit.json."""
 
-    begun, nodes, age_s, clock = True, 1, 0.0, HERE
+    started, nodes, age_s, clock = True, 1, 0.0, HERE
 
     def __init__(self, folder):
         self.folder = folder

@@ -16,7 +16,7 @@ from tests.support.invent import arm, experiment
 class PretendedRun:
     """Ends when the test says so."""
 
-    begun, clock, nodes, age_s, exit = True, "pretended", 1, 0.0, None
+    started, clock, nodes, age_s, exit = True, "pretended", 1, 0.0, None
 
     def __init__(self, job):
         self.job = job
@@ -55,13 +55,13 @@ def test_over_a_thousand_starts_nothing_is_shared(tmp_path, monkeypatch, gpus, e
             job = Job(command, env, attempt.folder)
             orchestrator.start(run, attempt, job, {}, Limits(9, "timeout", 9))
             started += 1
-        jobs = [flight.process.job for flight in orchestrator.flights.values()]
+        jobs = [flight.handle.job for flight in orchestrator.flights.values()]
         used = [gpu for job in jobs for gpu in job.env["CUDA_VISIBLE_DEVICES"].split(",")]
         assert len(used) == len(set(used)) == each * e.share.parallel_runs
         assert len({job.folder for job in jobs}) == len(jobs)
         flights = list(orchestrator.flights.values())
         for flight in rng.sample(flights, rng.randint(1, e.share.parallel_runs)):
-            flight.process.stop("ended")
+            flight.handle.stop("ended")
         orchestrator.wait(0)
     orchestrator.stop("the test is over")
     assert len(list(tmp_path.rglob("result.json"))) == started

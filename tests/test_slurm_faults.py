@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ablation.cli import exit_codes
-from ablation.execute import orchestrator, slurm, status, watcher
-from ablation.execute.launcher import CannotStart, Job, exit_of
+from ablation.execute import closing, slurm, status, watcher
+from ablation.execute.launcher import UNRECORDED, CannotStart, Job, exit_of
 from ablation.execute.watcher import A_SIGNAL
 from ablation.runs.log import LogReader, read_log
 from ablation.runs.outcome import judge
@@ -446,7 +446,7 @@ def attempt(tmp_path):
 
 
 def test_a_job_is_paid_for_from_its_claim_to_its_last_sign_of_life_on_each_node(attempt):
-    r = orchestrator.close_attempt(Attempt(RUN.name, 1, attempt), "id", None)
+    r = closing.close_attempt(Attempt(RUN.name, 1, attempt), "id", None)
     assert r.status == "interrupted"
     assert machine_seconds([r]) == pytest.approx(2 * 30, abs=1)
     assert r.clock != watcher.boot_clock()  # others beside it are paid for on their own
@@ -457,7 +457,7 @@ def test_a_job_that_still_waits_in_the_queue_has_cost_nothing(attempt):
     assert machine_seconds((), [found["interval"]]) == pytest.approx(2 * 40, abs=1)
     (attempt / "claim.json").unlink()
     assert status.read_in_flight(Attempt(RUN.name, 1, attempt))["interval"] is None
-    assert orchestrator.close_attempt(Attempt(RUN.name, 1, attempt), "id", None).wall_s == 0
+    assert closing.close_attempt(Attempt(RUN.name, 1, attempt), "id", None).wall_s == 0
 
 
 # ---------------------------------------------------------------------------------------------
@@ -475,7 +475,7 @@ def unseen(launcher, attempt):
 
 
 def judged(attempt, exit):
-    r = orchestrator.close_attempt(Attempt(RUN.name, 1, attempt), "id", exit)
+    r = closing.close_attempt(Attempt(RUN.name, 1, attempt), "id", exit)
     return r.status, r.reason, round(r.wall_s)
 
 
@@ -507,8 +507,8 @@ def test_a_job_that_ended_unseen_is_judged_as_if_it_had_been_watched(
 @pytest.mark.parametrize(
     ("claimed", "order", "words"),
     [
-        (True, "", orchestrator.UNRECORDED),
-        (False, "", orchestrator.NEVER_BEGAN),
+        (True, "", UNRECORDED),
+        (False, "", slurm.NEVER_BEGAN),
         (True, "the operator stopped it", "the operator stopped it"),
     ],
 )

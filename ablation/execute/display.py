@@ -122,7 +122,7 @@ def takes_more(out) -> bool:
 def flight_line(flight: Flight) -> str:
     """Run, step, val loss, time left; by the rate of training so far."""
     log, total = flight.log, flight.run.num_iterations
-    waiting = "starting" if flight.process.begun else "queued"
+    waiting = "starting" if flight.handle.started else "queued"
     loss = f"val loss {log.curve[-1][1]:.4f}" if log.curve else waiting
     elapsed = time.monotonic() - flight.started_s
     left = f", {duration(elapsed / log.step * (total - log.step))} left" if log.step else ""

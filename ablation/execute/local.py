@@ -6,12 +6,13 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ablation.execute import watcher
 from ablation.execute.environment import clean
-from ablation.execute.launcher import CannotStart, Job, exit_of
+from ablation.execute.launcher import UNRECORDED, CannotStart, Job, exit_of, logged_s
 from ablation.execute.watcher import (
     FAILED,
     GRACE_S,
@@ -27,14 +28,18 @@ from ablation.execute.watcher import (
     replace_file,
 )
 from ablation.runs.outcome import Exit
+from ablation.runs.run import Interval
+from ablation.runs.store import Attempt
+from ablation.runs.untrusted import is_number
 
 
-class LocalRun:
-    """A run on this machine. `stop` asks, `poll` tells; neither blocks."""
+class LocalHandle:
+    """An attempt on this machine."""
 
-    begun = True  # nothing queues here
+    started = True  # nothing queues here
+    clock: str  # of this boot of this machine
     nodes = 1
-    age_s = 0.0  # when it came to us: it was started just now
+    age_s = 0.0  # none is found again: it was started just now
 
     def __init__(self, job: Job, program: Path):
         self.job = job
@@ -89,35 +94,67 @@ class LocalRun:
 
 
 class LocalLauncher:
-    """Runs as processes of this machine. Each starts from a copy: later edits change nothing."""
+    """Attempts as processes of this machine."""
+
+    outlived = False  # their watchers end them with the orchestrator
 
     def __init__(self, code_dir: Path):
         self.program = code_dir.resolve() / Path(watcher.__file__).name
         replace_file(self.program, Path(watcher.__file__).read_bytes())
 
-    def start(self, job: Job) -> LocalRun:
+    def start(self, job: Job) -> LocalHandle:
         """Raises CannotStart, for instance when the Python that runs here is not there any more."""
         try:
-            return LocalRun(job, self.program)
+            return LocalHandle(job, self.program)
         except OSError as error:
             raise CannotStart(error.errno, error.strerror, error.filename) from None
 
-    def find(self, folder: Path) -> LocalRun | None:
-        """A run of an earlier sitting that goes on: never here, its watcher ended it."""
+    def find(self, folder: Path) -> LocalHandle | None:
+        """Nothing of an earlier sitting goes on here: its watcher ended it."""
         return None
 
     def end_of(self, folder: Path) -> Exit | None:
-        """How an attempt ended that nobody follows any more; None where nobody knows."""
         return exit_of(folder)
 
     def settle(self, exp_dir: Path) -> None:
         settle(exp_dir)
 
-    def wait(self, runs: list[LocalRun], timeout_s: float) -> None:
-        """Return when one of the runs ends, at the latest after timeout_s."""
-        running = {run.guard.stdout: run for run in runs if not run.guard.stdout.closed}
-        for pipe in select.select([*running], [], [], timeout_s)[0]:
-            running[pipe].guard.wait()  # it closed the pipe by exiting
+    def wait(self, handles: Sequence[LocalHandle], timeout_s: float) -> None:
+        guards = {h.guard.stdout: h.guard for h in handles if not h.guard.stdout.closed}
+        for pipe in select.select([*guards], [], [], timeout_s)[0]:
+            guards[pipe].wait()  # it closed the pipe by exiting
+
+
+# ---------------------------------------------------------------------------------------------
+# What an attempt costs: the time of this machine
+
+
+def clock_of(attempt: Attempt) -> str:
+    return boot_clock()
+
+
+def interval_so_far(attempt: Attempt, config: Mapping) -> Interval | None:
+    launched, now = config["launched"], time.monotonic()
+    if launched["clock"] != boot_clock() or not is_number(launched["monotonic_s"]):
+        return None
+    return Interval(launched["clock"], min(launched["monotonic_s"], now), now, 1)
+
+
+def machine_interval(attempt: Attempt, config: Mapping) -> Interval:
+    """From the launch on; on this boot's clock not beyond now."""
+    launched, most_s = config["launched"], float(config["limit_s"])
+    clock, start_s = str(launched["clock"]), float(launched["monotonic_s"])
+    if clock == boot_clock():
+        most_s = min(most_s, time.monotonic() - start_s)
+    return Interval(clock, start_s, start_s + logged_s(attempt.folder / "config.json", most_s), 1)
+
+
+def unrecorded(folder: Path) -> str:
+    return UNRECORDED
+
+
+# ---------------------------------------------------------------------------------------------
+# What is left of an earlier orchestrator
 
 
 def settle(folder: Path, patience_s: float = 2 * GRACE_S) -> None:

@@ -15,9 +15,9 @@ from ablation.cli.arguments import pasteable
 from ablation.execute import watcher
 from ablation.execute.command import build_command, extra_environment
 from ablation.execute.display import Display
-from ablation.execute.launcher import Job
+from ablation.execute.launcher import Job, Launcher
 from ablation.execute.lock import Lock
-from ablation.execute.orchestrator import Launcher, Limits, Orchestrator, outcome
+from ablation.execute.orchestrator import Limits, Orchestrator
 from ablation.folder.overrides import is_overridden, record_overrides, with_override
 from ablation.folder.results import write_results
 from ablation.plan.costs import Costs
@@ -186,7 +186,7 @@ def drive_with(
 
     to_come = forecast(e, results)[0]
     shown = set(next_step(e, results).decisions) - {s.until}
-    take(orchestrator.adopt(s.running, s.stall_s))
+    take(orchestrator.reattach(s.running, s.stall_s))
     while True:
         spent_s = machine_seconds(results, orchestrator.intervals())
         spent_s += set_aside_s(e, results, orchestrator.paid_so_far())
@@ -294,7 +294,7 @@ def close(e: Experiment, s: Session, results, step, stopped: str, fault: str, sa
     for cut in step.cut:
         say(f"Cut by the budget: {cut}")
     for r in given_up(e, results, s.stages):
-        say(f"Failed for good, attempt {r.attempt} was the last: {r.run.name}: {outcome(r)}")
+        say(f"Failed for good, attempt {r.attempt} was the last: {r.run.name}: {r.in_words}")
     if stopped:
         say(f"Stopped by {stopped}; {outcomes or 'nothing finished'}; {spent}.")
     elif fault:
@@ -325,7 +325,7 @@ def plan_line(e: Experiment, number: int, total: int, spent_s: float, left_s: fl
 
 def result_line(r: RunResult, done: int, to_come: int) -> str:
     again = f", attempt {r.attempt}" if r.attempt > 1 else ""
-    return f"[{done}/{done + to_come}] {r.run.name}{again}: {outcome(r)} ({duration(r.wall_s)})"
+    return f"[{done}/{done + to_come}] {r.run.name}{again}: {r.in_words} ({duration(r.wall_s)})"
 
 
 def resume_command(e: Experiment, exp_dir: Path) -> str:

@@ -24,15 +24,18 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 from ablation.execute import environment, watcher
 from ablation.execute.command import ONE_MACHINE
-from ablation.execute.launcher import CannotStart, Job, exit_of
+from ablation.execute.launcher import UNRECORDED, CannotStart, Job, exit_of, logged_s
 from ablation.execute.watcher import A_SIGNAL, read_object, read_order
 from ablation.runs.outcome import Exit
+from ablation.runs.run import Interval
+from ablation.runs.store import Attempt
 
 POLL_S = 1.0  # between two questions to Slurm
 VISIBLE_S = 30.0  # how long a file may take to show up here after its job has ended
@@ -114,7 +117,7 @@ def job_script(job: Job, program: Path, nodes: int, workers: int) -> str:
 
 
 @dataclass
-class SlurmRun:
+class SlurmHandle:
     """An attempt as a job. Queued time is nobody's: the clock starts when the job does."""
 
     job: Job
@@ -134,7 +137,7 @@ class SlurmRun:
         return claimed_by(self.job.folder) or self.job_id
 
     @property
-    def begun(self) -> bool:
+    def started(self) -> bool:
         return (self.job.folder / "claim.json").exists()
 
     @property
@@ -186,7 +189,7 @@ class SlurmRun:
         self.ended_s = self.ended_s or now
         state, ran_s = state_of(self._ask())
         why = read_order(self.job.folder) or ENDED_BY.get(state)
-        if exit is None and state in OVER and not self.begun and not ran_s:
+        if exit is None and state in OVER and not self.started and not ran_s:
             patience_s = 0.0  # it never ran
         elif exit is not None and (why or state in OVER):
             patience_s = 0.0
@@ -292,8 +295,9 @@ def run_time_s(text: str) -> float:
 
 @dataclass
 class SlurmLauncher:
-    """Runs as jobs. `arguments` go to sbatch as they are: --partition, --account, --time, ..."""
+    """Attempts as jobs. `arguments` go to sbatch as they are: --partition, --account, ..."""
 
+    outlived: ClassVar[bool] = True  # a job goes on by itself, and is found again
     code_dir: Path
     arguments: tuple[str, ...] = ()
     gpus_per_node: int = 0  # of one run
@@ -313,7 +317,7 @@ class SlurmLauncher:
         self.program = self.code_dir.resolve() / Path(watcher.__file__).name
         watcher.replace_file(self.program, Path(watcher.__file__).read_bytes())
 
-    def start(self, job: Job) -> SlurmRun:
+    def start(self, job: Job) -> SlurmHandle:
         """Raises CannotStart in sbatch's own words where it says no, and OSError where after
         PATIENCE_S nobody knows whether the job was accepted."""
         script = job.folder / "job.sh"
@@ -346,12 +350,12 @@ class SlurmLauncher:
                     return found
         job_id = job_id_of(printed)
         self.queue[job_id] = job_name(job.folder)
-        return SlurmRun(job, job_id, self)
+        return SlurmHandle(job, job_id, self)
 
-    def find(self, folder: Path) -> SlurmRun | None:
+    def find(self, folder: Path) -> SlurmHandle | None:
         """The job of an attempt that an earlier orchestrator submitted, if it still is one."""
         ids = self.jobs_of(folder)
-        return SlurmRun(Job((), {}, folder), ids[0], self) if ids else None
+        return SlurmHandle(Job((), {}, folder), ids[0], self) if ids else None
 
     def end_of(self, folder: Path) -> Exit | None:
         """How a job ended that has left the queue while nobody looked: as `poll` would have told.
@@ -361,10 +365,10 @@ class SlurmLauncher:
         exit = exit_of(folder)
         if exit is not None and is_of_the_run(exit):
             return exit
-        run = SlurmRun(Job((), {}, folder), job_id_in_memory(folder), self)
+        run = SlurmHandle(Job((), {}, folder), job_id_in_memory(folder), self)
         facts = job_facts(run.job_id) if run.job_id else {}
         state, ran_s = state_of(facts)
-        while exit is None and state in OVER and run.begun:
+        while exit is None and state in OVER and run.started:
             if time.monotonic() - self.born_s > VISIBLE_S:
                 break
             os.listdir(folder)  # it may show up late, as in `poll`
@@ -401,7 +405,35 @@ class SlurmLauncher:
         """The jobs of an attempt that wait or run: one, or none; of which one can claim it."""
         return [job_id for job_id, name in self.queue.items() if name == job_name(folder)]
 
-    def wait(self, runs: list[SlurmRun], timeout_s: float) -> None:
+    def wait(self, handles: Sequence[SlurmHandle], timeout_s: float) -> None:
         time.sleep(timeout_s)
         if time.monotonic() - self.asked_s > POLL_S:
             self.ask()
+
+
+# ---------------------------------------------------------------------------------------------
+# What an attempt costs: the allocated time of its job, on each node, from its claim on
+
+NEVER_BEGAN = "its job left the queue before it began, and Slurm does not know why any more"
+
+
+def clock_of(attempt: Attempt) -> str:
+    """A clock of the job's own. Its id may have been given again meanwhile; this name never is."""
+    return f"job {attempt.run_name} {attempt.number}"
+
+
+def interval_so_far(attempt: Attempt, config: Mapping) -> Interval | None:
+    """By the clocks of this host and of the shared disk."""
+    with contextlib.suppress(FileNotFoundError):
+        age_s = max(0.0, time.time() - os.lstat(attempt.folder / "claim.json").st_mtime)
+        return Interval(clock_of(attempt), 0.0, age_s, int(config["machine"]["nodes"]))
+    return None
+
+
+def machine_interval(attempt: Attempt, config: Mapping) -> Interval:
+    seconds = logged_s(attempt.folder / "claim.json", float(config["limit_s"]))
+    return Interval(clock_of(attempt), 0.0, seconds, int(config["machine"]["nodes"]))
+
+
+def unrecorded(folder: Path) -> str:
+    return UNRECORDED if (folder / "claim.json").exists() else NEVER_BEGAN

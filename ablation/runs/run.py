@@ -124,6 +124,12 @@ class RunResult:
         return Interval(self.clock, self.start_s, self.end_s, self.nodes)
 
     @property
+    def in_words(self) -> str:
+        """What became of it, for a person."""
+        loss = self.val_loss
+        return f"{self.status}: {self.reason}" if loss is None else f"val loss {loss:.4f}"
+
+    @property
     def settled(self) -> bool:
         """An outcome of the arm, as opposed to something that happened to the run."""
         return self.status in ("ok", "diverged")
@@ -147,6 +153,11 @@ class Interval(NamedTuple):
     start_s: float  # seconds on that clock, which is never set
     end_s: float
     nodes: int  # of a cluster, that it had to itself; 1 on a machine of one's own
+
+    @property
+    def of_a_job(self) -> bool:
+        """On a job's own clock, whose readings are compared with no other's."""
+        return self.clock.startswith("job ")
 
 
 def machine_seconds(results: Sequence[RunResult], in_flight: Sequence[Interval] = ()) -> float:

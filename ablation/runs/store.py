@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -134,6 +135,36 @@ def folders(parent: Path, form: re.Pattern) -> list[tuple[Path, bool]]:
 
 def holds_attempt(folder: Path) -> bool:
     return any(os.path.lexists(folder / name) for name in ("config.json", "result.json"))
+
+
+def refuse_links(exp_dir: Path, folder: Path) -> None:
+    """Raise ValueError where a folder of a run is something else: nothing is written through it."""
+    for part in (folder, *folder.parents):
+        if part == exp_dir:
+            return
+        if os.path.lexists(part) and not stat.S_ISDIR(os.lstat(part).st_mode):
+            raise ValueError(
+                f"{printable(str(part))} is a link or a file, not a folder of this experiment;"
+                " nothing is written through it: remove it, then give the same command again"
+            )
+
+
+MOST_ATTEMPTS = 999_999  # more digits would not be read as an attempt's number
+
+
+def is_used(folder: Path) -> bool:
+    """Whether anything lies in an attempt's folder, other than later attempts and litter."""
+    if not os.path.lexists(folder):
+        return False
+    if not stat.S_ISDIR(os.lstat(folder).st_mode):
+        return True
+    with os.scandir(folder) as entries:
+        return not all(entry.name.startswith(".") or is_attempt(entry) for entry in entries)
+
+
+def is_attempt(entry: os.DirEntry) -> bool:
+    named = re.fullmatch(r"attempt_[0-9]{1,6}", entry.name)
+    return bool(named) and entry.is_dir(follow_symlinks=False)
 
 
 @dataclass(frozen=True)
