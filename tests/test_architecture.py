@@ -139,7 +139,7 @@ def launched(*_, **__):
     print("\\n", asked.count("next_step"), asked.count("forecast"))
     raise SystemExit
 
-Orchestrator.start = launched
+Orchestrator.launch = launched
 sys.setprofile(notice)
 run_aux.main(sys.argv[1:])
 """

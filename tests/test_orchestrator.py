@@ -29,7 +29,7 @@ from ablation.execute.reconcile import reconcile
 from ablation.execute.status import living
 from ablation.runs.outcome import exit_from
 from ablation.runs.run import Interval, RunConfig
-from ablation.runs.store import read_records, write_json
+from ablation.runs.store import next_attempt, read_records, write_json
 from benchmarks import many_runs
 from tests.support.invent import arm
 from tests.support.processes import TOKEN, stand_in_shards, survivors, wait_until_gone
@@ -657,19 +657,20 @@ RUN = RunConfig(0, arm("aux_6", 6), 0, 1, 10)
 
 @pytest.fixture
 def attempts(tmp_path):
-    return Orchestrator(tmp_path / "exp", "id", NoLauncher())
+    def job_of(run, folder, slot):
+        return Job(("torchrun",), {}, folder)
+
+    return Orchestrator(tmp_path / "exp", "id", NoLauncher(), job_of, {})
 
 
 def test_a_launcher_that_cannot_be_started_closes_the_attempt(attempts):
-    attempt = attempts.next_attempt(RUN)
-    job = Job(("torchrun",), {}, attempt.folder)
-    result = attempts.start(RUN, attempt, job, {}, Limits(9, "timeout", 9))
+    (result,) = attempts.launch(RUN, Limits(9, "timeout", 9))
     assert result.status == "interrupted"
     assert result.reason.startswith(watcher.CANNOT_START)
     assert "/gone/python" in result.reason
     assert not attempts.flights
     assert read_records(attempts.exp_dir, "id").results == (result,)
-    assert attempts.next_attempt(RUN).number == 2
+    assert next_attempt(attempts.exp_dir, RUN).number == 2
 
 
 USED = {  # what lies in the folder of attempt 1: the next attempt
@@ -691,7 +692,7 @@ def test_an_attempt_begins_where_nothing_lies(attempts, lie, attempt):
     folder = attempts.exp_dir / RUN.name
     folder.mkdir(parents=True)
     lie(folder)
-    assert attempts.next_attempt(RUN).number == attempt
+    assert next_attempt(attempts.exp_dir, RUN).number == attempt
 
 
 @pytest.mark.parametrize("part", ["aux_6", "aux_6/run_0"])
@@ -703,7 +704,7 @@ def test_nothing_is_launched_into_a_folder_that_leads_elsewhere(attempts, tmp_pa
     planted.parent.mkdir(parents=True)
     planted.symlink_to(elsewhere) if make == "link" else planted.write_text("x")
     with pytest.raises(ValueError, match="nothing is written through it"):
-        attempts.next_attempt(RUN)
+        next_attempt(attempts.exp_dir, RUN)
     assert not list(elsewhere.iterdir())
 
 
@@ -722,7 +723,7 @@ def test_attempts_behind_a_link_are_passed_over_and_left_alone(attempts, tmp_pat
 def test_litter_of_killed_sittings_is_removed_and_nothing_else(attempts):
     exp_dir, long_ago = attempts.exp_dir, time.time() - 4000
     (exp_dir / "code").mkdir(parents=True)
-    old, new = attempts.next_attempt(RUN).folder, exp_dir / "aux_8/run_0/attempt_2"
+    old, new = next_attempt(attempts.exp_dir, RUN).folder, exp_dir / "aux_8/run_0/attempt_2"
     new.mkdir(parents=True)
     stray = exp_dir / "aux_6_copy/run_0"
     stray.mkdir(parents=True)
@@ -820,10 +821,8 @@ class Ended:
 def test_an_exit_that_cannot_be_believed_interrupts_the_run(attempts, exit):
     attempts.launcher.start = lambda job: Ended(job.folder)
     attempts.launcher.wait = lambda runs, timeout_s: None
-    attempt = attempts.next_attempt(RUN)
-    job = Job(("torchrun",), {}, attempt.folder)
-    (attempt.folder / "exit.json").write_text(json.dumps(exit))
-    assert attempts.start(RUN, attempt, job, {}, Limits(9, "timeout", 9)) is None
+    assert attempts.launch(RUN, Limits(9, "timeout", 9)) == []
+    (attempts.exp_dir / RUN.name / "exit.json").write_text(json.dumps(exit))
     (result,) = attempts.wait(0)
     assert result.status == "interrupted"
     assert "exit.json cannot be believed" in result.reason

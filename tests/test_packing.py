@@ -41,26 +41,27 @@ def test_over_a_thousand_starts_nothing_is_shared(tmp_path, monkeypatch, gpus, e
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     rng = random.Random(gpus * 100 + each)
     e = experiment(device="cuda", processes=each, parallel_runs=gpus // each)
-    orchestrator = Orchestrator(tmp_path, "id", PretendedLauncher(), e.share.parallel_runs)
+    def job_of(run, folder, slot):
+        command = build_command(e, run, Path("t.py"), Path("d"), folder / "log")
+        assert "--standalone" in command
+        return Job(command, extra_environment(e, tmp_path, slot), folder)
+
+    parallel_runs = e.share.parallel_runs
+    orchestrator = Orchestrator(tmp_path, "id", PretendedLauncher(), job_of, {}, parallel_runs)
     started = 0
     while started < 250:
         while orchestrator.free_slot() is not None:
             run = RunConfig(0, arm("aux_6", 6), rng.randrange(40), 1, 10)
             if run.name in orchestrator.flights:
                 continue
-            attempt = orchestrator.next_attempt(run)
-            env = extra_environment(e, tmp_path, orchestrator.free_slot())
-            command = build_command(e, run, Path("t.py"), Path("d"), attempt.folder / "log")
-            assert "--standalone" in command
-            job = Job(command, env, attempt.folder)
-            orchestrator.start(run, attempt, job, {}, Limits(9, "timeout", 9))
+            assert orchestrator.launch(run, Limits(9, "timeout", 9)) == []
             started += 1
         jobs = [flight.handle.job for flight in orchestrator.flights.values()]
         used = [gpu for job in jobs for gpu in job.env["CUDA_VISIBLE_DEVICES"].split(",")]
-        assert len(used) == len(set(used)) == each * e.share.parallel_runs
+        assert len(used) == len(set(used)) == each * parallel_runs
         assert len({job.folder for job in jobs}) == len(jobs)
         flights = list(orchestrator.flights.values())
-        for flight in rng.sample(flights, rng.randint(1, e.share.parallel_runs)):
+        for flight in rng.sample(flights, rng.randint(1, parallel_runs)):
             flight.handle.stop("ended")
         orchestrator.wait(0)
     orchestrator.stop("the test is over")

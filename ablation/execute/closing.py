@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from ablation.execute import local, slurm, watcher
 from ablation.execute.launcher import Pricing
@@ -49,6 +49,14 @@ def close_attempt(
         result = judge_attempt(run, attempt.number, attempt.folder, log, exit)
     write_result(attempt.folder, result, experiment_id)
     return result
+
+
+def close_unstarted(attempt: Attempt, experiment_id: str, why: str) -> RunResult:
+    """Judge an attempt whose launcher could not be started: it has cost nothing."""
+    clock, now = pricing_of(read_config(attempt)[1]).clock_of(attempt), time.monotonic()
+    exit = Exit(None, f"{watcher.CANNOT_START}: {why}", clock, now, now)
+    watcher.write_whole(attempt.folder / "exit.json", asdict(exit))
+    return close_attempt(attempt, experiment_id, exit)
 
 
 def believed(exit: Exit | None, within: Interval) -> Exit | None:

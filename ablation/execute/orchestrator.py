@@ -6,26 +6,17 @@ their limits, and writes a result for each when it ends.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ablation.execute import watcher
-from ablation.execute.closing import believed, close_attempt, pricing_of
+from ablation.execute.closing import believed, close_attempt, close_unstarted
 from ablation.execute.launcher import CannotStart, Handle, Job, Launcher
 from ablation.runs.log import LogReader
 from ablation.runs.outcome import UNBELIEVED, Exit, judge_attempt
 from ablation.runs.run import Interval, RunConfig, RunResult
-from ablation.runs.store import (
-    MOST_ATTEMPTS,
-    Attempt,
-    attempt_dir,
-    is_used,
-    read_config,
-    refuse_links,
-    write_json,
-    write_result,
-)
+from ablation.runs.store import Attempt, next_attempt, read_config, write_json, write_result
 from ablation.runs.untrusted import is_number
 
 
@@ -78,6 +69,8 @@ class Orchestrator:
     exp_dir: Path
     experiment_id: str
     launcher: Launcher
+    job_of: Callable[[RunConfig, Path, int], Job]  # a run's command, for this folder and slot
+    facts: Mapping  # what every config.json tells beside its run
     parallel_runs: int = 1
     flights: dict[str, Flight] = field(default_factory=dict)
 
@@ -85,48 +78,29 @@ class Orchestrator:
         taken = {flight.slot for flight in self.flights.values()}
         return next((slot for slot in range(self.parallel_runs) if slot not in taken), None)
 
-    def next_attempt(self, run: RunConfig) -> Attempt:
-        """The next attempt at a run, its folder made: never one in which anything lies. Raises
-        ValueError where the folder would be elsewhere."""
-        run_dir = self.exp_dir / run.name
-        refuse_links(self.exp_dir, run_dir)
-        number = 1
-        while is_used(attempt_dir(run_dir, number)):
-            number += 1
-        if number > MOST_ATTEMPTS:
-            raise ValueError(f"{run_dir} holds {MOST_ATTEMPTS} attempts: that cannot be meant")
-        folder = attempt_dir(run_dir, number).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        return Attempt(run.name, number, folder)
-
-    def start(
-        self, run: RunConfig, attempt: Attempt, job: Job, facts: Mapping, limits: Limits
-    ) -> RunResult | None:
-        """Launch an attempt, its record written first.
-
-        None, and it is in flight; or its result, where the launcher could not be started at all.
-        """
-        now = time.monotonic()
-        launched = {
-            "clock": watcher.boot_clock(),
-            "monotonic_s": now,
-            "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    def launch(self, run: RunConfig, limits: Limits) -> list[RunResult]:
+        """Start the next attempt at a run, its record written first: then it is in flight. Its
+        result, where it could not be started at all."""
+        attempt, now = next_attempt(self.exp_dir, run), time.monotonic()
+        job = self.job_of(run, attempt.folder, self.free_slot())
+        launched = {"clock": watcher.boot_clock(), "monotonic_s": now, "utc": utc_now()}
+        config = {
+            "run": asdict(run),
+            "attempt": attempt.number,
+            "command": job.command,
+            "env": job.env,
+            "limit_s": limits.seconds,
+            "limit_why": limits.why,
+            "launched": launched,
+            **self.facts,
         }
-        record = {"run": asdict(run), "attempt": attempt.number}
-        record |= {"command": job.command, "env": job.env}
-        record |= {"limit_s": limits.seconds, "limit_why": limits.why, "launched": launched}
-        record |= facts
-        write_json(job.folder / "config.json", record)
+        write_json(attempt.folder / "config.json", config)
         try:
             handle = self.launcher.start(job)
         except CannotStart as error:
-            why, now = f"{watcher.CANNOT_START}: {error}", time.monotonic()
-            clock = pricing_of(record).clock_of(attempt)
-            exit = Exit(None, why, clock, now, now)  # no time was paid
-            watcher.write_whole(job.folder / "exit.json", asdict(exit))
-            return close_attempt(attempt, self.experiment_id, exit)
+            return [close_unstarted(attempt, self.experiment_id, str(error))]
         self._follow(run, attempt, handle, limits, now)
-        return None
+        return []
 
     def reattach(self, open_attempts: Sequence[Attempt], stall_s: float) -> list[RunResult]:
         """Follow the runs of an earlier sitting that went on without it; results of those that
@@ -223,3 +197,7 @@ class Orchestrator:
         while self.flights:
             results += self.wait(0.2)
         return results
+
+
+def utc_now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

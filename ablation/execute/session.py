@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ablation.cli import exit_codes
@@ -161,7 +162,10 @@ def with_fault_on_record(e: Experiment, row: Sequence[RunResult], why: str) -> E
 def drive(e: Experiment, s: Session, results: list[RunResult], display: Display) -> int:
     """Run until the plan ends, the stages asked for are decided, or something stops it; the exit
     code."""
-    orchestrator = Orchestrator(s.exp_dir, s.experiment_id, s.launcher, e.share.parallel_runs)
+    orchestrator = Orchestrator(
+        s.exp_dir, s.experiment_id, s.launcher, partial(job_of, e, s), s.facts,
+        e.share.parallel_runs,
+    )  # fmt: skip
     try:
         return drive_with(orchestrator, e, s, results, display)
     except (OSError, ValueError) as error:  # a full disk, a lock or a folder that is gone
@@ -203,7 +207,8 @@ def drive_with(
         # so many failures, with those that may come of the runs in flight: wait what these say
         doubted = row and len(row) + len(flights) >= FAULT_ATTEMPTS and flights
         if not (over or doubted) and step.runs and orchestrator.free_slot() is not None:
-            take(launch(e, s, orchestrator, step.runs[0], results, spent_s))
+            limits = limits_of(e, step.runs[0], results, spent_s, s.stall_s)
+            take(orchestrator.launch(step.runs[0], limits))
             continue
         take(next_ended(orchestrator, e, s, results, to_come, stop, display))
 
@@ -238,16 +243,10 @@ def next_ended(
     return ended
 
 
-def launch(
-    e: Experiment, s: Session, orchestrator: Orchestrator, run: RunConfig, results, spent_s: float
-) -> list[RunResult]:
-    """Start the next attempt at a run; its result at once where it could not be started."""
-    limits = limits_of(e, run, results, spent_s, s.stall_s)
-    attempt = orchestrator.next_attempt(run)
-    command = build_command(e, run, s.script, s.data_dir, attempt.folder / "train_log.txt")
-    env = extra_environment(e, s.exp_dir, orchestrator.free_slot())
-    job = Job(command, env, attempt.folder)
-    return [r for r in [orchestrator.start(run, attempt, job, s.facts, limits)] if r]
+def job_of(e: Experiment, s: Session, run: RunConfig, folder: Path, slot: int) -> Job:
+    """A run as a command: for an attempt in this folder, with this slot's share of the machine."""
+    command = build_command(e, run, s.script, s.data_dir, folder / "train_log.txt")
+    return Job(command, extra_environment(e, s.exp_dir, slot), folder)
 
 
 def show_decisions(e: Experiment, step: Step, shown: set[int], display: Display) -> None:

@@ -149,6 +149,21 @@ def refuse_links(exp_dir: Path, folder: Path) -> None:
             )
 
 
+def next_attempt(exp_dir: Path, run: RunConfig) -> Attempt:
+    """The next attempt at a run, its folder made: never one in which anything lies. Raises
+    ValueError where the folder would be elsewhere."""
+    run_dir = exp_dir / run.name
+    refuse_links(exp_dir, run_dir)
+    number = 1
+    while is_used(attempt_dir(run_dir, number)):
+        number += 1
+    if number > MOST_ATTEMPTS:
+        raise ValueError(f"{run_dir} holds {MOST_ATTEMPTS} attempts: that cannot be meant")
+    folder = attempt_dir(run_dir, number).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    return Attempt(run.name, number, folder)
+
+
 MOST_ATTEMPTS = 999_999  # more digits would not be read as an attempt's number
 
 
