@@ -485,7 +485,7 @@ def judged(attempt, exit):
 @pytest.mark.parametrize("order", ["", "the budget is spent"])
 @pytest.mark.parametrize(
     "state",
-    [*slurm.ENDED_BY, "COMPLETED", "FAILED", "OUT_OF_MEMORY"],
+    sorted(slurm.ENDED_AS.keys() - {"REVOKED"}),
 )
 def test_a_job_that_ended_unseen_is_judged_as_if_it_had_been_watched(
     commands, unseen, attempt, state, order, left
