@@ -11,9 +11,9 @@ every second one runs two trainers side by side. A fast fake trainer with invent
 through the real launcher (with --real: the real one, in two very short runs with a very short
 validation). Counted over all experiments:
 
-    lost         runs of the undisturbed experiment without a settled result, decisions not taken,
+    lost         runs of the undisturbed experiment without an outcome, decisions not taken,
                  attempts without a whole record, machine time that the ledger misses
-    duplicated   runs that were run again although they had a settled result
+    duplicated   runs that were run again although they had an outcome
     invented     results, runs, decisions or machine time that the undisturbed experiment or the
                  trainers' own trace does not have; failures of runs that nobody struck; records
                  that are damaged
@@ -261,18 +261,18 @@ def compare(undisturbed: Drill, drill: Drill) -> list[Finding]:
     """What the disturbed experiment lost, ran twice or made up."""
     expected = {r.run.name: r for r in undisturbed.records().results}
     records = drill.records()
-    settled = Counter(r.run.name for r in records.results if r.settled)
-    found = [("lost", f"{name} has no result") for name in expected.keys() - settled.keys()]
+    outcomes = Counter(r.run.name for r in records.results if r.has_outcome)
+    found = [("lost", f"{name} has no result") for name in expected.keys() - outcomes.keys()]
     found += [("lost", f"{a.run_name}, attempt {a.number} has no record") for a in records.open]
     found += [("invented", f"{path}: {why}") for path, why in records.damaged]
-    found += [("invented", f"{name} is new") for name in settled.keys() - expected.keys()]
-    found += [("duplicated", f"{name} has {n} results") for name, n in settled.items() if n > 1]
+    found += [("invented", f"{name} is new") for name in outcomes.keys() - expected.keys()]
+    found += [("duplicated", f"{name} has {n} results") for name, n in outcomes.items() if n > 1]
     for r in records.results:
         was = expected.get(r.run.name)
-        if r.settled and was and outcome(was, drill.real) != outcome(r, drill.real):
+        if r.has_outcome and was and outcome(was, drill.real) != outcome(r, drill.real):
             found.append(("invented", f"{r.run.name}: {r.status} {r.val_loss}, not {was.val_loss}"))
         owed = r.status == "interrupted" or (r.status == "crashed" and is_struck(drill, r))
-        if not r.settled and not owed:
+        if not r.has_outcome and not owed:
             found.append(("invented", f"{r.run.name}: {r.status}: {r.reason}"))
 
     before, after = undisturbed.decisions(), drill.decisions()

@@ -430,7 +430,7 @@ def test_a_complete_training_whose_log_was_refused_is_given_up_unless_it_is_forg
 @pytest.mark.parametrize("plan", PLANS)
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6))
-def test_whatever_becomes_of_runs_the_plan_ends_and_never_asks_for_a_finished_one(plan, seed):
+def test_whatever_becomes_of_runs_the_plan_ends_and_never_asks_again_for_an_outcome(plan, seed):
     chance = random.Random(seed)
     by_hand = {"arms": PHASES["layer_position"], "seeds": (3, 9)} if plan == "manual" else {}
     gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3) if chance.random() < 0.5)
@@ -444,12 +444,12 @@ def test_whatever_becomes_of_runs_the_plan_ends_and_never_asks_for_a_finished_on
         **by_hand,
     )
     weights = [chance.choice([1, 6]), *(chance.choice([0, 0, 0.3, 2]) for _ in STATUSES[1:])]
-    results, flights, settled = [], [], set()
+    results, flights, done = [], [], set()
     while True:
         running = frozenset(run.name for run in flights)
         step = next_step(e, results, running)
         assert step == next_step(e, chance.sample(results, len(results)), running)
-        assert not settled & {run.key for run in step.runs}
+        assert not done & {run.key for run in step.runs}
         assert not running & {run.name for run in step.runs}
         assert not (step.runs and step.ended)
         if step.runs and len(flights) < parallel_runs:
@@ -460,8 +460,8 @@ def test_whatever_becomes_of_runs_the_plan_ends_and_never_asks_for_a_finished_on
             status = "ok" if attempt > 9 else chance.choices(STATUSES, weights)[0]
             loss = 3.3 + chance.gauss(0, 0.05)
             results.append(replace(result(run.arm, loss, status=status, attempt=attempt), run=run))
-            if results[-1].settled:
-                settled.add(run.key)
+            if results[-1].has_outcome:
+                done.add(run.key)
             elif chance.random() < 0.1:
                 value = {"attempts": [[run.name, attempt]]}
                 e = replace(e, overrides=(*e.overrides, Override("retry", 0, value)))

@@ -76,7 +76,7 @@ CASES = {  # name: (mischief by layers, arguments, exit code)
         ("--experiment", "baseline,aux_4"),
         exit_codes.RUNS_FAILED,
     ),
-    "none settled": ({"": "crash"}, ("--experiment", "baseline"), exit_codes.RUNS_FAILED),
+    "no outcome": ({"": "crash"}, ("--experiment", "baseline"), exit_codes.RUNS_FAILED),
     "refused": ({"": "refuse"}, ("--staged",), exit_codes.FAULT),
     "the seed is ignored": (
         {"": "unseeded"},
@@ -128,7 +128,7 @@ def test_a_machine_that_breaks_stops_the_sitting_and_when_mended_the_plan_is_com
     assert "STAGE 4 RESULTS" in out
     final = standing(newest(home))
     assert not final.step.runs and "improves" in final.step.decisions[4].title
-    assert {r.run.key for r in crashed} <= {r.run.key for r in attempts(home) if r.settled}
+    assert {r.run.key for r in crashed} <= {r.run.key for r in attempts(home) if r.has_outcome}
     spent = sum(r.wall_s for r in crashed)
     assert spent > 0 and final.records.results  # kept, and paid for
 

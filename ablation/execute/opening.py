@@ -129,7 +129,7 @@ def go_on(
 
 
 def is_done(e: Experiment, document: dict, exp_dir: Path) -> bool:
-    """Nothing is left to run: a finished experiment is shown without its data."""
+    """Nothing is left to run: an experiment that has ended is shown without its data."""
     records = read_records(exp_dir, document["experiment_id"])
     step = next_step(with_overrides_on_record(e, exp_dir), records.results, conclude=False)
     return bool(step.ended) and not records.open

@@ -22,7 +22,7 @@ def announce(
     total_s = spent_s + paid_s(e, planned)
     for stage in PLANS[e.plan]:
         mine = [p for p in planned if p.run.stage == stage.number]
-        done = sum(r.run.stage == stage.number and r.settled for r in results)
+        done = sum(r.run.stage == stage.number and r.has_outcome for r in results)
         name = f"stage {stage.number} {stage.name}:" if stage.number else "by hand:"
         if mine or done:
             print_line(

@@ -116,7 +116,7 @@ def fault_of(row: Sequence[RunResult], last: RunResult, results: Sequence[RunRes
         return f"{last.run.name}: {last.reason}"
     runs = {r.run.name for r in row}
     arms = {r.run.arm.configuration for r in row}
-    trained = any(r.settled and r.run.arm.configuration in arms for r in results)
+    trained = any(r.has_outcome and r.run.arm.configuration in arms for r in results)
     many = len(row) >= FAULT_ATTEMPTS or sum(r.final for r in row) >= FAULT_RUNS
     if not many or len(runs) < FAULT_RUNS or not (trained or len(arms) > 1):
         return ""
@@ -132,13 +132,13 @@ def failed_last(e: Experiment, results: Sequence[RunResult]) -> list[RunResult]:
     machine is to be told, too."""
     row, here = [], watcher.boot_clock()
     for r in sorted((r for r in results if r.clock == here), key=lambda r: r.end_s):
-        row = [] if r.settled else [*row, r] if failed(r) else row
+        row = [] if r.has_outcome else [*row, r] if failed(r) else row
     return [r for r in row if (r.run.name, r.attempt) not in e.forgiven]
 
 
 def fault_at_end(row: Sequence[RunResult], results: Sequence[RunResult]) -> str:
     """The same where the plan came to its end before so many had failed."""
-    trained = {r.run.arm.configuration for r in results if r.settled}
+    trained = {r.run.arm.configuration for r in results if r.has_outcome}
     runs = {r.run.name for r in row if r.run.arm.configuration in trained}
     if len(runs) < 2:
         return ""
@@ -184,8 +184,8 @@ def drive_with(
         for r in ended:
             results.append(r)
             to_come = forecast(e, results)[0]
-            display.say(result_line(r, finished(results), len(to_come)))
-            row = [] if r.settled else [*row, r] if failed(r) else row
+            display.say(result_line(r, runs_with_outcome(results), len(to_come)))
+            row = [] if r.has_outcome else [*row, r] if failed(r) else row
             fault = fault or fault_of(row, r, results)
 
     to_come = forecast(e, results)[0]
@@ -236,7 +236,7 @@ def next_ended(
         spent_s = machine_seconds(results, orchestrator.intervals())
         if spent_s > 3600 * e.budget_hours:
             orchestrator.order_stop(BUDGET_SPENT)
-        flights, done = list(orchestrator.flights.values()), finished(results)
+        flights, done = list(orchestrator.flights.values()), runs_with_outcome(results)
         total = done + len(to_come)
         plan = plan_line(e, done + len(flights), total, spent_s, span_s(to_come))
         display.progress(flights, plan)
@@ -267,7 +267,7 @@ def given_up(e: Experiment, results: Sequence[RunResult], stages: range) -> list
         if r.run.stage in stages:
             attempts.setdefault(r.run.key, []).append(r)
     ends = [concluded(mine, e.forgiven) for mine in attempts.values()]
-    return [r for r in ends if r is not None and not r.settled]
+    return [r for r in ends if r is not None and not r.has_outcome]
 
 
 def exit_code(
@@ -280,7 +280,7 @@ def exit_code(
         return exit_codes.FAULT
     if step.ended == BUDGET_SPENT and step.stage in stages:
         return exit_codes.BUDGET_SPENT
-    none = not any(r.settled for r in results)
+    none = not any(r.has_outcome for r in results)
     return exit_codes.RUNS_FAILED if none or given_up(e, results, stages) else exit_codes.DONE
 
 
@@ -313,8 +313,8 @@ def close(e: Experiment, s: Session, results, step, stopped: str, fault: str, sa
     say(f"Report and figures: python analyze_aux.py --exp_dir {pasteable(s.exp_dir)}")
 
 
-def finished(results: Sequence[RunResult]) -> int:
-    return len({r.run.name for r in results if r.settled})
+def runs_with_outcome(results: Sequence[RunResult]) -> int:
+    return len({r.run.name for r in results if r.has_outcome})
 
 
 def plan_line(e: Experiment, number: int, total: int, spent_s: float, left_s: float) -> str:

@@ -68,9 +68,9 @@ def status(exp_dir: Path) -> dict:
         "processes_left": 0 if lives else living(exp_dir),  # of runs that nobody looks after
         "in_flight": open_attempts if lives else [],
         "broken_off": [] if lives else open_attempts,
-        "done": [r.run.name for r in latest if r.settled],
+        "done": [r.run.name for r in latest if r.has_outcome],
         "counted": counted(list(latest)),
-        "failed": {r.run.name: f"{r.status}: {r.reason}" for r in latest if not r.settled},
+        "failed": {r.run.name: f"{r.status}: {r.reason}" for r in latest if not r.has_outcome},
         "damaged": {str(path): why for path, why in records.damaged},
         "passed_over": [str(folder) for folder in records.stray],
         "left": [p.run.name for p in planned],

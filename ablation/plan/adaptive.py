@@ -115,7 +115,7 @@ def usable_baseline(results: Sequence[RunResult]) -> Group | None:
 def decide_screening(results: Sequence[RunResult], expected, design: Design) -> Decision:
     missing = missing_arms(results, expected)
     usable = usable_baseline(results)
-    tried_any = any(r.run.arm.layers and r.settled for r in results)
+    tried_any = any(r.run.arm.layers and r.has_outcome for r in results)
     if usable is None or not tried_any:
         without = lacking(usable, tried_any or None)
         return no_comparison(1, rule_text(1, design), results, without, missing)
@@ -418,7 +418,7 @@ def final_pairs(s: Situation) -> tuple[list[Pair], int]:
         pair = tuple(s.of(pair_of(s, k)))
         if len(pair) < 2:
             return complete, given_up
-        if all(r.settled for r in pair):
+        if all(r.has_outcome for r in pair):
             complete.append(pair)
         else:
             given_up += 1

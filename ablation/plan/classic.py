@@ -297,9 +297,9 @@ def complete_pairs(results: Sequence[RunResult]) -> list[RunResult]:
     """The results of the seeds on which baseline and best both have an outcome."""
     seeds = {is_best: set() for is_best in (False, True)}
     for r in results:
-        if r.settled:
+        if r.has_outcome:
             seeds[bool(r.run.arm.layers)].add(r.run.seed)
-    return [r for r in results if r.settled and r.run.seed in seeds[False] & seeds[True]]
+    return [r for r in results if r.has_outcome and r.run.seed in seeds[False] & seeds[True]]
 
 
 def final_verdict(numbers: dict) -> tuple[str, tuple[str, ...]]:

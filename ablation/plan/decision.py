@@ -90,7 +90,7 @@ def groups_of(results: Sequence[RunResult]) -> dict[tuple, Group]:
 
 
 def missing_arms(results: Sequence[RunResult], expected: Sequence[str]) -> tuple[str, ...]:
-    settled = {r.run.arm.name for r in results if r.settled}
+    settled = {r.run.arm.name for r in results if r.has_outcome}
     return tuple(name for name in expected if name not in settled)
 
 

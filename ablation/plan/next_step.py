@@ -42,7 +42,7 @@ def concluded(
 
     forgiven: (run, attempt) of failures that are not held against their runs.
     """
-    if attempts and attempts[-1].settled:
+    if attempts and attempts[-1].has_outcome:
         return attempts[-1]
     failures = [a for a in attempts if a.status in ("crashed", "timeout")]
     failures = [a for a in failures if (a.run.name, a.attempt) not in forgiven]
@@ -56,8 +56,8 @@ def baseline_lost(wanted: Sequence[RunConfig], outcomes: Mapping[tuple, RunResul
     mine = [outcomes.get(run.key) for run in wanted if not run.arm.layers]
     if any(r is not None and r.status == "diverged" for r in mine):
         return True
-    lost = bool(mine) and all(r is not None and not r.settled for r in mine)
-    return lost and any(r.settled for run in wanted if (r := outcomes.get(run.key)))
+    lost = bool(mine) and all(r is not None and not r.has_outcome for r in mine)
+    return lost and any(r.has_outcome for run in wanted if (r := outcomes.get(run.key)))
 
 
 def equal_losses(results: Sequence[RunResult]) -> tuple[int, str]:
@@ -202,7 +202,7 @@ def concluded_stage(
 def pairs_begun(results: Sequence[RunResult]) -> int:
     """Complete pairs of stage 4; -1 before its first run."""
     mine = [r for r in results if r.run.stage == 4]
-    settled = {(bool(r.run.arm.layers), r.run.index) for r in mine if r.settled}
+    settled = {(bool(r.run.arm.layers), r.run.index) for r in mine if r.has_outcome}
     complete = [index for is_best, index in settled if is_best and (False, index) in settled]
     return len(complete) if mine else -1
 

@@ -58,7 +58,8 @@ class Stage:
 def of_what(s: Situation, decision: Decision) -> Decision:
     """The decision, with what it is about: one configuration, chosen from those that were run."""
     full = s.experiment.iterations(1.0)
-    run = {r.run.arm.configuration for r in s.history if r.settled and r.run.num_iterations == full}
+    trained = [r for r in s.history if r.has_outcome and r.run.num_iterations == full]
+    run = {r.run.arm.configuration for r in trained}
     about = f"of the configuration chosen; {len(run & {*GRID})} of {len(GRID)} were run"
     if s.choice.configuration not in GRID:
         about += ", this one outside of these"

@@ -405,7 +405,7 @@ def failed(evidence: Evidence) -> Iterator[Content]:
 def spent(evidence: Evidence) -> Iterator[Content]:
     """The ledger: every attempt is paid for, failed ones too."""
     hours = machine_seconds(evidence.records.results) / 3600
-    lost = hours - machine_seconds([r for r in evidence.records.results if r.settled]) / 3600
+    lost = hours - machine_seconds([r for r in evidence.records.results if r.has_outcome]) / 3600
     budget = evidence.standing.experiment.budget_hours
     share = f"{budget:g} h ({hours / budget:.0%} spent)" if is_budget(budget) else None
     yield Pairs(

@@ -130,7 +130,7 @@ class RunResult:
         return f"{self.status}: {self.reason}" if loss is None else f"val loss {loss:.4f}"
 
     @property
-    def settled(self) -> bool:
+    def has_outcome(self) -> bool:
         """An outcome of the arm, as opposed to something that happened to the run."""
         return self.status in ("ok", "diverged")
 
