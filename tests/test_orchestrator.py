@@ -33,6 +33,7 @@ from ablation.runs.store import next_attempt, read_records, write_json
 from benchmarks import many_runs
 from tests.support.invent import arm
 from tests.support.processes import TOKEN, stand_in_shards, survivors, wait_until_gone
+from tests.support.started import children_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SUPPORT = ROOT / "tests" / "support"
@@ -221,10 +222,6 @@ def test_what_the_dead_left_running_is_counted_and_ended_before_the_next_run(sit
     assert 0 < first.wall_s < 60
     assert first.end_s <= second.start_s
     assert log.exists()
-
-
-def children_of(process):
-    return [child for child, parent in watcher.parents().items() if parent == process]
 
 
 def test_a_stopped_orchestrator_goes_on_well_when_it_is_continued(sitting):
