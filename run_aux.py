@@ -230,13 +230,13 @@ def check_by_hand(args, by_hand: bool) -> None:
 
 def run(args, display: Display) -> int:
     """Begin or continue an experiment, or show what that would do."""
-    exp_dir = folder_of(args, display.say)
+    exp_dir = folder_of(args, display.print_line)
     is_begun = exp_dir is not None and not is_new(exp_dir)
     document = read_document(exp_dir) if is_begun else None
     if document is None:
         check_can_begin(args, exp_dir)
     gpus = gpus_seen(args, document)
-    e = experiment_of(document) if document else begun_with(args, gpus, display.say)
+    e = experiment_of(document) if document else begun_with(args, gpus, display.print_line)
     if args.dry_run or args.plan_report:
         return show_plan(args, exp_dir, document, e, gpus, display)
     e = as_asked(e, args, len(gpus))
@@ -314,7 +314,8 @@ def show_plan(args, exp_dir, document, e: Experiment, gpus: Sequence[str], displ
     """--dry_run and --plan_report: nothing is launched or written."""
     meant = PROFILES[args.profile or e.profile.name]
     if args.num_gpus is None and not gpus and meant.gpus:
-        display.say(f"No GPU is visible: times are for {meant.machine} (--num_gpus 0: this CPU).")
+        times = f"times are for {meant.machine} (--num_gpus 0: this CPU)"
+        display.print_line(f"No GPU is visible: {times}.")
         gpus = ("",) * meant.gpus
         e = replace(e, share=replace(e.share, device="cuda", processes=meant.gpus))
     e = as_asked(e, args, len(gpus))

@@ -965,8 +965,8 @@ def test_a_display_that_breaks_is_silent_from_then_on(monkeypatch):
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     display = Display(Broken())
-    display.say("x")
-    display.say("y")
+    display.print_line("x")
+    display.print_line("y")
 
 
 # ---------------------------------------------------------------------------------------------

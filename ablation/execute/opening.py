@@ -95,16 +95,16 @@ def begin(
     if exp_dir is None:
         exp_dir = new_folder(output_dir)
     exp_dir.mkdir(parents=True, exist_ok=True)
-    with Lock(exp_dir, display.say) as lock:
+    with Lock(exp_dir, display.print_line) as lock:
         if not is_new(exp_dir):
             raise ValueError(
                 f"{exp_dir}: somebody began an experiment there a moment ago; give the same"
                 " command again to go on with it"
             )
         document = register(e, m, exp_dir, {**facts, "slurm_args": options.slurm_args})
-        display.say(f"New experiment: {exp_dir}")
+        display.print_line(f"New experiment: {exp_dir}")
         for line in m.code.told():
-            display.say(line)
+            display.print_line(line)
         return sit(e, options, exp_dir, document, m, facts, lock, display)
 
 
@@ -124,7 +124,7 @@ def go_on(
     check_launcher()
     facts = facts_of(e, gpus)
     check_unchanged(document, registered(e, m, fingerprint), exp_dir)
-    with Lock(exp_dir, display.say) as lock:
+    with Lock(exp_dir, display.print_line) as lock:
         return sit(e, options, exp_dir, document, m, facts, lock, display)
 
 
@@ -142,19 +142,19 @@ def sit(
     """One sitting, in a folder that is ours alone; its exit code."""
     slurm_args = options.slurm_args or document["slurm_args"]
     launcher = launcher_of(e, slurm_args, exp_dir / "code")
-    records = reconcile(exp_dir, document["experiment_id"], launcher, display.say)
+    records = reconcile(exp_dir, document["experiment_id"], launcher, display.print_line)
     results = list(records.results)
     on_record = with_overrides_on_record(e, exp_dir)
     e = with_new_overrides(on_record, options.overrides, results)
     if options.stage:
         check_turn(e, results, options.stage, options.ignore_gate, exp_dir)
     for warning in warnings_for(on_record, e, results):
-        display.say(warning)
+        display.print_line(warning)
     record_overrides(exp_dir, e)
     stages = options.stages(e.plan)
     step = next_step(e, results)
     if step.runs and step.stage <= stages[-1]:
-        announce(e, results, display.say)
+        announce(e, results, display.print_line)
     session = Session(
         exp_dir=exp_dir,
         experiment_id=document["experiment_id"],

@@ -184,7 +184,7 @@ def drive_with(
         for r in ended:
             results.append(r)
             to_come = forecast(e, results)[0]
-            display.say(result_line(r, runs_with_outcome(results), len(to_come)))
+            display.print_line(result_line(r, runs_with_outcome(results), len(to_come)))
             row = [] if r.has_outcome else [*row, r] if failed(r) else row
             fault = fault or fault_of(row, r, results)
 
@@ -197,7 +197,8 @@ def drive_with(
         step = next_step(e, results, frozenset(flights), spent_s)
         if step.at_gate and s.ignore_gate and step.stage <= s.until:
             e = record_overrides(s.exp_dir, with_override(e, "ignore_gate", step.stage, {}))
-            display.say(f"OVERRIDE, on record: going on past stage {step.stage} ({step.ended}).")
+            past = f"going on past stage {step.stage} ({step.ended})"
+            display.print_line(f"OVERRIDE, on record: {past}.")
             continue
         show_decisions(e, step, shown, display)
         write_results(s.exp_dir, s.experiment_id, e, results, step)
@@ -219,7 +220,7 @@ def drive_with(
         e = record_overrides(s.exp_dir, with_fault_on_record(e, row, fault))
     step = next_step(e, results)
     write_results(s.exp_dir, s.experiment_id, e, results, step)
-    close(e, s, results, step, stop.signal, fault, display.say)
+    close(e, s, results, step, stop.signal, fault, display.print_line)
     return exit_code(e, results, step, s.stages, stop.signal, bool(fault))
 
 
@@ -253,7 +254,7 @@ def show_decisions(e: Experiment, step: Step, shown: set[int], display: Display)
     for number in sorted(step.decisions.keys() - shown):
         shown.add(number)
         decision = step.decisions[number]
-        display.say("\n" + render(decision, is_overridden(decision, e)) + "\n")
+        display.print_line("\n" + render(decision, is_overridden(decision, e)) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -284,33 +285,33 @@ def exit_code(
     return exit_codes.RUNS_FAILED if none or given_up(e, results, stages) else exit_codes.DONE
 
 
-def close(e: Experiment, s: Session, results, step, stopped: str, fault: str, say) -> None:
+def close(e: Experiment, s: Session, results, step, stopped: str, fault: str, print_line) -> None:
     """The last lines of a sitting: how it ended, what it cost, what to do next."""
     spent = f"{machine_seconds(results) / 3600:.2f} of {e.budget_hours:g} h of machine time spent"
     outcomes = counted(results)
     go_on = resume_command(e, s.exp_dir)
-    say()
+    print_line()
     for cut in step.cut:
-        say(f"Cut by the budget: {cut}")
+        print_line(f"Cut by the budget: {cut}")
     for r in given_up(e, results, s.stages):
-        say(f"Failed for good, attempt {r.attempt} was the last: {r.run.name}: {r.in_words}")
+        print_line(f"Failed for good, attempt {r.attempt} was the last: {r.run.name}: {r.in_words}")
     if stopped:
-        say(f"Stopped by {stopped}; {outcomes or 'nothing finished'}; {spent}.")
+        print_line(f"Stopped by {stopped}; {outcomes or 'nothing finished'}; {spent}.")
     elif fault:
-        say(
+        print_line(
             f"STOPPED: {fault}. Mend the cause (its log lies in the run's folder; the command is in"
             " config.json), then give the command below: nothing of this is held against a run."
         )
-        say(f"{outcomes}; {spent}.")
+        print_line(f"{outcomes}; {spent}.")
     elif step.ended:
-        say(f"Ended: {step.ended}. {outcomes or 'nothing finished'}; {spent}.")
+        print_line(f"Ended: {step.ended}. {outcomes or 'nothing finished'}; {spent}.")
     else:
-        say(f"Stage {s.until} is decided. {outcomes}; {spent}.")
+        print_line(f"Stage {s.until} is decided. {outcomes}; {spent}.")
     if step.at_gate:
-        say(f"Go on all the same: {go_on} --ignore_gate")
+        print_line(f"Go on all the same: {go_on} --ignore_gate")
     elif not step.ended:
-        say(f"Go on: {go_on}")
-    say(f"Report and figures: python analyze_aux.py --exp_dir {pasteable(s.exp_dir)}")
+        print_line(f"Go on: {go_on}")
+    print_line(f"Report and figures: python analyze_aux.py --exp_dir {pasteable(s.exp_dir)}")
 
 
 def runs_with_outcome(results: Sequence[RunResult]) -> int:
