@@ -52,10 +52,10 @@ from ablation.execute import (
     environment,
     machine,
     opening,
-    orchestrator,
+    reconcile,
     status,
-    watcher,
 )
+from ablation.execute.launcher import exit_of
 from ablation.folder import registration, standing
 from ablation.folder.materials import Materials
 from ablation.plan.next_step import conclude, next_step
@@ -175,7 +175,7 @@ class NoLauncher:
         return None
 
     def end_of(self, folder):
-        return watcher.read_exit(folder)
+        return exit_of(folder)
 
 
 def drive(e, session, results, shown) -> int:
@@ -386,7 +386,7 @@ def try_open_attempts(rng: random.Random, shop: Shop) -> None:
             left.pop(touched, None)
     with shop.folder(files) as folder:
         said: list[str] = []
-        found = refusable(orchestrator.reconcile, folder, ID, NoLauncher(), said.append)
+        found = refusable(reconcile.reconcile, folder, ID, NoLauncher(), said.append)
         for line in said:
             demand(line.isprintable(), f"said {line!r}", TRACEBACK)
         if found is None:
@@ -672,13 +672,13 @@ class OddStream(io.StringIO):
 def try_display(rng: random.Random, shop: Shop) -> None:
     stream, log = OddStream(rng), read(inputs.a_log(rng).screen, 8)
     run = RunConfig(1, Arm("baseline"), 0, 42, 8)
-    process = SimpleNamespace(begun=rng.random() < 0.5)
-    flight = SimpleNamespace(log=log, run=run, process=process, started_s=time.monotonic() - 1)
+    handle = SimpleNamespace(started=rng.random() < 0.5)
+    flight = SimpleNamespace(log=log, run=run, handle=handle, started_s=time.monotonic() - 1)
     with mock.patch.dict(os.environ, inputs.environment(rng)), safe_stdout():
         shown = display.Display(stream)
-        shown.said_s -= rng.choice((0.0, 100.0))
+        shown.printed_s -= rng.choice((0.0, 100.0))
         for _ in range(rng.randrange(1, 4)):
-            shown.say(rng.choice(("a line", "", "ünïcode ±", "x" * 500)))
+            shown.print_line(rng.choice(("a line", "", "ünïcode ±", "x" * 500)))
             shown.progress([flight] * rng.randrange(3), "plan")
         shown.clear()
 
@@ -804,7 +804,7 @@ def worker(seed: int, limit_s: float, blocks, tallies) -> None:
 BLOCK = 500
 
 
-def many(seed: int, most: int, seconds: float, jobs: int, limit_s: float, say) -> Tally:
+def many(seed: int, most: int, seconds: float, jobs: int, limit_s: float, print_line) -> Tally:
     """Inputs 0 to `most` of a seed, or as many as there is time for, over several processes."""
     context = multiprocessing.get_context("spawn")
     blocks, tallies = context.Queue(2 * jobs), context.Queue()
@@ -815,7 +815,7 @@ def many(seed: int, most: int, seconds: float, jobs: int, limit_s: float, say) -
     for process in workers:
         process.start()
     total, given, working = Tally(Counter(), []), 0, jobs
-    deadline, said_s = time.monotonic() + seconds, time.monotonic()
+    deadline, printed_s = time.monotonic() + seconds, time.monotonic()
     while working:
         over = given >= most or time.monotonic() > deadline
         with contextlib.suppress(Exception):  # the queue is full
@@ -826,14 +826,15 @@ def many(seed: int, most: int, seconds: float, jobs: int, limit_s: float, say) -
             working -= tally is None
             if tally:
                 for f in tally.findings[: max(0, 20 - len(total.findings))]:
-                    say(f"  {f.counted}: --seed {seed} --only {f.number} ({f.kind}, {f.where})")
+                    again = f"--seed {seed} --only {f.number}"
+                    print_line(f"  {f.counted}: {again} ({f.kind}, {f.where})")
                 total += tally
         if not any(process.is_alive() for process in workers) and tallies.empty() and working:
             total.findings.append(Finding(HANG, "process", given, "", "a worker process died"))
             break
-        if time.monotonic() - said_s > 30:
-            said_s = time.monotonic()
-            say(f"  {total.inputs.total():,} inputs, {len(total.findings)} findings")
+        if time.monotonic() - printed_s > 30:
+            printed_s = time.monotonic()
+            print_line(f"  {total.inputs.total():,} inputs, {len(total.findings)} findings")
     return total
 
 

@@ -131,7 +131,7 @@ def test_jobs_in_flight_have_what_they_will_cost_set_aside(plan, share, parallel
     results, in_flight, now = [], {}, 0.0
     while True:
         spent_s = machine_seconds(
-            results, [(*r.interval[:2], now, nodes) for r in in_flight.values()]
+            results, [r.interval._replace(end_s=now, nodes=nodes) for r in in_flight.values()]
         )
         paid = [(r.run, nodes * (now - r.start_s)) for r in in_flight.values()]
         spent_s += session.set_aside_s(e, results, paid)

@@ -12,7 +12,7 @@ import pytest
 
 from ablation.execute import slurm
 from ablation.execute.command import build_command
-from ablation.execute.local import Job
+from ablation.execute.launcher import Job
 from ablation.runs.run import RunConfig
 from tests.support.invent import arm, experiment
 from tests.support.slurm_cluster import SlurmCluster, why_not
@@ -183,7 +183,7 @@ def test_only_one_job_can_claim_an_attempt(cluster, home):
     runs = [launcher.start(job), launcher.start(job)]
     until(lambda: cluster.command("squeue", "-h") == "")
     assert (folder / "output.log").read_text().count("ran") == 1
-    assert [run.poll()["returncode"] for run in runs] == [0, 0]
+    assert [run.poll().returncode for run in runs] == [0, 0]
 
 
 # run_aux.py where a file of a job that has ended is not waited for as long as on a shared disk

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from ablation.cli import exit_codes
-from ablation.execute import local, orchestrator, slurm, status, watcher
-from ablation.execute.local import Job
+from ablation.execute import closing, slurm, status, watcher
+from ablation.execute.launcher import UNRECORDED, CannotStart, Job, exit_of
 from ablation.execute.watcher import A_SIGNAL
 from ablation.runs.log import LogReader, read_log
-from ablation.runs.outcome import exit_from, judge
+from ablation.runs.outcome import judge
 from ablation.runs.run import RunConfig, machine_seconds
+from ablation.runs.store import Attempt
 from tests.support.invent import arm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,7 +91,7 @@ def end_of(run):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     log = read_log(run.job.folder / "output.log", 10)
-    return judge(RUN, 1, log, exit_from(exit))
+    return judge(RUN, 1, log, exit)
 
 
 def test_a_queue_that_cannot_be_seen_is_not_an_empty_one(commands, launcher, run, tmp_path):
@@ -140,7 +141,7 @@ def test_a_submission_that_cannot_work_is_an_error_at_once(launcher, tmp_path, m
         raise OSError("sbatch: error: invalid partition specified: gpu")
 
     monkeypatch.setattr(slurm, "slurm", refuse)
-    with pytest.raises(local.CannotStart, match="invalid partition"):
+    with pytest.raises(CannotStart, match="invalid partition"):
         launcher.start(Job(("true",), {}, tmp_path))
 
 
@@ -171,7 +172,7 @@ def test_a_controller_that_does_not_answer_has_not_refused(
     monkeypatch.setattr(slurm, "slurm", fail)
     with pytest.raises(OSError, match="sbatch: error") as caught:
         launcher.start(Job(("true",), {}, tmp_path))
-    assert isinstance(caught.value, local.CannotStart) == refused
+    assert isinstance(caught.value, CannotStart) == refused
 
 
 def test_nothing_is_submitted_again_before_the_queue_was_seen(commands, launcher, tmp_path):
@@ -368,7 +369,7 @@ def test_what_only_the_run_or_we_can_have_done_is_known_at_once(
     commands, run, returncode, ended_by
 ):
     leave_exit(run, returncode, ended_by)
-    assert run.poll()["returncode"] == returncode
+    assert run.poll().returncode == returncode
     assert not commands.count("scontrol")
 
 
@@ -401,7 +402,7 @@ def test_a_file_that_becomes_visible_late_is_waited_for(commands, run, monkeypat
     commands.facts = "JobId=1 JobState=COMPLETED RunTime=00:00:07"
     assert [run.poll(), run.poll()] == [None, None]
     leave_exit(run, 0)
-    assert run.poll()["returncode"] == 0
+    assert run.poll().returncode == 0
 
 
 def test_a_signal_that_nobody_explains_is_an_interruption(commands, run):
@@ -417,7 +418,7 @@ def test_a_job_whose_orchestrator_is_gone_keeps_to_its_limit(tmp_path):
     subprocess.run([*program, "sleep", "60"], env={"SLURM_JOB_ID": "9"}, timeout=20, check=True)
     exit = watcher.read_exit(tmp_path)
     assert exit["ended_by"] == "the budget is spent"
-    assert judge(RUN, 1, LogReader(10), exit_from(exit)).status == "interrupted"
+    assert judge(RUN, 1, LogReader(10), exit_of(tmp_path)).status == "interrupted"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -445,18 +446,18 @@ def attempt(tmp_path):
 
 
 def test_a_job_is_paid_for_from_its_claim_to_its_last_sign_of_life_on_each_node(attempt):
-    r = orchestrator.close_attempt(attempt, RUN.name, 1, "id", None)
+    r = closing.close_attempt(Attempt(RUN.name, 1, attempt), "id", None)
     assert r.status == "interrupted"
     assert machine_seconds([r]) == pytest.approx(2 * 30, abs=1)
     assert r.clock != watcher.boot_clock()  # others beside it are paid for on their own
 
 
 def test_a_job_that_still_waits_in_the_queue_has_cost_nothing(attempt):
-    found = status.read_in_flight(RUN.name, 1, attempt)
+    found = status.read_in_flight(Attempt(RUN.name, 1, attempt))
     assert machine_seconds((), [found["interval"]]) == pytest.approx(2 * 40, abs=1)
     (attempt / "claim.json").unlink()
-    assert status.read_in_flight(RUN.name, 1, attempt)["interval"] is None
-    assert orchestrator.close_attempt(attempt, RUN.name, 1, "id", None).wall_s == 0
+    assert status.read_in_flight(Attempt(RUN.name, 1, attempt))["interval"] is None
+    assert closing.close_attempt(Attempt(RUN.name, 1, attempt), "id", None).wall_s == 0
 
 
 # ---------------------------------------------------------------------------------------------
@@ -474,7 +475,7 @@ def unseen(launcher, attempt):
 
 
 def judged(attempt, exit):
-    r = orchestrator.close_attempt(attempt, RUN.name, 1, "id", exit)
+    r = closing.close_attempt(Attempt(RUN.name, 1, attempt), "id", exit)
     return r.status, r.reason, round(r.wall_s)
 
 
@@ -484,7 +485,7 @@ def judged(attempt, exit):
 @pytest.mark.parametrize("order", ["", "the budget is spent"])
 @pytest.mark.parametrize(
     "state",
-    [*slurm.ENDED_BY, "COMPLETED", "FAILED", "OUT_OF_MEMORY"],
+    sorted(slurm.ENDED_AS.keys() - {"REVOKED"}),
 )
 def test_a_job_that_ended_unseen_is_judged_as_if_it_had_been_watched(
     commands, unseen, attempt, state, order, left
@@ -506,8 +507,8 @@ def test_a_job_that_ended_unseen_is_judged_as_if_it_had_been_watched(
 @pytest.mark.parametrize(
     ("claimed", "order", "words"),
     [
-        (True, "", orchestrator.UNRECORDED),
-        (False, "", orchestrator.NEVER_BEGAN),
+        (True, "", UNRECORDED),
+        (False, "", slurm.NEVER_BEGAN),
         (True, "the operator stopped it", "the operator stopped it"),
     ],
 )
@@ -539,4 +540,4 @@ def test_an_exit_file_that_shows_up_late_counts_unseen_too(commands, unseen, att
     monkeypatch.setattr(slurm.time, "sleep", lambda _: leave_exit(unseen, 0))
     commands.facts = "JobId=1 JobState=COMPLETED RunTime=00:00:07"
     leave_the_queue(commands, unseen)
-    assert unseen.launcher.end_of(attempt)["returncode"] == 0
+    assert unseen.launcher.end_of(attempt).returncode == 0

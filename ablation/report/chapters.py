@@ -353,7 +353,7 @@ RUN_COLUMNS = columns(
 def every_run(evidence: Evidence) -> Iterator[Content]:
     """Every attempt, in the order of the records."""
     rows = [attempt_row(r) for r in evidence.records.results]
-    rows += [(None, name, n, "no result", *[None] * 5) for name, n, _ in evidence.records.open]
+    rows += [(None, a.run_name, a.number, "no result", *[None] * 5) for a in evidence.records.open]
     for path, why in evidence.records.damaged:
         where = path.parent.relative_to(evidence.exp_dir).as_posix()
         rows.append((None, where, None, "damaged", *[None] * 4, why))
