@@ -42,7 +42,7 @@ sys.path.insert(0, str(ROOT))
 
 from ablation import stats
 from ablation.plan import power
-from ablation.plan.forecast import UNGATED
+from ablation.plan.forecast import ungated
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
 from ablation.plan.power import NOISE, Outcome, Scenario, Truth, as_meant, plain_scenario
 from ablation.runs.run import RunConfig
@@ -150,7 +150,7 @@ def fixed_test(truth: Truth, configuration: tuple, pairs: int) -> str:
 PLANS = {
     "bash loop": bash_loop,
     "classic": by_next_step(staged("classic")),
-    "classic without gates": by_next_step(staged("classic", overrides=UNGATED)),
+    "classic without gates": by_next_step(ungated(staged("classic"))),
     "successive halving": successive_halving,
     "oracle": oracle,
     "adaptive": by_next_step(staged("adaptive")),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ablation.plan.costs import Costs
-from ablation.plan.next_step import Step, next_step
+from ablation.plan.next_step import PLANS, Step, next_step
 from ablation.runs.run import RunConfig, RunResult, machine_seconds
 from ablation.study.experiment import Experiment, Override
 from ablation.study.heads import SCHEDULE, WEIGHT
@@ -63,7 +63,11 @@ def simulate(
     return planned, results, step
 
 
-UNGATED = tuple(Override("ignore_gate", stage) for stage in (1, 2, 3))
+def ungated(e: Experiment) -> Experiment:
+    """The experiment in which every gate lets the plan pass, whatever its stage decides."""
+    gated = [stage.number for stage in PLANS[e.plan] if stage.has_gate]
+    passed = (Override("ignore_gate", number) for number in gated)
+    return replace(e, overrides=(*e.overrides, *passed))
 
 
 def forecast(
@@ -77,7 +81,7 @@ def forecast(
     loss: of a run, where it is to be another than the placeholder's, by which two layers win.
     """
     scale = max((r.val_loss for r in results if r.status == "ok"), default=4.0)
-    longest = replace(e, overrides=(*e.overrides, *UNGATED), stop_on="never")
+    longest = replace(ungated(e), stop_on="never")
     loss = loss or (lambda run: scale * placeholder_loss(run))
     planned, _, step = simulate(longest, results, loss)
     return planned, step
