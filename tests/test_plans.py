@@ -256,6 +256,25 @@ def test_forecast_from_the_middle_holds_only_what_is_left():
     assert [p.run.name for p in planned] == [run.name for run in launched[12:]]
 
 
+def test_forecast_goes_on_past_a_stop_that_was_decided():
+    flat = dict.fromkeys(GOOD, 3.3)
+    _, step, results = carry_out(experiment(), flat)
+    assert step.at_gate
+    planned, last = forecast(experiment(), results)
+    assert {p.run.stage for p in planned} == {2, 3, 4} and not last.at_gate
+
+
+@pytest.mark.parametrize(("plan", "runs"), [("classic", 12), ("adaptive", 14)])
+def test_what_the_budget_left_out_of_a_stage_is_missing(plan, runs):
+    """The classic plan misses arms of its table, the adaptive one those that it asked for."""
+    e = experiment(plan=plan, budget_hours=(10 * runs + 5) / 3600)
+    launched, step, _ = carry_out(e)
+    assert step.ended == "the budget is spent" and step.stage == 3
+    longest = {run.arm.name for run in carry_out(experiment(plan=plan))[0] if run.stage == 3}
+    assert {*step.decisions[3].missing} == longest - {run.arm.name for run in launched}
+    assert ("validation_3" in step.decisions[3].missing) == (plan == "classic")
+
+
 def test_costs_come_from_measured_runs_once_there_are_any():
     e = experiment()
     run = next_step(e, []).runs[0]

@@ -59,7 +59,7 @@ def looks_at(
             continue
         if (n - design.first_look) % pairs_per_batch and n < n_max:
             continue
-        look = take_look(pairs[:n], n_max, [k.n for k in looks], [k.n_max for k in looks], design)
+        look = take_look(pairs[:n], n_max, looks, design)
         last = looks[-1] if looks else None
         if last and last.verdict:
             look = replace(look, verdict=last.verdict)
@@ -103,15 +103,12 @@ def alpha_spent(ns: Sequence[int], n_maxes: Sequence[int], alpha: float) -> tupl
 
 
 def take_look(
-    pairs: Sequence[Pair],
-    n_max: int,
-    earlier_n: Sequence[int],
-    earlier_n_max: Sequence[int],
-    design: Design,
+    pairs: Sequence[Pair], n_max: int, earlier: Sequence[Look], design: Design
 ) -> Look:
-    """One look at the first len(pairs) pairs, given the looks before it."""
+    """One look at these pairs, given the looks before it."""
     n = len(pairs)
-    ns, n_maxes = (*earlier_n, n), (*earlier_n_max, n_max)
+    ns = (*(look.n for look in earlier), n)
+    n_maxes = (*(look.n_max for look in earlier), n_max)
     z, q = (
         stats.bounds(ns, alpha_spent(ns, n_maxes, alpha))[-1]
         for alpha in (design.alpha / 2, design.alpha)

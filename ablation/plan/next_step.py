@@ -173,7 +173,7 @@ def runs_left_out(
 
 
 def next_step(
-    experiment: Experiment,
+    e: Experiment,
     results: Sequence[RunResult],
     running: frozenset[str] = frozenset(),
     spent_s: float | None = None,
@@ -183,8 +183,7 @@ def next_step(
 
     The last stage's decision, on which no run depends, is not among the step's: see `conclude`.
     """
-    e, costs = experiment, Costs(experiment, results)
-    standing = results_that_stand(e, results)
+    costs, standing = Costs(e, results), results_that_stand(e, results)
     left_s = 3600 * e.budget_hours - (machine_seconds(results) if spent_s is None else spent_s)
     fault_stage, fault = equal_losses(results)
     by_hand = e.overrides.first_stage
@@ -226,7 +225,8 @@ def passes(e: Experiment, decision: Decision) -> bool:
 def conclude(step: Step) -> Step:
     """The step with the last stage's decision, where that stage is over; any other as it is.
 
-    Apart from `next_step` because only this needs tests: scipy takes most of a second to import.
+    Apart from `next_step` because no run depends on it, and it takes a test: scipy needs most of a
+    second to be imported.
     """
     state = step.last
     if state is None:
