@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ablation.execute.launcher import Job
+from ablation.execute.launcher import Command
 from ablation.execute.local import LocalLauncher
 from tests.support.processes import TOKEN, survivors
 from tests.support.started import hurry
@@ -62,6 +62,6 @@ def start(tmp_path, token):
         launcher = LocalLauncher(tmp_path)
         if hurried:
             hurry(launcher.program)
-        return launcher.start(Job(command, env, folder))
+        return launcher.start(Command(command, env, folder))
 
     return start

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ablation.execute import local, watcher
-from ablation.execute.launcher import CannotStart, Job, exit_of
+from ablation.execute.launcher import CannotStart, Command, exit_of
 from ablation.execute.local import LocalLauncher, settle
 from ablation.execute.watcher import read_exit
 from ablation.runs.outcome import UNBELIEVED
@@ -22,9 +22,9 @@ def test_exit_code_and_output_are_those_of_the_command(start, code):
     run = start(f"import sys; print('out'); print('err', file=sys.stderr); sys.exit({code})")
     exit = end_of(run)
     assert (exit.returncode, exit.ended_by) == (code, "itself")
-    assert sorted((run.job.folder / "output.log").read_text().split()) == ["err", "out"]
+    assert sorted((run.folder / "output.log").read_text().split()) == ["err", "out"]
     assert 0 <= exit.end_s - exit.start_s < 10
-    assert asdict(exit) == read_exit(run.job.folder)
+    assert asdict(exit) == read_exit(run.folder)
 
 
 def test_a_command_killed_by_a_signal_says_so(start):
@@ -33,7 +33,7 @@ def test_a_command_killed_by_a_signal_says_so(start):
 
 
 def test_a_command_that_is_missing_is_named_in_the_log(tmp_path, token):
-    run = LocalLauncher(tmp_path).start(Job(("/no/such/torchrun", "x"), {}, tmp_path))
+    run = LocalLauncher(tmp_path).start(Command(("/no/such/torchrun", "x"), {}, tmp_path))
     exit = end_of(run)
     assert exit.returncode is None
     assert exit.ended_by.startswith(f"{watcher.CANNOT_START}: ")
@@ -43,9 +43,8 @@ def test_a_command_that_is_missing_is_named_in_the_log(tmp_path, token):
 
 def test_arguments_are_never_read_by_a_shell(tmp_path, token):
     words = ("$(touch x)", "; touch x", "a b", "'", '"', "*", "")
-    program = "import sys; print(sys.argv[1:])"
-    run = LocalLauncher(tmp_path).start(Job((sys.executable, "-c", program, *words), {}, tmp_path))
-    end_of(run)
+    program = (sys.executable, "-c", "import sys; print(sys.argv[1:])")
+    end_of(LocalLauncher(tmp_path).start(Command((*program, *words), {}, tmp_path)))
     assert (tmp_path / "output.log").read_text().strip() == str(list(words))
 
 
@@ -60,7 +59,7 @@ def test_additions_to_the_environment_arrive_and_signals_are_as_usual(start):
         end_of(run)
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert (run.job.folder / "output.log").read_text().split() == ["7", "True", "True", "b''"]
+    assert (run.folder / "output.log").read_text().split() == ["7", "True", "True", "b''"]
 
 
 def test_a_stop_is_passed_on_and_can_be_answered(start):
@@ -74,7 +73,7 @@ def test_a_stop_is_passed_on_and_can_be_answered(start):
     run.stop("timeout")  # only the first order counts
     exit = end_of(run)
     assert (exit.returncode, exit.ended_by) == (9, "the operator stopped it")
-    assert "saved" in (run.job.folder / "output.log").read_text()
+    assert "saved" in (run.folder / "output.log").read_text()
 
 
 def test_children_that_ignore_sigterm_in_other_sessions_are_ended(start, token):
@@ -116,7 +115,7 @@ def test_an_order_that_the_guard_had_to_carry_out_is_told_as_the_order_it_was(st
     os.kill(watcher_id, signal.SIGSTOP)
     run.stop("stall")
     assert end_of(run).ended_by == "stall"
-    assert read_exit(run.job.folder)["ended_by"] == "stall"  # it read what the watcher did not
+    assert read_exit(run.folder)["ended_by"] == "stall"  # it read what the watcher did not
 
 
 @pytest.mark.parametrize("killed", [("guard",), ("watcher",), ("guard", "watcher")], ids="+".join)
@@ -145,8 +144,8 @@ def test_a_run_whose_exit_cannot_be_believed_is_over_all_the_same(start, text):
     """Nobody waits for a better one. (What is no object at all is no exit.json of anybody's.)"""
     run = start("print('ready', flush=True)")
     end_of(run)
-    (run.job.folder / "exit.json").write_text(text)
-    assert run.poll() == exit_of(run.job.folder) == UNBELIEVED
+    (run.folder / "exit.json").write_text(text)
+    assert run.poll() == exit_of(run.folder) == UNBELIEVED
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file", "/gone/python"),
@@ -158,14 +157,14 @@ def test_a_watcher_that_cannot_be_started_is_told_as_that(tmp_path, monkeypatch,
 
     monkeypatch.setattr(watcher.subprocess, "Popen", no_process)
     with pytest.raises(CannotStart, match=str(error.strerror)):
-        LocalLauncher(tmp_path).start(Job(("true",), {}, tmp_path))
+        LocalLauncher(tmp_path).start(Command(("true",), {}, tmp_path))
 
 
 def test_a_log_that_cannot_be_written_is_a_launch_that_failed(tmp_path, token):
     folder, elsewhere = tmp_path / "run_0", tmp_path / "elsewhere"
     folder.mkdir()
     (folder / "output.log").symlink_to(elsewhere)
-    exit = end_of(LocalLauncher(tmp_path).start(Job((sys.executable, "-V"), {}, folder)))
+    exit = end_of(LocalLauncher(tmp_path).start(Command((sys.executable, "-V"), {}, folder)))
     assert exit.ended_by.startswith(watcher.CANNOT_START)
     assert not elsewhere.exists()
 
@@ -175,7 +174,7 @@ def test_a_run_gets_the_environment_that_this_project_chose(start, monkeypatch):
     monkeypatch.setenv("NCCL_DEBUG", "WARN")
     run = start("import os; print(os.environ.get('PET_NNODES'), os.environ['NCCL_DEBUG'])")
     end_of(run)
-    assert (run.job.folder / "output.log").read_text().split() == ["None", "WARN"]
+    assert (run.folder / "output.log").read_text().split() == ["None", "WARN"]
 
 
 def test_settling_spares_the_runs_of_other_experiments(start, token, tmp_path):

@@ -22,7 +22,7 @@ from ablation.cli import exit_codes
 from ablation.execute import lock, watcher
 from ablation.execute.closing import believed
 from ablation.execute.display import Display
-from ablation.execute.launcher import CannotStart, Job, exit_of
+from ablation.execute.launcher import CannotStart, Command, exit_of
 from ablation.execute.lock import Lock, holder
 from ablation.execute.orchestrator import Limits, Orchestrator
 from ablation.execute.reconcile import reconcile
@@ -654,10 +654,10 @@ RUN = RunConfig(0, arm("aux_6", 6), 0, 1, 10)
 
 @pytest.fixture
 def attempts(tmp_path):
-    def job_of(run, folder, slot):
-        return Job(("torchrun",), {}, folder)
+    def command_of(run, folder, slot):
+        return Command(("torchrun",), {}, folder)
 
-    return Orchestrator(tmp_path / "exp", "id", NoLauncher(), job_of, {})
+    return Orchestrator(tmp_path / "exp", "id", NoLauncher(), command_of, {})
 
 
 def test_a_launcher_that_cannot_be_started_closes_the_attempt(attempts):

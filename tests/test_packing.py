@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ablation.execute.command import build_command, extra_environment
-from ablation.execute.launcher import Job
+from ablation.execute.launcher import Command
 from ablation.execute.orchestrator import Limits, Orchestrator
 from ablation.runs.outcome import Exit
 from ablation.runs.run import RunConfig
@@ -18,8 +18,8 @@ class PretendedRun:
 
     started, clock, nodes, age_s, exit = True, "pretended", 1, 0.0, None
 
-    def __init__(self, job):
-        self.job = job
+    def __init__(self, command):
+        self.command = command
 
     def poll(self):
         return self.exit
@@ -29,8 +29,8 @@ class PretendedRun:
 
 
 class PretendedLauncher:
-    def start(self, job):
-        return PretendedRun(job)
+    def start(self, command):
+        return PretendedRun(command)
 
     def wait(self, runs, timeout_s):
         pass
@@ -41,13 +41,14 @@ def test_over_a_thousand_starts_nothing_is_shared(tmp_path, monkeypatch, gpus, e
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     rng = random.Random(gpus * 100 + each)
     e = experiment(device="cuda", processes=each, parallel_runs=gpus // each)
-    def job_of(run, folder, slot):
-        command = build_command(e, run, Path("t.py"), Path("d"), folder / "log")
-        assert "--standalone" in command
-        return Job(command, extra_environment(e, tmp_path, slot), folder)
+
+    def command_of(run, folder, slot):
+        words = build_command(e, run, Path("t.py"), Path("d"), folder / "log")
+        assert "--standalone" in words
+        return Command(words, extra_environment(e, tmp_path, slot), folder)
 
     parallel_runs = e.share.parallel_runs
-    orchestrator = Orchestrator(tmp_path, "id", PretendedLauncher(), job_of, {}, parallel_runs)
+    orchestrator = Orchestrator(tmp_path, "id", PretendedLauncher(), command_of, {}, parallel_runs)
     started = 0
     while started < 250:
         while orchestrator.free_slot() is not None:
@@ -56,10 +57,11 @@ def test_over_a_thousand_starts_nothing_is_shared(tmp_path, monkeypatch, gpus, e
                 continue
             assert orchestrator.launch(run, Limits(9, "timeout", 9)) == []
             started += 1
-        jobs = [flight.handle.job for flight in orchestrator.flights.values()]
-        used = [gpu for job in jobs for gpu in job.env["CUDA_VISIBLE_DEVICES"].split(",")]
+        commands = [flight.handle.command for flight in orchestrator.flights.values()]
+        gpus_of = [command.env["CUDA_VISIBLE_DEVICES"].split(",") for command in commands]
+        used = [gpu for mine in gpus_of for gpu in mine]
         assert len(used) == len(set(used)) == each * parallel_runs
-        assert len({job.folder for job in jobs}) == len(jobs)
+        assert len({command.folder for command in commands}) == len(commands)
         flights = list(orchestrator.flights.values())
         for flight in rng.sample(flights, rng.randint(1, parallel_runs)):
             flight.handle.stop("ended")

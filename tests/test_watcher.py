@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ablation.execute import watcher
-from ablation.execute.launcher import Job
+from ablation.execute.launcher import Command
 from ablation.execute.local import LocalLauncher, settle
 from ablation.execute.watcher import read_exit
 from tests.support.processes import survivors
@@ -53,13 +53,13 @@ def test_without_proc_the_mark_is_read_from_what_ps_shows(monkeypatch, folder):
 ORCHESTRATOR = """
 import sys, time
 from pathlib import Path
-from ablation.execute.launcher import Job
+from ablation.execute.launcher import Command
 from ablation.execute.local import LocalLauncher
 from tests.support.started import hurry
 folder = Path(sys.argv[1])
 launcher = LocalLauncher(folder)
 hurry(launcher.program)
-run = launcher.start(Job((sys.executable, "-c", sys.argv[2]), {}, folder))
+run = launcher.start(Command((sys.executable, "-c", sys.argv[2]), {}, folder))
 print(run.guard.pid, flush=True)
 time.sleep(600)
 """
@@ -262,7 +262,7 @@ def test_a_kill_for_memory_is_told_where_the_run_lost_a_process(tmp_path, token,
     text = launcher.program.read_text()
     launcher.program.write_text(text.replace('Path("/proc")', f"Path({str(tmp_path)!r})"))
     kill = f"open({str(counter)!r}, 'w').write('oom_kill {after}')\n"
-    run = launcher.start(Job((sys.executable, "-c", kill + program, words), {}, tmp_path))
+    run = launcher.start(Command((sys.executable, "-c", kill + program, words), {}, tmp_path))
     end_of(run)
     lines = (tmp_path / "output.log").read_text().splitlines()
     assert lines[-1:].count("the kernel killed a process of this run: out of memory") == told
@@ -275,7 +275,7 @@ def test_a_run_that_was_told_to_end_was_not_killed_for_memory(tmp_path, token):
     text = launcher.program.read_text()
     launcher.program.write_text(text.replace('Path("/proc")', f"Path({str(tmp_path)!r})"))
     hurry(launcher.program)
-    run = launcher.start(Job((sys.executable, "-c", STUBBORN), {}, tmp_path))
+    run = launcher.start(Command((sys.executable, "-c", STUBBORN), {}, tmp_path))
     said(run, times=4)
     counter.write_text("oom_kill 1\n")
     run.stop("timeout")

@@ -19,10 +19,10 @@ from ablation.runs.store import Attempt
 
 
 @dataclass(frozen=True)
-class Job:
-    """One attempt at a run, as a command."""
+class Command:
+    """What is to be started: one attempt at a run."""
 
-    command: tuple[str, ...]
+    words: tuple[str, ...]
     env: dict[str, str]  # additions to the orchestrator's environment
     folder: Path  # receives output.log and exit.json; absolute
 
@@ -62,7 +62,7 @@ class Launcher(Protocol):
 
     outlived: bool  # whether its runs go on when the orchestrator ends
 
-    def start(self, job: Job) -> Handle:
+    def start(self, command: Command) -> Handle:
         """Raises CannotStart, and OSError where nobody knows whether it was started."""
 
     def find(self, folder: Path) -> Handle | None:

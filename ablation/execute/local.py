@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ablation.execute import watcher
 from ablation.execute.environment import clean
-from ablation.execute.launcher import UNRECORDED, CannotStart, Job, exit_of, logged_s
+from ablation.execute.launcher import UNRECORDED, CannotStart, Command, exit_of, logged_s
 from ablation.execute.watcher import (
     FAILED,
     GRACE_S,
@@ -41,18 +41,18 @@ class LocalHandle:
     nodes = 1
     age_s = 0.0  # none is found again: it was started just now
 
-    def __init__(self, job: Job, program: Path):
-        self.job = job
+    def __init__(self, command: Command, program: Path):
+        self.folder = command.folder
         self.told: tuple[float, str] | None = None  # when it was ordered to end, and why
         self.done_s: float | None = None  # when exit.json was first seen
         self.gone_s: float | None = None  # when the guard was first seen to have ended
         self.start_s, self.clock = time.monotonic(), boot_clock()
         self.guard = subprocess.Popen(
-            [sys.executable, "-I", str(program), str(job.folder), *job.command],
+            [sys.executable, "-I", str(program), str(self.folder), *command.words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,  # never written to: its end of file wakes `wait`
             stderr=subprocess.DEVNULL,
-            env={**clean(os.environ), **job.env, MARK: str(job.folder)},
+            env={**clean(os.environ), **command.env, MARK: str(self.folder)},
             start_new_session=True,  # the terminal's Ctrl-C is the orchestrator's to handle
         )
 
@@ -71,15 +71,15 @@ class LocalHandle:
         ends what was stopped.
         """
         now, ended = time.monotonic(), self.guard.poll() is not None
-        exit = exit_of(self.job.folder)  # after that: it may be written just now
+        exit = exit_of(self.folder)  # after that: it may be written just now
         if not ended:
             self.done_s = self.done_s or (now if exit else None)
             told_late = self.told and now - self.told[0] > GRACE_S + 3 * MARGIN_S
             if told_late or (self.done_s and now - self.done_s > MARGIN_S):
-                kill_marked(self.job.folder)
+                kill_marked(self.folder)
             return None
         self.gone_s = self.gone_s or now
-        if exit is None and kill_marked(self.job.folder) and now - self.gone_s < UNKILLABLE_S:
+        if exit is None and kill_marked(self.folder) and now - self.gone_s < UNKILLABLE_S:
             return None
         self.guard.stdout.close()
         with contextlib.suppress(BrokenPipeError):
@@ -102,10 +102,10 @@ class LocalLauncher:
         self.program = code_dir.resolve() / Path(watcher.__file__).name
         replace_file(self.program, Path(watcher.__file__).read_bytes())
 
-    def start(self, job: Job) -> LocalHandle:
+    def start(self, command: Command) -> LocalHandle:
         """Raises CannotStart, for instance when the Python that runs here is not there any more."""
         try:
-            return LocalHandle(job, self.program)
+            return LocalHandle(command, self.program)
         except OSError as error:
             raise CannotStart(error.errno, error.strerror, error.filename) from None
 

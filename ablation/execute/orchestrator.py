@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ablation.execute import watcher
 from ablation.execute.closing import believed, close_attempt, close_unstarted
-from ablation.execute.launcher import CannotStart, Handle, Job, Launcher
+from ablation.execute.launcher import CannotStart, Command, Handle, Launcher
 from ablation.runs.log import LogReader
 from ablation.runs.outcome import UNBELIEVED, Exit, judge_attempt
 from ablation.runs.run import Interval, RunConfig, RunResult
@@ -69,7 +69,7 @@ class Orchestrator:
     exp_dir: Path
     experiment_id: str
     launcher: Launcher
-    job_of: Callable[[RunConfig, Path, int], Job]  # a run's command, for this folder and slot
+    command_of: Callable[[RunConfig, Path, int], Command]  # for an attempt's folder, and its slot
     facts: Mapping  # what every config.json tells beside its run
     parallel_runs: int = 1
     flights: dict[str, Flight] = field(default_factory=dict)
@@ -82,13 +82,13 @@ class Orchestrator:
         """Start the next attempt at a run, its record written first: then it is in flight. Its
         result, where it could not be started at all."""
         attempt, now = next_attempt(self.exp_dir, run), time.monotonic()
-        job = self.job_of(run, attempt.folder, self.free_slot())
+        command = self.command_of(run, attempt.folder, self.free_slot())
         launched = {"clock": watcher.boot_clock(), "monotonic_s": now, "utc": utc_now()}
         config = {
             "run": asdict(run),
             "attempt": attempt.number,
-            "command": job.command,
-            "env": job.env,
+            "command": command.words,
+            "env": command.env,
             "limit_s": limits.seconds,
             "limit_why": limits.why,
             "launched": launched,
@@ -96,7 +96,7 @@ class Orchestrator:
         }
         write_json(attempt.folder / "config.json", config)
         try:
-            handle = self.launcher.start(job)
+            handle = self.launcher.start(command)
         except CannotStart as error:
             return [close_unstarted(attempt, self.experiment_id, str(error))]
         self._follow(run, attempt, handle, limits, now)

@@ -16,7 +16,7 @@ from ablation.cli.arguments import pasteable
 from ablation.execute import watcher
 from ablation.execute.command import build_command, extra_environment
 from ablation.execute.display import Display
-from ablation.execute.launcher import Job, Launcher
+from ablation.execute.launcher import Command, Launcher
 from ablation.execute.lock import Lock
 from ablation.execute.orchestrator import Limits, Orchestrator
 from ablation.folder.overrides import put_on_record
@@ -164,7 +164,7 @@ def drive(e: Experiment, s: Session, results: list[RunResult], display: Display)
     """Run until the plan ends, the stages asked for are decided, or something stops it; the exit
     code."""
     orchestrator = Orchestrator(
-        s.exp_dir, s.experiment_id, s.launcher, partial(job_of, e, s), s.facts,
+        s.exp_dir, s.experiment_id, s.launcher, partial(command_of, e, s), s.facts,
         e.share.parallel_runs,
     )  # fmt: skip
     try:
@@ -244,10 +244,10 @@ def next_ended(
     return ended
 
 
-def job_of(e: Experiment, s: Session, run: RunConfig, folder: Path, slot: int) -> Job:
-    """A run as a command: for an attempt in this folder, with this slot's share of the machine."""
-    command = build_command(e, run, s.script, s.data_dir, folder / "train_log.txt")
-    return Job(command, extra_environment(e, s.exp_dir, slot), folder)
+def command_of(e: Experiment, s: Session, run: RunConfig, folder: Path, slot: int) -> Command:
+    """The command of an attempt in this folder, with this slot's share of the machine."""
+    words = build_command(e, run, s.script, s.data_dir, folder / "train_log.txt")
+    return Command(words, extra_environment(e, s.exp_dir, slot), folder)
 
 
 def show_decisions(e: Experiment, step: Step, shown: set[int], display: Display) -> None:

@@ -31,7 +31,7 @@ from typing import ClassVar
 
 from ablation.execute import environment, watcher
 from ablation.execute.command import ONE_MACHINE
-from ablation.execute.launcher import UNRECORDED, CannotStart, Job, exit_of, logged_s
+from ablation.execute.launcher import UNRECORDED, CannotStart, Command, exit_of, logged_s
 from ablation.execute.watcher import A_SIGNAL, read_object, read_order
 from ablation.runs.outcome import Exit
 from ablation.runs.run import Interval
@@ -101,29 +101,29 @@ def for_slurm(environ: Mapping[str, str]) -> dict[str, str]:
     return env
 
 
-def job_script(job: Job, program: Path, nodes: int, workers: int) -> str:
+def job_script(command: Command, program: Path, nodes: int, workers: int) -> str:
     """A shell script; on several nodes torchrun meets at the first, which is where a job's script
     runs. The CPU threads of a node's share are divided among its workers."""
-    command = [shlex.quote(part) for part in job.command]
+    folder, words = command.folder, [shlex.quote(word) for word in command.words]
     if nodes > 1:
-        port = 20000 + int(job_name(job.folder)[4:12], 16) % 20000
-        meeting = f"--rdzv_backend=c10d --rdzv_id={job_name(job.folder)} --nnodes={nodes}"
+        port = 20000 + int(job_name(folder)[4:12], 16) % 20000
+        meeting = f"--rdzv_backend=c10d --rdzv_id={job_name(folder)} --nnodes={nodes}"
         meeting += f' --rdzv_endpoint="$(hostname):{port}"'
-        first = command.index(ONE_MACHINE[0])
-        command[first : first + len(ONE_MACHINE)] = [meeting]
-        command = ["srun", "--ntasks-per-node=1", *command]
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in job.env.items()]
-    watcher = shlex.join([sys.executable, "-I", str(program), "--job", str(job.folder)])
+        first = words.index(ONE_MACHINE[0])
+        words[first : first + len(ONE_MACHINE)] = [meeting]
+        words = ["srun", "--ntasks-per-node=1", *words]
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in command.env.items()]
+    watcher = shlex.join([sys.executable, "-I", str(program), "--job", str(folder)])
     threads = f"threads=$((${{SLURM_CPUS_ON_NODE:-1}} / {workers}))"
     exports.append("export OMP_NUM_THREADS=$((threads > 1 ? threads : 1))")
-    return "\n".join(["#!/bin/sh", threads, *exports, f"exec {watcher} {' '.join(command)}", ""])
+    return "\n".join(["#!/bin/sh", threads, *exports, f"exec {watcher} {' '.join(words)}", ""])
 
 
 @dataclass
 class SlurmHandle:
     """An attempt as a job. Queued time is nobody's: the clock starts when the job does."""
 
-    job: Job
+    folder: Path  # the attempt's
     job_id: str
     launcher: "SlurmLauncher"
     ended_s: float | None = None  # when it was first seen to have ended
@@ -137,11 +137,11 @@ class SlurmHandle:
 
     @property
     def ran_as(self) -> str:
-        return claimed_by(self.job.folder) or self.job_id
+        return claimed_by(self.folder) or self.job_id
 
     @property
     def started(self) -> bool:
-        return (self.job.folder / "claim.json").exists()
+        return (self.folder / "claim.json").exists()
 
     @property
     def nodes(self) -> int:
@@ -151,19 +151,19 @@ class SlurmHandle:
     def age_s(self) -> float:
         """Since the job began, by the clocks of this host and of the shared disk."""
         with contextlib.suppress(FileNotFoundError):
-            return max(0.0, time.time() - (self.job.folder / "claim.json").stat().st_mtime)
+            return max(0.0, time.time() - (self.folder / "claim.json").stat().st_mtime)
         return 0.0
 
     def stop(self, why: str) -> None:
         """Say why, then cancel; the watcher ends the run and repeats the reason in exit.json."""
         with contextlib.suppress(OSError):  # a full disk does not keep a job running
-            watcher.write_whole(self.job.folder / "order.json", {"why": why})
+            watcher.write_whole(self.folder / "order.json", {"why": why})
         self._cancel()
 
     def _cancel(self) -> None:
         self.told_s = time.monotonic()
         with contextlib.suppress(OSError):  # then it is told again
-            slurm("scancel", *(self.launcher.jobs_of(self.job.folder) or [self.job_id]))
+            slurm("scancel", *(self.launcher.jobs_of(self.folder) or [self.job_id]))
 
     def poll(self) -> Exit | None:
         """None while it runs, else what exit.json says, or what Slurm knows in its place.
@@ -171,8 +171,8 @@ class SlurmHandle:
         A submission whose answer came too late may have become a second job: the attempt lives as
         long as one of its name does.
         """
-        exit = exit_of(self.job.folder)
-        in_queue = bool(self.launcher.jobs_of(self.job.folder))
+        exit = exit_of(self.folder)
+        in_queue = bool(self.launcher.jobs_of(self.folder))
         if exit is not None:
             return exit if is_of_the_run(exit) else self._by_its_file(exit, in_queue)
         return self._in_queue() if in_queue else self._after_the_queue()
@@ -186,7 +186,7 @@ class SlurmHandle:
     def _by_its_file(self, exit: Exit, in_queue: bool) -> Exit | None:
         """The watcher saw a failure that Slurm may have caused: its word for that is waited for."""
         state, _ = self._ask()
-        if not reason_of(self.job.folder, state) and state not in ENDED_AS:
+        if not reason_of(self.folder, state) and state not in ENDED_AS:
             lives = in_queue or bool(state)
             if self._may_come(WORD_S if lives else VISIBLE_S):
                 return None
@@ -200,7 +200,7 @@ class SlurmHandle:
         never_ran = over and not self.started and not ran_s
         if not never_ran and self._may_come(WORD_S if state and not over else VISIBLE_S):
             return None
-        why = reason_of(self.job.folder, state)
+        why = reason_of(self.folder, state)
         if not why:
             self._tell(state)
         now = time.monotonic()
@@ -213,7 +213,7 @@ class SlurmHandle:
         self.ended_s = self.ended_s or time.monotonic()
         if time.monotonic() - self.ended_s >= patience_s:
             return False
-        os.listdir(self.job.folder)  # makes a shared file system look again
+        os.listdir(self.folder)  # makes a shared file system look again
         return True
 
     def _ask(self) -> tuple[str, float]:
@@ -227,14 +227,14 @@ class SlurmHandle:
         if state == "OUT_OF_MEMORY":
             self._note(watcher.KILLED_FOR_MEMORY)
         seen = ENDED if exit.ended_by == A_SIGNAL else exit.ended_by
-        return replace(exit, ended_by=reason_of(self.job.folder, state) or seen)
+        return replace(exit, ended_by=reason_of(self.folder, state) or seen)
 
     def _tell(self, state: str) -> None:
         """Say in the run's log what is known of a job that ended without a word."""
         said = b""
         with (
             contextlib.suppress(OSError),
-            open(self.job.folder / "slurm.log", "rb", opener=watcher.no_link) as log,
+            open(self.folder / "slurm.log", "rb", opener=watcher.no_link) as log,
         ):
             log.seek(max(0, log.seek(0, os.SEEK_END) - 500))
             said = log.read(500)
@@ -244,7 +244,7 @@ class SlurmHandle:
     def _note(self, line: str) -> None:
         with (  # where the log takes nothing more, the verdict stands without it
             contextlib.suppress(OSError),
-            open(self.job.folder / "output.log", "ab", opener=watcher.no_link) as log,
+            open(self.folder / "output.log", "ab", opener=watcher.no_link) as log,
         ):
             log.write(line.encode() + b"\n")
 
@@ -337,27 +337,15 @@ class SlurmLauncher:
         self.program = self.code_dir.resolve() / Path(watcher.__file__).name
         watcher.replace_file(self.program, Path(watcher.__file__).read_bytes())
 
-    def start(self, job: Job) -> SlurmHandle:
+    def start(self, command: Command) -> SlurmHandle:
         """Raises CannotStart in sbatch's own words where it says no, and OSError where after
         PATIENCE_S nobody knows whether the job was accepted."""
-        script = job.folder / "job.sh"
-        text = job_script(job, self.program, self.nodes, self.workers)
-        watcher.replace_file(script, text.encode())
-        offered = [f"--export=ALL,{watcher.MARK}={job.folder}", f"--comment={job.folder}"]
-        if self.gpus_per_node:
-            offered.append(f"--gres=gpu:{self.gpus_per_node}")
-        needed = [  # after a person's own, since the last one counts
-            f"--job-name={job_name(job.folder)}",
-            f"--output={job.folder}/slurm.log",
-            f"--nodes={self.nodes}",
-            "--no-requeue",
-            "--open-mode=append",
-        ]
-        command = ("sbatch", "--parsable", *offered, *self.arguments, *needed, str(script))
-        deadline = time.monotonic() + PATIENCE_S
+        folder, deadline = command.folder, time.monotonic() + PATIENCE_S
+        script = job_script(command, self.program, self.nodes, self.workers)
+        watcher.replace_file(folder / "job.sh", script.encode())
         while True:
             try:
-                printed = slurm(*command)
+                printed = slurm(*self._submission(folder))
                 break
             except OSError as error:
                 if not TRANSIENT.search(str(error)):
@@ -365,17 +353,32 @@ class SlurmLauncher:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(RETRY_S)
-                self.settle(job.folder)
-                if found := self.find(job.folder):  # it was accepted all the same
+                self.settle(folder)
+                if found := self.find(folder):  # it was accepted all the same
                     return found
-        job_id = job_id_of(printed)
-        self.queue[job_id] = job_name(job.folder)
-        return SlurmHandle(job, job_id, self)
+        job_id = job_id_of(printed)  # or nobody knows what was accepted
+        self.queue[job_id] = job_name(folder)
+        return SlurmHandle(folder, job_id, self)
+
+    def _submission(self, folder: Path) -> tuple[str, ...]:
+        """The command that submits an attempt: what is offered, a person's own options, and what
+        is needed after those, since the last one counts."""
+        offered = [f"--export=ALL,{watcher.MARK}={folder}", f"--comment={folder}"]
+        if self.gpus_per_node:
+            offered.append(f"--gres=gpu:{self.gpus_per_node}")
+        needed = [
+            f"--job-name={job_name(folder)}",
+            f"--output={folder}/slurm.log",
+            f"--nodes={self.nodes}",
+            "--no-requeue",
+            "--open-mode=append",
+        ]
+        return "sbatch", "--parsable", *offered, *self.arguments, *needed, f"{folder}/job.sh"
 
     def find(self, folder: Path) -> SlurmHandle | None:
         """The job of an attempt that an earlier orchestrator submitted, if it still is one."""
         ids = self.jobs_of(folder)
-        return SlurmHandle(Job((), {}, folder), ids[0], self) if ids else None
+        return SlurmHandle(folder, ids[0], self) if ids else None
 
     def end_of(self, folder: Path) -> Exit | None:
         """As `poll` would have told, while Slurm remembers the job: for some minutes."""
@@ -383,7 +386,7 @@ class SlurmLauncher:
         if exit is not None and is_of_the_run(exit):
             return exit
         job_id = job_id_in_memory(folder)
-        handle = SlurmHandle(Job((), {}, folder), job_id, self, ended_s=self.born_s)
+        handle = SlurmHandle(folder, job_id, self, ended_s=self.born_s)
         if not job_id or handle._ask()[0] not in ENDED_AS:  # forgotten: what the watcher saw counts
             return None if exit is None else handle._explained(exit, state="")
         while (exit := handle.poll()) is None:

@@ -20,7 +20,7 @@ PATIENT = "import time; print('ready', flush=True); time.sleep(600)"
 
 def said(run, word=b"ready", times=1, patience_s=10.0):
     """Wait until the run has said a word."""
-    log, deadline = run.job.folder / "output.log", time.monotonic() + patience_s
+    log, deadline = run.folder / "output.log", time.monotonic() + patience_s
     while not (log.exists() and log.read_bytes().count(word) >= times):
         assert time.monotonic() < deadline
         time.sleep(0.01)
