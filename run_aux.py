@@ -136,7 +136,7 @@ def int_list(text: str) -> tuple[int, ...]:
 
 def run(args, display: Display) -> int:
     """Begin an experiment or go on with it: one sitting; its exit code."""
-    exp_dir, document, e, gpus = named(args, display.say)
+    exp_dir, document, e, gpus = named(args, display.print_line)
     e = as_asked(e, args, len(gpus))
     if e.arms:
         check_seeds(e)
@@ -231,16 +231,16 @@ def show_power(args, display: Display) -> int:
     """--plan_report: what the budget can decide. Nothing is launched or written."""
     from ablation.plan import power
 
-    _, _, e, gpus = named(args, display.say)
-    e = as_meant(e, args, gpus, display.say)
+    _, _, e, gpus = named(args, display.print_line)
+    e = as_meant(e, args, gpus, display.print_line)
     print(power.render(replace(e, budget_hours=args.max_budget_hours or e.budget_hours)))
     return exit_codes.DONE
 
 
 def show_commands(args, display: Display) -> int:
     """--dry_run: what would run, and what it costs. Nothing is launched or written."""
-    exp_dir, document, e, gpus = named(args, display.say)
-    e = as_meant(e, args, gpus, display.say)
+    exp_dir, document, e, gpus = named(args, display.print_line)
+    e = as_meant(e, args, gpus, display.print_line)
     options = sitting_options(args)
     results: tuple[RunResult, ...] = ()
     if exp_dir and document:

@@ -11,9 +11,9 @@ every second one runs two trainers side by side. A fast fake trainer with invent
 through the real launcher (with --real: the real one, in two very short runs with a very short
 validation). Counted over all experiments:
 
-    lost         runs of the undisturbed experiment without a settled result, decisions not taken,
+    lost         runs of the undisturbed experiment without an outcome, decisions not taken,
                  attempts without a whole record, machine time that the ledger misses
-    duplicated   runs that were run again although they had a settled result
+    duplicated   runs that were run again although they had an outcome
     invented     results, runs, decisions or machine time that the undisturbed experiment or the
                  trainers' own trace does not have; failures of runs that nobody struck; records
                  that are damaged
@@ -261,18 +261,18 @@ def compare(undisturbed: Drill, drill: Drill) -> list[Finding]:
     """What the disturbed experiment lost, ran twice or made up."""
     expected = {r.run.name: r for r in undisturbed.records().results}
     records = drill.records()
-    settled = Counter(r.run.name for r in records.results if r.settled)
-    found = [("lost", f"{name} has no result") for name in expected.keys() - settled.keys()]
-    found += [("lost", f"{name}, attempt {n} has no record") for name, n, _ in records.open]
+    outcomes = Counter(r.run.name for r in records.results if r.has_outcome)
+    found = [("lost", f"{name} has no result") for name in expected.keys() - outcomes.keys()]
+    found += [("lost", f"{a.run_name}, attempt {a.number} has no record") for a in records.open]
     found += [("invented", f"{path}: {why}") for path, why in records.damaged]
-    found += [("invented", f"{name} is new") for name in settled.keys() - expected.keys()]
-    found += [("duplicated", f"{name} has {n} results") for name, n in settled.items() if n > 1]
+    found += [("invented", f"{name} is new") for name in outcomes.keys() - expected.keys()]
+    found += [("duplicated", f"{name} has {n} results") for name, n in outcomes.items() if n > 1]
     for r in records.results:
         was = expected.get(r.run.name)
-        if r.settled and was and outcome(was, drill.real) != outcome(r, drill.real):
+        if r.has_outcome and was and outcome(was, drill.real) != outcome(r, drill.real):
             found.append(("invented", f"{r.run.name}: {r.status} {r.val_loss}, not {was.val_loss}"))
         owed = r.status == "interrupted" or (r.status == "crashed" and is_struck(drill, r))
-        if not r.settled and not owed:
+        if not r.has_outcome and not owed:
             found.append(("invented", f"{r.run.name}: {r.status}: {r.reason}"))
 
     before, after = undisturbed.decisions(), drill.decisions()
@@ -343,7 +343,7 @@ def covered_s(spans: list[tuple[float, float]]) -> float:
     return total
 
 
-def run(kills: int, seed: int, real: bool, say=print) -> dict[str, int]:
+def run(kills: int, seed: int, real: bool, print_line=print) -> dict[str, int]:
     """The whole drill; its figures."""
     moments = random.Random(seed)
     total = Counter(kills=0, **dict.fromkeys(COUNTED, 0))
@@ -354,7 +354,7 @@ def run(kills: int, seed: int, real: bool, say=print) -> dict[str, int]:
         runs = len(undisturbed.records().results)
         longest_s = 0.1 + (1 if real else 1.5) * (time.monotonic() - began) / runs
         head = " ".join(f"{name:>11}" for name in COUNTED)
-        say(f"{'experiment':>10} {'packed':>6} {'kills':>6} {'attempts':>9} {head}")
+        print_line(f"{'experiment':>10} {'packed':>6} {'kills':>6} {'attempts':>9} {head}")
         number = 0
         while total["kills"] < kills:
             number += 1
@@ -368,9 +368,9 @@ def run(kills: int, seed: int, real: bool, say=print) -> dict[str, int]:
             total.update(found, kills=killed)
             attempts = len(drill.records().results)
             row = " ".join(f"{found[name]:>11}" for name in COUNTED)
-            say(f"{number:>10} {parallel_runs:>6} {killed:>6} {attempts:>9} {row}")
+            print_line(f"{number:>10} {parallel_runs:>6} {killed:>6} {attempts:>9} {row}")
             for kind, what in findings:
-                say(f"    {kind}: {what}")
+                print_line(f"    {kind}: {what}")
     return dict(total)
 
 

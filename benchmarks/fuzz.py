@@ -52,13 +52,13 @@ from ablation.execute import (
     environment,
     machine,
     opening,
-    orchestrator,
+    reconcile,
     status,
-    watcher,
 )
+from ablation.execute.launcher import exit_of
 from ablation.folder import registration, standing
 from ablation.folder.materials import Materials
-from ablation.plan.next_step import next_step
+from ablation.plan.next_step import conclude, next_step
 from ablation.report import figures
 from ablation.runs import log as logs
 from ablation.runs import outcome, store
@@ -101,8 +101,8 @@ def is_plain(text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Played:
-    """An experiment that was played to some point: its registration, and the files of its runs."""
+class Simulated:
+    """An experiment simulated to some point: its registration, and the files of its runs."""
 
     document: dict
     attempts: tuple[Files, ...]
@@ -119,7 +119,7 @@ class Shop:
     scratch: Path
     materials: Path  # a trainer and shards that nobody reads
     honest: tuple[Files, ...]  # records for the readers alone
-    played: tuple[Played, ...]
+    simulated: tuple[Simulated, ...]
     started: list  # commands of programs, and launches, that somebody wanted
     gpu_tool: tuple = (None, None)
     number: int = 0
@@ -175,12 +175,12 @@ class NoLauncher:
         return None
 
     def end_of(self, folder):
-        return watcher.read_exit(folder)
+        return exit_of(folder)
 
 
 def drive(e, session, results, shown) -> int:
     """In place of a sitting: what it would begin with."""
-    next_step(e, results)
+    conclude(next_step(e, results))
     return 0
 
 
@@ -207,7 +207,7 @@ def shop() -> Iterator[Shop]:
         os.chdir(made.scratch / "cwd/x/y/z")
         stack.callback(os.chdir, here)
         made.honest = tuple(honest_records(random.Random("honest")))
-        made.played = tuple(played_experiments(made, random.Random("played")))
+        made.simulated = tuple(simulated_experiments(made, random.Random("played")))
         yield made
 
 
@@ -260,8 +260,8 @@ ALIKE = {
 }
 
 
-def played_experiments(shop: Shop, rng: random.Random) -> Iterator[Played]:
-    """Each plan, played with losses that let it go on, so far as a few decisions."""
+def simulated_experiments(shop: Shop, rng: random.Random) -> Iterator[Simulated]:
+    """Each plan, simulated with losses that let it go on, so far as a few decisions."""
     (shop.materials / "train.py").write_text("print('trained')\n")
     for kind in ("train", "val"):
         (shop.materials / f"x_{kind}_000000.bin").write_bytes(b"tokens")
@@ -287,7 +287,7 @@ def played_experiments(shop: Shop, rng: random.Random) -> Iterator[Played]:
                 log = Log(total, inputs.joined(lines), None, exit, HONEST)
                 results.append(judged(run, log))
                 attempts.append(attempt_files(results[-1], document["experiment_id"]))
-        yield Played(document, tuple(attempts))
+        yield Simulated(document, tuple(attempts))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -386,7 +386,7 @@ def try_open_attempts(rng: random.Random, shop: Shop) -> None:
             left.pop(touched, None)
     with shop.folder(files) as folder:
         said: list[str] = []
-        found = refusable(orchestrator.reconcile, folder, ID, NoLauncher(), said.append)
+        found = refusable(reconcile.reconcile, folder, ID, NoLauncher(), said.append)
         for line in said:
             demand(line.isprintable(), f"said {line!r}", TRACEBACK)
         if found is None:
@@ -435,12 +435,12 @@ OVERRIDES = {
 }  # fmt: skip
 
 
-def an_experiment(rng: random.Random, shop: Shop, most: int) -> tuple[Files, Played]:
+def an_experiment(rng: random.Random, shop: Shop, most: int) -> tuple[Files, Simulated]:
     """A folder whose registration or overrides somebody may have edited, perhaps its hash too."""
-    played = rng.choice(shop.played)
-    files = played.files(rng.randrange(most + 1))
+    simulated = rng.choice(shop.simulated)
+    files = simulated.files(rng.randrange(most + 1))
     if rng.random() < 0.6:
-        document = inputs.altered(rng, played.document)
+        document = inputs.altered(rng, simulated.document)
         if rng.random() < 0.7:
             with contextlib.suppress(Exception):  # what is no registration any more
                 document["hash"] = oracle.registered_hash(document)
@@ -452,7 +452,7 @@ def an_experiment(rng: random.Random, shop: Shop, most: int) -> tuple[Files, Pla
         some = {"overrides": rng.sample(OVERRIDES["overrides"], rng.randrange(1, 4))}
         some = inputs.altered(rng, some) if rng.random() < 0.8 else some
         files["overrides.json"] = inputs.json_bytes(some)
-    return files, played
+    return files, simulated
 
 
 def try_registration(rng: random.Random, shop: Shop) -> None:
@@ -518,10 +518,10 @@ def differing(before: dict, after: dict) -> set[str]:
 
 
 def try_programs(rng: random.Random, shop: Shop) -> None:
-    files, played = an_experiment(rng, shop, rng.choice((3, 8, 40)))
+    files, simulated = an_experiment(rng, shop, rng.choice((3, 8, 40)))
     for _ in range(rng.choice((0, 0, 1, 3))):
         inputs.damage(rng, files)
-    code = played.document["registered"]["code"]
+    code = simulated.document["registered"]["code"]
     name = f"code/{code['hash']}/{code['files'][0]}"
     if rng.random() < 0.9:
         files[name] = (shop.materials / "train.py").read_bytes()
@@ -672,13 +672,13 @@ class OddStream(io.StringIO):
 def try_display(rng: random.Random, shop: Shop) -> None:
     stream, log = OddStream(rng), read(inputs.a_log(rng).screen, 8)
     run = RunConfig(1, Arm("baseline"), 0, 42, 8)
-    process = SimpleNamespace(begun=rng.random() < 0.5)
-    flight = SimpleNamespace(log=log, run=run, process=process, started_s=time.monotonic() - 1)
+    handle = SimpleNamespace(started=rng.random() < 0.5)
+    flight = SimpleNamespace(log=log, run=run, handle=handle, started_s=time.monotonic() - 1)
     with mock.patch.dict(os.environ, inputs.environment(rng)), safe_stdout():
         shown = display.Display(stream)
-        shown.said_s -= rng.choice((0.0, 100.0))
+        shown.printed_s -= rng.choice((0.0, 100.0))
         for _ in range(rng.randrange(1, 4)):
-            shown.say(rng.choice(("a line", "", "ünïcode ±", "x" * 500)))
+            shown.print_line(rng.choice(("a line", "", "ünïcode ±", "x" * 500)))
             shown.progress([flight] * rng.randrange(3), "plan")
         shown.clear()
 
@@ -804,7 +804,7 @@ def worker(seed: int, limit_s: float, blocks, tallies) -> None:
 BLOCK = 500
 
 
-def many(seed: int, most: int, seconds: float, jobs: int, limit_s: float, say) -> Tally:
+def many(seed: int, most: int, seconds: float, jobs: int, limit_s: float, print_line) -> Tally:
     """Inputs 0 to `most` of a seed, or as many as there is time for, over several processes."""
     context = multiprocessing.get_context("spawn")
     blocks, tallies = context.Queue(2 * jobs), context.Queue()
@@ -815,7 +815,7 @@ def many(seed: int, most: int, seconds: float, jobs: int, limit_s: float, say) -
     for process in workers:
         process.start()
     total, given, working = Tally(Counter(), []), 0, jobs
-    deadline, said_s = time.monotonic() + seconds, time.monotonic()
+    deadline, printed_s = time.monotonic() + seconds, time.monotonic()
     while working:
         over = given >= most or time.monotonic() > deadline
         with contextlib.suppress(Exception):  # the queue is full
@@ -826,14 +826,15 @@ def many(seed: int, most: int, seconds: float, jobs: int, limit_s: float, say) -
             working -= tally is None
             if tally:
                 for f in tally.findings[: max(0, 20 - len(total.findings))]:
-                    say(f"  {f.counted}: --seed {seed} --only {f.number} ({f.kind}, {f.where})")
+                    again = f"--seed {seed} --only {f.number}"
+                    print_line(f"  {f.counted}: {again} ({f.kind}, {f.where})")
                 total += tally
         if not any(process.is_alive() for process in workers) and tallies.empty() and working:
             total.findings.append(Finding(HANG, "process", given, "", "a worker process died"))
             break
-        if time.monotonic() - said_s > 30:
-            said_s = time.monotonic()
-            say(f"  {total.inputs.total():,} inputs, {len(total.findings)} findings")
+        if time.monotonic() - printed_s > 30:
+            printed_s = time.monotonic()
+            print_line(f"  {total.inputs.total():,} inputs, {len(total.findings)} findings")
     return total
 
 

@@ -54,7 +54,7 @@ def bash_script(commands: list[list[str]], scratch: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def measure(seconds: float, rounds: int, real: bool, say=print) -> dict[str, float]:
+def measure(seconds: float, rounds: int, real: bool, print_line=print) -> dict[str, float]:
     """Both ways in turn; sums over the rounds."""
     fakes = {
         "TORCHRUN": str(SUPPORT / "fake_torchrun"),
@@ -62,7 +62,8 @@ def measure(seconds: float, rounds: int, real: bool, say=print) -> dict[str, flo
     }
     env = {**os.environ, **({} if real else fakes)}
     figures = {"runs": 0, "orchestrated_s": 0.0, "bash_loop_s": 0.0}
-    say(f"{'round':>5} {'runs':>5} {'orchestrated':>13} {'bash loop':>10} {'a run':>9} {'':>7}")
+    head = f"{'round':>5} {'runs':>5} {'orchestrated':>13} {'bash loop':>10} {'a run':>9} {'':>7}"
+    print_line(head)
     for number in range(1, rounds + 1):
         with tempfile.TemporaryDirectory(prefix="overhead_") as folder:
             scratch = Path(folder)
@@ -83,9 +84,9 @@ def measure(seconds: float, rounds: int, real: bool, say=print) -> dict[str, flo
         figures["runs"] += len(commands)
         figures["orchestrated_s"] += orchestrated_s
         figures["bash_loop_s"] += bash_loop_s
-        say(row(number, len(commands), orchestrated_s, bash_loop_s))
+        print_line(row(number, len(commands), orchestrated_s, bash_loop_s))
     if rounds > 1:
-        say(row("all", *figures.values()))
+        print_line(row("all", *figures.values()))
     return figures
 
 

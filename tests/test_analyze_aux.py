@@ -151,7 +151,7 @@ def test_every_run_is_in_the_report(full):
 def test_stages_are_not_pooled_and_fresh_runs_stay_apart_from_those_that_selected(full):
     arms = chapter(full[1], "Arms against their baseline")
     assert row(arms, "aux_6 + aux_6_repeat")[1] == "2"
-    assert row(arms, "aux_4_8")[1] == "1"  # dives and screening have this configuration too
+    assert row(arms, "aux_4_8")[1] == "1"  # refinements and screening have this configuration too
     assert row(arms, "validation_0 … validation_3")[1] == "4"
 
 

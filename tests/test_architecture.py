@@ -163,7 +163,7 @@ def launched(*_, **__):
     os._exit(0)
 
 ROOT = sys.argv[1]
-Orchestrator.start = launched
+Orchestrator.launch = launched
 sys.setprofile(notice)
 run_aux.main(sys.argv[2:])
 """

@@ -11,12 +11,12 @@ import run_aux
 from ablation.execute import session
 from ablation.execute.preview import announce
 from ablation.plan.costs import Costs
-from ablation.plan.forecast import Planned, forecast, invented, paid_s, span_s
-from ablation.plan.next_step import PLANS, is_second_test, next_step, pairs_begun
+from ablation.plan.forecast import Planned, forecast, paid_s, placeholder, span_s
+from ablation.plan.next_step import PLANS, conclude, is_second_test, next_step, pairs_begun
 from ablation.runs.run import machine_seconds
 from ablation.study.overrides import NOTHING_OVERRIDDEN
 from ablation.study.profiles import PROFILES
-from tests.support.invent import decided, experiment, result, with_share
+from tests.support.invent import experiment, overridden, result, with_share
 
 STAGED = [name for name in PLANS if name != "manual"]
 SPEEDRUN = {
@@ -131,7 +131,7 @@ def test_jobs_in_flight_have_what_they_will_cost_set_aside(plan, share, parallel
     results, in_flight, now = [], {}, 0.0
     while True:
         spent_s = machine_seconds(
-            results, [(*r.interval[:2], now, nodes) for r in in_flight.values()]
+            results, [r.interval._replace(end_s=now, nodes=nodes) for r in in_flight.values()]
         )
         paid = [(r.run, nodes * (now - r.start_s)) for r in in_flight.values()]
         spent_s += session.set_aside_s(e, results, paid)
@@ -139,7 +139,7 @@ def test_jobs_in_flight_have_what_they_will_cost_set_aside(plan, share, parallel
         if step.runs and len(in_flight) < parallel_runs:
             run = step.runs[0]
             planned = Planned(run, now, Costs(e, results).wall_s(run))
-            in_flight[run.name] = invented(planned, 1, loss_of(run), Costs(e, results))
+            in_flight[run.name] = placeholder(planned, 1, loss_of(run), Costs(e, results))
         elif in_flight:
             done = min(in_flight.values(), key=lambda r: r.end_s)
             results.append(in_flight.pop(done.run.name))
@@ -166,7 +166,7 @@ def test_the_budget_holds_when_costs_are_half_or_twice_the_forecast(plan, factor
     assert machine_seconds(results) <= 3600 * e.budget_hours + 1e-6
     assert step.ended
     if plan == "classic" and factor > share:  # the adaptive one may stop early for good reasons
-        assert step.cut
+        assert step.budget_cuts
 
 
 def test_costs_that_turn_out_half_buy_more_and_twice_less():
@@ -191,9 +191,9 @@ def test_a_budget_that_runs_out_in_a_stage_ends_there_with_a_decision(stage):
     results, step = carry_out(e, prior)
     assert step.stage == stage
     assert 1 <= sum(r.run.stage == stage for r in results) <= 2
-    assert stage in step.decisions
+    assert stage in conclude(step).decisions
     assert machine_seconds(results) <= 3600 * e.budget_hours + 1e-6
-    assert step.cut
+    assert step.budget_cuts
 
 
 def broken_off(plan, times_as_slow):
@@ -205,7 +205,7 @@ def broken_off(plan, times_as_slow):
     prior = Costs(e)
     results, _ = carry_out(e, lambda run: prior(run) * (times_as_slow if run.stage == 4 else 1))
     value = {"hours": 1e3, "was": e.budget_hours, "pairs": pairs_begun(results)}
-    return e, decided(e, "budget", 0, value), results
+    return e, overridden(e, "budget", 0, value), results
 
 
 def test_a_larger_budget_does_not_test_again_what_the_smaller_one_ended():
@@ -272,8 +272,8 @@ def test_whatever_runs_take_and_whatever_fails_the_budget_holds(seed, share, tro
     results, step = carry_out(e, lambda run: slow * chance.uniform(0.5, 2) * prior(run), happens)
     assert step.ended
     assert machine_seconds(results) <= 3600 * e.budget_hours + 1e-6
-    settled = [r.run.name for r in results if r.settled]
-    assert len(settled) == len(set(settled))  # nothing that was finished is run again
+    done = [r.run.name for r in results if r.has_outcome]
+    assert len(done) == len(set(done))  # nothing that has an outcome is run again
 
 
 # ---------------------------------------------------------------------------------------------

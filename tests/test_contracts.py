@@ -22,8 +22,8 @@ from ablation.study.experiment import Experiment
 from ablation.study.heads import (
     ALL_SCHEDULES,
     ARMS,
-    DIVES,
     FINAL_ARMS,
+    REFINEMENTS,
     SCHEDULE,
     SCHEDULES,
     VALIDATIONS,
@@ -39,7 +39,7 @@ DEFAULTS = vars(train_gpt.build_parser().parse_args([]))
 # ---------------------------------------------------------------------------------------------
 # Every command that can be built is one that the trainer takes
 
-EVERY_ARM = (*ARMS.values(), *DIVES, *VALIDATIONS, *FINAL_ARMS)
+EVERY_ARM = (*ARMS.values(), *REFINEMENTS, *VALIDATIONS, *FINAL_ARMS)
 
 
 def shares(profile) -> list[Experiment]:

@@ -25,7 +25,7 @@ def drills():
 def told(**drill):
     """The figures of a drill, and all that it said."""
     said = []
-    return run(**drill, say=said.append), "\n".join(said)
+    return run(**drill, print_line=said.append), "\n".join(said)
 
 
 def check(drill, kills):

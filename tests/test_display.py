@@ -25,7 +25,7 @@ def flight(step=30):
     return SimpleNamespace(
         run=SimpleNamespace(name="aux_6/run_0", num_iterations=90),
         log=SimpleNamespace(step=step, curve=[(step, 3.5)]),
-        process=SimpleNamespace(begun=True),
+        handle=SimpleNamespace(started=True),
         started_s=0.0,
     )
 
@@ -77,7 +77,7 @@ def test_live_lines_on_a_terminal(monkeypatch):
     assert "aux_6/run_0 [######" in terminal.shown()
     assert "run 1 of 1" in terminal.shown()
     assert shown.bars
-    shown.say("a lasting line")
+    shown.print_line("a lasting line")
     assert not shown.bars
     assert "a lasting line" in terminal.shown()
 
@@ -158,7 +158,7 @@ def test_a_bar_that_cannot_be_closed_does_not_keep_a_line_back(monkeypatch):
     terminal = Terminal()
     shown = Display(terminal.out)
     shown.bars = [SimpleNamespace(close=fail)]
-    shown.say("the decision")
+    shown.print_line("the decision")
     assert "the decision" in terminal.shown()
 
 
@@ -171,10 +171,10 @@ def test_a_bar_that_cannot_be_closed_does_not_keep_a_line_back(monkeypatch):
 def test_a_stream_that_takes_nothing_more_ends_the_talking_alone(always, error, after):
     shown = Display(Failing(error, after))
     for _ in range(3):
-        shown.say("a line")
+        shown.print_line("a line")
         shown.progress([flight()], "the plan")
     assert shown.out is None
-    assert not shown.unsaid
+    assert not shown.unprinted
 
 
 def closed():
@@ -191,7 +191,7 @@ def test_a_standard_output_that_is_none_or_nothing(always, monkeypatch, make):
     monkeypatch.setattr(sys, "stdout", make())
     shown = Display()
     shown.progress([flight()], "the plan")
-    shown.say("a line")
+    shown.print_line("a line")
     shown.clear()
 
 
@@ -209,12 +209,12 @@ def test_a_full_pipe_holds_nothing_up_and_loses_no_lasting_line(always):
     for _ in range(3):
         shown.progress([flight()], "the plan")
     signal.alarm(20)  # it would wait here for a reader for ever
-    shown.say("the decision")
+    shown.print_line("the decision")
     signal.alarm(0)
-    assert list(shown.unsaid) == ["the decision"]
+    assert list(shown.unprinted) == ["the decision"]
     while filled:
         filled -= len(os.read(reading, min(filled, 1 << 16)))
-    shown.say("the next")
+    shown.print_line("the next")
     assert os.read(reading, 1 << 16) == b"the decision\nthe next\n"
     os.close(reading)
 
@@ -223,7 +223,7 @@ def test_a_display_whose_reader_has_left_leaves_no_complaint_behind():
     program = (
         "import os; r, w = os.pipe(); os.dup2(w, 1); os.close(r)\n"
         "from ablation.execute.display import Display\n"
-        "Display().say('a line')\n"
+        "Display().print_line('a line')\n"
     )
     env = {**os.environ, "PYTHONUNBUFFERED": ""}
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True)
@@ -237,7 +237,7 @@ def test_what_could_not_be_said_in_time_is_said_at_the_end():
         "try:\n"
         "    while True: os.write(1, b'x' * 4096)\n"
         "except BlockingIOError: os.set_blocking(1, True)\n"
-        "Display().say('the decision')\n"
+        "Display().print_line('the decision')\n"
         "os.write(2, b'not held up')\n"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -257,7 +257,7 @@ def test_what_could_not_be_said_in_time_is_said_at_the_end():
 )
 def test_signs_that_a_terminal_lacks_keep_their_meaning(encoding, shown):
     terminal = Terminal(encoding=encoding)
-    Display(terminal.out).say("✅ PROCEED: \u22120.003 ±0.005 → 4 ─")
+    Display(terminal.out).print_line("✅ PROCEED: \u22120.003 ±0.005 → 4 ─")
     assert terminal.shown() == shown + "\r\n"
 
 
@@ -273,8 +273,8 @@ def test_a_stream_of_somebody_s_own_that_knows_ascii_alone():
 
     out = Own()
     shown = Display(out)
-    shown.say("✅ PROCEED: \u22120.003")
-    shown.say("the next")
+    shown.print_line("✅ PROCEED: \u22120.003")
+    shown.print_line("the next")
     assert out.said == "? PROCEED: -0.003\nthe next\n"
 
 
@@ -349,7 +349,8 @@ def test_what_a_program_ends_with_is_kept():
 
 def test_what_is_said_cannot_steer_the_terminal():
     out = io.StringIO()
-    Display(out).say("📊 DECISION: ±0.1 → go\nNew experiment: a\x1b]0;title\x07\x1b[31m\r\u202eb")
+    text = "📊 DECISION: ±0.1 → go\nNew experiment: a\x1b]0;title\x07\x1b[31m\r\u202eb"
+    Display(out).print_line(text)
     assert out.getvalue() == "📊 DECISION: ±0.1 → go\nNew experiment: a ]0;title  [31m  b\n"
 
 

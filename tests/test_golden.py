@@ -99,7 +99,7 @@ def outputs(name: str, folder: Path) -> dict[str, str]:
         "results": rounded((exp_dir / "staged_ablation_results.json").read_text()),
         "figures": drawn(exp_dir),
     }
-    return {f"{name}.{what}.txt": settled(text, folder) for what, text in found.items()}
+    return {f"{name}.{what}.txt": made_alike(text, folder) for what, text in found.items()}
 
 
 def rounded(document: str) -> str:
@@ -108,7 +108,7 @@ def rounded(document: str) -> str:
     return json.dumps(value, indent=1)
 
 
-def settled(text: str, folder: Path) -> str:
+def made_alike(text: str, folder: Path) -> str:
     """The same text at any time, in any place."""
     places = {folder.resolve(): "FOLDER", sys.executable: "PYTHON", ROOT: "CHECKOUT"}
     for place, word in places.items():

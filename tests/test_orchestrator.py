@@ -19,16 +19,21 @@ from pathlib import Path
 import pytest
 
 from ablation.cli import exit_codes
-from ablation.execute import local, lock, watcher
+from ablation.execute import lock, watcher
+from ablation.execute.closing import believed
 from ablation.execute.display import Display
+from ablation.execute.launcher import CannotStart, Command, exit_of
 from ablation.execute.lock import Lock, holder
-from ablation.execute.orchestrator import Limits, Orchestrator, reconcile, witnessed
+from ablation.execute.orchestrator import Limits, Orchestrator
+from ablation.execute.reconcile import reconcile
 from ablation.execute.status import living
-from ablation.runs.run import RunConfig
-from ablation.runs.store import read_records, write_json
+from ablation.runs.outcome import exit_from
+from ablation.runs.run import Interval, RunConfig
+from ablation.runs.store import next_attempt, read_records, write_json
 from benchmarks import many_runs
 from tests.support.invent import arm
 from tests.support.processes import TOKEN, stand_in_shards, survivors, wait_until_gone
+from tests.support.started import children_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SUPPORT = ROOT / "tests" / "support"
@@ -217,10 +222,6 @@ def test_what_the_dead_left_running_is_counted_and_ended_before_the_next_run(sit
     assert 0 < first.wall_s < 60
     assert first.end_s <= second.start_s
     assert log.exists()
-
-
-def children_of(process):
-    return [child for child, parent in watcher.parents().items() if parent == process]
 
 
 def test_a_stopped_orchestrator_goes_on_well_when_it_is_continued(sitting):
@@ -639,7 +640,7 @@ class NoLauncher:
     """Launches nothing: its watcher cannot be started."""
 
     def start(self, job):
-        raise local.CannotStart(2, "No such file or directory", "/gone/python")
+        raise CannotStart(2, "No such file or directory", "/gone/python")
 
     def find(self, folder):
         return None
@@ -653,19 +654,20 @@ RUN = RunConfig(0, arm("aux_6", 6), 0, 1, 10)
 
 @pytest.fixture
 def attempts(tmp_path):
-    return Orchestrator(tmp_path / "exp", "id", NoLauncher())
+    def command_of(run, folder, slot):
+        return Command(("torchrun",), {}, folder)
+
+    return Orchestrator(tmp_path / "exp", "id", NoLauncher(), command_of, {})
 
 
 def test_a_launcher_that_cannot_be_started_closes_the_attempt(attempts):
-    folder, attempt = attempts.next_attempt(RUN)
-    job = local.Job(("torchrun",), {}, folder)
-    result = attempts.start(RUN, attempt, job, {}, Limits(9, "timeout", 9))
+    (result,) = attempts.launch(RUN, Limits(9, "timeout", 9))
     assert result.status == "interrupted"
     assert result.reason.startswith(watcher.CANNOT_START)
     assert "/gone/python" in result.reason
     assert not attempts.flights
     assert read_records(attempts.exp_dir, "id").results == (result,)
-    assert attempts.next_attempt(RUN)[1] == 2
+    assert next_attempt(attempts.exp_dir, RUN).number == 2
 
 
 USED = {  # what lies in the folder of attempt 1: the next attempt
@@ -687,7 +689,7 @@ def test_an_attempt_begins_where_nothing_lies(attempts, lie, attempt):
     folder = attempts.exp_dir / RUN.name
     folder.mkdir(parents=True)
     lie(folder)
-    assert attempts.next_attempt(RUN)[1] == attempt
+    assert next_attempt(attempts.exp_dir, RUN).number == attempt
 
 
 @pytest.mark.parametrize("part", ["aux_6", "aux_6/run_0"])
@@ -699,7 +701,7 @@ def test_nothing_is_launched_into_a_folder_that_leads_elsewhere(attempts, tmp_pa
     planted.parent.mkdir(parents=True)
     planted.symlink_to(elsewhere) if make == "link" else planted.write_text("x")
     with pytest.raises(ValueError, match="nothing is written through it"):
-        attempts.next_attempt(RUN)
+        next_attempt(attempts.exp_dir, RUN)
     assert not list(elsewhere.iterdir())
 
 
@@ -718,7 +720,7 @@ def test_attempts_behind_a_link_are_passed_over_and_left_alone(attempts, tmp_pat
 def test_litter_of_killed_sittings_is_removed_and_nothing_else(attempts):
     exp_dir, long_ago = attempts.exp_dir, time.time() - 4000
     (exp_dir / "code").mkdir(parents=True)
-    old, new = attempts.next_attempt(RUN)[0], exp_dir / "aux_8/run_0/attempt_2"
+    old, new = next_attempt(attempts.exp_dir, RUN).folder, exp_dir / "aux_8/run_0/attempt_2"
     new.mkdir(parents=True)
     stray = exp_dir / "aux_6_copy/run_0"
     stray.mkdir(parents=True)
@@ -777,7 +779,7 @@ EXIT = {"returncode": 0, "ended_by": "itself", "clock": HERE, "start_s": 5.0, "e
 
 
 @pytest.mark.parametrize(
-    ("change", "believed"),
+    ("change", "can_be"),
     [
         ({}, True),
         ({"start_s": 3.9}, False),  # before its launch
@@ -792,32 +794,32 @@ EXIT = {"returncode": 0, "ended_by": "itself", "clock": HERE, "start_s": 5.0, "e
         ({"returncode": "0"}, False),
     ],
 )
-def test_what_exit_json_says_is_believed_where_it_can_be(change, believed):
-    assert (witnessed({**EXIT, **change}, (HERE, 4.0, 10.0, 1)) is not None) == believed
-    on_a_job = {**EXIT, "clock": "job 7", "end_s": 1e6}
-    assert witnessed(on_a_job, ("job 7", 4.0, 10.0, 1)).end_s == 1e6
-    assert witnessed(EXIT, ("job 7", 4.0, 10.0, 1)) is None
+def test_what_exit_json_says_is_believed_where_it_can_be(change, can_be):
+    exit = exit_from({**EXIT, **change})
+    assert (believed(exit, Interval(HERE, 4.0, 10.0, 1)) is not None) == can_be
+    on_a_job = exit_from({**EXIT, "clock": "job 7", "end_s": 1e6})
+    assert believed(on_a_job, Interval("job 7", 4.0, 10.0, 1)).end_s == 1e6
+    assert believed(exit_from(EXIT), Interval("job 7", 4.0, 10.0, 1)) is None
 
 
 class Ended:
-    """A run that has ended, whose exit.json says this."""
+    """A run that has ended, and left an exit.json."""
 
-    begun, nodes, age_s, clock = True, 1, 0.0, HERE
+    started, nodes, age_s, clock = True, 1, 0.0, HERE
 
-    def __init__(self, exit):
-        self.exit = exit
+    def __init__(self, folder):
+        self.folder = folder
 
     def poll(self):
-        return self.exit
+        return exit_of(self.folder)
 
 
 @pytest.mark.parametrize("exit", [{}, {"returncode": 0}, {**EXIT, "end_s": "x"}, EXIT])
 def test_an_exit_that_cannot_be_believed_interrupts_the_run(attempts, exit):
-    attempts.launcher.start = lambda job: Ended(exit)
+    attempts.launcher.start = lambda job: Ended(job.folder)
     attempts.launcher.wait = lambda runs, timeout_s: None
-    folder, attempt = attempts.next_attempt(RUN)
-    job = local.Job(("torchrun",), {}, folder)
-    assert attempts.start(RUN, attempt, job, {}, Limits(9, "timeout", 9)) is None
+    assert attempts.launch(RUN, Limits(9, "timeout", 9)) == []
+    (attempts.exp_dir / RUN.name / "exit.json").write_text(json.dumps(exit))
     (result,) = attempts.wait(0)
     assert result.status == "interrupted"
     assert "exit.json cannot be believed" in result.reason
@@ -963,8 +965,8 @@ def test_a_display_that_breaks_is_silent_from_then_on(monkeypatch):
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     display = Display(Broken())
-    display.say("x")
-    display.say("y")
+    display.print_line("x")
+    display.print_line("y")
 
 
 # ---------------------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from ablation.execute import local
 from ablation.execute.command import build_command, extra_environment
+from ablation.execute.launcher import Command
 from ablation.execute.orchestrator import Limits, Orchestrator
+from ablation.runs.outcome import Exit
 from ablation.runs.run import RunConfig
 from tests.support.invent import arm, experiment
 
@@ -15,21 +16,21 @@ from tests.support.invent import arm, experiment
 class PretendedRun:
     """Ends when the test says so."""
 
-    begun, clock, nodes, age_s, exit = True, "pretended", 1, 0.0, None
+    started, clock, nodes, age_s, exit = True, "pretended", 1, 0.0, None
 
-    def __init__(self, job):
-        self.job = job
+    def __init__(self, command):
+        self.command = command
 
     def poll(self):
         return self.exit
 
     def stop(self, why):
-        self.exit = {"returncode": 0, "ended_by": why, "clock": "c", "start_s": 0.0, "end_s": 1.0}
+        self.exit = Exit(0, why, "c", 0.0, 1.0)
 
 
 class PretendedLauncher:
-    def start(self, job):
-        return PretendedRun(job)
+    def start(self, command):
+        return PretendedRun(command)
 
     def wait(self, runs, timeout_s):
         pass
@@ -40,27 +41,30 @@ def test_over_a_thousand_starts_nothing_is_shared(tmp_path, monkeypatch, gpus, e
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     rng = random.Random(gpus * 100 + each)
     e = experiment(device="cuda", processes=each, parallel_runs=gpus // each)
-    orchestrator = Orchestrator(tmp_path, "id", PretendedLauncher(), e.share.parallel_runs)
+
+    def command_of(run, folder, slot):
+        words = build_command(e, run, Path("t.py"), Path("d"), folder / "log")
+        assert "--standalone" in words
+        return Command(words, extra_environment(e, tmp_path, slot), folder)
+
+    parallel_runs = e.share.parallel_runs
+    orchestrator = Orchestrator(tmp_path, "id", PretendedLauncher(), command_of, {}, parallel_runs)
     started = 0
     while started < 250:
         while orchestrator.free_slot() is not None:
             run = RunConfig(0, arm("aux_6", 6), rng.randrange(40), 1, 10)
             if run.name in orchestrator.flights:
                 continue
-            folder, attempt = orchestrator.next_attempt(run)
-            env = extra_environment(e, tmp_path, orchestrator.free_slot())
-            command = build_command(e, run, Path("t.py"), Path("d"), folder / "log")
-            assert "--standalone" in command
-            job = local.Job(command, env, folder)
-            orchestrator.start(run, attempt, job, {}, Limits(9, "timeout", 9))
+            assert orchestrator.launch(run, Limits(9, "timeout", 9)) == []
             started += 1
-        jobs = [flight.process.job for flight in orchestrator.flights.values()]
-        used = [gpu for job in jobs for gpu in job.env["CUDA_VISIBLE_DEVICES"].split(",")]
-        assert len(used) == len(set(used)) == each * e.share.parallel_runs
-        assert len({job.folder for job in jobs}) == len(jobs)
+        commands = [flight.handle.command for flight in orchestrator.flights.values()]
+        gpus_of = [command.env["CUDA_VISIBLE_DEVICES"].split(",") for command in commands]
+        used = [gpu for mine in gpus_of for gpu in mine]
+        assert len(used) == len(set(used)) == each * parallel_runs
+        assert len({command.folder for command in commands}) == len(commands)
         flights = list(orchestrator.flights.values())
-        for flight in rng.sample(flights, rng.randint(1, e.share.parallel_runs)):
-            flight.process.stop("ended")
+        for flight in rng.sample(flights, rng.randint(1, parallel_runs)):
+            flight.handle.stop("ended")
         orchestrator.wait(0)
     orchestrator.stop("the test is over")
     assert len(list(tmp_path.rglob("result.json"))) == started

@@ -16,8 +16,9 @@ from ablation.runs.log import MAX_LINE, LogReader, read_log
 from ablation.runs.outcome import Exit, exit_from, judge, result_from
 from ablation.runs.run import STATUSES, Arm, RunConfig, RunResult, machine_seconds
 from ablation.runs.store import (
+    Attempt,
     Records,
-    attempt_dirs,
+    attempts_in,
     read_config,
     read_records,
     write_json,
@@ -371,7 +372,7 @@ def test_records_come_back_as_they_were_written(tmp_path):
 
 def test_an_attempt_without_a_result_is_open(tmp_path):
     folder = put(tmp_path)
-    assert read_records(tmp_path, ID).open == ((RUN.name, 1, folder),)
+    assert read_records(tmp_path, ID).open == (Attempt(RUN.name, 1, folder),)
 
 
 DAMAGE = {
@@ -525,7 +526,7 @@ def test_a_copied_arm_is_passed_over_and_left_alone(tmp_path):
     before = sorted(tmp_path.rglob("*"))
     records = read_records(tmp_path, ID)
     assert records.results == (verdict(COMPLETE),)
-    assert records.open == ((RUN.name, 2, tmp_path / RUN.name / "attempt_2"),)
+    assert records.open == (Attempt(RUN.name, 2, tmp_path / RUN.name / "attempt_2"),)
     assert records.damaged == ()
     assert {*records.stray} == {copy, copy / "attempt_2", again, again / "attempt_2"}
     assert sorted(tmp_path.rglob("*")) == before
@@ -559,7 +560,7 @@ def test_linked_folders_are_named_and_not_followed(tmp_path, linked, there):
     assert records.results == (verdict(COMPLETE),)
     assert records.stray == (link,)
     assert not records.damaged
-    assert [folder for *_, folder in attempt_dirs(exp_dir)] == [exp_dir / RUN.name]
+    assert [attempt.folder for attempt in attempts_in(exp_dir)] == [exp_dir / RUN.name]
 
 
 def test_a_linked_arm_is_named_and_not_followed(tmp_path):
@@ -570,17 +571,17 @@ def test_a_linked_arm_is_named_and_not_followed(tmp_path):
     (exp_dir / "notes").symlink_to(tmp_path)  # of no concern: no run in it
     records = read_records(exp_dir, ID)
     assert records == Records(stray=(exp_dir / "aux_4_8",))
-    assert attempt_dirs(exp_dir) == []
+    assert attempts_in(exp_dir) == []
 
 
 def test_more_folders_than_any_experiment_has_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("ablation.runs.store.MAX_FOUND", 5)
     for number in range(5):
         put(tmp_path, run=replace(RUN, index=number))
-    assert len(attempt_dirs(tmp_path)) == 5
+    assert len(attempts_in(tmp_path)) == 5
     put(tmp_path, run=replace(RUN, index=5))
     with pytest.raises(ValueError, match="holds more than 5 files"):
-        attempt_dirs(tmp_path)
+        attempts_in(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "result.json"])
@@ -597,14 +598,14 @@ def test_folders_that_are_no_runs_are_passed_over(tmp_path):
     for name in ("aux_4/run_x", "a b/run_0", "aux_4/run_0/attempt_x", "aux_4/sub/run_0"):
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
         (tmp_path / name / "config.json").write_text("{}")
-    assert attempt_dirs(tmp_path) == []
+    assert attempts_in(tmp_path) == []
 
 
 def test_a_config_of_another_run_is_not_believed(tmp_path):
     folder = put(tmp_path)
-    assert read_config(folder, RUN.name, 1)[0] == RUN
+    assert read_config(Attempt(RUN.name, 1, folder))[0] == RUN
     with pytest.raises(ValueError, match="that of aux_4_8/run_0"):
-        read_config(folder, "aux_4/run_0", 1)
+        read_config(Attempt("aux_4/run_0", 1, folder))
 
 
 @pytest.mark.parametrize("value", [None, [], {}, {"returncode": 0}, {**asdict(CLEAN), "x": 1},

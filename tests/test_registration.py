@@ -27,7 +27,7 @@ from ablation.plan.next_step import next_step
 from ablation.runs.store import write_json, write_result
 from ablation.study.heads import ARMS
 from ablation.study.profiles import PROFILES
-from tests.support.invent import decided, experiment, result, with_share
+from tests.support.invent import experiment, overridden, result, with_share
 from tests.support.invented_folder import begin, train
 
 
@@ -95,7 +95,7 @@ def test_rules_that_changed_are_named_with_the_commit_that_has_them(
     exp_dir = begin(
         ADAPTIVE, materials, tmp_path / "e", facts(ADAPTIVE) | {"git": {"commit": "1a2b"}}
     )
-    monkeypatch.setattr(registration, "RULES", ("ablation/stats.py",))
+    monkeypatch.setattr(registration, "DECIDING_FILES", ("ablation/stats.py",))
     with pytest.raises(ValueError, match=r"files that decide are not .*git checkout 1a2b"):
         check_unchanged(read_document(exp_dir), registered(ADAPTIVE, materials), exp_dir)
 
@@ -152,7 +152,7 @@ def test_every_file_that_a_decision_can_depend_on_is_registered(plan, materials,
     some = ("plan/next_step", "plan/decision", "runs/store")
     assert {f"ablation/{name}.py" for name in some} <= visited
     only_hashes = {"ablation/folder/materials.py"}
-    assert visited - only_hashes <= {*registration.RULES}
+    assert visited - only_hashes <= {*registration.DECIDING_FILES}
 
 
 def test_everything_that_a_verdict_rests_on_is_inside_the_hash(materials, tmp_path):
@@ -239,10 +239,10 @@ def test_an_override_that_nobody_can_have_given_is_one_line(override, tmp_path):
 
 
 def test_overrides_are_read_back_as_they_were_given(tmp_path):
-    e = decided(ADAPTIVE, "budget", 0, {"hours": 3.0, "was": 2.0, "pairs": -1})
+    e = overridden(ADAPTIVE, "budget", 0, {"hours": 3.0, "was": 2.0, "pairs": -1})
     by_hand = {"layers": [4, 8], "weight": 0.1, "schedule": "constant"}
-    e = decided(decided(e, "by_hand", 3, by_hand), "ignore_gate", 1, {})
-    assert decided(e, "ignore_gate", 1, {}) == e  # once is enough
+    e = overridden(overridden(e, "by_hand", 3, by_hand), "ignore_gate", 1, {})
+    assert overridden(e, "ignore_gate", 1, {}) == e  # once is enough
     write_overrides(tmp_path, e.overrides)
     assert read_overrides(tmp_path) == e.overrides
     assert ADAPTIVE.with_overrides(read_overrides(tmp_path)) == e
@@ -280,7 +280,7 @@ def test_a_stage_with_a_run_in_flight_is_not_decided_for_whoever_looks(materials
 
 
 def test_an_override_is_told_of_where_it_overrode_something_only():
-    e = decided(ADAPTIVE, "ignore_gate", 1, {})
+    e = overridden(ADAPTIVE, "ignore_gate", 1, {})
     stop = Decision(1, "STOP", "STOP", (), (), "", {})
     assert is_overridden(stop, e.overrides)
     assert not is_overridden(replace(stop, verdict="PROCEED"), e.overrides)

@@ -17,9 +17,9 @@ from ablation.cli import exit_codes
 from ablation.execute import session, watcher
 from ablation.folder.registration import newest_experiment
 from ablation.folder.standing import standing
-from ablation.plan.next_step import Step, concluded, next_step
+from ablation.plan.next_step import Step, next_step, result_that_stands
 from ablation.runs.store import attempt_dir, read_records
-from tests.support.invent import arm, decided, experiment, result
+from tests.support.invent import arm, experiment, overridden, result
 
 ROOT = Path(__file__).resolve().parents[1]
 SUPPORT = ROOT / "tests" / "support"
@@ -76,7 +76,7 @@ CASES = {  # name: (mischief by layers, arguments, exit code)
         ("--experiment", "baseline,aux_4"),
         exit_codes.RUNS_FAILED,
     ),
-    "none settled": ({"": "crash"}, ("--experiment", "baseline"), exit_codes.RUNS_FAILED),
+    "no outcome": ({"": "crash"}, ("--experiment", "baseline"), exit_codes.RUNS_FAILED),
     "refused": ({"": "refuse"}, ("--staged",), exit_codes.FAULT),
     "the seed is ignored": (
         {"": "unseeded"},
@@ -128,7 +128,7 @@ def test_a_machine_that_breaks_stops_the_sitting_and_when_mended_the_plan_is_com
     assert "STAGE 4 RESULTS" in out
     final = standing(newest(home))
     assert not final.step.runs and "improves" in final.step.decisions[4].title
-    assert {r.run.key for r in crashed} <= {r.run.key for r in attempts(home) if r.settled}
+    assert {r.run.key for r in crashed} <= {r.run.key for r in attempts(home) if r.has_outcome}
     spent = sum(r.wall_s for r in crashed)
     assert spent > 0 and final.records.results  # kept, and paid for
 
@@ -227,7 +227,7 @@ def at(second, *failures):
 
 
 def forgiven(e, row):
-    return decided(e, "retry", 0, session.forgiveness(row, "broken"))
+    return overridden(e, "retry", 0, session.forgiveness(row, "broken"))
 
 
 def test_failures_in_a_row_are_counted_over_sittings():
@@ -285,9 +285,9 @@ def test_failures_that_were_the_machines_are_not_held_against_a_run():
     e = experiment()
     run = next_step(e, []).runs[0]
     failures = [replace(result(run.arm, status="crashed", attempt=k), run=run) for k in (1, 2, 3)]
-    assert concluded(failures) is failures[-1]
+    assert result_that_stands(failures) is failures[-1]
     e = forgiven(e, failures[1:])
-    assert concluded(failures, e.overrides.forgiven) is None
+    assert result_that_stands(failures, e.overrides.forgiven) is None
     assert next_step(e, failures).runs[0] == run
 
 

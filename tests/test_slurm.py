@@ -12,7 +12,7 @@ import pytest
 
 from ablation.execute import slurm
 from ablation.execute.command import build_command
-from ablation.execute.local import Job
+from ablation.execute.launcher import Command
 from ablation.runs.run import RunConfig
 from tests.support.invent import arm, experiment
 from tests.support.slurm_cluster import SlurmCluster, why_not
@@ -179,11 +179,11 @@ def test_only_one_job_can_claim_an_attempt(cluster, home):
     os.environ.update(cluster.env)
     folder = home / "attempt"
     folder.mkdir()
-    job = Job(("sh", "-c", "echo ran; sleep 1"), {}, folder)
+    job = Command(("sh", "-c", "echo ran; sleep 1"), {}, folder)
     runs = [launcher.start(job), launcher.start(job)]
     until(lambda: cluster.command("squeue", "-h") == "")
     assert (folder / "output.log").read_text().count("ran") == 1
-    assert [run.poll()["returncode"] for run in runs] == [0, 0]
+    assert [run.poll().returncode for run in runs] == [0, 0]
 
 
 # run_aux.py where a file of a job that has ended is not waited for as long as on a shared disk
@@ -220,7 +220,7 @@ RUN = RunConfig(1, arm("aux_6", 6), 0, 1000, 10)
 def script_of(tmp_path, nodes):
     e = experiment(processes=8 * nodes, nodes=nodes, launcher="slurm")
     command = build_command(e, RUN, Path("t.py"), Path("d"), Path("log"))
-    return slurm.job_script(Job(command, {"A": "b c"}, tmp_path), Path("watcher.py"), nodes, 8)
+    return slurm.job_script(Command(command, {"A": "b c"}, tmp_path), Path("watcher.py"), nodes, 8)
 
 
 def test_script_of_a_run_that_spans_nodes(tmp_path, monkeypatch):

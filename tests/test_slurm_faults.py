@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from ablation.cli import exit_codes
-from ablation.execute import local, orchestrator, slurm, status, watcher
-from ablation.execute.local import Job
+from ablation.execute import closing, slurm, status, watcher
+from ablation.execute.launcher import UNRECORDED, CannotStart, Command, exit_of
 from ablation.execute.watcher import A_SIGNAL
 from ablation.runs.log import LogReader, read_log
-from ablation.runs.outcome import exit_from, judge
+from ablation.runs.outcome import judge
 from ablation.runs.run import RunConfig, machine_seconds
+from ablation.runs.store import Attempt
 from tests.support.invent import arm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,7 +76,7 @@ def launcher(commands, tmp_path):
 @pytest.fixture
 def run(launcher, tmp_path):
     (tmp_path / "attempt").mkdir()
-    return launcher.start(Job(("true",), {}, tmp_path / "attempt"))
+    return launcher.start(Command(("true",), {}, tmp_path / "attempt"))
 
 
 def leave_the_queue(commands, run):
@@ -89,15 +90,15 @@ def end_of(run):
     while (exit := run.poll()) is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    log = read_log(run.job.folder / "output.log", 10)
-    return judge(RUN, 1, log, exit_from(exit))
+    log = read_log(run.folder / "output.log", 10)
+    return judge(RUN, 1, log, exit)
 
 
 def test_a_queue_that_cannot_be_seen_is_not_an_empty_one(commands, launcher, run, tmp_path):
     commands.failing["squeue"] = 2
     launcher.queue = {}
     launcher.settle(tmp_path)
-    assert launcher.find(run.job.folder).job_id == run.job_id
+    assert launcher.find(run.folder).job_id == run.job_id
     commands.failing["squeue"] = 10**9
     with pytest.raises(OSError, match="squeue does not answer"):
         launcher.settle(tmp_path)
@@ -105,7 +106,7 @@ def test_a_queue_that_cannot_be_seen_is_not_an_empty_one(commands, launcher, run
 
 def test_a_submission_that_timed_out_is_tried_again(commands, launcher, tmp_path):
     commands.failing["sbatch"] = 2
-    launcher.start(Job(("true",), {}, tmp_path))
+    launcher.start(Command(("true",), {}, tmp_path))
     assert commands.count("sbatch") == 3
     assert len(commands.queue) == 1
 
@@ -113,14 +114,14 @@ def test_a_submission_that_timed_out_is_tried_again(commands, launcher, tmp_path
 def test_a_submission_that_timed_out_and_was_accepted_is_not_repeated(commands, launcher, tmp_path):
     commands.failing["sbatch"] = 1
     commands.queue["77"] = slurm.job_name(tmp_path)
-    assert launcher.start(Job(("true",), {}, tmp_path)).job_id == "77"
+    assert launcher.start(Command(("true",), {}, tmp_path)).job_id == "77"
     assert commands.count("sbatch") == 1
 
 
 def test_of_two_jobs_of_one_attempt_the_one_that_claimed_it_is_followed(commands, run):
     """sbatch gave up, and the controller accepted its job all the same: after the second one."""
     commands.queue["2"] = commands.queue["1"]
-    (run.job.folder / "claim.json").write_text(json.dumps({"job": "2", "host": "n0"}))
+    (run.folder / "claim.json").write_text(json.dumps({"job": "2", "host": "n0"}))
     commands.facts = "JobId=1 JobState=COMPLETED RunTime=00:00:01"
     del commands.queue["1"]  # it found the attempt claimed
     run.launcher.ask()
@@ -140,8 +141,8 @@ def test_a_submission_that_cannot_work_is_an_error_at_once(launcher, tmp_path, m
         raise OSError("sbatch: error: invalid partition specified: gpu")
 
     monkeypatch.setattr(slurm, "slurm", refuse)
-    with pytest.raises(local.CannotStart, match="invalid partition"):
-        launcher.start(Job(("true",), {}, tmp_path))
+    with pytest.raises(CannotStart, match="invalid partition"):
+        launcher.start(Command(("true",), {}, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -170,14 +171,14 @@ def test_a_controller_that_does_not_answer_has_not_refused(
 
     monkeypatch.setattr(slurm, "slurm", fail)
     with pytest.raises(OSError, match="sbatch: error") as caught:
-        launcher.start(Job(("true",), {}, tmp_path))
-    assert isinstance(caught.value, local.CannotStart) == refused
+        launcher.start(Command(("true",), {}, tmp_path))
+    assert isinstance(caught.value, CannotStart) == refused
 
 
 def test_nothing_is_submitted_again_before_the_queue_was_seen(commands, launcher, tmp_path):
     commands.failing |= {"sbatch": 1, "squeue": 2}
     commands.queue["77"] = slurm.job_name(tmp_path)
-    assert launcher.start(Job(("true",), {}, tmp_path)).job_id == "77"
+    assert launcher.start(Command(("true",), {}, tmp_path)).job_id == "77"
     assert (commands.count("sbatch"), commands.count("squeue")) == (1, 3)
 
 
@@ -231,13 +232,20 @@ def test_options_of_sbatch_that_make_something_else_of_an_attempt_are_refused(
 def test_what_finds_a_job_again_is_not_a_person_s_to_change(commands, tmp_path):
     (tmp_path / "code").mkdir()
     asked = ("--job-name=mine", "--requeue", "--nodes=7", "--comment=project", "--qos=long")
-    slurm.SlurmLauncher(tmp_path / "code", asked).start(Job(("true",), {}, tmp_path))
+    slurm.SlurmLauncher(tmp_path / "code", asked).start(Command(("true",), {}, tmp_path))
     (words,) = (command for command in commands.given if command[0] == "sbatch")
     last = dict(word.partition("=")[::2] for word in words)
     assert last["--job-name"] == slurm.job_name(tmp_path)
     assert last["--nodes"] == "1"
     assert words.index("--no-requeue") > words.index("--requeue")
     assert (last["--comment"], last["--qos"]) == ("project", "long")
+
+
+def test_a_submission_that_names_no_job_may_have_been_accepted(launcher, tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm, "slurm", lambda *_: "Welcome!")
+    with pytest.raises(OSError, match="names no job") as caught:
+        launcher.start(Command(("true",), {}, tmp_path))
+    assert not isinstance(caught.value, CannotStart)  # so it is not held for certain that none runs
 
 
 @pytest.mark.parametrize(
@@ -306,8 +314,8 @@ def test_a_stop_that_failed_is_repeated(commands, run):
     ],
 )
 def test_what_became_of_a_job_that_left_no_exit_file(commands, run, state, status, word):
-    (run.job.folder / "slurm.log").write_text("sh: python: not found\n")
-    (run.job.folder / "claim.json").write_text("{}")
+    (run.folder / "slurm.log").write_text("sh: python: not found\n")
+    (run.folder / "claim.json").write_text("{}")
     leave_the_queue(commands, run)
     commands.facts = f"JobId=1 JobState={state} RunTime=00:00:07 NumNodes=1"
     result = end_of(run)
@@ -317,7 +325,7 @@ def test_what_became_of_a_job_that_left_no_exit_file(commands, run, state, statu
 
 def leave_exit(run, returncode, ended_by="itself"):
     exit = watcher.exit_record(returncode, ended_by, 0.0, "1")
-    (run.job.folder / "exit.json").write_text(json.dumps(exit))
+    (run.folder / "exit.json").write_text(json.dumps(exit))
 
 
 @pytest.mark.parametrize("returncode", [-1, -9, -15, 1, 143])
@@ -368,7 +376,7 @@ def test_what_only_the_run_or_we_can_have_done_is_known_at_once(
     commands, run, returncode, ended_by
 ):
     leave_exit(run, returncode, ended_by)
-    assert run.poll()["returncode"] == returncode
+    assert run.poll().returncode == returncode
     assert not commands.count("scontrol")
 
 
@@ -401,7 +409,7 @@ def test_a_file_that_becomes_visible_late_is_waited_for(commands, run, monkeypat
     commands.facts = "JobId=1 JobState=COMPLETED RunTime=00:00:07"
     assert [run.poll(), run.poll()] == [None, None]
     leave_exit(run, 0)
-    assert run.poll()["returncode"] == 0
+    assert run.poll().returncode == 0
 
 
 def test_a_signal_that_nobody_explains_is_an_interruption(commands, run):
@@ -417,7 +425,7 @@ def test_a_job_whose_orchestrator_is_gone_keeps_to_its_limit(tmp_path):
     subprocess.run([*program, "sleep", "60"], env={"SLURM_JOB_ID": "9"}, timeout=20, check=True)
     exit = watcher.read_exit(tmp_path)
     assert exit["ended_by"] == "the budget is spent"
-    assert judge(RUN, 1, LogReader(10), exit_from(exit)).status == "interrupted"
+    assert judge(RUN, 1, LogReader(10), exit_of(tmp_path)).status == "interrupted"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -445,18 +453,18 @@ def attempt(tmp_path):
 
 
 def test_a_job_is_paid_for_from_its_claim_to_its_last_sign_of_life_on_each_node(attempt):
-    r = orchestrator.close_attempt(attempt, RUN.name, 1, "id", None)
+    r = closing.close_attempt(Attempt(RUN.name, 1, attempt), "id", None)
     assert r.status == "interrupted"
     assert machine_seconds([r]) == pytest.approx(2 * 30, abs=1)
     assert r.clock != watcher.boot_clock()  # others beside it are paid for on their own
 
 
 def test_a_job_that_still_waits_in_the_queue_has_cost_nothing(attempt):
-    found = status.read_in_flight(RUN.name, 1, attempt)
+    found = status.read_in_flight(Attempt(RUN.name, 1, attempt))
     assert machine_seconds((), [found["interval"]]) == pytest.approx(2 * 40, abs=1)
     (attempt / "claim.json").unlink()
-    assert status.read_in_flight(RUN.name, 1, attempt)["interval"] is None
-    assert orchestrator.close_attempt(attempt, RUN.name, 1, "id", None).wall_s == 0
+    assert status.read_in_flight(Attempt(RUN.name, 1, attempt))["interval"] is None
+    assert closing.close_attempt(Attempt(RUN.name, 1, attempt), "id", None).wall_s == 0
 
 
 # ---------------------------------------------------------------------------------------------
@@ -466,7 +474,7 @@ def test_a_job_that_still_waits_in_the_queue_has_cost_nothing(attempt):
 @pytest.fixture
 def unseen(launcher, attempt):
     """A job that was submitted and claimed, and whose orchestrator died."""
-    run = launcher.start(Job(("true",), {}, attempt))
+    run = launcher.start(Command(("true",), {}, attempt))
     claim, times = attempt / "claim.json", os.stat(attempt / "claim.json")
     claim.write_text(json.dumps({"job": run.job_id, "host": "n0"}))
     os.utime(claim, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -474,7 +482,7 @@ def unseen(launcher, attempt):
 
 
 def judged(attempt, exit):
-    r = orchestrator.close_attempt(attempt, RUN.name, 1, "id", exit)
+    r = closing.close_attempt(Attempt(RUN.name, 1, attempt), "id", exit)
     return r.status, r.reason, round(r.wall_s)
 
 
@@ -484,7 +492,7 @@ def judged(attempt, exit):
 @pytest.mark.parametrize("order", ["", "the budget is spent"])
 @pytest.mark.parametrize(
     "state",
-    [*slurm.ENDED_BY, "COMPLETED", "FAILED", "OUT_OF_MEMORY"],
+    sorted(slurm.ENDED_AS.keys() - {"REVOKED"}),
 )
 def test_a_job_that_ended_unseen_is_judged_as_if_it_had_been_watched(
     commands, unseen, attempt, state, order, left
@@ -506,8 +514,8 @@ def test_a_job_that_ended_unseen_is_judged_as_if_it_had_been_watched(
 @pytest.mark.parametrize(
     ("claimed", "order", "words"),
     [
-        (True, "", orchestrator.UNRECORDED),
-        (False, "", orchestrator.NEVER_BEGAN),
+        (True, "", UNRECORDED),
+        (False, "", slurm.NEVER_BEGAN),
         (True, "the operator stopped it", "the operator stopped it"),
     ],
 )
@@ -539,4 +547,4 @@ def test_an_exit_file_that_shows_up_late_counts_unseen_too(commands, unseen, att
     monkeypatch.setattr(slurm.time, "sleep", lambda _: leave_exit(unseen, 0))
     commands.facts = "JobId=1 JobState=COMPLETED RunTime=00:00:07"
     leave_the_queue(commands, unseen)
-    assert unseen.launcher.end_of(attempt)["returncode"] == 0
+    assert unseen.launcher.end_of(attempt).returncode == 0

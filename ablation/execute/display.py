@@ -29,16 +29,16 @@ class Display:
         console.write_plainly(self.out)
         self.live = can_move_its_cursor(self.out)
         self.bars: list = []  # of tqdm's
-        self.said_s = time.monotonic()
-        self.unsaid: deque[str] = deque()
-        atexit.register(self._say_the_rest)
+        self.printed_s = time.monotonic()
+        self.unprinted: deque[str] = deque()
+        atexit.register(self._print_the_rest)
 
-    def say(self, text: str = "") -> None:
+    def print_line(self, text: str = "") -> None:
         """A lasting line, above the live ones; or several. A path in it may hold anything."""
         self.clear()
-        self.unsaid.append("".join(c if c.isprintable() or c == "\n" else " " for c in text))
-        while self.unsaid and takes_more(self.out):
-            self._print(self.unsaid.popleft())
+        self.unprinted.append("".join(c if c.isprintable() or c == "\n" else " " for c in text))
+        while self.unprinted and takes_more(self.out):
+            self._print(self.unprinted.popleft())
 
     def progress(self, flights: Sequence[Flight], plan: str) -> None:
         if not takes_more(self.out):
@@ -46,9 +46,9 @@ class Display:
         lines = [*map(flight_line, flights), plan]
         if self.live and has_room(self.out):
             self._draw(lines)
-        elif time.monotonic() - self.said_s >= QUIET_S:
-            self.said_s = time.monotonic()
-            self.say(" | ".join(lines))
+        elif time.monotonic() - self.printed_s >= QUIET_S:
+            self.printed_s = time.monotonic()
+            self.print_line(" | ".join(lines))
 
     def clear(self) -> None:
         try:
@@ -68,9 +68,9 @@ class Display:
             console.silence(self.out)
             self.live, self.out = False, None
 
-    def _say_the_rest(self) -> None:
-        while self.unsaid:
-            self._print(self.unsaid.popleft())
+    def _print_the_rest(self) -> None:
+        while self.unprinted:
+            self._print(self.unprinted.popleft())
 
     def _draw(self, lines: list[str]) -> None:
         try:
@@ -123,7 +123,7 @@ def takes_more(out) -> bool:
 def flight_line(flight: Flight) -> str:
     """Run, step, val loss, time left; by the rate of training so far."""
     log, total = flight.log, flight.run.num_iterations
-    waiting = "starting" if flight.process.begun else "queued"
+    waiting = "starting" if flight.handle.started else "queued"
     loss = f"val loss {log.curve[-1][1]:.4f}" if log.curve else waiting
     elapsed = time.monotonic() - flight.started_s
     left = f", {duration(elapsed / log.step * (total - log.step))} left" if log.step else ""

@@ -6,11 +6,13 @@ import select
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ablation.execute import watcher
 from ablation.execute.environment import clean
+from ablation.execute.launcher import UNRECORDED, CannotStart, Command, exit_of, logged_s
 from ablation.execute.watcher import (
     FAILED,
     GRACE_S,
@@ -21,46 +23,36 @@ from ablation.execute.watcher import (
     UNKILLABLE_S,
     boot_clock,
     command_line,
-    exit_record,
     kill_marked,
     marked,
-    read_exit,
     replace_file,
 )
+from ablation.runs.outcome import Exit
+from ablation.runs.run import Interval
+from ablation.runs.store import Attempt
+from ablation.runs.untrusted import is_number
 
 
-@dataclass(frozen=True)
-class Job:
-    """One attempt at a run, as a command."""
+class LocalHandle:
+    """An attempt on this machine."""
 
-    command: tuple[str, ...]
-    env: dict[str, str]  # additions to the orchestrator's environment
-    folder: Path  # receives output.log and exit.json; absolute
-
-
-class CannotStart(OSError):
-    """The launcher could not be started: for certain, nothing of the attempt runs or ever will."""
-
-
-class LocalRun:
-    """A run on this machine. `stop` asks, `poll` tells; neither blocks."""
-
-    begun = True  # nothing queues here
+    started = True  # nothing queues here
+    clock: str  # of this boot of this machine
     nodes = 1
-    age_s = 0.0  # when it came to us: it was started just now
+    age_s = 0.0  # none is found again: it was started just now
 
-    def __init__(self, job: Job, program: Path):
-        self.job = job
+    def __init__(self, command: Command, program: Path):
+        self.folder = command.folder
         self.told: tuple[float, str] | None = None  # when it was ordered to end, and why
         self.done_s: float | None = None  # when exit.json was first seen
         self.gone_s: float | None = None  # when the guard was first seen to have ended
         self.start_s, self.clock = time.monotonic(), boot_clock()
         self.guard = subprocess.Popen(
-            [sys.executable, "-I", str(program), str(job.folder), *job.command],
+            [sys.executable, "-I", str(program), str(self.folder), *command.words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,  # never written to: its end of file wakes `wait`
             stderr=subprocess.DEVNULL,
-            env={**clean(os.environ), **job.env, MARK: str(job.folder)},
+            env={**clean(os.environ), **command.env, MARK: str(self.folder)},
             start_new_session=True,  # the terminal's Ctrl-C is the orchestrator's to handle
         )
 
@@ -71,65 +63,98 @@ class LocalRun:
             self.guard.stdin.write(why.encode()[:ORDER_BYTES] + b"\n")
             self.guard.stdin.close()
 
-    def poll(self) -> dict | None:
-        """None while it runs, else the contents of exit.json, the watcher's last act.
+    def poll(self) -> Exit | None:
+        """None while it runs, else what exit.json says, the watcher's last act.
 
         Where an order is not answered in time, where guard or watcher stay although the run is
         over, or where both are gone without a word, what is left of the run is killed: SIGKILL also
         ends what was stopped.
         """
         now, ended = time.monotonic(), self.guard.poll() is not None
-        exit = read_exit(self.job.folder)  # after that: it may be written just now
+        exit = exit_of(self.folder)  # after that: it may be written just now
         if not ended:
             self.done_s = self.done_s or (now if exit else None)
             told_late = self.told and now - self.told[0] > GRACE_S + 3 * MARGIN_S
             if told_late or (self.done_s and now - self.done_s > MARGIN_S):
-                kill_marked(self.job.folder)
+                kill_marked(self.folder)
             return None
         self.gone_s = self.gone_s or now
-        if exit is None and kill_marked(self.job.folder) and now - self.gone_s < UNKILLABLE_S:
+        if exit is None and kill_marked(self.folder) and now - self.gone_s < UNKILLABLE_S:
             return None
         self.guard.stdout.close()
         with contextlib.suppress(BrokenPipeError):
             self.guard.stdin.close()
         if exit is None:
             why = "itself" if self.guard.returncode < 0 else f"{FAILED} (is the disk full?)"
-            return exit_record(None, self.told[1] if self.told else why, self.start_s)
-        if self.told and exit.get("ended_by") == ORPHANED:  # it was this one's order
-            exit["ended_by"] = self.told[1]
+            why = self.told[1] if self.told else why
+            return Exit(None, why, self.clock, self.start_s, now)
+        if self.told and exit.ended_by == ORPHANED:  # it was this one's order
+            return replace(exit, ended_by=self.told[1])
         return exit
 
 
 class LocalLauncher:
-    """Runs as processes of this machine. Each starts from a copy: later edits change nothing."""
+    """Attempts as processes of this machine."""
+
+    outlived = False  # their watchers end them with the orchestrator
 
     def __init__(self, code_dir: Path):
         self.program = code_dir.resolve() / Path(watcher.__file__).name
         replace_file(self.program, Path(watcher.__file__).read_bytes())
 
-    def start(self, job: Job) -> LocalRun:
+    def start(self, command: Command) -> LocalHandle:
         """Raises CannotStart, for instance when the Python that runs here is not there any more."""
         try:
-            return LocalRun(job, self.program)
+            return LocalHandle(command, self.program)
         except OSError as error:
             raise CannotStart(error.errno, error.strerror, error.filename) from None
 
-    def find(self, folder: Path) -> LocalRun | None:
-        """A run of an earlier sitting that goes on: never here, its watcher ended it."""
+    def find(self, folder: Path) -> LocalHandle | None:
+        """Nothing of an earlier sitting goes on here: its watcher ended it."""
         return None
 
-    def end_of(self, folder: Path) -> dict | None:
-        """How an attempt ended that nobody follows any more; None where nobody knows."""
-        return read_exit(folder)
+    def end_of(self, folder: Path) -> Exit | None:
+        return exit_of(folder)
 
     def settle(self, exp_dir: Path) -> None:
         settle(exp_dir)
 
-    def wait(self, runs: list[LocalRun], timeout_s: float) -> None:
-        """Return when one of the runs ends, at the latest after timeout_s."""
-        running = {run.guard.stdout: run for run in runs if not run.guard.stdout.closed}
-        for pipe in select.select([*running], [], [], timeout_s)[0]:
-            running[pipe].guard.wait()  # it closed the pipe by exiting
+    def wait(self, handles: Sequence[LocalHandle], timeout_s: float) -> None:
+        guards = {h.guard.stdout: h.guard for h in handles if not h.guard.stdout.closed}
+        for pipe in select.select([*guards], [], [], timeout_s)[0]:
+            guards[pipe].wait()  # it closed the pipe by exiting
+
+
+# ---------------------------------------------------------------------------------------------
+# What an attempt costs: the time of this machine
+
+
+def clock_of(attempt: Attempt) -> str:
+    return boot_clock()
+
+
+def interval_so_far(attempt: Attempt, config: Mapping) -> Interval | None:
+    launched, now = config["launched"], time.monotonic()
+    if launched["clock"] != boot_clock() or not is_number(launched["monotonic_s"]):
+        return None
+    return Interval(launched["clock"], min(launched["monotonic_s"], now), now, 1)
+
+
+def machine_interval(attempt: Attempt, config: Mapping) -> Interval:
+    """From the launch on; on this boot's clock not beyond now."""
+    launched, most_s = config["launched"], float(config["limit_s"])
+    clock, start_s = str(launched["clock"]), float(launched["monotonic_s"])
+    if clock == boot_clock():
+        most_s = min(most_s, time.monotonic() - start_s)
+    return Interval(clock, start_s, start_s + logged_s(attempt.folder / "config.json", most_s), 1)
+
+
+def unrecorded(folder: Path) -> str:
+    return UNRECORDED
+
+
+# ---------------------------------------------------------------------------------------------
+# What is left of an earlier orchestrator
 
 
 def settle(folder: Path, patience_s: float = 2 * GRACE_S) -> None:

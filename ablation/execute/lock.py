@@ -29,8 +29,8 @@ class Lock:
     at for OBSERVE_S of this process's own time: who lives touches it meanwhile.
     """
 
-    def __init__(self, exp_dir: Path, say: Callable[[str], None] = print):
-        self.path, self.say = exp_dir / "lock.json", say
+    def __init__(self, exp_dir: Path, print_line: Callable[[str], None] = print):
+        self.path, self.print_line = exp_dir / "lock.json", print_line
         pid = os.getpid()
         self.me = {"host": socket.gethostname(), "pid": pid, "born": process_birth(pid), **sight()}
         self.touched_s = 0.0
@@ -52,7 +52,7 @@ class Lock:
             try:
                 who, lives, certain = look_at(self.path, now)
                 if not lives and not certain:
-                    self.say(f"Is {who} gone? Watching {self.path} for {OBSERVE_S:.0f} s.")
+                    self.print_line(f"Is {who} gone? Watching {self.path} for {OBSERVE_S:.0f} s.")
                     lives = self._is_touched()
             except FileNotFoundError:
                 return
@@ -63,7 +63,7 @@ class Lock:
                     f" (if it is gone for certain, remove {self.path})"
                 )
             self.path.unlink(missing_ok=True)
-            self.say(f"Took over the lock of an orchestrator that is gone ({who}).")
+            self.print_line(f"Took over the lock of an orchestrator that is gone ({who}).")
 
     def _is_touched(self) -> bool:
         """Whether somebody changes the lock while it is watched."""

@@ -12,12 +12,13 @@ from pathlib import Path
 from ablation.cli.arguments import pasteable, plain_words
 from ablation.execute.command import check_launcher
 from ablation.execute.display import Display
+from ablation.execute.launcher import Launcher
 from ablation.execute.local import LocalLauncher
 from ablation.execute.lock import Lock
 from ablation.execute.machine import cores, git_state, machine, versions
-from ablation.execute.orchestrator import Launcher, reconcile
 from ablation.execute.preflight import check_data_is_there, check_materials
 from ablation.execute.preview import announce
+from ablation.execute.reconcile import reconcile
 from ablation.execute.session import Session, drive, resume_command
 from ablation.execute.slurm import SlurmLauncher
 from ablation.folder.materials import ROOT, Materials
@@ -101,16 +102,16 @@ def begin(
     if exp_dir is None:
         exp_dir = new_folder(output_dir)
     exp_dir.mkdir(parents=True, exist_ok=True)
-    with Lock(exp_dir, display.say) as lock:
+    with Lock(exp_dir, display.print_line) as lock:
         if not is_new(exp_dir):
             raise ValueError(
                 f"{exp_dir}: somebody began an experiment there a moment ago; give the same"
                 " command again to go on with it"
             )
         document = register(e, m, exp_dir, {**facts, "slurm_args": options.slurm_args})
-        display.say(f"New experiment: {exp_dir}")
+        display.print_line(f"New experiment: {exp_dir}")
         for line in m.code.told():
-            display.say(line)
+            display.print_line(line)
         return sit(e, options, exp_dir, document, m.data_dir, facts, lock, display)
 
 
@@ -130,14 +131,14 @@ def go_on(
     check_launcher()
     facts = facts_of(e, gpus)
     check_unchanged(document, registered(e, m, fingerprint), exp_dir)
-    with Lock(exp_dir, display.say) as lock:
+    with Lock(exp_dir, display.print_line) as lock:
         return sit(e, options, exp_dir, document, m.data_dir, facts, lock, display)
 
 
 def is_done(e: Experiment, document: dict, exp_dir: Path) -> bool:
-    """Nothing is left to run: a finished experiment is shown without its data."""
+    """Nothing is left to run: an experiment that has ended is shown without its data."""
     records = read_records(exp_dir, document["experiment_id"])
-    step = next_step(e.with_overrides(read_overrides(exp_dir)), records.results, conclude=False)
+    step = next_step(e.with_overrides(read_overrides(exp_dir)), records.results)
     return bool(step.ended) and not records.open
 
 
@@ -148,13 +149,13 @@ def sit(
     """One sitting, in a folder that is ours alone; its exit code."""
     slurm_args = options.slurm_args or document["slurm_args"]
     launcher = launcher_of(e, slurm_args, exp_dir / "code")
-    records = reconcile(exp_dir, document["experiment_id"], launcher, display.say)
+    records = reconcile(exp_dir, document["experiment_id"], launcher, display.print_line)
     results = list(records.results)
-    e = as_decided(e, options, exp_dir, results, display.say)
+    e = as_decided(e, options, exp_dir, results, display.print_line)
     step, stages = next_step(e, results), options.stages(e.plan)
     to_come, last = forecast(e, results)
     if step.runs and step.stage <= stages[-1]:
-        announce(e, results, to_come, last, display.say)
+        announce(e, results, to_come, last, display.print_line)
     session = Session(
         exp_dir=exp_dir,
         experiment_id=document["experiment_id"],

@@ -23,7 +23,7 @@ def announce(
     total_s = spent_s + paid_s(e, planned)
     for stage in PLANS[e.plan]:
         mine = [p for p in planned if p.run.stage == stage.number]
-        done = sum(r.run.stage == stage.number and r.settled for r in results)
+        done = sum(r.run.stage == stage.number and r.has_outcome for r in results)
         name = f"stage {stage.number} {stage.name}:" if stage.number else "by hand:"
         if mine or done:
             print_line(
@@ -31,7 +31,7 @@ def announce(
                 f" {duration(paid_s(e, mine))}"
             )
     print_line(f"  total: {duration(total_s)} of the budget of {duration(3600 * e.budget_hours)}")
-    for cut in last.cut:
+    for cut in last.budget_cuts:
         print_line(f"  cut by the budget: {cut}")
     if last.stage and last.stage < 4:
         print_line(

@@ -8,22 +8,25 @@ import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ablation.cli import exit_codes
 from ablation.cli.arguments import pasteable
-from ablation.execute import local, watcher
+from ablation.execute import watcher
 from ablation.execute.command import build_command, extra_environment
 from ablation.execute.display import Display
+from ablation.execute.launcher import Command, Launcher
 from ablation.execute.lock import Lock
-from ablation.execute.orchestrator import Launcher, Limits, Orchestrator, outcome
+from ablation.execute.orchestrator import Limits, Orchestrator
 from ablation.folder.overrides import put_on_record
 from ablation.folder.results import write_results
 from ablation.plan.costs import Costs
 from ablation.plan.decision import counted, is_overridden, render
 from ablation.plan.forecast import Planned, forecast, span_s
-from ablation.plan.next_step import BUDGET_SPENT, Step, concluded, next_step
+from ablation.plan.next_step import BUDGET_SPENT, Step, conclude, next_step, result_that_stands
 from ablation.runs.run import RunConfig, RunResult, duration, machine_seconds
+from ablation.runs.store import Attempt
 from ablation.study.experiment import Experiment
 
 
@@ -54,7 +57,7 @@ class Session:
     facts: dict  # versions, machine, git: written into every run's config.json
     lock: Lock
     launcher: Launcher
-    running: Sequence[tuple[str, int, Path]]  # attempts of an earlier sitting that go on
+    running: Sequence[Attempt]  # attempts of an earlier sitting that go on
     stages: range  # that were asked for; the sitting ends with the last of them
     ignore_gate: bool
     stall_s: float
@@ -115,7 +118,7 @@ def fault_of(row: Sequence[RunResult], last: RunResult, results: Sequence[RunRes
         return f"{last.run.name}: {last.reason}"
     runs = {r.run.name for r in row}
     arms = {r.run.arm.configuration for r in row}
-    trained = any(r.settled and r.run.arm.configuration in arms for r in results)
+    trained = any(r.has_outcome and r.run.arm.configuration in arms for r in results)
     many = len(row) >= FAULT_ATTEMPTS or sum(r.final for r in row) >= FAULT_RUNS
     if not many or len(runs) < FAULT_RUNS or not (trained or len(arms) > 1):
         return ""
@@ -131,13 +134,13 @@ def failed_last(e: Experiment, results: Sequence[RunResult]) -> list[RunResult]:
     machine is to be told, too."""
     row, here = [], watcher.boot_clock()
     for r in sorted((r for r in results if r.clock == here), key=lambda r: r.end_s):
-        row = [] if r.settled else [*row, r] if failed(r) else row
+        row = [] if r.has_outcome else [*row, r] if failed(r) else row
     return [r for r in row if (r.run.name, r.attempt) not in e.overrides.forgiven]
 
 
 def fault_at_end(row: Sequence[RunResult], results: Sequence[RunResult]) -> str:
     """The same where the plan came to its end before so many had failed."""
-    trained = {r.run.arm.configuration for r in results if r.settled}
+    trained = {r.run.arm.configuration for r in results if r.has_outcome}
     runs = {r.run.name for r in row if r.run.arm.configuration in trained}
     if len(runs) < 2:
         return ""
@@ -160,7 +163,10 @@ def forgiveness(row: Sequence[RunResult], why: str) -> dict:
 def drive(e: Experiment, s: Session, results: list[RunResult], display: Display) -> int:
     """Run until the plan ends, the stages asked for are decided, or something stops it; the exit
     code."""
-    orchestrator = Orchestrator(s.exp_dir, s.experiment_id, s.launcher, e.share.parallel_runs)
+    orchestrator = Orchestrator(
+        s.exp_dir, s.experiment_id, s.launcher, partial(command_of, e, s), s.facts,
+        e.share.parallel_runs,
+    )  # fmt: skip
     try:
         return drive_with(orchestrator, e, s, results, display)
     except (OSError, ValueError) as error:  # a full disk, a lock or a folder that is gone
@@ -179,19 +185,20 @@ def drive_with(
         for r in ended:
             results.append(r)
             to_come = forecast(e, results)[0]
-            display.say(result_line(r, finished(results), len(to_come)))
-            row = [] if r.settled else [*row, r] if failed(r) else row
+            display.print_line(result_line(r, runs_with_outcome(results), len(to_come)))
+            row = [] if r.has_outcome else [*row, r] if failed(r) else row
             fault = fault or fault_of(row, r, results)
 
     to_come, shown = s.to_come, set(s.decided) - {s.until}
-    take(orchestrator.adopt(s.running, s.stall_s))
+    take(orchestrator.reattach(s.running, s.stall_s))
     while True:
         spent_s = machine_seconds(results, orchestrator.intervals())
         spent_s += set_aside_s(e, results, orchestrator.paid_so_far())
-        step = next_step(e, results, frozenset(flights), spent_s)
+        step = conclude(next_step(e, results, frozenset(flights), spent_s))
         if step.at_gate and s.ignore_gate and step.stage <= s.until:
             e = put_on_record(s.exp_dir, e, "ignore_gate", step.stage, {})
-            display.say(f"OVERRIDE, on record: going on past stage {step.stage} ({step.ended}).")
+            past = f"going on past stage {step.stage} ({step.ended})"
+            display.print_line(f"OVERRIDE, on record: {past}.")
             continue
         show_decisions(e, step, shown, display)
         write_results(s.exp_dir, s.experiment_id, e, results, step)
@@ -201,7 +208,8 @@ def drive_with(
         # so many failures, with those that may come of the runs in flight: wait what these say
         doubted = row and len(row) + len(flights) >= FAULT_ATTEMPTS and flights
         if not (over or doubted) and step.runs and orchestrator.free_slot() is not None:
-            take(launch(e, s, orchestrator, step.runs[0], results, spent_s))
+            limits = limits_of(e, step.runs[0], results, spent_s, s.stall_s)
+            take(orchestrator.launch(step.runs[0], limits))
             continue
         take(next_ended(orchestrator, e, s, results, to_come, stop, display))
 
@@ -210,9 +218,9 @@ def drive_with(
         fault = fault or fault_at_end(row, results)
     if fault and row:
         e = put_on_record(s.exp_dir, e, "retry", 0, forgiveness(row, fault))
-    step = next_step(e, results)
+    step = conclude(next_step(e, results))
     write_results(s.exp_dir, s.experiment_id, e, results, step)
-    close(e, s, results, step, stop.signal, fault, display.say)
+    close(e, s, results, step, stop.signal, fault, display.print_line)
     return exit_code(e, results, step, s.stages, stop.signal, bool(fault))
 
 
@@ -229,30 +237,24 @@ def next_ended(
         spent_s = machine_seconds(results, orchestrator.intervals())
         if spent_s > 3600 * e.budget_hours:
             orchestrator.order_stop(BUDGET_SPENT)
-        flights, done = list(orchestrator.flights.values()), finished(results)
+        flights, done = list(orchestrator.flights.values()), runs_with_outcome(results)
         total = done + len(to_come)
         plan = plan_line(e, done + len(flights), total, spent_s, span_s(to_come))
         display.progress(flights, plan)
     return ended
 
 
-def launch(
-    e: Experiment, s: Session, orchestrator: Orchestrator, run: RunConfig, results, spent_s: float
-) -> list[RunResult]:
-    """Start the next attempt at a run; its result at once where it could not be started."""
-    limits = limits_of(e, run, results, spent_s, s.stall_s)
-    folder, attempt = orchestrator.next_attempt(run)
-    command = build_command(e, run, s.script, s.data_dir, folder / "train_log.txt")
-    env = extra_environment(e, s.exp_dir, orchestrator.free_slot())
-    job = local.Job(command, env, folder)
-    return [r for r in [orchestrator.start(run, attempt, job, s.facts, limits)] if r]
+def command_of(e: Experiment, s: Session, run: RunConfig, folder: Path, slot: int) -> Command:
+    """The command of an attempt in this folder, with this slot's share of the machine."""
+    words = build_command(e, run, s.script, s.data_dir, folder / "train_log.txt")
+    return Command(words, extra_environment(e, s.exp_dir, slot), folder)
 
 
 def show_decisions(e: Experiment, step: Step, shown: set[int], display: Display) -> None:
     for number in sorted(step.decisions.keys() - shown):
         shown.add(number)
         decision = step.decisions[number]
-        display.say("\n" + render(decision, is_overridden(decision, e.overrides)) + "\n")
+        display.print_line("\n" + render(decision, is_overridden(decision, e.overrides)) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -265,8 +267,8 @@ def given_up(e: Experiment, results: Sequence[RunResult], stages: range) -> list
     for r in sorted(results, key=lambda r: r.attempt):
         if r.run.stage in stages:
             attempts.setdefault(r.run.key, []).append(r)
-    ends = [concluded(mine, e.overrides.forgiven) for mine in attempts.values()]
-    return [r for r in ends if r is not None and not r.settled]
+    ends = [result_that_stands(mine, e.overrides.forgiven) for mine in attempts.values()]
+    return [r for r in ends if r is not None and not r.has_outcome]
 
 
 def exit_code(
@@ -279,41 +281,41 @@ def exit_code(
         return exit_codes.FAULT
     if step.ended == BUDGET_SPENT and step.stage in stages:
         return exit_codes.BUDGET_SPENT
-    none = not any(r.settled for r in results)
+    none = not any(r.has_outcome for r in results)
     return exit_codes.RUNS_FAILED if none or given_up(e, results, stages) else exit_codes.DONE
 
 
-def close(e: Experiment, s: Session, results, step, stopped: str, fault: str, say) -> None:
+def close(e: Experiment, s: Session, results, step, stopped: str, fault: str, print_line) -> None:
     """The last lines of a sitting: how it ended, what it cost, what to do next."""
     spent = f"{machine_seconds(results) / 3600:.2f} of {e.budget_hours:g} h of machine time spent"
     outcomes = counted(results)
     go_on = resume_command(e, s.exp_dir)
-    say()
-    for cut in step.cut:
-        say(f"Cut by the budget: {cut}")
+    print_line()
+    for cut in step.budget_cuts:
+        print_line(f"Cut by the budget: {cut}")
     for r in given_up(e, results, s.stages):
-        say(f"Failed for good, attempt {r.attempt} was the last: {r.run.name}: {outcome(r)}")
+        print_line(f"Failed for good, attempt {r.attempt} was the last: {r.run.name}: {r.in_words}")
     if stopped:
-        say(f"Stopped by {stopped}; {outcomes or 'nothing finished'}; {spent}.")
+        print_line(f"Stopped by {stopped}; {outcomes or 'nothing finished'}; {spent}.")
     elif fault:
-        say(
+        print_line(
             f"STOPPED: {fault}. Mend the cause (its log lies in the run's folder; the command is in"
             " config.json), then give the command below: nothing of this is held against a run."
         )
-        say(f"{outcomes}; {spent}.")
+        print_line(f"{outcomes}; {spent}.")
     elif step.ended:
-        say(f"Ended: {step.ended}. {outcomes or 'nothing finished'}; {spent}.")
+        print_line(f"Ended: {step.ended}. {outcomes or 'nothing finished'}; {spent}.")
     else:
-        say(f"Stage {s.until} is decided. {outcomes}; {spent}.")
+        print_line(f"Stage {s.until} is decided. {outcomes}; {spent}.")
     if step.at_gate:
-        say(f"Go on all the same: {go_on} --ignore_gate")
+        print_line(f"Go on all the same: {go_on} --ignore_gate")
     elif not step.ended:
-        say(f"Go on: {go_on}")
-    say(f"Report and figures: python analyze_aux.py --exp_dir {pasteable(s.exp_dir)}")
+        print_line(f"Go on: {go_on}")
+    print_line(f"Report and figures: python analyze_aux.py --exp_dir {pasteable(s.exp_dir)}")
 
 
-def finished(results: Sequence[RunResult]) -> int:
-    return len({r.run.name for r in results if r.settled})
+def runs_with_outcome(results: Sequence[RunResult]) -> int:
+    return len({r.run.name for r in results if r.has_outcome})
 
 
 def plan_line(e: Experiment, number: int, total: int, spent_s: float, left_s: float) -> str:
@@ -323,7 +325,7 @@ def plan_line(e: Experiment, number: int, total: int, spent_s: float, left_s: fl
 
 def result_line(r: RunResult, done: int, to_come: int) -> str:
     again = f", attempt {r.attempt}" if r.attempt > 1 else ""
-    return f"[{done}/{done + to_come}] {r.run.name}{again}: {outcome(r)} ({duration(r.wall_s)})"
+    return f"[{done}/{done + to_come}] {r.run.name}{again}: {r.in_words} ({duration(r.wall_s)})"
 
 
 def resume_command(e: Experiment, exp_dir: Path) -> str:

@@ -24,14 +24,18 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
-from ablation.execute import environment, local, watcher
+from ablation.execute import environment, watcher
 from ablation.execute.command import ONE_MACHINE
-from ablation.execute.local import Job
-from ablation.execute.watcher import A_SIGNAL, exit_record, read_exit, read_object, read_order
+from ablation.execute.launcher import UNRECORDED, CannotStart, Command, exit_of, logged_s
+from ablation.execute.watcher import A_SIGNAL, read_object, read_order
+from ablation.runs.outcome import Exit
+from ablation.runs.run import Interval
+from ablation.runs.store import Attempt
 
 POLL_S = 1.0  # between two questions to Slurm
 VISIBLE_S = 30.0  # how long a file may take to show up here after its job has ended
@@ -41,15 +45,18 @@ TRANSIENT = re.compile(  # a refusal may tell whom to contact, too
     r"timed ?out|time-?out|does not answer|[Uu]nable to contact|[Ss]ocket|onnect|temporarily"
     r"|Zero Bytes|standby"
 )
-ENDED_BY = {  # Slurm's states of a job that left no exit.json: who ended it
+ENDED_AS = {  # Slurm's states of a job that is over, and who ended it; in any other it lives
     "TIMEOUT": "timeout",
+    "DEADLINE": "timeout",
     "CANCELLED": "it was cancelled in Slurm",
     "PREEMPTED": "Slurm preempted it",
     "NODE_FAIL": "its node failed",
     "BOOT_FAIL": "its node failed",
-    "DEADLINE": "timeout",
+    "COMPLETED": "",  # nobody but the run itself
+    "FAILED": "",
+    "OUT_OF_MEMORY": "",
+    "REVOKED": "",
 }
-OVER = (*ENDED_BY, "COMPLETED", "FAILED", "OUT_OF_MEMORY", "REVOKED")  # in any other it lives
 UNFIT = {  # options of sbatch under which attempts are not what they are taken for
     "--array": "an attempt is one job",
     "--wait": "sbatch would not return",
@@ -94,29 +101,29 @@ def for_slurm(environ: Mapping[str, str]) -> dict[str, str]:
     return env
 
 
-def job_script(job: Job, program: Path, nodes: int, workers: int) -> str:
+def job_script(command: Command, program: Path, nodes: int, workers: int) -> str:
     """A shell script; on several nodes torchrun meets at the first, which is where a job's script
     runs. The CPU threads of a node's share are divided among its workers."""
-    command = [shlex.quote(part) for part in job.command]
+    folder, words = command.folder, [shlex.quote(word) for word in command.words]
     if nodes > 1:
-        port = 20000 + int(job_name(job.folder)[4:12], 16) % 20000
-        meeting = f"--rdzv_backend=c10d --rdzv_id={job_name(job.folder)} --nnodes={nodes}"
+        port = 20000 + int(job_name(folder)[4:12], 16) % 20000
+        meeting = f"--rdzv_backend=c10d --rdzv_id={job_name(folder)} --nnodes={nodes}"
         meeting += f' --rdzv_endpoint="$(hostname):{port}"'
-        first = command.index(ONE_MACHINE[0])
-        command[first : first + len(ONE_MACHINE)] = [meeting]
-        command = ["srun", "--ntasks-per-node=1", *command]
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in job.env.items()]
-    watcher = shlex.join([sys.executable, "-I", str(program), "--job", str(job.folder)])
+        first = words.index(ONE_MACHINE[0])
+        words[first : first + len(ONE_MACHINE)] = [meeting]
+        words = ["srun", "--ntasks-per-node=1", *words]
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in command.env.items()]
+    watcher = shlex.join([sys.executable, "-I", str(program), "--job", str(folder)])
     threads = f"threads=$((${{SLURM_CPUS_ON_NODE:-1}} / {workers}))"
     exports.append("export OMP_NUM_THREADS=$((threads > 1 ? threads : 1))")
-    return "\n".join(["#!/bin/sh", threads, *exports, f"exec {watcher} {' '.join(command)}", ""])
+    return "\n".join(["#!/bin/sh", threads, *exports, f"exec {watcher} {' '.join(words)}", ""])
 
 
 @dataclass
-class SlurmRun:
+class SlurmHandle:
     """An attempt as a job. Queued time is nobody's: the clock starts when the job does."""
 
-    job: Job
+    folder: Path  # the attempt's
     job_id: str
     launcher: "SlurmLauncher"
     ended_s: float | None = None  # when it was first seen to have ended
@@ -130,11 +137,11 @@ class SlurmRun:
 
     @property
     def ran_as(self) -> str:
-        return claimed_by(self.job.folder) or self.job_id
+        return claimed_by(self.folder) or self.job_id
 
     @property
-    def begun(self) -> bool:
-        return (self.job.folder / "claim.json").exists()
+    def started(self) -> bool:
+        return (self.folder / "claim.json").exists()
 
     @property
     def nodes(self) -> int:
@@ -144,77 +151,90 @@ class SlurmRun:
     def age_s(self) -> float:
         """Since the job began, by the clocks of this host and of the shared disk."""
         with contextlib.suppress(FileNotFoundError):
-            return max(0.0, time.time() - (self.job.folder / "claim.json").stat().st_mtime)
+            return max(0.0, time.time() - (self.folder / "claim.json").stat().st_mtime)
         return 0.0
 
     def stop(self, why: str) -> None:
         """Say why, then cancel; the watcher ends the run and repeats the reason in exit.json."""
         with contextlib.suppress(OSError):  # a full disk does not keep a job running
-            watcher.write_whole(self.job.folder / "order.json", {"why": why})
+            watcher.write_whole(self.folder / "order.json", {"why": why})
         self._cancel()
 
     def _cancel(self) -> None:
         self.told_s = time.monotonic()
         with contextlib.suppress(OSError):  # then it is told again
-            slurm("scancel", *(self.launcher.jobs_of(self.job.folder) or [self.job_id]))
+            slurm("scancel", *(self.launcher.jobs_of(self.folder) or [self.job_id]))
 
-    def _ask(self) -> dict[str, str]:
+    def poll(self) -> Exit | None:
+        """None while it runs, else what exit.json says, or what Slurm knows in its place.
+
+        A submission whose answer came too late may have become a second job: the attempt lives as
+        long as one of its name does.
+        """
+        exit = exit_of(self.folder)
+        in_queue = bool(self.launcher.jobs_of(self.folder))
+        if exit is not None:
+            return exit if is_of_the_run(exit) else self._by_its_file(exit, in_queue)
+        return self._in_queue() if in_queue else self._after_the_queue()
+
+    def _in_queue(self) -> None:
+        """It waits or runs. An order to end that Slurm did not hear is given again."""
+        self.ended_s = None
+        if self.told_s is not None and time.monotonic() - self.told_s > RETRY_S:
+            self._cancel()
+
+    def _by_its_file(self, exit: Exit, in_queue: bool) -> Exit | None:
+        """The watcher saw a failure that Slurm may have caused: its word for that is waited for."""
+        state, _ = self._ask()
+        if not reason_of(self.folder, state) and state not in ENDED_AS:
+            lives = in_queue or bool(state)
+            if self._may_come(WORD_S if lives else VISIBLE_S):
+                return None
+        return self._explained(exit, state)
+
+    def _after_the_queue(self) -> Exit | None:
+        """It left the queue, and exit.json did not show up: in its place, Slurm's state of the job.
+        One that names nobody, a failure to start included, is the run's own crash."""
+        state, ran_s = self._ask()
+        over = state in ENDED_AS
+        never_ran = over and not self.started and not ran_s
+        if not never_ran and self._may_come(WORD_S if state and not over else VISIBLE_S):
+            return None
+        why = reason_of(self.folder, state)
+        if not why:
+            self._tell(state)
+        now = time.monotonic()
+        clock = f"job {self.ran_as}"
+        return Exit(None, why or "itself", clock, now - ran_s, now, self.nodes)
+
+    def _may_come(self, patience_s: float) -> bool:
+        """Whether what is missing, a file or Slurm's word, may still come: so long after its end
+        was seen."""
+        self.ended_s = self.ended_s or time.monotonic()
+        if time.monotonic() - self.ended_s >= patience_s:
+            return False
+        os.listdir(self.folder)  # makes a shared file system look again
+        return True
+
+    def _ask(self) -> tuple[str, float]:
+        """Slurm's state of the job, as of a moment ago, and how long it ran, seconds."""
         if time.monotonic() - self.asked_s > POLL_S:
             self.facts, self.asked_s = job_facts(self.ran_as) or self.facts, time.monotonic()
-        return self.facts
+        return state_of(self.facts)
 
-    def poll(self) -> dict | None:
-        """None while it runs, else the contents of exit.json, or what Slurm knows in its place.
-
-        Where the watcher left no exit.json, whoever ended the job is in Slurm's state of it. A
-        state that names nobody, a failure to start included, is the run's own crash. A failure that
-        the watcher saw waits for that state too. A submission whose answer came too late may have
-        become a second job: the attempt lives as long as one of its name does.
-        """
-        exit = read_exit(self.job.folder)
-        now = time.monotonic()
-        in_queue = bool(self.launcher.jobs_of(self.job.folder))
-        if exit is None and in_queue:
-            self.ended_s = None
-            if self.told_s is not None and now - self.told_s > RETRY_S:
-                self._cancel()
-            return None
-        if exit is not None and is_of_the_run(exit):
-            return exit
-        # the job has ended, or is about to; its file, or Slurm's word for why, may come later
-        self.ended_s = self.ended_s or now
-        state, ran_s = state_of(self._ask())
-        why = read_order(self.job.folder) or ENDED_BY.get(state)
-        if exit is None and state in OVER and not self.begun and not ran_s:
-            patience_s = 0.0  # it never ran
-        elif exit is not None and (why or state in OVER):
-            patience_s = 0.0
-        else:
-            lives = in_queue or (state and state not in OVER)
-            patience_s = WORD_S if lives else VISIBLE_S
-        if now - self.ended_s < patience_s:
-            os.listdir(self.job.folder)  # makes a shared file system look again
-            return None
-        return self._end(exit, why, state, ran_s)
-
-    def _end(self, exit: dict | None, why: str | None, state: str, ran_s: float) -> dict:
-        """exit.json, or one in its place, with what is known of why the job ended."""
-        if exit is None:
-            now = time.monotonic()
-            exit = exit_record(None, why or "itself", now - ran_s, self.ran_as, self.nodes)
-            if why is None:
-                self._explain(state)
-        elif state == "OUT_OF_MEMORY":
+    def _explained(self, exit: Exit, state: str) -> Exit:
+        """What the watcher saw, with what is known of why the job ended."""
+        if state == "OUT_OF_MEMORY":
             self._note(watcher.KILLED_FOR_MEMORY)
-        seen = ENDED if exit["ended_by"] == A_SIGNAL else exit["ended_by"]
-        return exit | {"ended_by": why or seen}
+        seen = ENDED if exit.ended_by == A_SIGNAL else exit.ended_by
+        return replace(exit, ended_by=reason_of(self.folder, state) or seen)
 
-    def _explain(self, state: str) -> None:
+    def _tell(self, state: str) -> None:
         """Say in the run's log what is known of a job that ended without a word."""
         said = b""
         with (
             contextlib.suppress(OSError),
-            open(self.job.folder / "slurm.log", "rb", opener=watcher.no_link) as log,
+            open(self.folder / "slurm.log", "rb", opener=watcher.no_link) as log,
         ):
             log.seek(max(0, log.seek(0, os.SEEK_END) - 500))
             said = log.read(500)
@@ -224,16 +244,21 @@ class SlurmRun:
     def _note(self, line: str) -> None:
         with (  # where the log takes nothing more, the verdict stands without it
             contextlib.suppress(OSError),
-            open(self.job.folder / "output.log", "ab", opener=watcher.no_link) as log,
+            open(self.folder / "output.log", "ab", opener=watcher.no_link) as log,
         ):
             log.write(line.encode() + b"\n")
 
 
-def is_of_the_run(exit: dict) -> bool:
-    """Nobody but the run itself, or we, can have ended it so; else Slurm is asked."""
-    if exit.get("ended_by") == "itself":
-        return exit.get("returncode") in (0, 2) or exit.get("returncode") == 127
-    return exit.get("ended_by") != A_SIGNAL
+def is_of_the_run(exit: Exit) -> bool:
+    """Whether nobody but the run itself, or we, can have ended it so; else Slurm is asked."""
+    if exit.ended_by == "itself":
+        return exit.returncode in (0, 2, 127)
+    return exit.ended_by != A_SIGNAL
+
+
+def reason_of(folder: Path, state: str) -> str:
+    """Why a job ended: our own order, or Slurm's reason; empty where only the run can know."""
+    return read_order(folder) or ENDED_AS.get(state, "")
 
 
 def job_facts(job_id: str) -> dict[str, str]:
@@ -290,8 +315,9 @@ def run_time_s(text: str) -> float:
 
 @dataclass
 class SlurmLauncher:
-    """Runs as jobs. `arguments` go to sbatch as they are: --partition, --account, --time, ..."""
+    """Attempts as jobs. `arguments` go to sbatch as they are: --partition, --account, ..."""
 
+    outlived: ClassVar[bool] = True  # a job goes on by itself, and is found again
     code_dir: Path
     arguments: tuple[str, ...] = ()
     gpus_per_node: int = 0  # of one run
@@ -311,68 +337,61 @@ class SlurmLauncher:
         self.program = self.code_dir.resolve() / Path(watcher.__file__).name
         watcher.replace_file(self.program, Path(watcher.__file__).read_bytes())
 
-    def start(self, job: Job) -> SlurmRun:
+    def start(self, command: Command) -> SlurmHandle:
         """Raises CannotStart in sbatch's own words where it says no, and OSError where after
         PATIENCE_S nobody knows whether the job was accepted."""
-        script = job.folder / "job.sh"
-        text = job_script(job, self.program, self.nodes, self.workers)
-        watcher.replace_file(script, text.encode())
-        offered = [f"--export=ALL,{watcher.MARK}={job.folder}", f"--comment={job.folder}"]
+        folder, deadline = command.folder, time.monotonic() + PATIENCE_S
+        script = job_script(command, self.program, self.nodes, self.workers)
+        watcher.replace_file(folder / "job.sh", script.encode())
+        while True:
+            try:
+                printed = slurm(*self._submission(folder))
+                break
+            except OSError as error:
+                if not TRANSIENT.search(str(error)):
+                    raise CannotStart(str(error)) from None
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(RETRY_S)
+                self.settle(folder)
+                if found := self.find(folder):  # it was accepted all the same
+                    return found
+        job_id = job_id_of(printed)  # or nobody knows what was accepted
+        self.queue[job_id] = job_name(folder)
+        return SlurmHandle(folder, job_id, self)
+
+    def _submission(self, folder: Path) -> tuple[str, ...]:
+        """The command that submits an attempt: what is offered, a person's own options, and what
+        is needed after those, since the last one counts."""
+        offered = [f"--export=ALL,{watcher.MARK}={folder}", f"--comment={folder}"]
         if self.gpus_per_node:
             offered.append(f"--gres=gpu:{self.gpus_per_node}")
-        needed = [  # after a person's own, since the last one counts
-            f"--job-name={job_name(job.folder)}",
-            f"--output={job.folder}/slurm.log",
+        needed = [
+            f"--job-name={job_name(folder)}",
+            f"--output={folder}/slurm.log",
             f"--nodes={self.nodes}",
             "--no-requeue",
             "--open-mode=append",
         ]
-        command = ("sbatch", "--parsable", *offered, *self.arguments, *needed, str(script))
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                printed = slurm(*command)
-                break
-            except OSError as error:
-                if not TRANSIENT.search(str(error)):
-                    raise local.CannotStart(str(error)) from None
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(RETRY_S)
-                self.settle(job.folder)
-                if found := self.find(job.folder):  # it was accepted all the same
-                    return found
-        job_id = job_id_of(printed)
-        self.queue[job_id] = job_name(job.folder)
-        return SlurmRun(job, job_id, self)
+        return "sbatch", "--parsable", *offered, *self.arguments, *needed, f"{folder}/job.sh"
 
-    def find(self, folder: Path) -> SlurmRun | None:
+    def find(self, folder: Path) -> SlurmHandle | None:
         """The job of an attempt that an earlier orchestrator submitted, if it still is one."""
         ids = self.jobs_of(folder)
-        return SlurmRun(Job((), {}, folder), ids[0], self) if ids else None
+        return SlurmHandle(folder, ids[0], self) if ids else None
 
-    def end_of(self, folder: Path) -> dict | None:
-        """How a job ended that has left the queue while nobody looked: as `poll` would have told.
-
-        Slurm remembers a job for some minutes. None where it has forgotten one without exit.json.
-        """
-        exit = read_exit(folder)
+    def end_of(self, folder: Path) -> Exit | None:
+        """As `poll` would have told, while Slurm remembers the job: for some minutes."""
+        exit = exit_of(folder)
         if exit is not None and is_of_the_run(exit):
             return exit
-        run = SlurmRun(Job((), {}, folder), job_id_in_memory(folder), self)
-        facts = job_facts(run.job_id) if run.job_id else {}
-        state, ran_s = state_of(facts)
-        while exit is None and state in OVER and run.begun:
-            if time.monotonic() - self.born_s > VISIBLE_S:
-                break
-            os.listdir(folder)  # it may show up late, as in `poll`
+        job_id = job_id_in_memory(folder)
+        handle = SlurmHandle(folder, job_id, self, ended_s=self.born_s)
+        if not job_id or handle._ask()[0] not in ENDED_AS:  # forgotten: what the watcher saw counts
+            return None if exit is None else handle._explained(exit, state="")
+        while (exit := handle.poll()) is None:
             time.sleep(0.1)
-            exit = read_exit(folder)
-        if exit is None and state not in OVER:
-            return None
-        if exit is not None and is_of_the_run(exit):
-            return exit
-        return run._end(exit, read_order(folder) or ENDED_BY.get(state), state, ran_s)
+        return exit
 
     def settle(self, exp_dir: Path) -> None:
         """Jobs go on without an orchestrator: nothing is ended, `find` finds them again.
@@ -399,7 +418,35 @@ class SlurmLauncher:
         """The jobs of an attempt that wait or run: one, or none; of which one can claim it."""
         return [job_id for job_id, name in self.queue.items() if name == job_name(folder)]
 
-    def wait(self, runs: list[SlurmRun], timeout_s: float) -> None:
+    def wait(self, handles: Sequence[SlurmHandle], timeout_s: float) -> None:
         time.sleep(timeout_s)
         if time.monotonic() - self.asked_s > POLL_S:
             self.ask()
+
+
+# ---------------------------------------------------------------------------------------------
+# What an attempt costs: the allocated time of its job, on each node, from its claim on
+
+NEVER_BEGAN = "its job left the queue before it began, and Slurm does not know why any more"
+
+
+def clock_of(attempt: Attempt) -> str:
+    """A clock of the job's own. Its id may have been given again meanwhile; this name never is."""
+    return f"job {attempt.run_name} {attempt.number}"
+
+
+def interval_so_far(attempt: Attempt, config: Mapping) -> Interval | None:
+    """By the clocks of this host and of the shared disk."""
+    with contextlib.suppress(FileNotFoundError):
+        age_s = max(0.0, time.time() - os.lstat(attempt.folder / "claim.json").st_mtime)
+        return Interval(clock_of(attempt), 0.0, age_s, int(config["machine"]["nodes"]))
+    return None
+
+
+def machine_interval(attempt: Attempt, config: Mapping) -> Interval:
+    seconds = logged_s(attempt.folder / "claim.json", float(config["limit_s"]))
+    return Interval(clock_of(attempt), 0.0, seconds, int(config["machine"]["nodes"]))
+
+
+def unrecorded(folder: Path) -> str:
+    return UNRECORDED if (folder / "claim.json").exists() else NEVER_BEGAN

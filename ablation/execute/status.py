@@ -1,55 +1,38 @@
 """Where does an experiment stand?  From its files alone, from any terminal, at any time."""
 
-import contextlib
-import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from ablation.execute import watcher
+from ablation.execute.closing import pricing_of
 from ablation.execute.lock import holder
-from ablation.execute.orchestrator import launched_on
 from ablation.folder.standing import standing
 from ablation.plan.decision import counted
 from ablation.plan.forecast import forecast, paid_s
 from ablation.runs.log import read_log
-from ablation.runs.run import Interval, machine_seconds
-from ablation.runs.store import read_config
-from ablation.runs.untrusted import is_number, printable
+from ablation.runs.run import machine_seconds
+from ablation.runs.store import Attempt, read_config
+from ablation.runs.untrusted import printable
 
 
-def read_in_flight(name: str, attempt: int, folder: Path) -> dict:
+def read_in_flight(attempt: Attempt) -> dict:
     """What an attempt without a result has logged so far, for a look from another terminal."""
     try:
-        run, config = read_config(folder, name, attempt)
-        interval = interval_so_far(name, attempt, folder, config)
+        run, config = read_config(attempt)
+        interval = pricing_of(config).interval_so_far(attempt, config)
     except (ValueError, OSError, KeyError, TypeError, AttributeError):
         return {}
-    log = read_log(folder / "output.log", run.num_iterations)
+    log = read_log(attempt.folder / "output.log", run.num_iterations)
     return {
         "run": run.name,
-        "attempt": attempt,
+        "attempt": attempt.number,
         "stage": run.stage,
         "step": log.step,
         "num_iterations": run.num_iterations,
         "val_loss": log.curve[-1][1] if log.curve else None,
-        "seconds": interval[2] - interval[1] if interval else None,
+        "seconds": interval.end_s - interval.start_s if interval else None,
         "interval": interval,
     }
-
-
-def interval_so_far(name: str, attempt: int, folder: Path, config: Mapping) -> Interval | None:
-    """Machine time of a run in flight. None: it waits in a queue, or began on another machine or
-    before this one's last start."""
-    launched = config["launched"]
-    if launched_on(config) == "slurm":
-        with contextlib.suppress(FileNotFoundError):
-            age_s = max(0.0, time.time() - os.lstat(folder / "claim.json").st_mtime)
-            return f"job {name} {attempt}", 0.0, age_s, int(config["machine"]["nodes"])
-    elif launched["clock"] == watcher.boot_clock() and is_number(launched["monotonic_s"]):
-        now = time.monotonic()
-        return launched["clock"], min(launched["monotonic_s"], now), now, 1
-    return None
 
 
 def living(exp_dir: Path) -> int:
@@ -71,7 +54,7 @@ def status(exp_dir: Path) -> dict:
         pass
     except (ValueError, OSError) as error:
         orchestrator = f"unknown: {printable(str(error))}"
-    open_attempts = [found for attempt in records.open if (found := read_in_flight(*attempt))]
+    open_attempts = [found for attempt in records.open if (found := read_in_flight(attempt))]
     in_flight = [found.pop("interval") for found in open_attempts]
     spent_s = machine_seconds(records.results)
     in_flight_s = machine_seconds((), [i for i in in_flight if i]) if lives else 0.0
@@ -85,9 +68,9 @@ def status(exp_dir: Path) -> dict:
         "processes_left": 0 if lives else living(exp_dir),  # of runs that nobody looks after
         "in_flight": open_attempts if lives else [],
         "broken_off": [] if lives else open_attempts,
-        "done": [r.run.name for r in latest if r.settled],
+        "done": [r.run.name for r in latest if r.has_outcome],
         "counted": counted(list(latest)),
-        "failed": {r.run.name: f"{r.status}: {r.reason}" for r in latest if not r.settled},
+        "failed": {r.run.name: f"{r.status}: {r.reason}" for r in latest if not r.has_outcome},
         "damaged": {str(path): why for path, why in records.damaged},
         "passed_over": [str(folder) for folder in records.stray],
         "left": [p.run.name for p in planned],

@@ -19,9 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ablation.folder.materials import ROOT, Materials, hash_of, read_code
-from ablation.plan.adaptive import MAX_GIVEN_UP, MAX_PAIRS
 from ablation.plan.classic import N_PAIRS
 from ablation.plan.next_step import MAX_ATTEMPTS, PLANS
+from ablation.plan.validation import MAX_GIVEN_UP, MAX_PAIRS
 from ablation.runs.run import arm_from
 from ablation.runs.store import write_json
 from ablation.runs.untrusted import is_number, printable, read_json
@@ -32,12 +32,13 @@ from ablation.study.profiles import PROFILES
 # ---------------------------------------------------------------------------------------------
 # Registration: what is fixed before the first run
 
-RULES = (  # the files that a decision depends on, from the records on disk to its text
+DECIDING_FILES = (  # the files that a decision depends on, from the records on disk to its text
     *(f"ablation/runs/{name}.py" for name in ("run", "log", "outcome", "store", "untrusted")),
     "ablation/stats.py",
     *(f"ablation/study/{name}.py" for name in ("profiles", "heads", "experiment", "overrides")),
     *(f"ablation/plan/{name}.py" for name in ("decision", "stage", "classic", "adaptive")),
-    *(f"ablation/plan/{name}.py" for name in ("looks", "manual", "next_step", "costs")),
+    *(f"ablation/plan/{name}.py" for name in ("validation", "looks", "manual", "next_step")),
+    "ablation/plan/costs.py",
     *(f"ablation/folder/{name}.py" for name in ("registration", "overrides", "standing")),
 )
 
@@ -49,7 +50,7 @@ def registered(e: Experiment, m: Materials, fingerprint: str | None = None) -> d
         str(stage.number): {
             "name": stage.name,
             "question": stage.question,
-            "rule": stage.rule.format(**vars(e.profile.design)),
+            "rule": stage.rule_text(e.profile.design),
             "num_iterations": e.iterations(stage.fraction),
             "arms": [asdict(replace(arm, unet_skips=e.unet_skips)) for arm in stage.arms or e.arms],
             "seeds": list(e.seeds) if e.arms else seeds_of(stage.number),
@@ -88,8 +89,12 @@ def registered(e: Experiment, m: Materials, fingerprint: str | None = None) -> d
         "share": asdict(e.share),
         "data": {"fingerprint": fingerprint or m.data_fingerprint},
         "code": {"hash": code.hash, "files": list(code.names)},
-        "rules": {"hash": hash_of([ROOT / name for name in RULES]), "files": list(RULES)},
+        "rules": {"hash": rules_hash(), "files": list(DECIDING_FILES)},
     }
+
+
+def rules_hash() -> str:
+    return hash_of([ROOT / name for name in DECIDING_FILES])
 
 
 def seeds_of(stage: int) -> dict[str, int]:
@@ -297,7 +302,7 @@ def changes(document: dict) -> tuple[str, ...]:
     found = []
     if digest_of(document["registered"]) != document["hash"]:
         found.append("experiment_configs.json was edited since: it is not what was hashed")
-    was, now = document["registered"]["rules"]["hash"], hash_of([ROOT / name for name in RULES])
+    was, now = document["registered"]["rules"]["hash"], rules_hash()
     if was != now:
         about = f"{printable_value(was)}, now {printable_value(now)}{version_of(document)}"
         found.append(f"the files that decide are not those registered ({about})")

@@ -39,7 +39,7 @@ def write_results(
             "ended": step.ended,
             "stages": stages,
             "overrides": [asdict(o) for o in e.overrides],
-            "cut": list(step.cut),
+            "cut": list(step.budget_cuts),
             "budget": {"hours": e.budget_hours, "spent_hours": spent_hours},
         },
         durable=False,

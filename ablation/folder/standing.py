@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ablation.folder.overrides import read_overrides
 from ablation.folder.registration import changes, experiment_of, read_document
-from ablation.plan.next_step import PLANS, Step, next_step
+from ablation.plan.next_step import PLANS, Step, conclude, next_step
 from ablation.plan.stage import Stage
 from ablation.runs.store import Records, read_records
 from ablation.study.experiment import Experiment
@@ -35,6 +35,6 @@ def standing(exp_dir: Path) -> Standing:
     e = experiment_of(document).with_overrides(read_overrides(exp_dir))
     records = read_records(exp_dir, document["experiment_id"])
     changed = changes(document)
-    running = frozenset(name for name, _, _ in records.open)  # or broken off: to be run again
-    step = None if changed else next_step(e, records.results, running)
+    running = frozenset(a.run_name for a in records.open)  # or broken off: to be run again
+    step = None if changed else conclude(next_step(e, records.results, running))
     return Standing(exp_dir, document, e, records, step, changed)

@@ -166,7 +166,7 @@ def decided_otherwise(evidence: Evidence) -> Iterator[str]:
         words = ": ".join(filter(None, (stage, o.kind, in_words(o.value))))
         yield f"Override {simple(o.when)}: {words}"
     if step := evidence.standing.step:
-        yield from (f"Cut by the budget: {cut}" for cut in step.cut)
+        yield from (f"Cut by the budget: {cut}" for cut in step.budget_cuts)
 
 
 def read_otherwise(evidence: Evidence) -> Iterator[str]:
@@ -354,7 +354,7 @@ RUN_COLUMNS = columns(
 def every_run(evidence: Evidence) -> Iterator[Content]:
     """Every attempt, in the order of the records."""
     rows = [attempt_row(r) for r in evidence.records.results]
-    rows += [(None, name, n, "no result", *[None] * 5) for name, n, _ in evidence.records.open]
+    rows += [(None, a.run_name, a.number, "no result", *[None] * 5) for a in evidence.records.open]
     for path, why in evidence.records.damaged:
         where = path.parent.relative_to(evidence.exp_dir).as_posix()
         rows.append((None, where, None, "damaged", *[None] * 4, why))
@@ -405,7 +405,7 @@ def failed(evidence: Evidence) -> Iterator[Content]:
 def spent(evidence: Evidence) -> Iterator[Content]:
     """The ledger: every attempt is paid for, failed ones too."""
     hours = machine_seconds(evidence.records.results) / 3600
-    lost = hours - machine_seconds([r for r in evidence.records.results if r.settled]) / 3600
+    lost = hours - machine_seconds([r for r in evidence.records.results if r.has_outcome]) / 3600
     budget = evidence.standing.experiment.budget_hours
     share = f"{budget:g} h ({hours / budget:.0%} spent)" if is_budget(budget) else None
     yield Pairs(

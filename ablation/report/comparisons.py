@@ -57,7 +57,7 @@ class ArmRuns:
     @property
     def seeds(self) -> set[int]:
         """The seeds of which there is an outcome."""
-        return {r.run.seed for r in self.runs if r.settled}
+        return {r.run.seed for r in self.runs if r.has_outcome}
 
     def on(self, seeds: set[int]) -> "ArmRuns":
         """The runs of these seeds; perhaps none."""

@@ -16,7 +16,7 @@ from ablation.folder.standing import Standing, standing
 from ablation.plan.decision import Decision
 from ablation.plan.looks import Look
 from ablation.runs.run import RunResult
-from ablation.runs.store import Records, attempt_dir, attempt_dirs
+from ablation.runs.store import Records, attempt_dir, attempts_in
 from ablation.runs.untrusted import is_number, open_regular, printable, read_json
 from ablation.study.profiles import Design
 
@@ -140,7 +140,7 @@ def read_experiment(exp_dir: Path) -> Evidence:
     becomes a note."""
     found = standing(exp_dir)
     circumstances, notes = {}, []
-    for name, attempt, folder in attempt_dirs(exp_dir):
+    for name, attempt, folder in attempts_in(exp_dir):
         try:
             config = read_json(folder / "config.json")
         except (ValueError, OSError) as error:

@@ -62,22 +62,22 @@ def effect_line(evidence: Evidence, block: Block | None) -> str:
     return line + (f"; not in these means: {', '.join(lost)}" if lost else "") + "."
 
 
-Interval = tuple[float, float]  # of an improvement, in nats/token: (low, high)
+Ends = tuple[float, float]  # of an improvement, in nats/token: (low, high)
 
 
-def between(low: float | None, high: float | None) -> Interval | None:
+def ends(low: float | None, high: float | None) -> Ends | None:
     return None if low is None or high is None else (low, high)
 
 
-def primary_interval(evidence: Evidence, found: Contrast) -> tuple[Interval | None, str]:
+def primary_interval(evidence: Evidence, found: Contrast) -> tuple[Ends | None, str]:
     """The interval that the verdict rests on, and what it is; none where ranks decide, as the runs
     that finished are then only the better ones."""
     kind = level(evidence.design.alpha)
     if evidence.looks:
-        return between(evidence.looks[-1].low, evidence.looks[-1].high), f"sequential {kind}"
+        return ends(evidence.looks[-1].low, evidence.looks[-1].high), f"sequential {kind}"
     if found.ranked or not found.comparison:
         return None, kind
-    return between(found.comparison.ci_low, found.comparison.ci_high), kind
+    return ends(found.comparison.ci_low, found.comparison.ci_high), kind
 
 
 def validated(evidence: Evidence) -> Iterator[Content]:
@@ -129,13 +129,13 @@ def effect_rows(evidence: Evidence, block: Block, found: Contrast) -> Iterable[t
         yield "equivalence", f"{span(low, high)}, {about}"
 
 
-def equivalence_interval(evidence: Evidence, block: Block) -> Interval | None:
+def equivalence_interval(evidence: Evidence, block: Block) -> Ends | None:
     """The interval of two one-sided tests at alpha: that of the last look, or Welch's."""
     if evidence.looks:
-        return between(evidence.looks[-1].eq_low, evidence.looks[-1].eq_high)
+        return ends(evidence.looks[-1].eq_low, evidence.looks[-1].eq_high)
     base, arm = block.groups
     c = stats.compare(base.losses, arm.losses, 2 * evidence.design.alpha)
-    return between(c.ci_low, c.ci_high)
+    return ends(c.ci_low, c.ci_high)
 
 
 def excluded(evidence: Evidence, block: Block) -> str:

@@ -17,7 +17,7 @@ from ablation.runs.log import (
     read_log,
     text_of,
 )
-from ablation.runs.run import RunConfig, RunResult, run_from
+from ablation.runs.run import Interval, RunConfig, RunResult, run_from
 from ablation.runs.untrusted import is_count, is_number, printable
 
 
@@ -31,6 +31,14 @@ class Exit:
     start_s: float
     end_s: float
     nodes: int = 1
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(self.clock, self.start_s, self.end_s, self.nodes)
+
+
+# in place of an exit.json that no watcher can have written: on no clock, so inside of no launch
+UNBELIEVED = Exit(None, "its exit.json cannot be believed", "", 0.0, 0.0)
 
 
 def exit_from(value) -> Exit | None:

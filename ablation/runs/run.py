@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ablation.runs.untrusted import is_count, is_number
 
@@ -126,10 +127,16 @@ class RunResult:
 
     @property
     def interval(self) -> "Interval":
-        return self.clock, self.start_s, self.end_s, self.nodes
+        return Interval(self.clock, self.start_s, self.end_s, self.nodes)
 
     @property
-    def settled(self) -> bool:
+    def in_words(self) -> str:
+        """What became of it, for a person."""
+        loss = self.val_loss
+        return f"{self.status}: {self.reason}" if loss is None else f"val loss {loss:.4f}"
+
+    @property
+    def has_outcome(self) -> bool:
         """An outcome of the arm, as opposed to something that happened to the run."""
         return self.status in ("ok", "diverged")
 
@@ -145,7 +152,18 @@ class RunResult:
 # The ledger
 
 
-Interval = tuple[str, float, float, int]  # clock, start_s, end_s, nodes
+class Interval(NamedTuple):
+    """Machine time of one attempt, from start_s to end_s on each of its nodes."""
+
+    clock: str  # whose readings start_s and end_s are: a boot of a machine, or "job ..."
+    start_s: float  # seconds on that clock, which is never set
+    end_s: float
+    nodes: int  # of a cluster, that it had to itself; 1 on a machine of one's own
+
+    @property
+    def of_a_job(self) -> bool:
+        """On a job's own clock, whose readings are compared with no other's."""
+        return self.clock.startswith("job ")
 
 
 def machine_seconds(results: Sequence[RunResult], in_flight: Sequence[Interval] = ()) -> float:

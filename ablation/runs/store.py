@@ -13,10 +13,12 @@ import errno
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from ablation.runs.outcome import result_from
 from ablation.runs.run import NAME, RunConfig, RunResult, run_from
@@ -73,6 +75,14 @@ def new_file_beside(path: Path) -> tuple[Path, int]:
 # Files
 
 
+class Attempt(NamedTuple):
+    """One attempt at a run, by where its files lie."""
+
+    run_name: str  # <arm>/run_<k>
+    number: int  # from 1
+    folder: Path
+
+
 def attempt_dir(run_dir: Path, attempt: int) -> Path:
     return run_dir if attempt == 1 else run_dir / f"attempt_{attempt}"
 
@@ -82,31 +92,31 @@ ATTEMPT_FOLDER = re.compile(r"attempt_([2-9]|[1-9][0-9]{1,5})")  # the first lie
 MAX_FOUND = 100_000  # folders below one folder
 
 
-def attempt_dirs(exp_dir: Path) -> list[tuple[str, int, Path]]:
-    """Every attempt on disk as (run name, attempt, folder), in the order of names and numbers.
-    Raises ValueError for more than any experiment has."""
-    return sorted((name, n, folder) for name, n, folder in found_below(exp_dir) if n)
+def attempts_in(exp_dir: Path) -> list[Attempt]:
+    """Every attempt on disk, in the order of names and numbers. Raises ValueError for more than
+    any experiment has."""
+    return sorted(attempt for attempt in found_below(exp_dir) if attempt.number)
 
 
-def found_below(exp_dir: Path) -> Iterator[tuple[str, int, Path]]:
-    """Attempts as (run name, attempt, folder). A link in such a folder's place has the number 0:
-    whatever it leads to lies elsewhere, and is not looked at."""
+def found_below(exp_dir: Path) -> Iterator[Attempt]:
+    """Attempts on disk, in no order. A link in such a folder's place has the number 0: whatever it
+    leads to lies elsewhere, and is not looked at."""
     for arm, is_link in folders(exp_dir, NAME):
         if is_link:
             if any(folders(arm, RUN_FOLDER)):
-                yield arm.name, 0, arm
+                yield Attempt(arm.name, 0, arm)
             continue
         for run_dir, is_link in folders(arm, RUN_FOLDER):
             name = f"{arm.name}/{run_dir.name}"
             if is_link:
-                yield name, 0, run_dir
+                yield Attempt(name, 0, run_dir)
                 continue
             if holds_attempt(run_dir):
-                yield name, 1, run_dir
+                yield Attempt(name, 1, run_dir)
             for folder, is_link in folders(run_dir, ATTEMPT_FOLDER):
                 if is_link or holds_attempt(folder):
                     number = int(ATTEMPT_FOLDER.fullmatch(folder.name)[1])
-                    yield name, 0 if is_link else number, folder
+                    yield Attempt(name, 0 if is_link else number, folder)
 
 
 def folders(parent: Path, form: re.Pattern) -> list[tuple[Path, bool]]:
@@ -127,13 +137,58 @@ def holds_attempt(folder: Path) -> bool:
     return any(os.path.lexists(folder / name) for name in ("config.json", "result.json"))
 
 
+def refuse_links(exp_dir: Path, folder: Path) -> None:
+    """Raise ValueError where a folder of a run is something else: nothing is written through it."""
+    for part in (folder, *folder.parents):
+        if part == exp_dir:
+            return
+        if os.path.lexists(part) and not stat.S_ISDIR(os.lstat(part).st_mode):
+            raise ValueError(
+                f"{printable(str(part))} is a link or a file, not a folder of this experiment;"
+                " nothing is written through it: remove it, then give the same command again"
+            )
+
+
+def next_attempt(exp_dir: Path, run: RunConfig) -> Attempt:
+    """The next attempt at a run, its folder made: never one in which anything lies. Raises
+    ValueError where the folder would be elsewhere."""
+    run_dir = exp_dir / run.name
+    refuse_links(exp_dir, run_dir)
+    number = 1
+    while is_used(attempt_dir(run_dir, number)):
+        number += 1
+    if number > MOST_ATTEMPTS:
+        raise ValueError(f"{run_dir} holds {MOST_ATTEMPTS} attempts: that cannot be meant")
+    folder = attempt_dir(run_dir, number).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    return Attempt(run.name, number, folder)
+
+
+MOST_ATTEMPTS = 999_999  # more digits would not be read as an attempt's number
+
+
+def is_used(folder: Path) -> bool:
+    """Whether anything lies in an attempt's folder, other than later attempts and litter."""
+    if not os.path.lexists(folder):
+        return False
+    if not stat.S_ISDIR(os.lstat(folder).st_mode):
+        return True
+    with os.scandir(folder) as entries:
+        return not all(entry.name.startswith(".") or is_attempt(entry) for entry in entries)
+
+
+def is_attempt(entry: os.DirEntry) -> bool:
+    named = re.fullmatch(r"attempt_[0-9]{1,6}", entry.name)
+    return bool(named) and entry.is_dir(follow_symlinks=False)
+
+
 @dataclass(frozen=True)
 class Records:
     """Everything that an experiment folder says about its runs."""
 
     results: tuple[RunResult, ...] = ()
     damaged: tuple[tuple[Path, str], ...] = ()  # result.json files that cannot be believed
-    open: tuple[tuple[str, int, Path], ...] = ()  # attempts launched, without a result
+    open: tuple[Attempt, ...] = ()  # launched, without a result
     stray: tuple[Path, ...] = ()  # folders of another run (a copied arm), and links: left alone
 
     def latest(self) -> dict[str, RunResult]:
@@ -144,31 +199,33 @@ class Records:
         return latest
 
 
-def read_result(folder: Path, name: str, attempt: int, experiment_id: str) -> RunResult:
-    """Read one record and check that it belongs where it lies. Raises ValueError if not."""
-    value = read_json(folder / "result.json")
+def read_result(attempt: Attempt, experiment_id: str) -> RunResult:
+    """The record of an attempt, if it belongs where it lies. Raises ValueError if not."""
+    value = read_json(attempt.folder / "result.json")
     if value.pop("experiment_id", None) != experiment_id:
         raise ValueError("it belongs to another experiment")
     result = result_from(value)
-    if (result.run.name, result.attempt) != (name, attempt):
+    if (result.run.name, result.attempt) != attempt[:2]:
         raise ValueError(f"it is the record of {result.run.name}, attempt {result.attempt}")
-    if result.run != read_config(folder, name, attempt)[0]:
+    if result.run != read_config(attempt)[0]:
         raise ValueError("its run is not the one in config.json")
     return result
 
 
-def read_config(folder: Path, name: str, attempt: int) -> tuple[RunConfig, dict]:
-    """What was launched in this folder, and all of config.json. Raises ValueError, as above."""
-    run, config = described(folder)
-    is_number_of_attempt = is_count(config.get("attempt"))
-    if not is_number_of_attempt or (run.name, config["attempt"]) != (name, attempt):
-        found = printable(f"{run.name}, attempt {config.get('attempt')!r}")
+def read_config(attempt: Attempt) -> tuple[RunConfig, dict]:
+    """The run that was launched in this folder, and all of config.json. Raises ValueError where
+    that is another attempt's."""
+    run, config = described(attempt.folder)
+    number = config.get("attempt")
+    if not is_count(number) or (run.name, number) != attempt[:2]:
+        found = printable(f"{run.name}, attempt {number!r}")
         raise ValueError(f"config.json is that of {found}")
     return run, config
 
 
 def described(folder: Path) -> tuple[RunConfig, dict]:
-    """The run that a config.json describes, wherever it lies. Raises ValueError, as above."""
+    """The run that a config.json describes, wherever it lies, and all of that file. Raises
+    ValueError for anything else."""
     config = read_json(folder / "config.json")
     try:
         return run_from(config["run"]), config
@@ -177,36 +234,37 @@ def described(folder: Path) -> tuple[RunConfig, dict]:
         raise ValueError(f"config.json does not describe a run: {why}") from None
 
 
-def is_stray(folder: Path, name: str) -> bool:
-    """Whether the attempt in this folder is another run's, by all that lies there: somebody copied
-    or renamed it."""
+def is_stray(attempt: Attempt) -> bool:
+    """Whether what lies in this folder is another run's, all of it: somebody copied or renamed
+    it."""
     try:
-        if described(folder)[0].name == name:
+        if described(attempt.folder)[0].name == attempt.run_name:
             return False
-        return run_from(read_json(folder / "result.json")["run"]).name != name
+        recorded = run_from(read_json(attempt.folder / "result.json")["run"])
+        return recorded.name != attempt.run_name
     except FileNotFoundError:
-        return (folder / "config.json").exists()
+        return (attempt.folder / "config.json").exists()
     except (ValueError, OSError, TypeError, KeyError, AttributeError):
         return False
 
 
 def read_records(exp_dir: Path, experiment_id: str) -> Records:
-    """Read every record of an experiment; what cannot be believed is listed, never guessed."""
+    """Every record of an experiment; what cannot be believed is listed, never guessed."""
     results, damaged, open_attempts, stray = [], [], [], []
-    for name, attempt, folder in sorted(found_below(exp_dir)):
+    for attempt in sorted(found_below(exp_dir)):
+        record, why = attempt.folder / "result.json", ""
         try:
-            if attempt and os.path.lexists(folder / "result.json"):
-                results.append(read_result(folder, name, attempt, experiment_id))
+            if attempt.number and os.path.lexists(record):
+                results.append(read_result(attempt, experiment_id))
                 continue
-            why = ""
         except (ValueError, OSError) as error:
             why = printable(str(error))
-        if not attempt or is_stray(folder, name):
-            stray.append(folder)
+        if not attempt.number or is_stray(attempt):
+            stray.append(attempt.folder)
         elif why:
-            damaged.append((folder / "result.json", why))
+            damaged.append((record, why))
         else:
-            open_attempts.append((name, attempt, folder))
+            open_attempts.append(attempt)
     results.sort(key=lambda r: (r.run.stage, r.run.arm.name, r.run.index, r.attempt))
     return Records(tuple(results), tuple(damaged), tuple(open_attempts), tuple(stray))
 

@@ -59,7 +59,7 @@ SCREENING = (
     *(aux(taps, "screen_" + placement_name(taps)) for taps in SCREENED),
 )
 LAYERS = (baseline(), *map(aux, PLACEMENTS), REPEAT)
-DIVES = (  # at the layers that stage 2 chose; 4,8 stands for them until then
+REFINEMENTS = (  # of the classic plan, at the layers that stage 2 chose; 4,8 stands for them
     *(weighted("dive_", weight) for weight in WEIGHTS),
     *(scheduled("dive_", schedule) for schedule in SCHEDULES),
 )
@@ -92,9 +92,11 @@ def phase_of(arm: Arm) -> str:
     return next(phase for phase, arms in PHASES.items() if arm in arms)
 
 
-DEFAULT_CELL = (0.1, "constant")
-FEW_CELLS = ((0.05, "linear_decay"), (0.2, "cosine_decay"))
-MANY_CELLS = (
+# Refinements of the adaptive plan, as (weight, schedule). Chosen: with the default, three that
+# differ in both; or seven of the nine, with every weight and every schedule at least twice.
+DEFAULT_REFINEMENT = (WEIGHT, SCHEDULE)
+FEW_REFINEMENTS = ((0.05, "linear_decay"), (0.2, "cosine_decay"))
+MANY_REFINEMENTS = (
     (0.05, "constant"),
     (0.05, "linear_decay"),
     (0.1, "linear_decay"),
@@ -104,7 +106,8 @@ MANY_CELLS = (
 )
 
 
-def cell_name(weight: float, schedule: str) -> str:
+def refinement_name(weight: float, schedule: str) -> str:
+    """The arm's name, as it is registered."""
     return f"{weighted('dive_', weight).name}_{schedule}"
 
 

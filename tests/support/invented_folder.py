@@ -9,7 +9,7 @@ from ablation.folder.materials import Materials
 from ablation.folder.overrides import write_overrides
 from ablation.folder.registration import new_folder, read_document, register
 from ablation.folder.results import write_results
-from ablation.plan.next_step import next_step
+from ablation.plan.next_step import conclude, next_step
 from ablation.runs.run import RunResult
 from ablation.runs.store import attempt_dir, write_json, write_result
 from ablation.study.heads import ARMS
@@ -91,7 +91,7 @@ def make(tmp_path, e=None, *, most=1000, failures=None, **world) -> Path:
         clock_s = results[-1].end_s
         store(exp_dir, results[-1], experiment_id)
     write_overrides(exp_dir, e.overrides)
-    write_results(exp_dir, experiment_id, e, results, step)
+    write_results(exp_dir, experiment_id, e, results, conclude(step))
     return exp_dir
 
 

@@ -1,4 +1,4 @@
-"""Processes: started, watched, and ended with everything below them, whoever dies."""
+"""Guard and watcher: whoever dies, nothing of a run is left, and its end is told."""
 
 import errno
 import json
@@ -9,143 +9,18 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from pathlib import Path
 
 import pytest
 
-from ablation.execute import local, watcher
-from ablation.execute.local import Job, LocalLauncher, settle
+from ablation.execute import watcher
+from ablation.execute.launcher import Command
+from ablation.execute.local import LocalLauncher, settle
 from ablation.execute.watcher import read_exit
-from tests.support.processes import TOKEN, survivors
+from tests.support.processes import survivors
+from tests.support.started import PATIENT, STUBBORN, children_of, end_of, hurry, said
 
 ROOT = Path(__file__).resolve().parents[1]
-STUBBORN = """
-import os, signal, sys, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-for _ in range(3):
-    if os.fork() == 0:
-        os.setsid()  # as torchrun does with each worker
-        break
-print("ready", flush=True)
-time.sleep(600)
-"""
-PATIENT = "import time; print('ready', flush=True); time.sleep(600)"
-
-
-@pytest.fixture
-def token():
-    """In the environment of every process of a test; none of them outlives it."""
-    token = uuid.uuid4().hex
-    os.environ[TOKEN] = token
-    yield token
-    del os.environ[TOKEN]
-    left = survivors(token)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert not left
-
-
-@pytest.fixture
-def start(tmp_path, token):
-    """Start a Python program as a run."""
-
-    def start(program, name="run_0", hurried=False, **env):
-        folder = tmp_path / name
-        folder.mkdir()
-        command = (sys.executable, "-c", program)
-        launcher = LocalLauncher(tmp_path)
-        if hurried:
-            hurry(launcher.program)
-        return launcher.start(Job(command, env, folder))
-
-    return start
-
-
-def said(run, word=b"ready", times=1, patience_s=10.0):
-    """Wait until the run has said a word."""
-    log, deadline = run.job.folder / "output.log", time.monotonic() + patience_s
-    while not (log.exists() and log.read_bytes().count(word) >= times):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def end_of(run, patience_s=10.0):
-    deadline = time.monotonic() + patience_s
-    while (exit := run.poll()) is None:
-        assert time.monotonic() < deadline
-        LocalLauncher.wait(None, [run], 0.2)
-    return exit
-
-
-@pytest.mark.parametrize("code", [0, 1, 3, 255])
-def test_exit_code_and_output_are_those_of_the_command(start, code):
-    run = start(f"import sys; print('out'); print('err', file=sys.stderr); sys.exit({code})")
-    exit = end_of(run)
-    assert (exit["returncode"], exit["ended_by"]) == (code, "itself")
-    assert sorted((run.job.folder / "output.log").read_text().split()) == ["err", "out"]
-    assert 0 <= exit["end_s"] - exit["start_s"] < 10
-    assert exit == read_exit(run.job.folder)
-
-
-def test_a_command_killed_by_a_signal_says_so(start):
-    exit = end_of(start("import os; os.kill(os.getpid(), 11)"))
-    assert (exit["returncode"], exit["ended_by"]) == (-11, "itself")
-
-
-def test_a_command_that_is_missing_is_named_in_the_log(tmp_path, token):
-    run = LocalLauncher(tmp_path).start(Job(("/no/such/torchrun", "x"), {}, tmp_path))
-    exit = end_of(run)
-    assert exit["returncode"] is None
-    assert exit["ended_by"].startswith(f"{watcher.CANNOT_START}: ")
-    assert "/no/such/torchrun" in exit["ended_by"]
-    assert "cannot start /no/such/torchrun" in (tmp_path / "output.log").read_text()
-
-
-def test_arguments_are_never_read_by_a_shell(tmp_path, token):
-    words = ("$(touch x)", "; touch x", "a b", "'", '"', "*", "")
-    program = "import sys; print(sys.argv[1:])"
-    run = LocalLauncher(tmp_path).start(Job((sys.executable, "-c", program, *words), {}, tmp_path))
-    end_of(run)
-    assert (tmp_path / "output.log").read_text().strip() == str(list(words))
-
-
-def test_additions_to_the_environment_arrive_and_signals_are_as_usual(start):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as the orchestrator has it
-    try:
-        run = start(
-            "import os, signal; print(os.environ['EXTRA'],"
-            " *(signal.getsignal(n) == signal.SIG_DFL for n in (1, 15)), os.read(0, 1))",
-            EXTRA="7",
-        )
-        end_of(run)
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    assert (run.job.folder / "output.log").read_text().split() == ["7", "True", "True", "b''"]
-
-
-def test_a_stop_is_passed_on_and_can_be_answered(start):
-    run = start(
-        "import signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: (print('saved', flush=True), sys.exit(9)))\n"
-        "print('ready', flush=True); time.sleep(600)"
-    )
-    said(run)
-    run.stop("the operator stopped it")
-    run.stop("timeout")  # only the first order counts
-    exit = end_of(run)
-    assert (exit["returncode"], exit["ended_by"]) == (9, "the operator stopped it")
-    assert "saved" in (run.job.folder / "output.log").read_text()
-
-
-def test_children_that_ignore_sigterm_in_other_sessions_are_ended(start, token):
-    runs = {why: start(STUBBORN, name=why, hurried=True) for why in ("stopped", "timeout")}
-    for why, run in runs.items():
-        said(run, times=4)
-        run.stop(why)
-    for why, run in runs.items():
-        assert end_of(run)["ended_by"] == why
-    assert not survivors(token)
 
 
 @pytest.mark.skipif(not shutil.which("ps"), reason="no program ps")
@@ -175,35 +50,16 @@ def test_without_proc_the_mark_is_read_from_what_ps_shows(monkeypatch, folder):
     assert watcher.mark_of(1) == ""
 
 
-def test_orphans_of_a_command_that_ended_are_ended_too(start, token):
-    leave = "os._exit(5) if os.getsid(0) != os.getpid() else time.sleep(600)"
-    exit = end_of(start(STUBBORN.replace("time.sleep(600)", leave)))
-    assert (exit["returncode"], exit["ended_by"]) == (5, "itself")
-    assert not survivors(token)
-
-
-HURRIED = {"GRACE_S = 4.0": "GRACE_S = 0.2", "MARGIN_S = 2.0": "MARGIN_S = 0.2"}
-HURRIED |= {"LATE_HERE_S = 4.0": "LATE_HERE_S = 0.1"}
-
-
-def hurry(program):
-    """Less patience, where a test waits for its end."""
-    text = program.read_text()
-    for patient, hurried in HURRIED.items():
-        assert text.count(f"\n{patient} ") == 1
-        text = text.replace(patient, hurried)
-    program.write_text(text)
-
-
 ORCHESTRATOR = """
 import sys, time
 from pathlib import Path
-from ablation.execute.local import Job, LocalLauncher
-from tests.test_launchers import hurry
+from ablation.execute.launcher import Command
+from ablation.execute.local import LocalLauncher
+from tests.support.started import hurry
 folder = Path(sys.argv[1])
 launcher = LocalLauncher(folder)
 hurry(launcher.program)
-run = launcher.start(Job((sys.executable, "-c", sys.argv[2]), {}, folder))
+run = launcher.start(Command((sys.executable, "-c", sys.argv[2]), {}, folder))
 print(run.guard.pid, flush=True)
 time.sleep(600)
 """
@@ -241,10 +97,6 @@ def orchestrate(tmp_path, token):
         process.kill()
         process.wait()
         process.stdout.close()
-
-
-def children_of(process):
-    return [child for child, parent in watcher.parents().items() if parent == process]
 
 
 def left(token, processes, killed):
@@ -318,45 +170,6 @@ def test_a_limit_that_cannot_be_read_is_none(tmp_path, config):
     assert watcher.limit_of(tmp_path) == (None, "")
 
 
-def test_a_watcher_that_does_not_answer_an_order_is_ended_by_the_mark(start, token, monkeypatch):
-    """Guard and watcher are both stopped: only the orchestrator is left to do it."""
-    run = start(STUBBORN)
-    said(run, times=4)
-    (watcher_id,) = children_of(run.guard.pid)
-    for process in (watcher_id, run.guard.pid):
-        os.kill(process, signal.SIGSTOP)
-    monkeypatch.setattr(local, "GRACE_S", 0.0)
-    monkeypatch.setattr(local, "MARGIN_S", 0.1)
-    run.stop("the budget is spent")
-    exit = end_of(run)
-    assert (exit["returncode"], exit["ended_by"]) == (None, "the budget is spent")
-    assert not survivors(token)
-
-
-def test_an_order_that_the_guard_had_to_carry_out_is_told_as_the_order_it_was(start, token):
-    run = start(PATIENT, hurried=True)
-    said(run)
-    (watcher_id,) = children_of(run.guard.pid)
-    os.kill(watcher_id, signal.SIGSTOP)
-    run.stop("stall")
-    assert end_of(run)["ended_by"] == "stall"
-    assert read_exit(run.job.folder)["ended_by"] == "stall"  # it read what the watcher did not
-
-
-@pytest.mark.parametrize("killed", [("guard",), ("watcher",), ("guard", "watcher")], ids="+".join)
-def test_an_orchestrator_that_lives_ends_what_lost_its_watchers(start, token, killed):
-    run = start(STUBBORN)
-    said(run, times=4)
-    processes = {"guard": run.guard.pid, "watcher": children_of(run.guard.pid)[0]}
-    for name in killed:
-        os.kill(processes[name], signal.SIGKILL)
-    exit = end_of(run)
-    assert exit["returncode"] is None
-    assert exit["ended_by"] == "itself"
-    assert exit["end_s"] > exit["start_s"]
-    assert not survivors(token)
-
-
 def test_what_survives_everybody_is_ended_before_the_next_run(orchestrate, token, tmp_path):
     """The exception: the three are killed at once, and the trainer ignores SIGTERM."""
     processes, folder = orchestrate(STUBBORN, words=4)
@@ -368,65 +181,6 @@ def test_what_survives_everybody_is_ended_before_the_next_run(orchestrate, token
     settle(tmp_path, patience_s=0.2)
     assert not survivors(token)
     assert read_exit(folder) is None
-
-
-def test_a_run_that_is_over_ends_although_its_guard_was_stopped(start, token):
-    run = start("import sys; sys.stdin.read(); print('ready', flush=True)")
-    said(run)
-    os.kill(run.guard.pid, signal.SIGSTOP)
-    assert end_of(run)["returncode"] == 0
-
-
-@pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file", "/gone/python"),
-                                   BlockingIOError(11, "Resource temporarily unavailable"),
-                                   OSError(7, "Argument list too long")])  # fmt: skip
-def test_a_watcher_that_cannot_be_started_is_told_as_that(tmp_path, monkeypatch, error):
-    def no_process(*_, **__):
-        raise error
-
-    monkeypatch.setattr(watcher.subprocess, "Popen", no_process)
-    with pytest.raises(local.CannotStart, match=str(error.strerror)):
-        LocalLauncher(tmp_path).start(Job(("true",), {}, tmp_path))
-
-
-def test_a_log_that_cannot_be_written_is_a_launch_that_failed(tmp_path, token):
-    folder, elsewhere = tmp_path / "run_0", tmp_path / "elsewhere"
-    folder.mkdir()
-    (folder / "output.log").symlink_to(elsewhere)
-    exit = end_of(LocalLauncher(tmp_path).start(Job((sys.executable, "-V"), {}, folder)))
-    assert exit["ended_by"].startswith(watcher.CANNOT_START)
-    assert not elsewhere.exists()
-
-
-def test_a_run_gets_the_environment_that_this_project_chose(start, monkeypatch):
-    monkeypatch.setenv("PET_NNODES", "2")
-    monkeypatch.setenv("NCCL_DEBUG", "WARN")
-    run = start("import os; print(os.environ.get('PET_NNODES'), os.environ['NCCL_DEBUG'])")
-    end_of(run)
-    assert (run.job.folder / "output.log").read_text().split() == ["None", "WARN"]
-
-
-def test_settling_spares_the_runs_of_other_experiments(start, token, tmp_path):
-    run = start(PATIENT)
-    said(run)
-    settle(tmp_path / "run_", patience_s=0.0)
-    settle(tmp_path / "other", patience_s=0.0)
-    assert run.poll() is None
-    run.stop("stopped")
-    end_of(run)
-
-
-def test_a_signal_to_the_watcher_ends_the_run_and_says_who(start, token):
-    run = start(PATIENT)
-    said(run)
-    os.kill(run.guard.pid, signal.SIGTERM)
-    assert end_of(run)["ended_by"] == "a signal to the watcher"
-
-
-def test_runs_start_from_a_copy_so_that_an_edit_changes_nothing(tmp_path, token):
-    launcher = LocalLauncher(tmp_path)
-    assert launcher.program.parent == tmp_path
-    assert launcher.program.read_bytes() == Path(watcher.__file__).read_bytes()
 
 
 def test_of_a_job_whose_command_heard_of_the_end_first_it_is_told_all_the_same(tmp_path, token):
@@ -508,7 +262,7 @@ def test_a_kill_for_memory_is_told_where_the_run_lost_a_process(tmp_path, token,
     text = launcher.program.read_text()
     launcher.program.write_text(text.replace('Path("/proc")', f"Path({str(tmp_path)!r})"))
     kill = f"open({str(counter)!r}, 'w').write('oom_kill {after}')\n"
-    run = launcher.start(Job((sys.executable, "-c", kill + program, words), {}, tmp_path))
+    run = launcher.start(Command((sys.executable, "-c", kill + program, words), {}, tmp_path))
     end_of(run)
     lines = (tmp_path / "output.log").read_text().splitlines()
     assert lines[-1:].count("the kernel killed a process of this run: out of memory") == told
@@ -521,7 +275,7 @@ def test_a_run_that_was_told_to_end_was_not_killed_for_memory(tmp_path, token):
     text = launcher.program.read_text()
     launcher.program.write_text(text.replace('Path("/proc")', f"Path({str(tmp_path)!r})"))
     hurry(launcher.program)
-    run = launcher.start(Job((sys.executable, "-c", STUBBORN), {}, tmp_path))
+    run = launcher.start(Command((sys.executable, "-c", STUBBORN), {}, tmp_path))
     said(run, times=4)
     counter.write_text("oom_kill 1\n")
     run.stop("timeout")
