@@ -12,7 +12,7 @@ READY = .venv/.installed
 help:
 	@echo "make run    the staged ablation at the mini profile, minutes on any machine: report and figures"
 	@echo "make test   all tests"
-	@echo "make lint   ruff"
+	@echo "make lint   ruff and mypy"
 
 run: $(READY)
 	$(PY) data/prepare.py
@@ -27,6 +27,7 @@ test: $(READY)
 
 lint: $(READY)
 	$(PY) -m ruff check .
+	$(PY) -m mypy
 
 # An environment that works is kept; half of one, or one of another Python, is made anew.
 $(READY): requirements.txt

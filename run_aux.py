@@ -57,6 +57,7 @@ from ablation.folder.registration import (
 )
 from ablation.plan.manual import every_seed_once
 from ablation.plan.next_step import PLANS
+from ablation.runs.run import RunResult
 from ablation.runs.store import read_records
 from ablation.runs.untrusted import printable
 from ablation.study.asked import UsageError, arms_asked, as_asked, new_experiment, profile_asked
@@ -140,7 +141,7 @@ def run(args, display: Display) -> int:
     if e.arms:
         check_seeds(e)
     options = sitting_options(args)
-    if document is not None:
+    if exp_dir and document:
         return go_on(e, options, exp_dir, document, gpus, display)
     e = replace(e, budget_hours=args.max_budget_hours or e.budget_hours)
     return begin(e, options, exp_dir, args.output_dir or EXPERIMENTS, gpus, display)
@@ -157,8 +158,7 @@ def named(args, print_line) -> tuple[Path | None, dict | None, Experiment, tuple
     """The folder that is meant (None: a new one), its registration (None: nothing is there yet),
     the experiment before the options are put in, and the GPUs of this machine."""
     exp_dir = folder_of(args, print_line)
-    is_begun = exp_dir is not None and not is_new(exp_dir)
-    document = read_document(exp_dir) if is_begun else None
+    document = None if exp_dir is None or is_new(exp_dir) else read_document(exp_dir)
     if document is None:
         check_can_begin(args, exp_dir)
     gpus = gpus_seen(args, document)
@@ -208,17 +208,18 @@ def begun_with(args, gpus: Sequence[str], print_line) -> Experiment:
 
 
 def sitting_options(args) -> SittingOptions:
-    arm = None
+    by_hand = None
     if args.best_layers:
         arm = {
             "layers": list(args.best_layers),
             "weight": args.best_weight or WEIGHT,
             "schedule": args.best_schedule or SCHEDULE,
         }
+        by_hand = args.stage, arm
     return SittingOptions(
         stage=args.stage,
         ignore_gate=args.ignore_gate,
-        overrides=NewOverrides(args.stage, arm, args.max_budget_hours),
+        overrides=NewOverrides(by_hand, args.max_budget_hours),
         train_script=args.train_script,
         data_dir=args.data_dir,
         slurm_args=args.slurm_args or "",
@@ -240,8 +241,9 @@ def show_commands(args, display: Display) -> int:
     """--dry_run: what would run, and what it costs. Nothing is launched or written."""
     exp_dir, document, e, gpus = named(args, display.print_line)
     e = as_meant(e, args, gpus, display.print_line)
-    options, results = sitting_options(args), ()
-    if document:
+    options = sitting_options(args)
+    results: tuple[RunResult, ...] = ()
+    if exp_dir and document:
         results = read_records(exp_dir, document["experiment_id"]).results
         e = e.with_overrides(read_overrides(exp_dir))
     e = with_new_overrides(e, options.overrides, results)

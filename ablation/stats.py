@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
+from typing import final
 
 # ---------------------------------------------------------------------------------------------
 # Two groups
@@ -44,6 +45,7 @@ def only_rounding(spread: float, *values: float) -> bool:
     return spread <= 1e-12 * max(map(abs, values))
 
 
+@final  # so never false: `c and c.p` is a p-value, or None
 @dataclass(frozen=True)
 class Comparison:
     """A baseline and an arm. The fields from `se` on are None where they are undefined: with fewer
@@ -106,8 +108,7 @@ def pooled_variance(
     """
     squares, df = 0.0, 0
     for sample in map(finite, samples):
-        if len(sample) > 1:
-            _, sd = mean_sd(sample)
+        if sample and (sd := mean_sd(sample)[1]) is not None:
             squares += (len(sample) - 1) * sd**2
             df += len(sample) - 1
     if prior_df + df <= 0:
@@ -179,7 +180,7 @@ def dunnett(
     """
     groups = [baseline, *arms]
     means = [mean_sd(group)[0] for group in groups]
-    undefined = [None for _ in arms]
+    undefined: list[float | None] = [None for _ in arms]
     if not arms or max(map(len, groups)) < 2:
         return undefined
     if only_rounding(math.sqrt(pooled_variance(groups, 0.0, 0.0)), *means):

@@ -24,11 +24,12 @@ SMALLEST = (20, 4)  # columns and lines of a terminal that live lines fit in
 class Display:
     """Two live lines on a terminal, the run's and the plan's; elsewhere a line now and then."""
 
-    def __init__(self, out=None):
+    def __init__(self, out=None) -> None:
         self.out = console.underlying(sys.stdout) if out is None else out  # None: it is closed
         console.write_plainly(self.out)
         self.live = can_move_its_cursor(self.out)
-        self.bars, self.printed_s = [], time.monotonic()
+        self.bars: list = []  # of tqdm's
+        self.printed_s = time.monotonic()
         self.unprinted: deque[str] = deque()
         atexit.register(self._print_the_rest)
 

@@ -36,8 +36,8 @@ class Lock:
         self.touched_s = 0.0
 
     def __enter__(self) -> "Lock":
-        host = re.sub(r"[^\w.-]", "_", self.me["host"])
-        mine = self.path.with_name(f".lock.{host}.{self.me['pid']}")
+        name = re.sub(r"[^\w.-]", "_", f".lock.{self.me['host']}.{self.me['pid']}")
+        mine = self.path.with_name(name)
         while not watcher.made_first(self.path, json.dumps(self.me, indent=1) + "\n", mine):
             self._take_over()
         return self

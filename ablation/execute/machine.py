@@ -224,9 +224,10 @@ def as_cuda_sees(gpus: Sequence[Gpu], visible: str | None) -> tuple[Gpu, ...]:
 
 def cpu_name() -> str:
     try:
-        return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
-    except (OSError, TypeError):
-        return platform.processor() or platform.machine()
+        named = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        named = None
+    return named[1] if named else platform.processor() or platform.machine()
 
 
 def cores() -> int:

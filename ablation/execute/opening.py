@@ -71,7 +71,7 @@ def materials_of(
     options: SittingOptions, document: dict | None, exp_dir: Path | None, e: Experiment
 ) -> Materials:
     """The trainer and the shards: what was named now, else what was registered or is its like."""
-    if document is None:
+    if document is None or exp_dir is None:
         script, data_dir = ROOT / "train_gpt.py", ROOT / e.profile.data_dir
     else:
         script, data_dir = registered_trainer(document, exp_dir), data_dir_of(document, e)

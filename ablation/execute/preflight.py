@@ -99,8 +99,8 @@ class Shard:
         return self.tokens is not None
 
     def windows(self, sequence_length: int) -> int:
-        """Windows of so many inputs, and a next token for the last of them."""
-        return max(0, (self.tokens - 1) // sequence_length)
+        """Windows of so many inputs, and a next token for the last of them; 0 where unknown."""
+        return max(0, ((self.tokens or 0) - 1) // sequence_length)
 
 
 def shards_of(m: Materials, e: Experiment, kind: str) -> list[Shard]:

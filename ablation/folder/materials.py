@@ -27,6 +27,7 @@ from importlib.machinery import (
     SourcelessFileLoader,
 )
 from pathlib import Path
+from typing import TypeGuard
 
 from ablation.runs.untrusted import printable, read_json
 
@@ -161,7 +162,7 @@ def left_out(trees: dict[str, ast.Module], root: Path, copied: set[str]) -> Iter
     """What the code names and no import statement tells."""
     for name, tree in trees.items():
         for call in filter(is_import_call, ast.walk(tree)):
-            if not is_text(call.args[0]):
+            if not list(texts_among(call.args[:1])):
                 yield f"{name}, line {call.lineno}: imports by a name that is computed"
     named = {text: name for name, tree in trees.items() for text in file_names_in(tree, root)}
     for text in sorted(named.keys() - copied):
@@ -188,7 +189,7 @@ def parsed(contents: bytes, file: Path) -> ast.Module:
             warnings.simplefilter("ignore")
             return ast.parse(contents, str(file))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        line = f", line {error.lineno}" if getattr(error, "lineno", None) else ""
+        line = f", line {lineno}" if (lineno := getattr(error, "lineno", None)) else ""
         why = printable(str(getattr(error, "msg", error))) or type(error).__name__
         raise ValueError(f"{file}{line}: Python cannot read it ({why}); mend it") from None
 
@@ -227,11 +228,11 @@ def imports_of(tree: ast.Module, module: Module) -> Iterator[Import]:
             for alias in node.names if base else ():  # a module of that package, or not
                 yield Import(f"{base}.{alias.name}", alias.name, node.lineno, False)
         elif isinstance(node, ast.Call) and (text := imported_text(node)):
-            package = next((a.value for a in node.args[1:] if is_text(a)), module.package)
+            package = next(texts_among(node.args[1:]), module.package)
             yield Import(absolute(text, package), text, node.lineno, needed)
         elif module.file.name == "__init__.py" and is_list_of_all(node):
-            for text in filter(is_text, ast.walk(node.value)):  # what `import *` imports
-                yield Import(f"{module.package}.{text.value}", text.value, node.lineno, False)
+            for text in texts_among(ast.walk(node.value)):  # what `import *` imports
+                yield Import(f"{module.package}.{text}", text, node.lineno, False)
 
 
 def absolute(text: str, package: str) -> str | None:
@@ -245,16 +246,18 @@ def absolute(text: str, package: str) -> str | None:
     return ".".join([*kept, *filter(None, [name])]) if level <= len(parents) else None
 
 
-def is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+def texts_among(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
 
 
-def is_list_of_all(node: ast.AST) -> bool:
+def is_list_of_all(node: ast.AST) -> TypeGuard[ast.Assign]:
     targets = node.targets if isinstance(node, ast.Assign) else ()
     return any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets)
 
 
-def is_import_call(node: ast.AST) -> bool:
+def is_import_call(node: ast.AST) -> TypeGuard[ast.Call]:
     if not (isinstance(node, ast.Call) and node.args):
         return False
     return called(node) in ("import_module", "__import__")
@@ -266,7 +269,7 @@ def called(node: ast.Call) -> str:
 
 def imported_text(node: ast.Call) -> str:
     """x of importlib.import_module("x")."""
-    return node.args[0].value if is_import_call(node) and is_text(node.args[0]) else ""
+    return next(texts_among(node.args[:1]), "") if is_import_call(node) else ""
 
 
 def file_names_in(tree: ast.Module, root: Path) -> Iterator[str]:
@@ -281,13 +284,11 @@ def file_names_in(tree: ast.Module, root: Path) -> Iterator[str]:
 
 def path_parts(node: ast.AST) -> list[str]:
     """The texts of a path as code puts it together: "a", x / "a" / "b", join(x, "a", "b")."""
-    if is_text(node):
-        return [node.value]
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
         return [*path_parts(node.left), *path_parts(node.right)]
     if isinstance(node, ast.Call) and called(node) in ("join", "joinpath", "Path", "PurePath"):
         return [text for argument in node.args for text in path_parts(argument)]
-    return []
+    return list(texts_among([node]))
 
 
 LOADERS = (  # what Python finds in a folder, in its order
@@ -302,7 +303,8 @@ def located(wanted: Import, root: Path) -> tuple[list[Module], str]:
     parts = (wanted.name or "").split(".")
     if not all(parts) or "/" in wanted.text:
         return [], f"{wanted.text}, which leads nowhere: no package is around it"
-    found, folder = [], str(root)
+    found: list[Module] = []
+    folder = str(root)
     for depth in range(1, len(parts) + 1):
         part, package = ".".join(parts[:depth]), ".".join(parts[: depth - 1])
         spec = FileFinder(folder, *LOADERS).find_spec(part)

@@ -80,8 +80,8 @@ def put_on_record(
 class NewOverrides:
     """What a command decides instead of a rule."""
 
-    stage: int | None = None  # that an arm was chosen for: 3 or 4
-    arm: dict | None = None  # its layers, weight and schedule
+    # the stage that an arm is chosen for, 3 or 4, and the arm's layers, weight and schedule
+    by_hand: tuple[int, dict] | None = None
     budget_hours: float | None = None
 
 
@@ -91,8 +91,8 @@ def with_new_overrides(
     """The experiment with what a command decides; not yet on record. Raises ValueError for what
     would test again what stage 4 has begun to test."""
     begun = pairs_begun(results)
-    if new.arm:
-        chosen = e.with_overrides(decided_now(e.overrides, "by_hand", new.stage, new.arm))
+    if new.by_hand:
+        chosen = e.with_overrides(decided_now(e.overrides, "by_hand", *new.by_hand))
         if chosen != e and begun > 0:
             raise ValueError(
                 f"--best_layers: the pairs of stage 4 have begun ({begun} complete); another"

@@ -47,11 +47,12 @@ SELECTS = "exploratory and biased: what is picked as the best of several looks b
 def answer(evidence: Evidence) -> Iterator[Content]:
     """The latest decision, and no more than the data carry."""
     done = sum(r.status == "ok" for r in evidence.records.latest().values())
-    if evidence.changed:
+    step = evidence.standing.step
+    if step is None:
         yield Paragraph(f"No decision is shown: see the top. {done} run(s) have finished.")
         return
-    ended = evidence.standing.step.ended
-    state = f"Ended: {ended}." if ended else "NOT FINISHED: the plan has not come to an end."
+    ended = f"Ended: {step.ended}."
+    state = ended if step.ended else "NOT FINISHED: the plan has not come to an end."
     if not done:
         yield Paragraph(f"There is no answer yet: no run has finished. {state}")
     elif not evidence.decisions:
@@ -141,7 +142,7 @@ def held_fixed(evidence: Evidence) -> Iterator[Content]:
     r = evidence.registered
     steps, profile = r.get("full_iterations"), field(r, "profile")
     batch, length = field(profile, "batch_size"), field(profile, "sequence_length")
-    rows = []
+    rows: list[tuple[str, str | None]] = []
     if all(map(is_count, (steps, batch, length))):
         count = f"{batch * length:,} a step, {steps * batch * length:,} a full run"
         same = "arms that share a seed see the same ones in the same order"
@@ -164,8 +165,8 @@ def decided_otherwise(evidence: Evidence) -> Iterator[str]:
         stage = f"stage {o.stage}" if o.stage else ""
         words = ": ".join(filter(None, (stage, o.kind, in_words(o.value))))
         yield f"Override {simple(o.when)}: {words}"
-    if not evidence.changed:
-        yield from (f"Cut by the budget: {cut}" for cut in evidence.standing.step.budget_cuts)
+    if step := evidence.standing.step:
+        yield from (f"Cut by the budget: {cut}" for cut in step.budget_cuts)
 
 
 def read_otherwise(evidence: Evidence) -> Iterator[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from ablation import stats
+from ablation.plan.looks import Look
 from ablation.report.evidence import Evidence, GradNorms
 from ablation.runs.run import STATUSES, Arm, RunResult
 
@@ -47,7 +48,11 @@ class ArmRuns:
 
     @property
     def losses(self) -> list[float]:
-        return [r.val_loss for r in self.ok]
+        return [r.final_loss for r in self.ok]
+
+    def numbers(self, name: str) -> list[float]:
+        """A field of the runs that finished: one that they all have."""
+        return [getattr(r, name) for r in self.ok]
 
     @property
     def seeds(self) -> set[int]:
@@ -70,8 +75,7 @@ class ArmRuns:
 
     def mean_sd(self, name: str = "val_loss") -> tuple[float | None, float | None]:
         """Mean and standard deviation over the runs that finished; None where there are too few."""
-        values = [getattr(r, name) for r in self.ok]
-        return stats.mean_sd(values) if values else (None, None)
+        return stats.mean_sd(self.numbers(name)) if self.ok else (None, None)
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,8 @@ def blocks_of(evidence: Evidence) -> list[Block]:
         groups.setdefault(ArmRuns((r,)).key, []).append(r)
     found = []
     for (stage, steps), runs in sorted(blocks.items()):
-        groups = tuple(ArmRuns(tuple(each)) for each in runs.values())
-        found.append(Block(stage, evidence.stage_name(stage), steps, groups))
+        arms = tuple(ArmRuns(tuple(each)) for each in runs.values())
+        found.append(Block(stage, evidence.stage_name(stage), steps, arms))
     return found
 
 
@@ -123,14 +127,16 @@ def matched(block: Block, group: ArmRuns) -> tuple[ArmRuns, ArmRuns] | None:
     difference would be that of the seeds as much as that of the arms.
     """
     base = block.baseline
-    seeds = base.seeds & group.seeds if base else set()
-    return (base.on(seeds), group.on(seeds)) if seeds else None
+    if not base or not (seeds := base.seeds & group.seeds):
+        return None
+    return base.on(seeds), group.on(seeds)
 
 
 def averaged(sides: tuple[ArmRuns, ArmRuns]) -> tuple[ArmRuns, ArmRuns]:
     """The runs that a difference of means is of: on seeds that both sides finished."""
-    seeds = set.intersection(*({r.run.seed for r in g.ok} for g in sides))
-    return tuple(g.on(seeds) for g in sides)
+    base, arm = sides
+    seeds = {r.run.seed for r in base.ok} & {r.run.seed for r in arm.ok}
+    return base.on(seeds), arm.on(seeds)
 
 
 @dataclass(frozen=True)
@@ -158,9 +164,11 @@ def contrast(block: Block, group: ArmRuns) -> Contrast:
                 return Contrast(why=f"no finished run of the {name}")
         return Contrast(why="no seed in common with the baseline: no difference")
     base, arm = sides
-    losses = [g.losses for g in averaged(sides)]
-    found, n = stats.compare(*losses) if all(losses) else None, len(arm.seeds)
-    if base.diverged or arm.diverged:
+    base_losses, arm_losses = (g.losses for g in averaged(sides))
+    found, n = None, len(arm.seeds)
+    if base_losses and arm_losses:
+        found = stats.compare(base_losses, arm_losses)
+    if found is None or base.diverged or arm.diverged:
         test = stats.worst_rank(base.losses, arm.losses, base.diverged, arm.diverged)
         why = "p by the exact worst-rank test, diverged runs as the worst"
         return Contrast(found, test.p, why, ranked=True, seeds=n)
@@ -212,25 +220,27 @@ def final_block(evidence: Evidence) -> Block | None:
 
 def paired_losses(baseline: ArmRuns, group: ArmRuns) -> tuple[list[float], list[float]]:
     """Final losses of the seeds on which both finished, in the same order."""
-    losses = [{r.run.seed: r.val_loss for r in g.ok} for g in (baseline, group)]
-    seeds = sorted(losses[0].keys() & losses[1].keys())
-    return tuple([side[seed] for seed in seeds] for side in losses)
+    base, arm = ({r.run.seed: r.final_loss for r in g.ok} for g in (baseline, group))
+    seeds = sorted(base.keys() & arm.keys())
+    return [base[seed] for seed in seeds], [arm[seed] for seed in seeds]
 
 
 def repeated_ps(evidence: Evidence, block: Block) -> list[float]:
     """The repeated p-value at each look, over the looks so far."""
-    ts, dfs = [], []
-    for look in evidence.looks:
-        if look.p is not None and look.low is None:  # ranks decided: the z of their p
-            t, df = NormalDist().inv_cdf(look.p / 2), math.inf
-        else:
-            c = stats.compare(*(g.losses[: look.n] for g in block.groups))
-            t, df = (None, None) if c.se is None else (c.improvement / c.se, c.df)
-        ts.append(t)
-        dfs.append(df)
+    tests = [test_of(look, block) for look in evidence.looks]
+    ts, dfs = [t for t, _ in tests], [df for _, df in tests]
     ns, n_maxes = [look.n for look in evidence.looks], [look.n_max for look in evidence.looks]
     ks = range(1, len(ns) + 1)
     return [stats.repeated_p(ns[:k], n_maxes[:k], ts[:k], dfs[:k]) for k in ks]
+
+
+def test_of(look: Look, block: Block) -> tuple[float | None, float | None]:
+    """The t of a look and its degrees of freedom; None where it had no test."""
+    if look.p is not None and look.low is None:  # ranks decided: the z of their p
+        return NormalDist().inv_cdf(look.p / 2), math.inf
+    baseline, arm = (g.losses[: look.n] for g in block.groups)
+    c = stats.compare(baseline, arm)
+    return (None, None) if c.se is None else (c.improvement / c.se, c.df)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -286,17 +296,16 @@ def race(block: Block, group: ArmRuns, alpha: float) -> Race | None:
     arrived, times = arrivals(group, target)
     slower = relative(times, arrivals(base, target)[1], alpha)
     equal_s = min((c[-1][0] for g in (base, group) for c in time_curves(g)), default=0.0)
-    reached = [[stats.loss_at_time(c, equal_s) for c in time_curves(g)] for g in (base, group)]
-    covered = all(reached) and None not in reached[0] + reached[1]
-    steps = [[r.step_avg_ms for r in g.ok] for g in (group, base)]
+    reached = losses_at(base, equal_s), losses_at(group, equal_s)
+    steps = group.numbers("step_avg_ms"), base.numbers("step_avg_ms")
     return Race(
         arrived=arrived,
         runs=runs,
         time_s=stats.mean_sd(times)[0],
         saved=slower and stats.Ratio(-slower.ratio, *negated(slower)),
         overhead=relative(*steps, alpha),
-        equal_s=equal_s if covered else None,
-        at_equal_time=stats.compare(*reached, alpha) if covered else None,
+        equal_s=equal_s if all(reached) else None,
+        at_equal_time=stats.compare(*reached, alpha) if all(reached) else None,
     )
 
 
@@ -305,9 +314,16 @@ def time_curves(group: ArmRuns) -> list[list[tuple[float, float]]]:
     return [[(t / 1000, loss) for _, loss, t in r.curve] for r in group.ok if r.curve]
 
 
+def losses_at(group: ArmRuns, time_s: float) -> list[float]:
+    """The loss of each curve at a training time; of none where one does not reach so far."""
+    losses = [stats.loss_at_time(curve, time_s) for curve in time_curves(group)]
+    known = [loss for loss in losses if loss is not None]
+    return known if len(known) == len(losses) else []
+
+
 def arrivals(group: ArmRuns, target: float) -> tuple[int, list[float]]:
     """How many finished runs reach the target, and the times of all."""
-    full = [r.train_time_ms / 1000 for r in group.ok]
+    full = [ms / 1000 for ms in group.numbers("train_time_ms")]
     curves = [[(t / 1000, loss) for _, loss, t in r.curve] for r in group.ok]
     reached = [stats.time_to_target(curve, target) for curve in curves]
     times = [f if t is None else t for f, t in zip(full, reached, strict=True)]
@@ -319,12 +335,13 @@ def relative(times: list[float], others: list[float], alpha: float) -> stats.Rat
     if min(*times, *others) <= 0:
         return None
     r = stats.time_ratio(times, others, alpha)
-    return stats.Ratio(*(None if v is None else v - 1 for v in (r.ratio, r.low, r.high)))
+    low, high = (None if end is None else end - 1 for end in (r.low, r.high))
+    return stats.Ratio(r.ratio - 1, low, high)
 
 
 def negated(r: stats.Ratio) -> tuple[float | None, float | None]:
     """The interval of its negative."""
-    return (None, None) if r.low is None else (-r.high, -r.low)
+    return (None, None) if r.low is None or r.high is None else (-r.high, -r.low)
 
 
 # ---------------------------------------------------------------------------------------------

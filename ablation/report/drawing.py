@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ablation.runs.untrusted import printable
 
@@ -34,8 +35,15 @@ STYLE = {  # chosen, for a figure in a column of a paper
     "text.parse_math": False,  # names come from files
     "savefig.dpi": 200,
 }
-A_RUN = {"linestyle": "", "marker": "o", "color": "white", "markeredgecolor": BLACK}
-A_MEAN = {"linestyle": "", "marker": "|", "color": BLACK, "markersize": 18, "markeredgewidth": 3}
+Style = dict[str, Any]  # how matplotlib is to draw something: its keyword arguments
+A_RUN: Style = {"linestyle": "", "marker": "o", "color": "white", "markeredgecolor": BLACK}
+A_MEAN: Style = {
+    "linestyle": "",
+    "marker": "|",
+    "color": BLACK,
+    "markersize": 18,
+    "markeredgewidth": 3,
+}
 LOSS = "val loss (nats/token)"
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ablation import stats
 from ablation.report.comparisons import (
@@ -43,6 +44,9 @@ from ablation.report.evidence import Evidence, GradNorms
 from ablation.runs.untrusted import printable
 from ablation.study.profiles import Design
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Norms = Mapping[int, GradNorms]  # by step
 
 # ---------------------------------------------------------------------------------------------
@@ -60,7 +64,7 @@ class Picture:
     failed: bool = False  # it could have been, but for a package that is missing or a bug of ours
 
 
-def picture(draw: Callable[[Evidence], object], evidence: Evidence) -> Picture:
+def picture(draw: Callable[[Evidence], "Figure"], evidence: Evidence) -> Picture:
     """A figure drawn, or why it is not. Never raises: the report's text is worth more."""
     try:
         if (n := sum(len(block.groups) for block in blocks_of(evidence))) > MOST:
@@ -134,7 +138,7 @@ def draw_block(ax, block: Block) -> None:
     base, base_sd = block.baseline.mean_sd() if block.baseline else (None, None)
     if base is not None:
         ax.axvline(base, color=BLACK, linewidth=1.5)
-    if base_sd is not None:
+    if base is not None and base_sd is not None:
         ax.axvspan(base - base_sd, base + base_sd, color=BLACK, alpha=0.12, linewidth=0)
     for y, group in enumerate(block.groups):
         c, words = contrast(block, group).comparison, [f"n = {len(group.losses)}"]
@@ -167,25 +171,27 @@ def alone(block: Block, group: ArmRuns) -> bool:
     return bool(group.arm.layers and group.losses) and not contrast(block, group).comparison
 
 
-def placements(blocks: Sequence[Block]) -> tuple[Block, list[ArmRuns]]:
-    """The block that tells most about layers, and its arms of one weight and schedule, by depth."""
+def placements(blocks: Sequence[Block]) -> tuple[Block, ArmRuns, list[ArmRuns]]:
+    """The block that tells most about layers, its baseline, and its arms of one weight and
+    schedule, by depth."""
     for stage in (2, 0, 1):  # full runs about layers, runs by hand, short runs
         for block in blocks:
             usable = [g for g in block.arms if g.losses or g.diverged]
-            if block.stage == stage and block.baseline_losses and usable:
+            base = block.baseline
+            if block.stage == stage and base and base.losses and usable:
                 settings = Counter((g.arm.weight, g.arm.schedule) for g in usable)
                 most = settings.most_common(1)[0][0]
                 chosen = [g for g in usable if (g.arm.weight, g.arm.schedule) == most]
                 taps = sorted(chosen, key=lambda g: (len(g.arm.layers), sum(g.arm.layers)))
-                return block, taps
+                return block, base, taps
     raise NothingToDraw("needs a finished baseline and an arm's outcome, of one stage and length")
 
 
 def draw_layers(evidence: Evidence):
     """Improvement by placement, each run against the baseline's of its seed, over a map of which
     layers are tapped: one head, two, more."""
-    block, groups = placements(blocks_of(evidence))
-    base_sd = block.baseline.mean_sd()[1]
+    block, base, groups = placements(blocks_of(evidence))
+    base_sd = base.mean_sd()[1]
     n_layer = evidence.standing.experiment.profile.n_layer
     figure, axes = new_figure(
         (max(7, 3 + 0.8 * len(groups)), 7), 2, 1, sharex=True, height_ratios=(3, 2)
@@ -203,7 +209,7 @@ def draw_layers(evidence: Evidence):
             where = (k + 0.4 if c else k, 0.1)  # beside the bar, if there is one
             at = {"transform": effect.get_xaxis_transform(), "ha": "center", "va": "bottom"}
             effect.text(*where, words, rotation=90, fontsize=11, **at)
-        improvements = [b - a for b, a in zip(*paired_losses(block.baseline, group), strict=True)]
+        improvements = [b - a for b, a in zip(*paired_losses(base, group), strict=True)]
         effect.plot([k] * len(improvements), improvements, **A_RUN)
         taps.plot([k] * len(group.arm.layers), group.arm.layers, "-o", color=colour, markersize=10)
     effect.use_sticky_edges = False  # room on both sides of zero
@@ -284,7 +290,7 @@ def curve_styles(blocks: Sequence[Block]) -> dict[tuple, tuple[str, str]]:
     return {((), False): (BLACK, "-"), **of_arms}
 
 
-def draw_panel(ax, block: Block, styles: Mapping, column: int) -> None:
+def draw_panel(ax, block: Block, styles: Mapping[tuple, tuple[str, str]], column: int) -> None:
     """Curves and their inset; the axis is as high as keeps their right half below the inset."""
     inset = ax.inset_axes((0.5, 0.54, 0.5, 0.46))
     for group in block.groups:
@@ -308,7 +314,8 @@ def rows_from(rows: list[tuple], step: float) -> list[tuple]:
 
 
 def draw_curve(ax, group: ArmRuns, colour: str, dashes: str, column: int) -> None:
-    label = f"{group.label} (n = {len(group.ok)})" + (f"\n✕ {group.lost}" if group.lost else "")
+    lost = f"\n✕ {group.lost}" if group.lost else ""
+    label: str | None = f"{group.label} (n = {len(group.ok)}){lost}"  # of the first line drawn
     if rows := mean_curve(group):
         columns = list(zip(*rows, strict=True))
         at = columns[column]
@@ -320,7 +327,7 @@ def draw_curve(ax, group: ArmRuns, colour: str, dashes: str, column: int) -> Non
     for r in group.runs:
         if r.status == "diverged" and r.curve:
             steps, losses, times = zip(*r.curve, strict=True)
-            at = steps if column == STEP else [t / 1000 for t in times]
+            at = steps if column == STEP else tuple(t / 1000 for t in times)
             ax.plot(at, losses, ":", color=colour, linewidth=1.5, label=label)
             ax.plot(at[-1:], losses[-1:], "X", color=colour, markersize=9)
             label = None

@@ -47,12 +47,12 @@ def effect_line(evidence: Evidence, block: Block | None) -> str:
     """The effect of the final validation, with all that qualifies it, in a sentence."""
     found = contrast(block, block.arms[0]) if block else Contrast()
     difference = found.comparison
-    if not difference:
+    if not block or not difference:
         return "There is no difference to show: no seed on which both arms finished."
-    low, high, kind = primary_interval(evidence, found)
+    interval, kind = primary_interval(evidence, found)
     when = f" at look {len(evidence.looks)}" if evidence.looks else ""
     repeated = " (repeated)" if evidence.looks else ""
-    within = f"{kind} interval{when} {span(low, high)}" if low is not None else "no interval"
+    within = f"{kind} interval{when} {span(*interval)}" if interval else "no interval"
     line = (
         f"{block.arms[0].arm.label}: improvement {difference.improvement:+.4f} nats/token,"
         f" {within}, {p_text(final_p(evidence, block))}{repeated},"
@@ -62,17 +62,22 @@ def effect_line(evidence: Evidence, block: Block | None) -> str:
     return line + (f"; not in these means: {', '.join(lost)}" if lost else "") + "."
 
 
-def primary_interval(
-    evidence: Evidence, found: Contrast
-) -> tuple[float | None, float | None, str]:
-    """The interval that the verdict rests on: (low, high, what it is); none where ranks decide, as
-    the runs that finished are then only the better ones."""
+Ends = tuple[float, float]  # of an improvement, in nats/token: (low, high)
+
+
+def ends(low: float | None, high: float | None) -> Ends | None:
+    return None if low is None or high is None else (low, high)
+
+
+def primary_interval(evidence: Evidence, found: Contrast) -> tuple[Ends | None, str]:
+    """The interval that the verdict rests on, and what it is; none where ranks decide, as the runs
+    that finished are then only the better ones."""
     kind = level(evidence.design.alpha)
     if evidence.looks:
-        return evidence.looks[-1].low, evidence.looks[-1].high, f"sequential {kind}"
+        return ends(evidence.looks[-1].low, evidence.looks[-1].high), f"sequential {kind}"
     if found.ranked or not found.comparison:
-        return None, None, kind
-    return found.comparison.ci_low, found.comparison.ci_high, kind
+        return None, kind
+    return ends(found.comparison.ci_low, found.comparison.ci_high), kind
 
 
 def validated(evidence: Evidence) -> Iterator[Content]:
@@ -90,10 +95,9 @@ def validated(evidence: Evidence) -> Iterator[Content]:
     verdict = evidence.decisions[4].title if 4 in evidence.decisions else verdict
     rows = [("verdict", verdict), ("configuration", versus)]
     found = contrast(block, block.arms[0])
-    if found.comparison:
-        rows += effect_rows(evidence, block, found)
+    rows += effect_rows(evidence, block, found)
     rows += [("p", p_line(evidence, block, found))]
-    rows += [("baseline", spread_line(block.baseline)), ("arm", spread_line(block.arms[0]))]
+    rows += zip(("baseline", "arm"), map(spread_line, block.groups), strict=True)
     if found.comparison:
         rows += [*sensitivity_rows(evidence, block), *resolution_rows(evidence, block)]
     rows += time_rows(evidence, block)
@@ -104,31 +108,34 @@ def validated(evidence: Evidence) -> Iterator[Content]:
 
 
 def effect_rows(evidence: Evidence, block: Block, found: Contrast) -> Iterable[tuple[str, str]]:
-    low, high, kind = primary_interval(evidence, found)
+    interval, kind = primary_interval(evidence, found)
     difference = found.comparison
+    if difference is None:
+        return
     share = difference.improvement / difference.mean_baseline
     about = f"nats/token ({share:+.2%} of the baseline's)"
     yield "effect", f"improvement {difference.improvement:+.4f} {about}"
-    if low is None:
+    if interval is None:
         yield "interval", "none: ranks decide where a run diverged, and n = 1 or no spread has none"
         return
     of_looks = f" over all looks, at look {len(evidence.looks)}" if evidence.looks else ""
-    yield "interval", f"{span(low, high)}, {kind}{of_looks}"
+    yield "interval", f"{span(*interval)}, {kind}{of_looks}"
     if null := excluded(evidence, block):
         yield "excluded", null
-    eq_low, eq_high = equivalence_interval(evidence, block)
-    delta_eq = evidence.design.delta_eq
-    inside = "inside" if -delta_eq < eq_low and eq_high < delta_eq else "not inside"
-    about = f"{level(2 * evidence.design.alpha)}: {inside} ±{delta_eq:g} (delta_eq)"
-    yield "equivalence", f"{span(eq_low, eq_high)}, {about}"
+    if equivalence := equivalence_interval(evidence, block):
+        (low, high), delta_eq = equivalence, evidence.design.delta_eq
+        inside = "inside" if -delta_eq < low and high < delta_eq else "not inside"
+        about = f"{level(2 * evidence.design.alpha)}: {inside} ±{delta_eq:g} (delta_eq)"
+        yield "equivalence", f"{span(low, high)}, {about}"
 
 
-def equivalence_interval(evidence: Evidence, block: Block) -> tuple[float, float]:
+def equivalence_interval(evidence: Evidence, block: Block) -> Ends | None:
     """The interval of two one-sided tests at alpha: that of the last look, or Welch's."""
     if evidence.looks:
-        return evidence.looks[-1].eq_low, evidence.looks[-1].eq_high
-    c = stats.compare(block.baseline.losses, block.arms[0].losses, 2 * evidence.design.alpha)
-    return c.ci_low, c.ci_high
+        return ends(evidence.looks[-1].eq_low, evidence.looks[-1].eq_high)
+    base, arm = block.groups
+    c = stats.compare(base.losses, arm.losses, 2 * evidence.design.alpha)
+    return ends(c.ci_low, c.ci_high)
 
 
 def excluded(evidence: Evidence, block: Block) -> str:
@@ -136,12 +143,15 @@ def excluded(evidence: Evidence, block: Block) -> str:
 
     A verdict stands as it fell, also where a later look's interval has come to cover zero.
     """
-    low, high, kind = primary_interval(evidence, contrast(block, block.arms[0]))
-    if low is None or not low <= 0 <= high or evidence.verdict in (IMPROVES, HARMFUL):
+    interval, kind = primary_interval(evidence, contrast(block, block.arms[0]))
+    if interval is None or not interval[0] <= 0 <= interval[1]:
         return ""
-    if evidence.verdict == NO_EFFECT:  # shown at the level of that verdict
-        low, high = equivalence_interval(evidence, block)
-        kind = f"sequential {level(2 * evidence.design.alpha)}"
+    if evidence.verdict in (IMPROVES, HARMFUL):
+        return ""
+    equivalence = equivalence_interval(evidence, block)
+    if equivalence and evidence.verdict == NO_EFFECT:  # shown at the level of that verdict
+        interval, kind = equivalence, f"sequential {level(2 * evidence.design.alpha)}"
+    low, high = interval
     return f"effects beyond ±{max(-low, high):.4f} nats/token are excluded ({kind} interval)"
 
 
@@ -168,7 +178,7 @@ def spread_line(group: ArmRuns) -> str:
 
 def sensitivity_rows(evidence: Evidence, block: Block) -> Iterable[tuple[str, str]]:
     """Other statistics of the same runs; none of them decides."""
-    base, group = block.baseline, block.arms[0]
+    base, group = block.groups
     sides = paired_losses(base, group)
     if sides[0]:
         test = stats.paired(*sides, evidence.design.alpha)
@@ -181,7 +191,8 @@ def sensitivity_rows(evidence: Evidence, block: Block) -> Iterable[tuple[str, st
 
 def resolution_rows(evidence: Evidence, block: Block) -> Iterable[tuple[str, str]]:
     """What so many runs could have found, with the spread that they had."""
-    design, losses = evidence.design, [g.losses for g in block.groups]
+    base, arm = block.groups
+    design, losses = evidence.design, (base.losses, arm.losses)
     n = min(map(len, losses))
     if n < 2 or stats.compare(*losses).se is None:
         return

@@ -275,7 +275,7 @@ class LogReader:
             if piece.startswith(SUMMARY):
                 self._summary(piece, own and start == begin, rank)
             elif match := STEP_LINE.fullmatch(piece):
-                self._step(line, *match.groups(), own, rank)
+                self._step(line, *match.groups(), own=own, rank=rank)
             else:
                 self.odd = piece
 
@@ -292,7 +292,7 @@ class LogReader:
                 self.non_finite = self.non_finite or text
                 self.step = max(self.step, step)
 
-    def _step(self, line, step, total, kind, loss, train_time_ms, own=True, rank=None) -> None:
+    def _step(self, line, step, total, kind, loss, train_time_ms, *, own=True, rank=None) -> None:
         try:
             step, loss, train_time_ms = int(step), float(loss), float(train_time_ms)
         except ValueError:
@@ -430,7 +430,7 @@ class LogReader:
     @property
     def contents(self) -> str:
         """What the log holds, in a few words."""
-        if not self.incomplete:
+        if self.summary and not self.incomplete:
             return f"the log is complete, val_loss {self.summary['val_loss']:.4f}"
         if self.step or self.curve or self.summaries:
             return f"the log ends at step {self.step} of {self.num_iterations}"

@@ -116,6 +116,12 @@ class RunResult:
             raise ValueError(f"ends at {self.end_s!r} s before it starts at {self.start_s!r} s")
 
     @property
+    def final_loss(self) -> float:
+        """The val loss of a run that is ok: only there is one."""
+        assert self.val_loss is not None, f"{self.run.name} is {self.status}"
+        return self.val_loss
+
+    @property
     def wall_s(self) -> float:
         return self.end_s - self.start_s
 

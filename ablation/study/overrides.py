@@ -43,7 +43,9 @@ class Overrides:
     def chosen_for(self, stage: int) -> Arm | None:
         """The configuration that a person chose for this stage, instead of the stages before it."""
         found = self.latest("by_hand", stage)
-        return found and Arm("by_hand", **{**found.value, "layers": tuple(found.value["layers"])})
+        if found is None:
+            return None
+        return Arm("by_hand", **{**found.value, "layers": tuple(found.value["layers"])})
 
     @property
     def first_stage(self) -> int:
