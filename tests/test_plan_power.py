@@ -10,6 +10,7 @@ import pytest
 from ablation import stats
 from ablation.plan import power
 from ablation.plan.costs import Costs
+from ablation.plan.forecast import of_stage, paid_s
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
 from ablation.plan.power import (
     Scenario,
@@ -285,11 +286,14 @@ def test_a_budget_for_nothing_is_said():
 
 def test_runs_side_by_side_are_paid_once():
     alone, packed = (
-        power.course(with_share(budget_of_full_runs(28), parallel_runs=parallel_runs), "any", 0.0)
-        for parallel_runs in (1, 8)
+        with_share(budget_of_full_runs(28), parallel_runs=parallel_runs) for parallel_runs in (1, 8)
     )
-    assert packed.n_max > 2 * alone.n_max
-    assert packed.hours[1] < alone.hours[1]
+    alone_s, packed_s = (
+        paid_s(e, of_stage(power.courses(e)["small effect"], 1)) for e in (alone, packed)
+    )
+    assert packed_s < alone_s
+    pairs = [power.pairs_of(power.courses(e)["small effect"]) for e in (alone, packed)]
+    assert pairs[1] > 2 * pairs[0]
 
 
 def test_sample_sizes_are_the_fewest_with_that_power():

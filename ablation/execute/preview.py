@@ -7,7 +7,7 @@ from pathlib import Path
 from ablation.cli.arguments import pasteable
 from ablation.execute.command import build_command, extra_environment
 from ablation.folder.materials import Materials
-from ablation.plan.forecast import Planned, forecast, paid_s
+from ablation.plan.forecast import Planned, forecast, of_stage, paid_s
 from ablation.plan.next_step import PLANS, Step
 from ablation.runs.run import RunResult, duration, machine_seconds
 from ablation.study.experiment import Experiment
@@ -22,7 +22,7 @@ def announce(
     spent_s = machine_seconds(results)
     total_s = spent_s + paid_s(e, planned)
     for stage in PLANS[e.plan]:
-        mine = [p for p in planned if p.run.stage == stage.number]
+        mine = of_stage(planned, stage.number)
         done = sum(r.run.stage == stage.number and r.has_outcome for r in results)
         name = f"stage {stage.number} {stage.name}:" if stage.number else "by hand:"
         if mine or done:

@@ -25,6 +25,11 @@ def span_s(planned: Sequence[Planned]) -> float:
     return max(ends) - min(p.start_s for p in planned) if planned else 0.0
 
 
+def of_stage(planned: Sequence[Planned], number: int) -> list[Planned]:
+    """Those of a stage, in order."""
+    return [p for p in planned if p.run.stage == number]
+
+
 def paid_s(e: Experiment, planned: Sequence[Planned]) -> float:
     """Machine time, as `machine_seconds` will count it."""
     return sum(p.wall_s for p in planned) * e.share.nodes if e.share.paid_each else span_s(planned)
@@ -35,10 +40,10 @@ def simulate(
     results: Sequence[RunResult],
     loss: Callable[[RunConfig], float],
     wall_s: Callable[[RunConfig], float] | None = None,
-) -> tuple[list[Planned], list[RunResult], Step]:
-    """The plan carried out from these results on, as the orchestrator would: the runs in order, all
-    results, and the last step. A run ends with the loss that `loss` says, and takes what the plan
-    expects, or what wall_s says."""
+) -> tuple[list[Planned], Step]:
+    """The plan carried out from these results on, as the orchestrator would: the runs in order, and
+    the last step. A run ends with the loss that `loss` says, and takes what the plan expects, or
+    what wall_s says."""
     results, planned = list(results), []
     clock_s = 0.0
     attempts: dict[str, int] = {}
@@ -60,7 +65,7 @@ def simulate(
             results.append(placeholder(launched[-1], attempts[run.name], loss(run), costs))
         planned += launched
         clock_s = max(free_s)
-    return planned, results, step
+    return planned, step
 
 
 def forecast(
@@ -76,8 +81,7 @@ def forecast(
     scale = max((r.val_loss for r in results if r.status == "ok"), default=4.0)
     longest = replace(e, overrides=e.overrides.ungated, stop_on="never")
     loss = loss or (lambda run: scale * placeholder_loss(run))
-    planned, _, step = simulate(longest, results, loss)
-    return planned, step
+    return simulate(longest, results, loss)
 
 
 def placeholder_loss(run: RunConfig) -> float:

@@ -14,14 +14,14 @@ Improvement = mean val_loss(baseline) - mean val_loss(arm), nats/token: positive
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import Pool
 
 from ablation import stats
 from ablation.plan.classic import CLASSIC_RULES
 from ablation.plan.costs import Costs
-from ablation.plan.forecast import forecast, paid_s, simulate
+from ablation.plan.forecast import Planned, forecast, of_stage, paid_s, simulate
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
 from ablation.plan.next_step import PLANS, Step, conclude
 from ablation.plan.stage import FINAL_STAGE
@@ -138,7 +138,7 @@ class Outcome:
 def outcome(e: Experiment, truth: Truth, cost_s: Callable[[RunConfig], float]) -> Outcome:
     """What a plan comes to in a replicate. Every run takes what cost_s says."""
     full = e.iterations(1.0)
-    planned, _, step = simulate(
+    planned, step = simulate(
         e, (), lambda run: truth.loss(run.arm.configuration, run.num_iterations / full), cost_s
     )
     return Outcome(verdict_in(conclude(step)), paid_s(e, planned) / cost_s(full_run(e)))
@@ -218,44 +218,19 @@ def operating_characteristics(
     ]
 
 
-@dataclass(frozen=True)
-class Course:
-    """One way in which the plan can go, at its longest."""
-
-    name: str
-    runs: dict[int, int]  # by stage
-    hours: dict[int, float]  # by stage, of machine time
-
-    @property
-    def n_max(self) -> int:
-        """Pairs of stage 4."""
-        return self.runs[FINAL_STAGE] // 2
-
-
-def course(e: Experiment, name: str, improvement: float) -> Course:
-    """The longest course that the budget allows, where every arm improves by so much."""
-    planned, _ = forecast(
-        e,
-        loss=lambda run: (
-            BASELINE_LOSS - (improvement if run.arm.layers else 0.0) + 1e-9 * run.seed
-        ),
-    )
-    by_stage = {
-        stage.number: [p for p in planned if p.run.stage == stage.number] for stage in PLANS[e.plan]
-    }
-    return Course(
-        name,
-        {stage: len(runs) for stage, runs in by_stage.items()},
-        {stage: paid_s(e, runs) / 3600 for stage, runs in by_stage.items()},
-    )
-
-
-def courses(e: Experiment) -> list[Course]:
-    """The ways in which the plan can go: the adaptive one spends more on a plain effect."""
-    plain, none = 100 * e.profile.design.sigma0, 0.0  # nats/token; chosen, beyond any threshold
+def courses(e: Experiment) -> dict[str, list[Planned]]:
+    """The ways in which the plan can go, each at its longest: the adaptive one spends more on a
+    plain effect."""
+    plain = 100 * e.profile.design.sigma0  # nats/token; chosen, beyond any threshold
+    ways = {"every gate passed": plain}
     if e.plan == "adaptive":
-        return [course(e, "small effect", none), course(e, "plain effect", plain)]
-    return [course(e, "every gate passed", plain)]
+        ways = {"small effect": 0.0, "plain effect": plain}
+    return {name: forecast(e, loss=uniform_loss(effect))[0] for name, effect in ways.items()}
+
+
+def uniform_loss(improvement: float) -> Callable[[RunConfig], float]:
+    """The loss of a run where every arm improves by so much; no two seeds give the same."""
+    return lambda run: BASELINE_LOSS - improvement * bool(run.arm.layers) + 1e-9 * run.seed
 
 
 def pair_hours(e: Experiment) -> float:
@@ -307,7 +282,7 @@ def render(e: Experiment, replicates: int = REPLICATES, seed: int = 0) -> str:
         *course_table(e, ways),
         "",
         "Stage 4, all its pairs used (Welch, one look)",
-        *(f"  {way.name}: {resolution(way.n_max, e)}" for way in ways),
+        *(f"  {name}: {resolution(e, pairs_of(way))}" for name, way in ways.items()),
         "",
         f"Pairs that an effect takes (Welch, one look, power {TABLE_POWER:g})",
         f"  {'effect':>8}{'runs per arm':>14}{'hours':>8}",
@@ -320,22 +295,28 @@ def render(e: Experiment, replicates: int = REPLICATES, seed: int = 0) -> str:
     return "\n".join(lines)
 
 
-def course_table(e: Experiment, ways: Sequence[Course]) -> list[str]:
+def course_table(e: Experiment, ways: Mapping[str, Sequence[Planned]]) -> list[str]:
     """Runs and hours of each stage, a column for each way."""
 
-    def line(name: str, cells: Sequence[str]) -> str:
-        return f"  {name:<20}" + "".join(f"{cell:>24}" for cell in cells)
+    def cell(parts: Sequence[Sequence[Planned]]) -> str:
+        hours = sum(paid_s(e, part) for part in parts) / 3600
+        return f"{sum(map(len, parts))} runs, {hours:.2f} h"
 
-    rows = [line("stage", [way.name for way in ways])]
-    for stage in PLANS[e.plan]:
-        number = stage.number
-        cells = [f"{way.runs[number]} runs, {way.hours[number]:.2f} h" for way in ways]
-        rows.append(line(f"{number} {stage.name}", cells))
-    totals = [f"{sum(way.runs.values())} runs, {sum(way.hours.values()):.2f} h" for way in ways]
-    return [*rows, line("at most", totals)]
+    stages = PLANS[e.plan]
+    columns = [[of_stage(way, stage.number) for stage in stages] for way in ways.values()]
+    rows = {"stage": list(ways)}
+    for k, stage in enumerate(stages):
+        rows[f"{stage.number} {stage.name}"] = [cell([column[k]]) for column in columns]
+    rows["at most"] = [cell(column) for column in columns]
+    return [f"  {name:<20}" + "".join(f"{c:>24}" for c in cells) for name, cells in rows.items()]
 
 
-def resolution(n: int, e: Experiment) -> str:
+def pairs_of(planned: Sequence[Planned]) -> int:
+    """How many pairs of stage 4 there are."""
+    return len(of_stage(planned, FINAL_STAGE)) // 2
+
+
+def resolution(e: Experiment, n: int) -> str:
     """What n pairs can find, in words."""
     if n < 2:
         return f"{n} pair(s) fit: nothing can be concluded; give more hours or shorter runs"

@@ -48,7 +48,7 @@ class Validation:
     """How far stage 4 has come."""
 
     pairs: tuple[Pair, ...]  # complete, in order, up to the first that is still open
-    given_up: int  # pairs of which a run failed for good, among those
+    given_up: int  # pairs before that one of which a run failed for good
     limits: tuple[int, ...]  # n_max on entry, and after each complete pair; never rising
     design: Design
     equivalence: bool = True  # a look that shows it may be the last
