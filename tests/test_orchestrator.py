@@ -26,7 +26,7 @@ from ablation.execute.launcher import CannotStart, Command, exit_of
 from ablation.execute.lock import Lock, holder
 from ablation.execute.orchestrator import Limits, Orchestrator
 from ablation.execute.reconcile import reconcile
-from ablation.execute.status import living
+from ablation.execute.status import processes_left
 from ablation.runs.outcome import exit_from
 from ablation.runs.run import Interval, RunConfig
 from ablation.runs.store import next_attempt, read_records, write_json
@@ -212,11 +212,11 @@ def test_what_the_dead_left_running_is_counted_and_ended_before_the_next_run(sit
     while {guard, watcher_id} & watcher.parents().keys():
         time.sleep(0.01)
     left = survivors(sitting.token)
-    assert len(left) == living(sitting.exp_dir) == 3  # the trainer and its two children
+    assert len(left) == processes_left(sitting.exp_dir) == 3  # the trainer and its two children
     code, _, _ = sitting.run(*BASELINE, new=False)
     assert code == 0
     assert not set(left) & set(survivors(sitting.token))
-    assert living(sitting.exp_dir) == 0
+    assert processes_left(sitting.exp_dir) == 0
     first, second = sitting.records().results
     assert (first.status, second.status) == ("interrupted", "ok")
     assert 0 < first.wall_s < 60
@@ -245,7 +245,7 @@ def test_a_stopped_orchestrator_does_not_make_a_run_longer(sitting):
     assert exit["ended_by"] == "the budget is spent"
     assert exit["end_s"] - exit["start_s"] < 5 + watcher.LATE_HERE_S + watcher.GRACE_S
     deadline = time.monotonic() + 10
-    while living(sitting.exp_dir):  # guard and watcher are about to leave
+    while processes_left(sitting.exp_dir):  # guard and watcher are about to leave
         assert time.monotonic() < deadline
     process.send_signal(signal.SIGCONT)
     out, _ = process.communicate(timeout=20)

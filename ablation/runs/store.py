@@ -89,7 +89,7 @@ def attempt_dir(run_dir: Path, attempt: int) -> Path:
 
 RUN_FOLDER = re.compile(r"run_[0-9]{1,6}")
 ATTEMPT_FOLDER = re.compile(r"attempt_([2-9]|[1-9][0-9]{1,5})")  # the first lies in run_<k> itself
-MAX_FOUND = 100_000  # folders below one folder
+MAX_FOUND = 100_000  # files in one folder; chosen, a hundred times what an experiment has
 
 
 def attempts_in(exp_dir: Path) -> list[Attempt]:
