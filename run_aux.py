@@ -1,7 +1,12 @@
 """Do auxiliary prediction heads at intermediate layers make a GPT train better, and which ones?
 
 A staged ablation: four stages, each deciding whether the next is worth its cost. One run is one
-training of `train_gpt.py`; every decision follows from the results on disk (ablation/plan/).
+training of `train_gpt.py`, and every decision follows from the results on disk:
+
+    results ──► plan (pure) ──► next runs, or a decision ──► launch ──► log ──► result.json ──► ...
+
+The tables of the stages end ablation/plan/classic.py and adaptive.py; the loop is `drive` in
+ablation/execute/session.py.
 
     python run_aux.py --staged --max_budget_hours 7     # all four stages
     python run_aux.py --staged --dry_run                # every command, count and hour, first
@@ -24,17 +29,15 @@ if __name__ == "__main__":  # before imports that another Python cannot read or 
     console.stop_quietly("run_aux.py")  # Ctrl-C while the rest is imported
 
 import argparse
-import difflib
 import json
-import shlex
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ablation.cli import console, exit_codes
 from ablation.cli.arguments import Parser, a_path, plain_words
+from ablation.cli.checks import check_options
 from ablation.execute.display import Display
 from ablation.execute.machine import cores, visible_gpus
 from ablation.execute.opening import MachineFault, SittingOptions, begin, go_on, materials_of
@@ -42,9 +45,8 @@ from ablation.execute.preview import dry_run
 from ablation.execute.status import print_status, status
 from ablation.folder.overrides import (
     NewOverrides,
-    check_choice,
+    read_overrides,
     with_new_overrides,
-    with_overrides_on_record,
 )
 from ablation.folder.registration import (
     EXPERIMENTS,
@@ -59,7 +61,7 @@ from ablation.runs.store import read_records
 from ablation.runs.untrusted import printable
 from ablation.study.asked import UsageError, arms_asked, as_asked, new_experiment, profile_asked
 from ablation.study.experiment import Experiment
-from ablation.study.heads import ARMS, PHASES, QUESTION, SCHEDULE, WEIGHT
+from ablation.study.heads import PHASES, QUESTION, SCHEDULE, WEIGHT
 from ablation.study.profiles import PROFILES
 
 # ---------------------------------------------------------------------------------------------
@@ -127,128 +129,42 @@ def int_list(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers as 1,2,3") from None
 
 
-MOST = {  # options that are numbers above 0: the most that somebody can mean
-    "max_budget_hours": 1e5,
-    "full_iterations": 10**8,
-    "validation_runs": 10**4,
-    "runs": 10**4,
-    "stall_timeout": 1e5,
-    "gpus_per_run": 10**4,
-    "nodes_per_run": 10**4,
-    "parallel_runs": 10**4,
-    "device_batch_size": 10**6,
-}
-NOTHING_TO_DO = (
-    "nothing to do: give --staged, --stage N, --experiment ARMS, --phase PHASE, --list,"
-    " --status, or --exp_dir DIR to go on (--help explains them)"
-)
-
-
-def check_arguments(args) -> None:
-    """Raise UsageError for a value that cannot be meant, naming it and what can be."""
-    for name, value in vars(args).items():
-        if isinstance(value, list):  # what argparse makes of --name=--
-            raise UsageError(f"--{name}: give a value")
-    for name, most in MOST.items():
-        value = getattr(args, name)
-        if value is not None and not 0 < value <= most:
-            raise UsageError(f"--{name} {value:g}: give a number above 0, at most {most:g}")
-    if args.num_gpus is not None and not 0 <= args.num_gpus <= 10**5:
-        raise UsageError(f"--num_gpus {args.num_gpus}: give 0 (the CPU) or more")
-    by_hand = args.experiment is not None or args.phase is not None
-    staged = args.staged or args.stage is not None or args.plan_report
-    if not (staged or by_hand or args.status or args.list or args.exp_dir):
-        raise UsageError(NOTHING_TO_DO)
-    if args.stage is not None and args.stage not in (1, 2, 3, 4):
-        raise UsageError(f"--stage {args.stage}: stages are 1, 2, 3 and 4")
-    if args.profile is not None and args.profile not in PROFILES:
-        raise UsageError(f"--profile {args.profile}: give one of {', '.join(PROFILES)}")
-    check_by_hand(args, by_hand)
-    best = (args.best_layers, args.best_weight, args.best_schedule)
-    if any(value is not None for value in best):
-        if args.stage not in (3, 4) or not args.best_layers:
-            raise UsageError(
-                "--best_layers, --best_weight, --best_schedule go with --stage 3 or 4,"
-                " and --best_layers is needed"
-            )
-        try:
-            check_choice(args.best_layers, args.best_weight, args.best_schedule)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-    try:
-        shlex.split(args.slurm_args or "")
-    except ValueError as error:
-        raise UsageError(f"--slurm_args {args.slurm_args}: {error}") from None
-    check_goes_with(args, by_hand)
-
-
-def check_goes_with(args, by_hand: bool) -> None:
-    """Raise UsageError for an option that would do nothing beside the others."""
-    needs = {  # option: whether it has something to say here, and with what it would
-        "json": (args.status, "--status"),
-        "output_dir": (args.exp_dir is None, "a new experiment, without --exp_dir"),
-        "plan": (not by_hand, "--staged, --stage or --plan_report"),
-        "validation_runs": (not by_hand, "--staged, --stage or --plan_report"),
-        "ignore_gate": (not by_hand, "--staged or --stage"),
-        "slurm_args": (args.launcher == "slurm" or args.exp_dir is not None, "--launcher slurm"),
-    }
-    for name, (fits, what) in needs.items():
-        if getattr(args, name) not in (None, False) and not fits:
-            raise UsageError(f"--{name} goes with {what}; leave it out")
-
-
-def check_by_hand(args, by_hand: bool) -> None:
-    """Arms and seeds by hand: each known, each once."""
-    if args.phase is not None and args.phase not in PHASES:
-        raise UsageError(f"--phase {args.phase}: give one of {', '.join(PHASES)}")
-    names = [name.strip() for name in (args.experiment or "").split(",")]
-    for name in names if args.experiment is not None else ():
-        if name not in ARMS:
-            close = ", ".join(difflib.get_close_matches(name, ARMS, 3)) or "see --list"
-            raise UsageError(f"--experiment {name!r}: no such arm; did you mean: {close}")
-    if not by_hand and (args.seeds is not None or args.runs):
-        raise UsageError("--seeds, --runs: stages have their own; give --experiment or --phase")
-    if args.seeds == ():
-        raise UsageError("--seeds: give whole numbers, as 1,2,3")
-    if args.seeds and args.runs and args.runs != len(args.seeds):
-        raise UsageError(f"--runs {args.runs} and {len(args.seeds)} --seeds: give one of the two")
-    for option, given in (("experiment", names), ("seeds", args.seeds or ())):
-        for value, count in Counter(given).items():
-            if count > 1:
-                raise UsageError(
-                    f"--{option} names {value} {count} times: give each once; a copy of a run is no"
-                    " independent run"
-                )
-    for seed in args.seeds or ():
-        if not 0 <= seed < 2**32:
-            raise UsageError(f"--seeds {seed}: give 0 to {2**32 - 1}")
-
-
 # ---------------------------------------------------------------------------------------------
 # One function per verb
 
 
 def run(args, display: Display) -> int:
-    """Begin or continue an experiment, or show what that would do."""
-    exp_dir = folder_of(args, display.print_line)
-    is_begun = exp_dir is not None and not is_new(exp_dir)
-    document = read_document(exp_dir) if is_begun else None
-    if document is None:
-        check_can_begin(args, exp_dir)
-    gpus = gpus_seen(args, document)
-    e = experiment_of(document) if document else begun_with(args, gpus, display.print_line)
-    if args.dry_run or args.plan_report:
-        return show_plan(args, exp_dir, document, e, gpus, display)
+    """Begin an experiment or go on with it: one sitting; its exit code."""
+    exp_dir, document, e, gpus = named(args, display.print_line)
     e = as_asked(e, args, len(gpus))
-    try:
-        every_seed_once(e)
-    except ValueError as error:
-        raise UsageError(f"--seeds: {error}") from None
+    if e.arms:
+        check_seeds(e)
     options = sitting_options(args)
     if document is not None:
         return go_on(e, options, exp_dir, document, gpus, display)
     e = replace(e, budget_hours=args.max_budget_hours or e.budget_hours)
     return begin(e, options, exp_dir, args.output_dir or EXPERIMENTS, gpus, display)
+
+
+def check_seeds(e: Experiment) -> None:
+    try:
+        every_seed_once(e)
+    except ValueError as error:
+        raise UsageError(f"--seeds: {error}") from None
+
+
+def named(args, print_line) -> tuple[Path | None, dict | None, Experiment, tuple[str, ...]]:
+    """The folder that is meant (None: a new one), its registration (None: nothing is there yet),
+    the experiment before the options are put in, and the GPUs of this machine."""
+    exp_dir = folder_of(args, print_line)
+    is_begun = exp_dir is not None and not is_new(exp_dir)
+    document = read_document(exp_dir) if is_begun else None
+    if document is None:
+        check_can_begin(args, exp_dir)
+    gpus = gpus_seen(args, document)
+    if document is not None:
+        return exp_dir, document, experiment_of(document), gpus
+    return exp_dir, None, begun_with(args, gpus, print_line), gpus
 
 
 def folder_of(args, print_line) -> Path | None:
@@ -273,7 +189,7 @@ def check_can_begin(args, exp_dir: Path | None) -> None:
 
 def gpus_seen(args, document: dict | None) -> tuple[str, ...]:
     """Where runs need none of this machine's GPUs, a tool that fails to name them stops nothing."""
-    share = document["share"] if document else {}
+    share = document["registered"]["share"] if document else {}
     elsewhere = (args.launcher or share.get("launcher")) == "slurm" or share.get("device") == "cpu"
     try:
         return visible_gpus(args.num_gpus)
@@ -310,24 +226,24 @@ def sitting_options(args) -> SittingOptions:
     )
 
 
-def show_plan(args, exp_dir, document, e: Experiment, gpus: Sequence[str], display) -> int:
-    """--dry_run and --plan_report: nothing is launched or written."""
-    meant = PROFILES[args.profile or e.profile.name]
-    if args.num_gpus is None and not gpus and meant.gpus:
-        times = f"times are for {meant.machine} (--num_gpus 0: this CPU)"
-        display.print_line(f"No GPU is visible: {times}.")
-        gpus = ("",) * meant.gpus
-        e = replace(e, share=replace(e.share, device="cuda", processes=meant.gpus))
-    e = as_asked(e, args, len(gpus))
-    if args.plan_report:
-        from ablation.plan import power
+def show_power(args, display: Display) -> int:
+    """--plan_report: what the budget can decide. Nothing is launched or written."""
+    from ablation.plan import power
 
-        print(power.render(replace(e, budget_hours=args.max_budget_hours or e.budget_hours)))
-        return exit_codes.DONE
+    _, _, e, gpus = named(args, display.print_line)
+    e = as_meant(e, args, gpus, display.print_line)
+    print(power.render(replace(e, budget_hours=args.max_budget_hours or e.budget_hours)))
+    return exit_codes.DONE
+
+
+def show_commands(args, display: Display) -> int:
+    """--dry_run: what would run, and what it costs. Nothing is launched or written."""
+    exp_dir, document, e, gpus = named(args, display.print_line)
+    e = as_meant(e, args, gpus, display.print_line)
     options, results = sitting_options(args), ()
     if document:
         results = read_records(exp_dir, document["experiment_id"]).results
-        e = with_overrides_on_record(e, exp_dir)
+        e = e.with_overrides(read_overrides(exp_dir))
     e = with_new_overrides(e, options.overrides, results)
     stem = time.strftime("aux_heads_%Y%m%d_%H%M%S", time.gmtime())
     shown_as = exp_dir or (args.output_dir or EXPERIMENTS) / stem
@@ -335,7 +251,17 @@ def show_plan(args, exp_dir, document, e: Experiment, gpus: Sequence[str], displ
     return exit_codes.DONE
 
 
-def print_arms() -> None:
+def as_meant(e: Experiment, args, gpus: Sequence[str], print_line) -> Experiment:
+    """The experiment as asked, on the machine that its profile is for where this one has no GPU."""
+    meant = PROFILES[args.profile or e.profile.name]
+    if args.num_gpus is None and not gpus and meant.gpus:
+        print_line(f"No GPU is visible: times are for {meant.machine} (--num_gpus 0: this CPU).")
+        e = replace(e, share=replace(e.share, device="cuda", processes=meant.gpus))
+        return as_asked(e, args, meant.gpus)
+    return as_asked(e, args, len(gpus))
+
+
+def print_arms() -> int:
     print(f"{'arm':<24} {'layers':<10} {'weight':>6}  {'schedule':<13} description")
     for phase, arms in PHASES.items():
         print(f"\n{phase}")
@@ -343,6 +269,7 @@ def print_arms() -> None:
             layers = ",".join(map(str, arm.layers)) or "-"
             weight, schedule = (f"{arm.weight:g}", arm.schedule) if arm.layers else ("-", "-")
             print(f"  {arm.name:<22} {layers:<10} {weight:>6}  {schedule:<13} {arm.description}")
+    return exit_codes.DONE
 
 
 def show_status(args) -> int:
@@ -365,11 +292,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     display = Display()
     try:
         with console.interruptible():
-            check_arguments(args)
+            check_options(args)
             if args.list:
-                print_arms()
-                return exit_codes.DONE
-            return show_status(args) if args.status else run(args, display)
+                return print_arms()
+            if args.status:
+                return show_status(args)
+            if args.plan_report:
+                return show_power(args, display)
+            return show_commands(args, display) if args.dry_run else run(args, display)
     except (ValueError, OSError) as error:
         display.clear()
         return refuse(error)

@@ -22,10 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ablation.cli.arguments import Parser, a_path, pasteable, plain_words
-from ablation.folder.overrides import is_overridden
 from ablation.folder.registration import newest_experiment
 from ablation.folder.standing import standing
-from ablation.plan.decision import render
+from ablation.plan.decision import is_overridden, render
 from ablation.plan.next_step import PLANS
 from ablation.runs.untrusted import printable
 
@@ -48,7 +47,7 @@ def block(exp_dir: Path, stage: int) -> str:
             f"--stage {stage}: not decided yet (decided: {decided}); "
             f"run: python run_aux.py {how}--exp_dir {pasteable(exp_dir)}"
         )
-    return render(decision, is_overridden(decision, s.experiment))
+    return render(decision, is_overridden(decision, s.experiment.overrides))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

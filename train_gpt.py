@@ -18,7 +18,6 @@ S sampled positions.
 """
 
 import argparse
-import ctypes
 import json
 import math
 import os
@@ -237,48 +236,8 @@ class Windows:
 # Model
 
 
-class CpuNorm(torch.autograd.Function):
-    """RMSNorm with its backward written out: 2 to 3 times as fast as composed where nothing fuses.
-
-    y = x r with r = (mean x^2 + eps)^(-1/2), hence dx = r (g - y mean(g y)).
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
-        r = square.div_(x.size(-1)).add_(torch.finfo(x.dtype).eps).rsqrt_()
-        y = x * r
-        ctx.save_for_backward(y, r)
-        return y
-
-    @staticmethod
-    def backward(ctx, g: Tensor) -> Tensor:
-        y, r = ctx.saved_tensors
-        mean = (g * y).sum(dim=-1, keepdim=True).div_(-y.size(-1))
-        return torch.addcmul(g, y, mean).mul_(r)
-
-
-class CpuReluSquare(torch.autograd.Function):
-    """relu(x)^2 with one pass less over its large tensors in each direction."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        r = F.relu(x)
-        ctx.save_for_backward(r)
-        return r * r
-
-    @staticmethod
-    def backward(ctx, g: Tensor) -> Tensor:
-        (r,) = ctx.saved_tensors
-        return (g * r).mul_(2)
-
-
 def norm(x: Tensor) -> Tensor:
-    return CpuNorm.apply(x) if x.device.type == "cpu" else F.rms_norm(x, (x.size(-1),))
-
-
-def relu_square(x: Tensor) -> Tensor:
-    return CpuReluSquare.apply(x) if x.device.type == "cpu" else F.relu(x).square()
+    return F.rms_norm(x, (x.size(-1),))
 
 
 class Rotary(nn.Module):
@@ -322,7 +281,7 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor, rotary: Rotary) -> Tensor:
         x_BTD = x_BTD + self.attention(norm(x_BTD), rotary)
-        return x_BTD + linear(relu_square(linear(norm(x_BTD), self.up)), self.down)
+        return x_BTD + linear(F.relu(linear(norm(x_BTD), self.up)).square(), self.down)
 
     def attention(self, x_BTD: Tensor, rotary: Rotary) -> Tensor:
         B, T, D = x_BTD.shape
@@ -892,20 +851,6 @@ def peak_memory_mib(world: World) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def tune_cpu() -> None:
-    """Two settings that make a step on a CPU a third faster.
-
-    Denormals, which ReLU^2 and its gradient produce, cost ten times a normal number: flush them.
-    glibc returns each large tensor to the kernel when it is freed, and pays a page fault for every
-    4 KiB of the next one: let it keep up to 1 GiB.
-    """
-    torch.set_flush_denormal(True)
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)  # musl has none
-        for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-            mallopt(option, 1 << 30)
-
-
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
@@ -923,8 +868,6 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if world.grouped:
         dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo")
-    if world.device.type == "cpu":
-        tune_cpu()
     try:
         log.line("summary: " + json.dumps(train(Trainer(args, world, *windows), log)))
     except Diverged:

@@ -74,13 +74,13 @@ def compare(baseline: Sequence[float], arm: Sequence[float], alpha: float = 0.05
     plain = Comparison(n, mean_b, sd_b, m, mean_a, sd_a, improvement)
     if sd_b is None or sd_a is None:
         return plain
-    v, w = sd_b**2 / n, sd_a**2 / m
-    se = math.sqrt(v + w)
+    of_baseline, of_arm = sd_b**2 / n, sd_a**2 / m  # squared standard errors
+    se = math.sqrt(of_baseline + of_arm)
     if only_rounding(se, mean_b, mean_a):
         return plain
     from scipy.special import stdtr, stdtrit
 
-    share = v / (v + w)  # rather than v**2, which could underflow
+    share = of_baseline / (of_baseline + of_arm)  # rather than a square, which could underflow
     df = 1 / (share**2 / (n - 1) + (1 - share) ** 2 / (m - 1))
     reach = -float(stdtrit(df, alpha / 2)) * se
     pooled_sd = math.sqrt(((n - 1) * sd_b**2 + (m - 1) * sd_a**2) / (n + m - 2))
@@ -315,6 +315,8 @@ def obrien_fleming_spending(t: float, alpha: float) -> float:
 
 
 NEVER = 8.0  # the bound where nothing is to be spent; chosen: upper_tail(8) is 6e-16
+LEAST_ALPHA = 1e-14  # that is spent; chosen: below any level, above what rounding leaves of none
+MOST_NODES = 4096  # of the integration; chosen: enough for looks one pair apart at 16,000 pairs
 
 
 def bounds(ns: Sequence[int], cumulative_alpha: Sequence[float]) -> tuple[float, ...]:
@@ -346,7 +348,7 @@ def _bounds(ns: tuple[int, ...], cumulative_alpha: tuple[float, ...]) -> tuple[f
 
 
 def _next_bound(ns: tuple[int, ...], earlier: tuple[float, ...], alpha: float) -> float:
-    if alpha < 1e-14:
+    if alpha < LEAST_ALPHA:
         return NEVER
     from scipy.optimize import brentq
     from scipy.special import ndtr, ndtri
@@ -380,7 +382,7 @@ def _surviving(ns: tuple[int, ...], crossed_at: tuple[float, ...]):
     low, high = -NEVER, crossed_at[-1]
     finest = min(_step(*pair)[1] for pair in pairwise(ns[-3:]))
     needed = 2 * (high - low) / finest
-    if needed > 4096:
+    if needed > MOST_NODES:
         raise ValueError(f"looks too close to each other for the integration: {ns[-3:]}")
     nodes, weights = _legendre(1 << max(6, math.ceil(math.log2(needed))))
     grid = low + (high - low) * (nodes + 1) / 2

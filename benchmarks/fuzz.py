@@ -58,7 +58,7 @@ from ablation.execute import (
 from ablation.execute.launcher import exit_of
 from ablation.folder import registration, standing
 from ablation.folder.materials import Materials
-from ablation.plan.next_step import next_step
+from ablation.plan.next_step import conclude, next_step
 from ablation.report import figures
 from ablation.runs import log as logs
 from ablation.runs import outcome, store
@@ -101,8 +101,8 @@ def is_plain(text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Played:
-    """An experiment that was played to some point: its registration, and the files of its runs."""
+class Simulated:
+    """An experiment simulated to some point: its registration, and the files of its runs."""
 
     document: dict
     attempts: tuple[Files, ...]
@@ -119,7 +119,7 @@ class Shop:
     scratch: Path
     materials: Path  # a trainer and shards that nobody reads
     honest: tuple[Files, ...]  # records for the readers alone
-    played: tuple[Played, ...]
+    simulated: tuple[Simulated, ...]
     started: list  # commands of programs, and launches, that somebody wanted
     gpu_tool: tuple = (None, None)
     number: int = 0
@@ -180,7 +180,7 @@ class NoLauncher:
 
 def drive(e, session, results, shown) -> int:
     """In place of a sitting: what it would begin with."""
-    next_step(e, results)
+    conclude(next_step(e, results))
     return 0
 
 
@@ -207,7 +207,7 @@ def shop() -> Iterator[Shop]:
         os.chdir(made.scratch / "cwd/x/y/z")
         stack.callback(os.chdir, here)
         made.honest = tuple(honest_records(random.Random("honest")))
-        made.played = tuple(played_experiments(made, random.Random("played")))
+        made.simulated = tuple(simulated_experiments(made, random.Random("played")))
         yield made
 
 
@@ -260,8 +260,8 @@ ALIKE = {
 }
 
 
-def played_experiments(shop: Shop, rng: random.Random) -> Iterator[Played]:
-    """Each plan, played with losses that let it go on, so far as a few decisions."""
+def simulated_experiments(shop: Shop, rng: random.Random) -> Iterator[Simulated]:
+    """Each plan, simulated with losses that let it go on, so far as a few decisions."""
     (shop.materials / "train.py").write_text("print('trained')\n")
     for kind in ("train", "val"):
         (shop.materials / f"x_{kind}_000000.bin").write_bytes(b"tokens")
@@ -277,7 +277,7 @@ def played_experiments(shop: Shop, rng: random.Random) -> Iterator[Played]:
         exp_dir.mkdir()
         facts = {"machine": {}, "versions": {}, "git": {}, "slurm_args": ""}
         document = registration.register(e, m, exp_dir, facts)
-        document |= ALIKE | {"data": {**document["data"], "dir": MATERIALS}}
+        document |= ALIKE | {"data_dir": MATERIALS}
         attempts, results = [], []
         while (step := next_step(e, results)).runs and len(results) < 40:
             for run in step.runs:
@@ -287,7 +287,7 @@ def played_experiments(shop: Shop, rng: random.Random) -> Iterator[Played]:
                 log = Log(total, inputs.joined(lines), None, exit, HONEST)
                 results.append(judged(run, log))
                 attempts.append(attempt_files(results[-1], document["experiment_id"]))
-        yield Played(document, tuple(attempts))
+        yield Simulated(document, tuple(attempts))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -435,12 +435,12 @@ OVERRIDES = {
 }  # fmt: skip
 
 
-def an_experiment(rng: random.Random, shop: Shop, most: int) -> tuple[Files, Played]:
+def an_experiment(rng: random.Random, shop: Shop, most: int) -> tuple[Files, Simulated]:
     """A folder whose registration or overrides somebody may have edited, perhaps its hash too."""
-    played = rng.choice(shop.played)
-    files = played.files(rng.randrange(most + 1))
+    simulated = rng.choice(shop.simulated)
+    files = simulated.files(rng.randrange(most + 1))
     if rng.random() < 0.6:
-        document = inputs.altered(rng, played.document)
+        document = inputs.altered(rng, simulated.document)
         if rng.random() < 0.7:
             with contextlib.suppress(Exception):  # what is no registration any more
                 document["hash"] = oracle.registered_hash(document)
@@ -452,7 +452,7 @@ def an_experiment(rng: random.Random, shop: Shop, most: int) -> tuple[Files, Pla
         some = {"overrides": rng.sample(OVERRIDES["overrides"], rng.randrange(1, 4))}
         some = inputs.altered(rng, some) if rng.random() < 0.8 else some
         files["overrides.json"] = inputs.json_bytes(some)
-    return files, played
+    return files, simulated
 
 
 def try_registration(rng: random.Random, shop: Shop) -> None:
@@ -518,10 +518,11 @@ def differing(before: dict, after: dict) -> set[str]:
 
 
 def try_programs(rng: random.Random, shop: Shop) -> None:
-    files, played = an_experiment(rng, shop, rng.choice((3, 8, 40)))
+    files, simulated = an_experiment(rng, shop, rng.choice((3, 8, 40)))
     for _ in range(rng.choice((0, 0, 1, 3))):
         inputs.damage(rng, files)
-    name = f"code/{played.document['code']['hash']}/{played.document['code']['files'][0]}"
+    code = simulated.document["registered"]["code"]
+    name = f"code/{code['hash']}/{code['files'][0]}"
     if rng.random() < 0.9:
         files[name] = (shop.materials / "train.py").read_bytes()
     if rng.random() < 0.2:

@@ -296,10 +296,9 @@ def why_not_ok(said: Said, returncode, wall_s: float) -> list[str]:
 
 
 def registered_hash(document: dict) -> str:
-    """Of what was fixed before the first run; of the data only what they hold, not where."""
-    fixed = {name: document[name] for name in document["hashed"]}
-    fixed["data"] = {"fingerprint": document["data"]["fingerprint"]}
-    return f"sha256:{hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()}"
+    """Of what was fixed before the first run, and of nothing beside it."""
+    text = json.dumps(document["registered"], sort_keys=True)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 # ---------------------------------------------------------------------------------------------

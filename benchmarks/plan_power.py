@@ -1,27 +1,26 @@
-"""How often does which plan conclude what, in worlds whose truth is known?
+"""How often does which plan conclude what, in scenarios whose truth is known?
 
     python benchmarks/plan_power.py --replicates 2000 --json plan_power.json
     python benchmarks/plan_power.py --replicates 2000 --worlds=-.003 --plans "adaptive superiority"
     python benchmarks/plan_power.py --replicates 2000 --scattered
 
-Plays each plan within a budget of 28 full runs of the speedrun profile (5100 iterations) against
-invented results, and prints verdict rates with standard errors and the cost in full runs. The
-adaptive and the classic plan are `plans.next_step` itself, as it runs experiments; the others are
-written here. --json writes rows
+Simulates each plan within a budget of 28 full runs of the speedrun profile (5100 iterations), and
+prints verdict rates with standard errors and the cost in full runs. The adaptive and the classic
+plan are `next_step` itself, as it runs experiments; the others are written here. --json writes rows
 {"world", "plan", "p_improves", "p_harmful", "p_equivalent", "p_inconclusive", "runs_mean",
 "runs_max", "replicates"}.
 
-Truth: 36 cells (4 placements x 3 weights x 3 schedules). The best cell has the effect that names
-the world, the worst has none, and the others lie between: placement, weight and schedule count a
-third each, in evenly spaced levels, whose order is drawn anew in each replicate (--scattered: 36
-evenly spaced effects in any order, with nothing in common between neighbours). In `harmful` the
-best cell does .010 of harm and the worst .020; in `null` and `delta_eq` all cells are alike.
+Truth: 36 configurations (4 placements x 3 weights x 3 schedules). The best has the effect that
+names the scenario, the worst has none, and the others lie between: placement, weight and schedule
+count a third each, in evenly spaced levels, whose order is drawn anew in each replicate
+(--scattered: 36 evenly spaced effects in any order, with nothing in common between neighbours). In
+`harmful` the best one does .010 of harm and the worst .020; in `null` and `delta_eq` all are alike.
 Noise: normal, independent between runs; sd .004/.0024/.0013 at 20/50/100 % of a run, and
 correlation .34/.70 of a run's noise at 20/50 % with that at its end (1,311 public runs of
-modded-nanogpt in 102 groups of the same code). `noisy` worlds have 3/1.3 of all that.
+modded-nanogpt in 102 groups of the same code). `noisy` scenarios have 3/1.3 of all that.
 
-A replicate of a world has the same truth for every plan, and depends on --seed, the world and its
-own number only: any number of --jobs gives the same rows.
+A replicate of a scenario has the same truth for every plan, and depends on --seed, the scenario and
+its own number only: any number of --jobs gives the same rows.
 """
 
 import argparse
@@ -44,10 +43,11 @@ sys.path.insert(0, str(ROOT))
 from ablation import stats
 from ablation.plan import power
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
-from ablation.plan.power import NOISE, Outcome, Truth, World, as_meant, plain_world
+from ablation.plan.power import NOISE, Outcome, Scenario, Truth, as_meant, plain_scenario
 from ablation.runs.run import RunConfig
 from ablation.study.experiment import Experiment
 from ablation.study.heads import GRID
+from ablation.study.overrides import NOTHING_OVERRIDDEN
 from ablation.study.profiles import PROFILES
 
 SPEEDRUN = PROFILES["speedrun"]
@@ -55,22 +55,22 @@ SIGMA = SPEEDRUN.design.sigma0
 RUN_S = 900.0  # of a full run; every arm costs the same, a short run in proportion
 BUDGET = 28  # full runs
 
-WORLDS = {
-    world.name: world
-    for world in (
-        # name, best and worst cell in the end, best and worst cell at 20 %, sd of a final loss
-        World("null", 0.0, 0.0, 0.0, 0.0, SIGMA),
-        World("delta_eq", *[SPEEDRUN.design.delta_eq] * 4, SIGMA),
-        World("helps early only", 0.0, 0.0, 0.030, 0.0, SIGMA),
-        plain_world("-.003", 0.003, 0.0, SIGMA),
-        plain_world("-.010", 0.010, 0.0, SIGMA),
-        plain_world("-.020", 0.020, 0.0, SIGMA),
-        plain_world("harmful", -0.010, -0.020, SIGMA),
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        # name, best and worst in the end, best and worst at 20 %, sd of a final loss
+        Scenario("null", 0.0, 0.0, 0.0, 0.0, SIGMA),
+        Scenario("delta_eq", *[SPEEDRUN.design.delta_eq] * 4, SIGMA),
+        Scenario("helps early only", 0.0, 0.0, 0.030, 0.0, SIGMA),
+        plain_scenario("-.003", 0.003, 0.0, SIGMA),
+        plain_scenario("-.010", 0.010, 0.0, SIGMA),
+        plain_scenario("-.020", 0.020, 0.0, SIGMA),
+        plain_scenario("harmful", -0.010, -0.020, SIGMA),
         # the prefix-token record: .067 worse at step 250, better in the end
-        World("early-reversal", 0.010, 0.0, -0.067, -0.067, SIGMA),
-        World("rank reversal", 0.010, 0.0, 0.0, 0.010, SIGMA),
-        plain_world("noisy", 0.010, 0.0, 0.003),
-        World("delta_eq noisy", *[SPEEDRUN.design.delta_eq] * 4, 0.003),
+        Scenario("early-reversal", 0.010, 0.0, -0.067, -0.067, SIGMA),
+        Scenario("rank reversal", 0.010, 0.0, 0.0, 0.010, SIGMA),
+        plain_scenario("noisy", 0.010, 0.0, 0.003),
+        Scenario("delta_eq noisy", *[SPEEDRUN.design.delta_eq] * 4, 0.003),
     )
 }
 
@@ -92,32 +92,32 @@ def by_next_step(e: Experiment):
 
 
 def bash_loop(truth: Truth) -> Outcome:
-    """The baseline and 27 cells once (three of the placements); the lowest loss wins. Its claim:
-    heads help if the winner is below the one baseline run, by however little."""
-    losses = [truth.loss(cell) for cell in GRID[:27]]
+    """The baseline and 27 configurations once (three of the placements); the lowest loss wins. Its
+    claim: heads help if the winner is below the one baseline run, by however little."""
+    losses = [truth.loss(configuration) for configuration in GRID[:27]]
     improved = min(losses) < truth.loss(())
     return Outcome(IMPROVES if improved else UNDECIDED, 28.0)
 
 
-RUNGS = ((0.2, 12), (0.5, 4), (1.0, 1))  # length, cells that stay
+RUNGS = ((0.2, 12), (0.5, 4), (1.0, 1))  # length, configurations that stay; chosen
 
 
 def successive_halving(truth: Truth) -> Outcome:
-    """All 36 cells to 20 % of a run, the best 12 on to 50 %, the best 4 on to the end; the winner
-    against the baseline on fresh seeds, as many pairs as are left (7), one Welch test."""
-    cells, noise, before, spent = list(GRID), {}, 0.0, 0.0
+    """All 36 configurations to 20 % of a run, the best 12 on to 50 %, the best 4 on to the end; the
+    winner against the baseline on fresh seeds, as many pairs as are left (7), one Welch test."""
+    left, noise, before, spent = list(GRID), {}, 0.0, 0.0
     for fraction, stay in RUNGS:
-        spent += len(cells) * (fraction - before)
-        noise = {cell: next_noise(truth, fraction, before, noise.get(cell)) for cell in cells}
+        spent += len(left) * (fraction - before)
+        noise = {which: next_noise(truth, fraction, before, noise.get(which)) for which in left}
         observed = {
-            cell: noise[cell] * NOISE[fraction][0] * truth.world.sigma
-            - truth.improvement(cell, fraction)
-            for cell in cells
+            which: noise[which] * NOISE[fraction][0] * truth.scenario.sigma
+            - truth.improvement(which, fraction)
+            for which in left
         }
-        cells = sorted(cells, key=observed.get)[:stay]
+        left = sorted(left, key=observed.get)[:stay]
         before = fraction
     pairs = math.floor((BUDGET - spent) / 2)
-    return Outcome(fixed_test(truth, cells[0], pairs), spent + 2 * pairs)
+    return Outcome(fixed_test(truth, left[0], pairs), spent + 2 * pairs)
 
 
 def next_noise(truth: Truth, fraction: float, before: float, z: float | None) -> float:
@@ -130,15 +130,15 @@ def next_noise(truth: Truth, fraction: float, before: float, z: float | None) ->
 
 
 def oracle(truth: Truth) -> Outcome:
-    """Knows the best cell, and spends all on 14 pairs and one Welch test."""
+    """Knows the best configuration, and spends all on 14 pairs and one Welch test."""
     best = min(GRID, key=truth.rank.get)
     return Outcome(fixed_test(truth, best, BUDGET // 2), 2.0 * (BUDGET // 2))
 
 
-def fixed_test(truth: Truth, cell: tuple, pairs: int) -> str:
+def fixed_test(truth: Truth, configuration: tuple, pairs: int) -> str:
     """Welch, two-sided .05; if that finds nothing, TOST at .05 against delta_eq."""
     baseline = [truth.loss(()) for _ in range(pairs)]
-    arm = [truth.loss(cell) for _ in range(pairs)]
+    arm = [truth.loss(configuration) for _ in range(pairs)]
     comparison = stats.compare(baseline, arm)
     if comparison.p < SPEEDRUN.design.alpha:
         return IMPROVES if comparison.improvement > 0 else HARMFUL
@@ -150,7 +150,7 @@ def fixed_test(truth: Truth, cell: tuple, pairs: int) -> str:
 PLANS = {
     "bash loop": bash_loop,
     "classic": by_next_step(staged("classic")),
-    "classic without gates": by_next_step(staged("classic", overrides=power.UNGATED)),
+    "classic without gates": by_next_step(staged("classic", overrides=NOTHING_OVERRIDDEN.ungated)),
     "successive halving": successive_halving,
     "oracle": oracle,
     "adaptive": by_next_step(staged("adaptive")),
@@ -161,23 +161,23 @@ PLANS = {
 # Replicates
 
 
-def replicates_of(task: tuple[World, str, int, range]) -> list[Outcome]:
-    world, plan, seed, numbers = task
-    return [PLANS[plan](Truth(world, f"{seed}/{world.name}/{k}")) for k in numbers]
+def replicates_of(task: tuple[Scenario, str, int, range]) -> list[Outcome]:
+    scenario, plan, seed, numbers = task
+    return [PLANS[plan](Truth(scenario, f"{seed}/{scenario.name}/{k}")) for k in numbers]
 
 
 def rows_of(
-    worlds: Sequence[World], plans: Sequence[str], replicates: int, seed: int, jobs: int
+    scenarios: Sequence[Scenario], plans: Sequence[str], replicates: int, seed: int, jobs: int
 ) -> Iterator[dict]:
-    """A row for each world and plan, in this order, as soon as it is there."""
+    """A row for each scenario and plan, in this order, as soon as it is there."""
     chunks = [range(k, min(k + 50, replicates)) for k in range(0, replicates, 50)]
-    keys = [(world, plan) for world in worlds for plan in plans]
-    tasks = [(world, plan, seed, chunk) for world, plan in keys for chunk in chunks]
+    keys = [(scenario, plan) for scenario in scenarios for plan in plans]
+    tasks = [(scenario, plan, seed, chunk) for scenario, plan in keys for chunk in chunks]
     with Pool(jobs) as pool:
         parts = pool.imap(replicates_of, tasks)
-        for world, plan in keys:
+        for scenario, plan in keys:
             outcomes = [outcome for _ in chunks for outcome in next(parts)]
-            yield power.tally(world.name, plan, outcomes)
+            yield power.tally(scenario.name, plan, outcomes)
 
 
 def chosen(text: str, known: Sequence[str], option: str) -> list[str]:
@@ -203,16 +203,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.replicates < 1 or args.jobs < 1:
             raise ValueError("--replicates and --jobs: give 1 or more")
-        worlds = [WORLDS[name] for name in chosen(args.worlds, WORLDS, "--worlds")]
+        scenarios = [SCENARIOS[name] for name in chosen(args.worlds, SCENARIOS, "--worlds")]
         plans = chosen(args.plans, PLANS, "--plans")
     except ValueError as error:
         print(f"plan_power.py: error: {error}", file=sys.stderr)
         return 1
     if args.scattered:
-        worlds = [replace(world, ranks=power.scattered_ranks) for world in worlds]
+        scenarios = [replace(scenario, ranks=power.scattered_ranks) for scenario in scenarios]
     rows = []
     began = time.perf_counter()
-    for row in rows_of(worlds, plans, args.replicates, args.seed, args.jobs):
+    for row in rows_of(scenarios, plans, args.replicates, args.seed, args.jobs):
         rows.append(row)
         if row["plan"] == plans[-1]:
             print(f"\n{row['world']}")

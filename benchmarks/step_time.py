@@ -256,8 +256,6 @@ def main(argv=None) -> int:
     torch.set_num_threads(threads := p.cpu_threads or torch.get_num_threads())
     if p.gpus:
         torch._dynamo.config.recompile_limit = 64  # one process holds the graphs of every arm
-    else:
-        train_gpt.tune_cpu()
     print(f"{p.name}: torch {torch.__version__}, Python {platform.python_version()},", end=" ")
     print(torch.cuda.get_device_name() if p.gpus else f"{threads} threads of a CPU", flush=True)
 

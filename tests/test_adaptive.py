@@ -10,20 +10,14 @@ import pytest
 import scipy.stats
 
 from ablation import stats
-from ablation.folder.overrides import with_override
 from ablation.plan.adaptive import (
-    MAX_GIVEN_UP,
     additive_fit,
-    cells_to_run,
-    decide_hyperparameters,
-    decide_layers,
-    decide_screening,
-    decide_validation,
     dropped_by_screening,
+    refinements_to_run,
     two_best,
 )
 from ablation.plan.costs import Costs
-from ablation.plan.forecast import Planned, invented
+from ablation.plan.forecast import Planned, placeholder
 from ablation.plan.looks import (
     BELOW,
     HARMFUL,
@@ -38,16 +32,29 @@ from ablation.plan.looks import (
     target_label,
     verdict_of,
 )
-from ablation.plan.next_step import MAX_ATTEMPTS, next_step, pairs_begun
+from ablation.plan.next_step import MAX_ATTEMPTS, conclude, next_step, pairs_begun
+from ablation.plan.validation import MAX_GIVEN_UP, Validation, decide_looks
 from ablation.runs.run import machine_seconds
 from ablation.study import heads
-from ablation.study.heads import FEW_CELLS, MANY_CELLS
+from ablation.study.heads import FEW_REFINEMENTS, MANY_REFINEMENTS
 from ablation.study.profiles import PROFILES, Design
-from tests.support.invent import BASELINE, arm, experiment, result
+from tests.support.invent import BASELINE, arm, experiment, overridden, result, state_of
 
 DESIGN = Design(sigma0=0.0013, delta_eq=0.005, delta_target=0.02, drop=0.125)
 BEST = arm("final_best", 4, 8)
 TINY = 1e-9
+
+
+def state_of_design(stage, results=(), expected=(), **fields):
+    """The state of a stage of the adaptive plan, by DESIGN."""
+    e = experiment(plan="adaptive", profile=replace(PROFILES["speedrun"], design=DESIGN))
+    return state_of("adaptive", stage, results, expected, experiment=e, **fields)
+
+
+def decide(*of_state, **fields):
+    state = state_of_design(*of_state, **fields)
+    return state.stage.decide(state)
+
 
 # ---------------------------------------------------------------------------------------------
 # Stage 4: one look
@@ -153,7 +160,7 @@ def test_looks_begin_at_four_pairs_or_at_the_last_one(n, n_max, looks):
 
 
 def test_pairs_side_by_side_are_looked_at_together_and_at_the_end():
-    found = looks_at(noisy_pairs(11, 0.0), [11] * 11, DESIGN, together=4)
+    found = looks_at(noisy_pairs(11, 0.0), [11] * 11, DESIGN, pairs_per_batch=4)
     assert [k.n for k in found] == [4, 8, 11]
 
 
@@ -202,7 +209,7 @@ def test_a_verdict_once_reached_stands():
     assert {k.verdict for k in looks} == {IMPROVES}
     assert looks[-1].low < 0  # although its own interval would not say so
     good, bad = noisy_pairs(4, 0.08), noisy_pairs(20, -0.08, seed=1)
-    looks = looks_at(good + bad, [24] * 24, DESIGN, together=10)
+    looks = looks_at(good + bad, [24] * 24, DESIGN, pairs_per_batch=10)
     assert looks[-1].high < 0 and {k.verdict for k in looks} == {IMPROVES}
 
 
@@ -228,6 +235,17 @@ def test_superiority_leaves_equivalence_stops_out_except_at_the_end():
     assert left_out == [""] * 5 + [NO_EFFECT]
 
 
+def test_where_no_further_pair_comes_the_last_look_spends_what_is_left():
+    going_on = Validation(tuple(noisy_pairs(5, 0.002, sd=0.006)), 0, (9,) * 6, DESIGN)
+    assert [k.n_max for k in going_on.looks] == [9, 9]
+    assert [k.n_max for k in going_on.final_looks] == [9, 5]
+    assert going_on.final_looks[-1].z < going_on.looks[-1].z
+    decided_already = Validation(tuple(noisy_pairs(4, -0.05)), 0, (9,) * 5, DESIGN)
+    assert decided_already.is_settled
+    assert decided_already.final_looks == decided_already.looks
+    assert Validation((), 0, (9,), DESIGN).final_looks == []
+
+
 # ---------------------------------------------------------------------------------------------
 # Stage 4: samples that allow no test, and divergences
 
@@ -238,7 +256,7 @@ def test_without_any_variance_nothing_is_concluded(best):
     looks = looks_at(pairs, [6] * 6, DESIGN)
     assert {k.verdict for k in looks} == {""}
     assert not settled(looks[-1])
-    decision = conclude(looks, pairs)
+    decision = verdict_on(looks, pairs)
     assert decision.numbers["verdict"] == UNDECIDED
     assert any("without variance" in fact for fact in decision.facts)
 
@@ -254,7 +272,7 @@ def test_all_diverged_is_inconclusive():
     pairs = pairs_of([None] * 8, [None] * 8)
     looks = looks_at(pairs, [8] * 8, DESIGN)
     assert {k.verdict for k in looks} == {""}
-    decision = conclude(looks, pairs)
+    decision = verdict_on(looks, pairs)
     assert decision.numbers["verdict"] == UNDECIDED
     assert "every run diverged" in " ".join(decision.facts)
     assert (decision.numbers["baseline_diverged"], decision.numbers["best_diverged"]) == (8, 8)
@@ -299,7 +317,7 @@ def test_where_runs_diverged_differences_are_of_the_pairs_that_finished():
     best = [loss - 0.01 for loss in of_seeds[:5]] + [None]
     last = looks_at(pairs_of(of_seeds, best), [6] * 6, DESIGN)[-1]
     assert last.improvement == pytest.approx(0.01)
-    decision = conclude([last], pairs_of(of_seeds, best))
+    decision = verdict_on([last], pairs_of(of_seeds, best))
     assert any("over the 5 pair(s) of which both finished" in fact for fact in decision.facts)
 
 
@@ -314,8 +332,8 @@ def test_a_rank_look_too_early_to_reach_its_level_decides_nothing():
 # Stage 4: the decision
 
 
-def conclude(looks, pairs):
-    decision = decide_validation(looks, pairs, 1800.0, DESIGN, BEST, ())
+def verdict_on(looks, pairs):
+    decision = decide_looks(state_of_design(4, choice=BEST, costs=lambda run: 900.0), looks, pairs)
     json.dumps(decision.numbers, allow_nan=False)  # it goes into a file
     return decision
 
@@ -333,14 +351,14 @@ def conclude(looks, pairs):
 def test_the_title_is_verdict_and_label(improvement, title):
     pairs = noisy_pairs(9, improvement)
     (look,) = looks_at(pairs, [9] * 9, DESIGN)[-1:]
-    assert conclude([look], pairs).title == title
+    assert verdict_on([look], pairs).title == title
 
 
 def test_a_verdict_is_told_as_it_fell_whatever_later_looks_show():
     pairs = [*noisy_pairs(4, 0.03), *noisy_pairs(9, -0.03)[4:]]
     looks = looks_at(pairs, [9] * 9, DESIGN)
     assert looks[0].verdict == IMPROVES and looks[-1].low < 0 < looks[-1].high
-    decision = conclude(looks, pairs)
+    decision = verdict_on(looks, pairs)
     assert decision.title == f"{IMPROVES} at look 1, {decision.numbers['label']}"
     assert f"It fell at 4 pairs at {looks[0].low:+.4f} to" in decision.because[-1]
 
@@ -359,12 +377,12 @@ def test_level_runs_beside_diverged_ones_are_called_so_and_no_more(sd, title):
     pairs[0], pairs[1] = (lost[0], pairs[0][1]), (pairs[1][0], lost[1])
     looks = looks_at(pairs, [9] * 9, DESIGN)
     assert not any(look.verdict for look in looks)  # not before the last pair
-    assert conclude(looks, pairs).title == title
+    assert verdict_on(looks, pairs).title == title
 
 
 def test_inconclusive_says_what_it_would_still_take():
     pairs = noisy_pairs(4, 0.004, sd=0.006)
-    decision = conclude(looks_at(pairs, [4] * 4, DESIGN), pairs)
+    decision = verdict_on(looks_at(pairs, [4] * 4, DESIGN), pairs)
     assert decision.title == UNDECIDED
     baseline, best = ([r.val_loss for r in side] for side in zip(*pairs, strict=True))
     sd = math.sqrt((np.var(baseline, ddof=1) + np.var(best, ddof=1)) / 2)
@@ -379,12 +397,12 @@ def test_a_null_result_says_what_it_excludes():
     pairs = noisy_pairs(9, 0.0)
     looks = looks_at(pairs, [9] * 9, DESIGN)
     excluded = max(abs(looks[-1].eq_low), abs(looks[-1].eq_high))
-    assert f"effects beyond ±{excluded:.4f} are excluded" in conclude(looks, pairs).because[0]
+    assert f"effects beyond ±{excluded:.4f} are excluded" in verdict_on(looks, pairs).because[0]
 
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_too_few_pairs_for_any_look_are_inconclusive(n):
-    decision = conclude([], noisy_pairs(n, 0.05))
+    decision = verdict_on([], noisy_pairs(n, 0.05))
     assert decision.numbers["verdict"] == UNDECIDED
     assert f"{n} complete pair(s)" in decision.title
 
@@ -437,13 +455,13 @@ def test_without_a_usable_baseline_only_a_divergence_drops():
     ],
 )
 def test_screening_stops_only_if_every_arm_is_dropped(losses, verdict):
-    decision = decide_screening(screening(**losses), ["screen_baseline"], DESIGN)
+    decision = decide(1, screening(**losses), ["screen_baseline"])
     assert decision.verdict == verdict
 
 
 def test_a_crash_is_no_reason_to_drop():
     results = [*screening(a48=9.0), result(arm("screen_a6", 6), status="crashed")]
-    decision = decide_screening(results, ["screen_a6"], DESIGN)
+    decision = decide(1, results, ["screen_a6"])
     assert decision.verdict == "PROCEED"
     assert decision.missing == ("screen_a6",)
 
@@ -479,12 +497,12 @@ def test_two_best_of_fewer(losses, n):
 
 def test_the_lower_mean_of_the_two_wins_not_the_best_single_run():
     results = placements({"a6": 3.30, "a48": 3.265}, **FIRST)
-    assert decide_layers(results, [], DESIGN).chosen.layers == (4, 8)
+    assert decide(2, results).chosen.layers == (4, 8)
 
 
 def test_z2_is_the_formula_of_the_plan():
     results = placements({"a6": 3.264, "a48": 3.268}, **FIRST)
-    decision = decide_layers(results, [], DESIGN)
+    decision = decide(2, results)
     # SS about the means of the two pairs: 2 * .002^2 + 2 * .0015^2, with a degree of freedom each
     s = math.sqrt((8 * 0.0013**2 + 2 * 0.002**2 + 2 * 0.0015**2) / (8 + 2))
     assert decision.numbers["s"] == pytest.approx(s, rel=1e-9)
@@ -495,17 +513,17 @@ def test_z2_is_the_formula_of_the_plan():
 def test_stage_3_is_as_large_as_the_losses_of_stage_2_are_worth(z2, runs):
     s = math.sqrt(8 * 0.0013**2 / (8 + 2))  # two pairs without any spread
     baseline = 3.26 + z2 * s * math.sqrt(1 / 2 + 1)
-    decision = decide_layers(placements({"a6": 3.26, "a48": 3.265}, baseline, **FIRST), [], DESIGN)
+    decision = decide(2, placements({"a6": 3.26, "a48": 3.265}, baseline, **FIRST))
     assert decision.numbers["z2"] == pytest.approx(z2, abs=1e-8)
-    assert len(cells_to_run(decision.numbers["z2"])) == runs
+    assert len(refinements_to_run(decision.numbers["z2"])) == runs
 
 
 @pytest.mark.parametrize("status", ["crashed", "diverged", None])
 def test_no_stage_proceeds_without_a_usable_baseline(status):
     lost = [result(BASELINE, status=status, stage=2)] if status else []
-    layers = decide_layers([*lost, *placements({"a6": 3.26}, None, **FIRST)], ["baseline"], DESIGN)
+    layers = decide(2, [*lost, *placements({"a6": 3.26}, None, **FIRST)], ["baseline"])
     lost = [replace(r, run=replace(r.run, arm=arm("screen_baseline"))) for r in lost]
-    screened = decide_screening([*lost, *screening((), a6=3.0)], ["screen_baseline"], DESIGN)
+    screened = decide(1, [*lost, *screening((), a6=3.0)], ["screen_baseline"])
     for decision in (layers, screened):
         assert decision.verdict == "INCONCLUSIVE"
         assert "no usable run of the baseline" in decision.title
@@ -515,11 +533,11 @@ def test_no_stage_proceeds_without_a_usable_baseline(status):
 
 def test_a_finalist_that_diverges_the_second_time_is_out():
     results = placements({"a6": None, "a48": 3.4}, **FIRST)
-    assert decide_layers(results, [], DESIGN).chosen.layers == (4, 8)
+    assert decide(2, results).chosen.layers == (4, 8)
 
 
 def test_no_usable_placement_is_inconclusive():
-    decision = decide_layers(placements(a4=None, a6=None), [], DESIGN)
+    decision = decide(2, placements(a4=None, a6=None))
     assert decision.verdict == "INCONCLUSIVE"
     assert decision.chosen is None
 
@@ -529,46 +547,47 @@ def test_no_usable_placement_is_inconclusive():
 
 
 @pytest.mark.parametrize(
-    ("z2", "cells"),
+    ("z2", "refinements"),
     [
-        (3.99, FEW_CELLS),
-        (4.0, MANY_CELLS),
-        (4.01, MANY_CELLS),
-        (-9.0, FEW_CELLS),
-        (None, FEW_CELLS),
+        (3.99, FEW_REFINEMENTS),
+        (4.0, MANY_REFINEMENTS),
+        (4.01, MANY_REFINEMENTS),
+        (-9.0, FEW_REFINEMENTS),
+        (None, FEW_REFINEMENTS),
     ],
 )
-def test_cells_at_above_and_below_z2(z2, cells):
-    assert cells_to_run(z2) == cells
+def test_refinements_at_above_and_below_z2(z2, refinements):
+    assert refinements_to_run(z2) == refinements
 
 
 def test_additive_fit_is_least_squares():
     rng = random.Random(3)
-    observed = {cell: rng.gauss(3.28, 0.01) for cell in ((0.1, "constant"), *MANY_CELLS)}
+    seen = (heads.DEFAULT_REFINEMENT, *MANY_REFINEMENTS)
+    observed = {which: rng.gauss(3.28, 0.01) for which in seen}
     weights, schedules = (0.05, 0.1, 0.2), ("constant", "cosine_decay", "linear_decay")
 
-    def row(cell):  # the first weight and schedule as references: full rank
-        return [1, *(cell[0] == w for w in weights[1:]), *(cell[1] == s for s in schedules[1:])]
+    def row(weight, schedule):  # the first weight and schedule as references: full rank
+        return [1, *(weight == w for w in weights[1:]), *(schedule == s for s in schedules[1:])]
 
-    matrix = np.array([row(cell) for cell in observed], dtype=float)
+    matrix = np.array([row(*which) for which in observed], dtype=float)
     normal = np.linalg.solve(matrix.T @ matrix, matrix.T @ np.array(list(observed.values())))
     fit = additive_fit(observed)
     assert len(fit) == 9
-    for cell, loss in fit.items():
-        assert loss == pytest.approx(float(np.dot(row(cell), normal)), abs=1e-12)
+    for which, loss in fit.items():
+        assert loss == pytest.approx(float(np.dot(row(*which), normal)), abs=1e-12)
 
 
-def test_additive_fit_finds_the_best_cell_that_was_never_run():
+def test_additive_fit_finds_the_best_refinement_that_was_never_run():
     effect = {0.05: 0.00, 0.1: 0.01, 0.2: 0.02}
     of_schedule = {"constant": 0.02, "linear_decay": 0.01, "cosine_decay": 0.0}
-    cells = (heads.DEFAULT_CELL, *MANY_CELLS)
-    fit = additive_fit({(w, s): 3.2 + effect[w] + of_schedule[s] for w, s in cells})
+    seen = (heads.DEFAULT_REFINEMENT, *MANY_REFINEMENTS)
+    fit = additive_fit({(w, s): 3.2 + effect[w] + of_schedule[s] for w, s in seen})
     assert min(fit, key=fit.get) == (0.05, "cosine_decay")
-    assert (0.05, "cosine_decay") not in cells
+    assert (0.05, "cosine_decay") not in seen
     assert fit[0.05, "cosine_decay"] == pytest.approx(3.2, abs=1e-12)
 
 
-def dives(losses):
+def refined(losses):
     return [
         result(arm(f"dive_{k}", 6, weight=w, schedule=s), loss, stage=3)
         if loss is not None
@@ -578,13 +597,13 @@ def dives(losses):
 
 
 def stage_2(z2, best_loss=3.27):
-    decision = decide_layers(placements(**FIRST), [], DESIGN)
+    decision = decide(2, placements(**FIRST))
     return replace(decision, numbers={"z2": z2, "best_loss": best_loss})
 
 
-def chosen_cell(results, decision_2):
+def chosen_refinement(results, decision_2):
     layers = arm("aux_6", 6)
-    chosen = decide_hyperparameters(results, [], DESIGN, layers, decision_2).chosen
+    chosen = decide(3, results, choice=layers, decisions={2: decision_2}).chosen
     assert chosen.layers == (6,)
     return chosen.weight, chosen.schedule
 
@@ -600,28 +619,28 @@ def chosen_cell(results, decision_2):
     ],
 )
 def test_small_effects_take_the_best_observed_of_three(default, few, best):
-    results = dives(dict(zip(FEW_CELLS, few, strict=True)))
-    assert chosen_cell(results, stage_2(3.99, default)) == best
+    results = refined(dict(zip(FEW_REFINEMENTS, few, strict=True)))
+    assert chosen_refinement(results, stage_2(3.99, default)) == best
 
 
 def test_plain_effects_take_the_best_predicted_of_those_that_were_run():
-    losses = {(w, s): 3.2 + w / 10 + (s != "cosine_decay") / 100 for w, s in MANY_CELLS}
+    losses = {(w, s): 3.2 + w / 10 + (s != "cosine_decay") / 100 for w, s in MANY_REFINEMENTS}
     assert (0.05, "cosine_decay") not in losses  # the best, if it were run
-    assert chosen_cell(dives(losses), stage_2(4.0, 3.22)) == (0.1, "cosine_decay")
+    assert chosen_refinement(refined(losses), stage_2(4.0, 3.22)) == (0.1, "cosine_decay")
     losses[0.2, "constant"] -= 0.0201  # one lucky run: its neighbours say otherwise
     assert min(losses, key=losses.get) == (0.2, "constant")
-    assert chosen_cell(dives(losses), stage_2(4.0, 3.22)) == (0.05, "constant")
+    assert chosen_refinement(refined(losses), stage_2(4.0, 3.22)) == (0.05, "constant")
 
 
-def test_a_cell_that_diverged_is_never_chosen_however_good_its_prediction():
-    losses = {(w, s): 3.2 - w / 10 - (s == "cosine_decay") / 100 for w, s in MANY_CELLS}
-    assert chosen_cell(dives(losses), stage_2(4.0, 3.19)) == (0.2, "cosine_decay")
+def test_a_refinement_that_diverged_is_never_chosen_however_good_its_prediction():
+    losses = {(w, s): 3.2 - w / 10 - (s == "cosine_decay") / 100 for w, s in MANY_REFINEMENTS}
+    assert chosen_refinement(refined(losses), stage_2(4.0, 3.19)) == (0.2, "cosine_decay")
     losses[0.2, "cosine_decay"] = None
-    assert chosen_cell(dives(losses), stage_2(4.0, 3.19)) != (0.2, "cosine_decay")
+    assert chosen_refinement(refined(losses), stage_2(4.0, 3.19)) != (0.2, "cosine_decay")
 
 
 def test_without_any_result_stage_3_is_inconclusive():
-    decision = decide_hyperparameters([], ["dive_0"], DESIGN, arm("aux_6", 6), None)
+    decision = decide(3, [], ["dive_0"])
     assert decision.verdict == "INCONCLUSIVE"
     assert decision.missing == ("dive_0",)
 
@@ -656,13 +675,13 @@ def carry_out(e, improvement=0.003, happens=lambda run, attempt: "ok", seconds=9
             attempt = 1 + sum(r.run.name == run.name for r in results)
             took_s = seconds * run.num_iterations / e.full_iterations * rng.uniform(0.999, 1.001)
             loss = 3.28 - improvement * bool(run.arm.layers) + rng.gauss(0, 0.0013)
-            done = invented(Planned(run, now_s, took_s), attempt, loss, Costs(e, results))
+            done = placeholder(Planned(run, now_s, took_s), attempt, loss, Costs(e, results))
             if (status := happens(run, attempt)) != "ok":
                 done = replace(done, status=status, reason="invented", val_loss=None)
             running.append(done)
             launched.append(run)
         if not running:
-            return launched, step, results
+            return launched, conclude(step), results
         done = min(running, key=lambda r: r.end_s)
         running.remove(done)
         results.append(done)
@@ -819,7 +838,7 @@ def test_a_look_is_taken_with_what_its_own_pairs_left_of_the_budget():
     before = step.decisions[4].numbers
     *others, last = results
     slow = replace(last, end_s=last.end_s + 2 * 1800)  # two pairs more
-    after = next_step(e, [*others, slow]).decisions[4].numbers
+    after = conclude(next_step(e, [*others, slow])).decisions[4].numbers
     assert before["n"] == after["n"] == 4 and after["n_max"] <= before["n_max"] - 2
 
 
@@ -845,24 +864,24 @@ def test_a_pair_has_begun_when_both_of_its_runs_have_an_outcome():
 def with_budget(e, hours, pairs):
     """The experiment after a person gave another budget, when so many pairs were complete."""
     value = {"hours": hours, "was": e.budget_hours, "pairs": pairs}
-    return replace(with_override(e, "budget", 0, value), budget_hours=hours)
+    return overridden(e, "budget", 0, value)
 
 
 @pytest.mark.parametrize("factor", [0.9, 2.0])
 def test_a_budget_given_later_changes_no_look_that_was_taken(factor):
     e = adaptive_experiment(stop_on="superiority")
     _, _, results = carry_out(e, improvement=0.0)
-    looks = next_step(e, results).decisions[4].numbers["looks"]
+    looks = conclude(next_step(e, results)).decisions[4].numbers["looks"]
     assert pairs_begun(results) == looks[-1]["n"] == 9
     later = with_budget(e, factor * e.budget_hours, 9)
-    assert next_step(later, results).decisions[4].numbers["looks"] == looks
+    assert conclude(next_step(later, results)).decisions[4].numbers["looks"] == looks
     assert next_step(later, results).ended
 
     by_then = [r for r in results if r.run.stage < 4 or r.run.index < 6]
     assert pairs_begun(by_then) == 6
     changed = with_budget(e, factor * e.budget_hours, 6)
     launched, _, everything = carry_out(changed, improvement=0.0)
-    again = next_step(changed, everything).decisions[4].numbers["looks"]
+    again = conclude(next_step(changed, everything)).decisions[4].numbers["looks"]
     assert [k["n_max"] for k in again][:3] == [9, 9, 9]
     assert len(of_stage(launched, 4)) <= 18  # fixed on entry: nothing raises it
 
@@ -879,7 +898,7 @@ def test_results_count_for_the_configuration_that_was_trained_only():
     launched, _, results = carry_out(adaptive_experiment(), improvement=0.02)
     e = adaptive_experiment(60.0)
     by_hand = {"layers": [3, 9], "weight": 0.1, "schedule": "constant"}
-    step = next_step(with_override(e, "by_hand", 4, by_hand), results)
+    step = next_step(overridden(e, "by_hand", 4, by_hand), results)
     assert step.runs and not step.ended
     assert {run.arm.layers for run in step.runs} == {(3, 9)}  # the baseline's still count
     names = {run.name for run in launched}
@@ -891,8 +910,8 @@ def test_a_choice_by_hand_takes_the_place_of_a_stage_that_is_half_done():
     _, _, results = carry_out(e)
     half = [r for r in results if r.run.stage == 1 or r.run.name in ("aux_4/run_0", "aux_6/run_0")]
     by_hand = {"layers": [3, 9], "weight": 0.1, "schedule": "constant"}
-    assert next_step(with_override(e, "by_hand", 4, by_hand), half).stage == 4
-    assert next_step(with_override(e, "by_hand", 3, by_hand), half).stage == 3
+    assert next_step(overridden(e, "by_hand", 4, by_hand), half).stage == 4
+    assert next_step(overridden(e, "by_hand", 3, by_hand), half).stage == 3
 
 
 def test_validation_runs_caps_the_pairs():

@@ -17,13 +17,13 @@ import scipy.stats
 
 import analyze_aux
 from ablation import stats
-from ablation.folder.registration import changes, digest_of, fixed_part, read_document
+from ablation.folder.registration import changes, digest_of, read_document
 from ablation.plan.looks import NO_EFFECT, Look
 from ablation.plan.next_step import next_step
 from ablation.report import chapters, comparisons, content, evidence, figures, files, validation
 from ablation.report.text import render
-from ablation.study.experiment import Override
 from ablation.study.heads import ARMS
+from ablation.study.overrides import NOTHING_OVERRIDDEN
 from ablation.study.profiles import PROFILES
 from tests.support.invented_folder import adaptive_plan, make, manual, speedrun, store, train
 
@@ -151,7 +151,7 @@ def test_every_run_is_in_the_report(full):
 def test_stages_are_not_pooled_and_fresh_runs_stay_apart_from_those_that_selected(full):
     arms = chapter(full[1], "Arms against their baseline")
     assert row(arms, "aux_6 + aux_6_repeat")[1] == "2"
-    assert row(arms, "aux_4_8")[1] == "1"  # dives and screening have this configuration too
+    assert row(arms, "aux_4_8")[1] == "1"  # refinements and screening have this configuration too
     assert row(arms, "validation_0 … validation_3")[1] == "4"
 
 
@@ -250,12 +250,12 @@ def test_decisions_are_those_of_the_records_that_are_left(tmp_path):
 
 
 def edit_hypothesis(document: dict) -> None:
-    document["hypothesis"] = "It was always thought that heads do harm."
+    document["registered"]["hypothesis"] = "It was always thought that heads do harm."
 
 
 def edit_rules(document: dict) -> None:
-    document["rules"]["hash"] = "sha256:other"
-    document["hash"] = digest_of(fixed_part(document))
+    document["registered"]["rules"]["hash"] = "sha256:other"
+    document["hash"] = digest_of(document["registered"])
 
 
 @pytest.mark.parametrize("edit", [edit_hypothesis, edit_rules])
@@ -270,7 +270,7 @@ def test_a_changed_folder_is_called_so_at_the_top_and_no_decision_is_shown(full,
     assert f"Beware: {words}" in " ".join(top.split())
     assert "No decision is shown: see the top. 36 run(s) have finished." in text
     assert not re.search("PROCEED to|AUX HEADS|^  registered:|Ended", text, re.MULTILINE)
-    assert document["hypothesis"] in " ".join(text.split())
+    assert document["registered"]["hypothesis"] in " ".join(text.split())
     assert row(chapter(text, "Arms against their baseline"), "final_best")[1] == "8"
     assert drawn(exp_dir) == ALWAYS
 
@@ -322,7 +322,7 @@ def test_a_run_that_diverged_takes_its_seed_out_of_the_difference(tmp_path):
 
 @pytest.mark.parametrize("plan", ["classic", "adaptive"])
 def test_the_final_validation_is_of_complete_pairs(tmp_path, plan):
-    gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
+    gates = NOTHING_OVERRIDDEN.ungated
     failures = {"final_best/run_2": ("crashed",) * 3, "final_baseline/run_0": ("crashed",) * 3}
     exp_dir = make(tmp_path, speedrun(plan=plan, overrides=gates), failures=failures)
     x = evidence.read_experiment(exp_dir)
@@ -383,7 +383,7 @@ def test_what_a_record_says_reaches_the_report_printable_only(tmp_path):
     run = replace(train(next_step(speedrun(), []).runs[0]).run, arm=ARMS["aux_6"], stage=2)
     store(exp_dir, train(run, status="crashed", reason=evil + "x" * 500), experiment_id)
     document = read_document(exp_dir)
-    document["machine"]["cpu"] = document["question"] = evil
+    document["machine"]["cpu"] = document["registered"]["question"] = evil
     (exp_dir / "experiment_configs.json").write_text(json.dumps(document))
     text = analyze(exp_dir)  # which asserts that every line is printable and short
     assert "\x1b" not in text and "[2J" in text
@@ -393,7 +393,7 @@ def test_what_a_record_says_reaches_the_report_printable_only(tmp_path):
     ("content", "names"),
     [
         (None, "no experiment_configs.json there"),
-        ("{}", "no field 'hashed'"),
+        ("{}", "no field 'experiment_id'"),
         ("[]", "holds a list"),
         ("not json", "not JSON"),
     ],
@@ -527,7 +527,7 @@ def test_a_null_result_says_what_it_excludes(null):
 
 
 def test_classic_without_significance_says_what_is_excluded(tmp_path):
-    gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
+    gates = NOTHING_OVERRIDDEN.ungated
     exp_dir = make(tmp_path, speedrun(overrides=gates), scale=0.0)
     c = stats.compare(*final_losses(exp_dir))
     assert c.ci_low < 0 < c.ci_high
@@ -893,7 +893,7 @@ def test_without_matplotlib_there_is_a_report_and_the_remedy(tmp_path):
 def test_a_registration_without_its_design_is_one_line(tmp_path, capsys):
     exp_dir = make(tmp_path, most=1)
     document = read_document(exp_dir)
-    document["profile"]["design"] = {"alpha": "x"}
+    document["registered"]["profile"]["design"] = {"alpha": "x"}
     (exp_dir / "experiment_configs.json").write_text(json.dumps(document))
     assert analyze_aux.main(["--exp_dir", str(exp_dir)]) == 1
     assert "profile.design is" in capsys.readouterr().err

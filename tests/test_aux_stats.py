@@ -47,8 +47,8 @@ def test_compare_is_scipys_welch_to_twelve_digits(n, m):
         ours, reference = a.compare(x, y), stats.ttest_ind(x, y, equal_var=False)
         low, high = reference.confidence_interval()
         found = (ours.p, ours.df, ours.improvement / ours.se, ours.ci_low, ours.ci_high)
-        wanted = (reference.pvalue, reference.df, reference.statistic, low, high)
-        assert found == pytest.approx(wanted, rel=1e-11, abs=1e-12)
+        expected = (reference.pvalue, reference.df, reference.statistic, low, high)
+        assert found == pytest.approx(expected, rel=1e-11, abs=1e-12)
 
 
 @given(losses, losses, st.floats(0.01, 100))
@@ -161,8 +161,8 @@ def test_pooled_variance_by_hand():
 def test_pooled_variance_without_a_prior_is_that_of_the_classical_t_test(x, y):
     assume(spread(x) and spread(y))
     n, m = len(x), len(y)
-    wanted = ((n - 1) * np.var(x, ddof=1) + (m - 1) * np.var(y, ddof=1)) / (n + m - 2)
-    assert a.pooled_variance([x, y], 0.0, 0.0) == pytest.approx(wanted, rel=1e-8)
+    expected = ((n - 1) * np.var(x, ddof=1) + (m - 1) * np.var(y, ddof=1)) / (n + m - 2)
+    assert a.pooled_variance([x, y], 0.0, 0.0) == pytest.approx(expected, rel=1e-8)
 
 
 def test_interval_and_equivalence_keep_their_levels_in_simulation():

@@ -48,10 +48,11 @@ def test_a_trainer_of_several_files_runs_from_its_copy(home):
     assert "The trainer is train.py with what it imports beside it: engine.py, lib/__init" in out
     (exp_dir,) = (home / "experiments").iterdir()
     document = json.loads((exp_dir / "experiment_configs.json").read_text())
-    copies = exp_dir / "code" / document["code"]["hash"]
+    copies = exp_dir / "code" / document["registered"]["code"]["hash"]
     found = {p.relative_to(copies).as_posix() for p in copies.rglob("*.py")}
     assert found == {"train.py", "engine.py", "lib/__init__.py", "lib/go.py"}
-    assert document["code"]["files"] == ["train.py", "engine.py", "lib/__init__.py", "lib/go.py"]
+    files = ["train.py", "engine.py", "lib/__init__.py", "lib/go.py"]
+    assert document["registered"]["code"]["files"] == files
     results = [json.loads(p.read_text()) for p in exp_dir.glob("baseline/run_*/result.json")]
     assert [r["status"] for r in results] == ["ok", "ok"]
 
@@ -110,5 +111,5 @@ def test_a_gpu_tool_that_fails_is_quoted_and_a_number_goes_on(home, monkeypatch)
     code, out, err = call(*MINE, "--num_gpus", "2")
     assert code == 0, out + err
     (exp_dir,) = (home / "experiments").iterdir()
-    share = json.loads((exp_dir / "experiment_configs.json").read_text())["share"]
+    share = json.loads((exp_dir / "experiment_configs.json").read_text())["registered"]["share"]
     assert (share["device"], share["processes"]) == ("cuda", 2)

@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 import run_aux
 from ablation.execute import session
 from ablation.execute.preview import announce
-from ablation.folder.overrides import with_override
 from ablation.plan.costs import Costs
-from ablation.plan.forecast import Planned, forecast, invented, paid_s, span_s
-from ablation.plan.next_step import PLANS, is_second_test, next_step, pairs_begun
+from ablation.plan.forecast import Planned, forecast, paid_s, placeholder, span_s
+from ablation.plan.next_step import PLANS, conclude, is_second_test, next_step, pairs_begun
 from ablation.runs.run import machine_seconds
-from ablation.study.experiment import Override
+from ablation.study.overrides import NOTHING_OVERRIDDEN
 from ablation.study.profiles import PROFILES
-from tests.support.invent import experiment, result, with_share
+from tests.support.invent import experiment, overridden, result, with_share
 
 STAGED = [name for name in PLANS if name != "manual"]
 SPEEDRUN = {
@@ -140,7 +139,7 @@ def test_jobs_in_flight_have_what_they_will_cost_set_aside(plan, share, parallel
         if step.runs and len(in_flight) < parallel_runs:
             run = step.runs[0]
             planned = Planned(run, now, Costs(e, results).wall_s(run))
-            in_flight[run.name] = invented(planned, 1, loss_of(run), Costs(e, results))
+            in_flight[run.name] = placeholder(planned, 1, loss_of(run), Costs(e, results))
         elif in_flight:
             done = min(in_flight.values(), key=lambda r: r.end_s)
             results.append(in_flight.pop(done.run.name))
@@ -167,7 +166,7 @@ def test_the_budget_holds_when_costs_are_half_or_twice_the_forecast(plan, factor
     assert machine_seconds(results) <= 3600 * e.budget_hours + 1e-6
     assert step.ended
     if plan == "classic" and factor > share:  # the adaptive one may stop early for good reasons
-        assert step.cut
+        assert step.budget_cuts
 
 
 def test_costs_that_turn_out_half_buy_more_and_twice_less():
@@ -192,21 +191,21 @@ def test_a_budget_that_runs_out_in_a_stage_ends_there_with_a_decision(stage):
     results, step = carry_out(e, prior)
     assert step.stage == stage
     assert 1 <= sum(r.run.stage == stage for r in results) <= 2
-    assert stage in step.decisions
+    assert stage in conclude(step).decisions
     assert machine_seconds(results) <= 3600 * e.budget_hours + 1e-6
-    assert step.cut
+    assert step.budget_cuts
 
 
 def broken_off(plan, times_as_slow):
     """An experiment whose budget promised eight pairs and is spent in stage 4; the same with a
     larger budget; and the results."""
-    gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
+    gates = NOTHING_OVERRIDDEN.ungated
     e = experiment(plan=plan, overrides=gates, budget_hours=1e3, validation_runs=8, stop_on="any")
     e = replace(e, budget_hours=hours(total_of(e)))
     prior = Costs(e)
     results, _ = carry_out(e, lambda run: prior(run) * (times_as_slow if run.stage == 4 else 1))
     value = {"hours": 1e3, "was": e.budget_hours, "pairs": pairs_begun(results)}
-    return e, replace(with_override(e, "budget", 0, value), budget_hours=1e3), results
+    return e, overridden(e, "budget", 0, value), results
 
 
 def test_a_larger_budget_does_not_test_again_what_the_smaller_one_ended():
@@ -283,7 +282,7 @@ def test_whatever_runs_take_and_whatever_fails_the_budget_holds(seed, share, tro
 
 def said(e, results=()):
     lines = []
-    announce(e, results, lines.append)
+    announce(e, results, *forecast(e, results), lines.append)
     return "\n".join(lines)
 
 

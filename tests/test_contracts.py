@@ -15,7 +15,6 @@ import train_gpt
 from ablation.execute import preflight
 from ablation.execute.command import build_command
 from ablation.folder.materials import Materials
-from ablation.folder.overrides import check_choice
 from ablation.folder.registration import seeds_of
 from ablation.plan.next_step import PLANS
 from ablation.runs.run import RunConfig
@@ -23,11 +22,12 @@ from ablation.study.experiment import Experiment
 from ablation.study.heads import (
     ALL_SCHEDULES,
     ARMS,
-    DIVES,
     FINAL_ARMS,
+    REFINEMENTS,
     SCHEDULE,
     SCHEDULES,
     VALIDATIONS,
+    check_choice,
 )
 from ablation.study.profiles import PROFILES, TRAINER_FLAGS
 from data import prepare
@@ -39,7 +39,7 @@ DEFAULTS = vars(train_gpt.build_parser().parse_args([]))
 # ---------------------------------------------------------------------------------------------
 # Every command that can be built is one that the trainer takes
 
-EVERY_ARM = (*ARMS.values(), *DIVES, *VALIDATIONS, *FINAL_ARMS)
+EVERY_ARM = (*ARMS.values(), *REFINEMENTS, *VALIDATIONS, *FINAL_ARMS)
 
 
 def shares(profile) -> list[Experiment]:

@@ -7,16 +7,11 @@ import pytest
 
 from ablation.plan.classic import (
     CLASSIC_RULES,
-    decide_final,
-    decide_hyperparameters,
-    decide_layers,
-    decide_screening,
     final_verdict,
 )
 from ablation.plan.decision import FINAL, INCONCLUSIVE, PROCEED, STOP, render
-from ablation.plan.manual import summarize
 from ablation.runs.run import RunResult
-from tests.support.invent import BASELINE, arm, result
+from tests.support.invent import BASELINE, arm, decided, result
 
 SCREENED = ("screen_baseline", "screen_aux_6")
 
@@ -26,7 +21,7 @@ def screening(baseline_loss, aux_loss):
         result(arm("screen_baseline"), baseline_loss),
         result(arm("screen_aux_6", 6), aux_loss),
     ]
-    return decide_screening(results, SCREENED)
+    return decided("classic", 1, results, SCREENED)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +59,7 @@ def test_any_one_arm_over_the_gate_is_enough():
         result(arm("screen_aux_6", 6), 105.0),
         result(arm("screen_aux_4_8", 4, 8), 97.0),
     ]
-    decision = decide_screening(results, ())
+    decision = decided("classic", 1, results)
     assert decision.verdict == PROCEED
     assert decision.numbers["best_arm"] == "screen_aux_4_8"
 
@@ -96,7 +91,7 @@ def test_without_a_usable_baseline_the_rule_cannot_be_applied(status):
         result(arm("screen_baseline"), status=status),
         result(arm("screen_aux_6", 6), 3.0),
     ]
-    decision = decide_screening(results, SCREENED)
+    decision = decided("classic", 1, results, SCREENED)
     assert decision.verdict == INCONCLUSIVE
     assert (decision.missing == ("screen_baseline",)) == (status != "diverged")
     assert f"screen_baseline/run_0: {status}" in render(decision)
@@ -108,7 +103,7 @@ def test_a_bad_arm_does_not_end_the_stage_and_is_named():
         result(arm("screen_aux_6", 6), status="crashed"),
         result(arm("screen_aux_4_8", 4, 8), 97.0),
     ]
-    decision = decide_screening(results, ("screen_baseline", "screen_aux_6", "screen_aux_4_8"))
+    decision = decided("classic", 1, results, ("screen_baseline", "screen_aux_6", "screen_aux_4_8"))
     assert decision.verdict == PROCEED
     assert decision.missing == ("screen_aux_6",)
     assert "Missing: screen_aux_6" in render(decision)
@@ -121,7 +116,7 @@ def test_a_configuration_that_diverged_once_cannot_be_the_best():
         result(arm("aux_6_repeat", 6), status="diverged", stage=2),
         result(arm("aux_8", 8), 2.9, stage=2),
     ]
-    assert decide_layers(results, ()).chosen.layers == (8,)
+    assert decided("classic", 2, results).chosen.layers == (8,)
 
 
 def layers(aux_4=3.1, aux_6=3.1, repeat=3.1):
@@ -131,7 +126,7 @@ def layers(aux_4=3.1, aux_6=3.1, repeat=3.1):
         result(arm("aux_6", 6), aux_6, stage=2),
         result(arm("aux_6_repeat", 6), repeat, stage=2, seed=2001),
     ]
-    return decide_layers(results, ())
+    return decided("classic", 2, results)
 
 
 @pytest.mark.parametrize(("aux_4", "verdict"), [(2.999, PROCEED), (3.0, STOP), (3.001, STOP)])
@@ -155,7 +150,7 @@ def test_stage_2_null_result_is_documented():
     assert "no evidence of absence" in text
 
 
-def dives(losses, validations=(2.8, 2.9)):
+def refined(losses, validations=(2.8, 2.9)):
     results = [
         result(
             arm(name, 4, 8, weight=weight, schedule=schedule),
@@ -169,11 +164,11 @@ def dives(losses, validations=(2.8, 2.9)):
         result(arm(f"validation_{k}", 4, 8, weight=0.2), loss, stage=3, seed=3002 + k)
         for k, loss in enumerate(validations)
     ]
-    return decide_hyperparameters(results, ())
+    return decided("classic", 3, results)
 
 
 def test_stage_3_finalizes_the_lowest_on_the_shared_seed_and_reports_its_validation():
-    decision = dives(
+    decision = refined(
         {
             ("dive_w0p1", 0.1, "constant"): 2.90,
             ("dive_constant", 0.1, "constant"): 2.80,  # another seed
@@ -186,12 +181,12 @@ def test_stage_3_finalizes_the_lowest_on_the_shared_seed_and_reports_its_validat
 
 
 def test_validation_runs_do_not_choose():
-    decision = dives({("dive_w0p1", 0.1, "constant"): 2.85}, validations=(1.0, 1.0))
+    decision = refined({("dive_w0p1", 0.1, "constant"): 2.85}, validations=(1.0, 1.0))
     assert decision.chosen.weight == 0.1
 
 
 def test_stage_3_without_any_result_is_inconclusive():
-    assert dives({}, validations=()).verdict == INCONCLUSIVE
+    assert refined({}, validations=()).verdict == INCONCLUSIVE
 
 
 def final(baseline, best, **changes):
@@ -202,7 +197,7 @@ def final(baseline, best, **changes):
         result(arm("final_best", 4, 8), loss, stage=4, index=k, **changes)
         for k, loss in enumerate(best)
     ]
-    return decide_final(results, ("final_baseline", "final_best"))
+    return decided("classic", 4, results, ("final_baseline", "final_best"))
 
 
 @pytest.mark.parametrize(
@@ -260,7 +255,7 @@ def test_a_divergence_is_never_dropped_from_the_final_comparison():
     ]
     results += [result(arm("final_best", 6), 3.2 + k / 1000, stage=4, index=k) for k in range(3)]
     results.append(result(arm("final_best", 6), status="diverged", stage=4, index=3))
-    decision = decide_final(results, ())
+    decision = decided("classic", 4, results)
     assert decision.numbers["best_diverged"] == 1
     # three wins and a worst rank among eight cannot be significant, whatever the means say
     assert decision.numbers["p"] > 0.05
@@ -274,7 +269,7 @@ def test_where_baselines_diverged_ranks_give_the_direction():
         result(arm("final_baseline"), status="diverged", stage=4, index=k) for k in range(2, 9)
     ]
     results += [result(arm("final_best", 6), 3.2 + k / 1e3, stage=4, index=k) for k in range(9)]
-    decision = decide_final(results, ())
+    decision = decided("classic", 4, results)
     assert decision.numbers["improvement"] < 0  # of the two survivors
     assert decision.numbers["p"] < 0.05
     assert "HELP" in decision.title
@@ -292,14 +287,14 @@ def outcomes(baseline, best):
 
 def test_a_difference_beside_divergences_is_of_the_seeds_that_both_finished():
     results = outcomes([3.30, 3.31, 3.32, 3.33, 3.9], [3.29, 3.30, 3.31, 3.32, None])
-    decision = decide_final(results, ())
+    decision = decided("classic", 4, results)
     assert decision.numbers["improvement"] == pytest.approx(0.01)
     assert "Delta of the 4 pair(s) of which both did" in render(decision)
 
 
 def test_where_no_pair_finished_ranks_decide_and_no_difference_is_invented():
     baseline = [*(3.3 + k / 1e3 for k in range(7)), None]
-    decision = decide_final(outcomes(baseline, [None] * 7 + [3.0]), ())
+    decision = decided("classic", 4, outcomes(baseline, [None] * 7 + [3.0]))
     assert decision.numbers["improvement"] is decision.numbers["ci_low"] is None
     assert decision.numbers["p"] < 0.05
     assert "HARMFUL" in decision.title
@@ -308,10 +303,10 @@ def test_where_no_pair_finished_ranks_decide_and_no_difference_is_invented():
 
 def test_an_arm_that_always_diverges_is_harmful_and_a_baseline_that_does_is_nothing_to_beat():
     losses = [3.3 + k / 1e3 for k in range(8)]
-    decision = decide_final(outcomes(losses, [None] * 8), ())
+    decision = decided("classic", 4, outcomes(losses, [None] * 8))
     assert "HARMFUL" in decision.title
     assert "Best:     every run diverged" in render(decision)
-    decision = decide_final(outcomes([None] * 8, losses), ())
+    decision = decided("classic", 4, outcomes([None] * 8, losses))
     assert "INCONCLUSIVE: no usable run of the baseline" in decision.title
 
 
@@ -320,7 +315,7 @@ def test_the_speedup_is_of_seeds_on_which_the_baseline_finished():
     never = ((0, 4.0, 0.0), (100, 3.25, 8000.0))
     results = outcomes([3.2, 3.2, None], [3.1, 3.1, 3.25])
     results = [replace(r, curve=never if r.val_loss == 3.25 else curve) for r in results]
-    assert decide_final(results, ()).numbers["speedup"] == pytest.approx(0.5)
+    assert decided("classic", 4, results).numbers["speedup"] == pytest.approx(0.5)
 
 
 def test_speedup_counts_only_when_every_run_gets_there():
@@ -332,7 +327,7 @@ def test_speedup_counts_only_when_every_run_gets_there():
 
 def test_runs_by_hand_are_compared_with_their_baseline():
     results = [result(BASELINE, 3.0, stage=0), result(arm("aux_6", 6), 2.9, stage=0)]
-    assert "improvement +0.1" in render(summarize(results, ("baseline", "aux_6")))
+    assert "improvement +0.1" in render(decided("manual", 0, results, ("baseline", "aux_6")))
 
 
 @pytest.mark.parametrize(
@@ -351,12 +346,12 @@ def test_printed_differences_are_improvements_over_the_run_of_the_same_seed():
         result(arm("aux_6", 6), 3.4, stage=2),
         result(arm("aux_6_repeat", 6), 3.1, stage=2, seed=2001),
     ]
-    facts = decide_layers(results, ()).facts
+    facts = decided("classic", 2, results).facts
     assert "aux_4/run_0: 3.2000 (+0.1000)" in facts
     assert "aux_6/run_0: 3.4000 (-0.1000)" in facts
     assert "aux_6_repeat/run_0: 3.1000" in facts  # of another seed: no difference
     by_hand = [replace(r, run=replace(r.run, stage=0)) for r in results]
-    facts = summarize(by_hand, ()).facts
+    facts = decided("manual", 0, by_hand).facts
     assert "aux_4: val loss 3.2000 (n = 1), improvement +0.1000" in facts
     pooled = "aux_6, aux_6_repeat: val loss 3.2500 ± 0.2121 sd (n = 2), improvement -0.1000"
     assert f"{pooled} on 1 shared seed(s)" in facts
@@ -366,7 +361,7 @@ def test_the_final_test_is_of_pairs_that_both_have_an_outcome():
     results = [result(arm("final_baseline"), 3.3 + k / 1e3, stage=4, index=k) for k in range(4)]
     results += [result(arm("final_best", 6), 3.2 + k / 1e3, stage=4, index=k) for k in range(3)]
     results.append(result(arm("final_best", 6), status="crashed", stage=4, index=3))
-    numbers = decide_final(results, ()).numbers
+    numbers = decided("classic", 4, results).numbers
     assert (numbers["baseline_n"], numbers["best_n"]) == (3, 3)
     assert numbers["improvement"] == pytest.approx(0.1)
 
@@ -375,6 +370,6 @@ def test_an_arm_that_diverged_on_another_seed_is_not_chosen():
     losses = {"baseline": 3.3, "aux_4": 3.2, "aux_6": 3.1}
     taps = {"baseline": (), "aux_4": (4,), "aux_6": (6,)}
     results = [result(arm(n, *taps[n]), loss, stage=2, seed=2000) for n, loss in losses.items()]
-    assert decide_layers(results, ()).chosen.layers == (6,)
+    assert decided("classic", 2, results).chosen.layers == (6,)
     repeat = result(arm("aux_6_repeat", 6), status="diverged", stage=2, seed=2001)
-    assert decide_layers([*results, repeat], ()).chosen.layers == (4,)
+    assert decided("classic", 2, [*results, repeat]).chosen.layers == (4,)

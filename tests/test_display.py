@@ -352,3 +352,46 @@ def test_what_is_said_cannot_steer_the_terminal():
     text = "📊 DECISION: ±0.1 → go\nNew experiment: a\x1b]0;title\x07\x1b[31m\r\u202eb"
     Display(out).print_line(text)
     assert out.getvalue() == "📊 DECISION: ±0.1 → go\nNew experiment: a ]0;title  [31m  b\n"
+
+
+SIGNALLED = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+from ablation.cli import console
+
+def signal_a_fork(number):
+    ready, say = os.pipe()
+    if not (child := os.fork()):
+        os.write(say, b"!")
+        time.sleep(5)
+        os._exit(0)
+    os.read(ready, 1)  # a fork that has only begun forgets signals
+    os.kill(child, number)
+    ended = os.waitpid(child, 0)[1]
+    print(os.WIFSIGNALED(ended) and os.WTERMSIG(ended))
+
+console.stop_quietly("program")
+for number in console.STOPPING:
+    signal_a_fork(number)
+    with console.interruptible():
+        signal_a_fork(number)
+try:
+    with console.interruptible():
+        os.kill(os.getpid(), signal.SIGTERM)
+except console.Stopped as stop:
+    print(stop.number)
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_a_fork_that_is_stopped_ends_as_the_signal_would_end_it_without_a_word():
+    """Workers of a pool are forks, and their pool ends them with SIGTERM."""
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED.format(root=str(ROOT))],
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.split() == ["2", "2", "15", "15", "15"]
+    assert (done.returncode, done.stderr) == (130, "program: stopped; nothing was in flight\n")

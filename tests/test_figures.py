@@ -21,12 +21,12 @@ from ablation.report.comparisons import blocks_of
 from ablation.report.drawing import BETTER, BLACK, WORSE, NothingToDraw, plain_matplotlib
 from ablation.report.evidence import read_experiment
 from ablation.report.figures import FIGURES, picture
-from ablation.study.experiment import Override
+from ablation.study.overrides import NOTHING_OVERRIDDEN
 from tests.support.invented_folder import adaptive_plan, make, manual, speedrun
 
 ROOT = Path(__file__).resolve().parents[1]
 MINUS = "\N{MINUS SIGN}"
-GATES = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
+GATES = NOTHING_OVERRIDDEN.ungated
 
 
 @pytest.fixture(scope="module")

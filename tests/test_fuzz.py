@@ -126,7 +126,7 @@ BROKEN = {  # what is broken: how, what then is counted, for inputs of which kin
     "an edited registration": (gives(standing, "changes", ()), WRONG_OK, "registrations"),
     "raw words": (does(status, "print_status", print_raw), TRACEBACK, "registrations"),
     "two lines of refusal": (
-        does(run_aux, "check_arguments", print_raw), TRACEBACK, "command lines"),
+        does(run_aux, "check_options", print_raw), TRACEBACK, "command lines"),
 }  # fmt: skip
 
 
@@ -178,7 +178,7 @@ def test_a_copy_under_a_number_that_no_attempt_has_counts_for_nothing(shop, name
 
 
 def test_a_choice_by_hand_of_more_than_an_arm_has_is_refused(shop):
-    files = shop.played[0].files(0)
+    files = shop.simulated[0].files(0)
     value = {"layers": [4], "weight": 0.1, "schedule": "constant", "name": "x"}
     override = {"kind": "by_hand", "stage": 3, "value": value}
     files["overrides.json"] = inputs.json_bytes({"overrides": [override]})
@@ -187,7 +187,7 @@ def test_a_choice_by_hand_of_more_than_an_arm_has_is_refused(shop):
 
 
 def test_a_dry_run_does_not_make_the_copy_of_the_trainer_again(shop):
-    with shop.folder(shop.played[0].files(0)) as folder:
+    with shop.folder(shop.simulated[0].files(0)) as folder:
         argv = ["--dry_run", "--staged", "--num_gpus", "0", "--exp_dir", str(folder)]
         assert fuzz.in_process(run_aux.main, argv).code == 0
         assert [path.name for path in folder.iterdir()] == ["experiment_configs.json"]

@@ -24,13 +24,13 @@ from hypothesis import strategies as st
 import analyze_aux
 import run_aux
 import staged_analysis_helper
-from ablation.folder.registration import digest_of, fixed_part, read_document
+from ablation.folder.registration import digest_of, read_document
 from ablation.report import chapters, evidence, figures
 from ablation.report.figures import FIGURES, Picture
 from ablation.report.text import render
 from ablation.runs.run import run_from
-from ablation.study.experiment import Override
 from ablation.study.heads import ARMS
+from ablation.study.overrides import NOTHING_OVERRIDDEN
 from tests.support.invented_folder import make, speedrun, store, train
 
 PROGRAMS: dict[str, Callable[[Path], int]] = {
@@ -109,9 +109,9 @@ def edited(path: Path, *at: str, to) -> None:
 def registered(exp_dir: Path, *at: str, to) -> None:
     """A field of the registration, with the hash that whoever edits it can compute as well."""
     path = exp_dir / "experiment_configs.json"
-    edited(path, *at, to=to)
     document = json.loads(path.read_text())
-    edited(path, "hash", to=digest_of(fixed_part(document)))
+    edited(path, *(("registered",) * (at[0] in document["registered"])), *at, to=to)
+    edited(path, "hash", to=digest_of(json.loads(path.read_text())["registered"]))
 
 
 def evil_reason(exp_dir: Path, outside: Path) -> None:
@@ -128,7 +128,7 @@ def evil_names(exp_dir: Path, outside: Path) -> None:
 
 def evil_registration(exp_dir: Path, outside: Path) -> None:
     for name in ("question", "hypothesis", "estimand", "failure_rule"):
-        edited(exp_dir / "experiment_configs.json", name, to=EVIL)
+        edited(exp_dir / "experiment_configs.json", "registered", name, to=EVIL)
 
 
 def evil_machine(exp_dir: Path, outside: Path) -> None:
@@ -317,7 +317,7 @@ def state_of(folder: Path) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def received(tmp_path_factory) -> Path:
     """An experiment in its stage 2."""
-    gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
+    gates = NOTHING_OVERRIDDEN.ungated
     return make(tmp_path_factory.mktemp("received"), speedrun(overrides=gates), most=6)
 
 
@@ -396,7 +396,7 @@ def test_the_report_survives_any_value_of_any_field(received, edited_files, data
     inner[at[-1]] = value
     if path.name == "experiment_configs.json" and rehashed:
         with contextlib.suppress(KeyError, TypeError, AttributeError):
-            document["hash"] = digest_of(fixed_part(document))
+            document["hash"] = digest_of(document["registered"])
     try:
         path.write_text(json.dumps(document))
         with bounded():

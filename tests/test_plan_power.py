@@ -11,12 +11,19 @@ from ablation import stats
 from ablation.plan import power
 from ablation.plan.costs import Costs
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
-from ablation.plan.power import Truth, World, additive_ranks, as_meant, plain_world, scattered_ranks
+from ablation.plan.power import (
+    Scenario,
+    Truth,
+    additive_ranks,
+    as_meant,
+    plain_scenario,
+    scattered_ranks,
+)
 from ablation.study.experiment import Experiment
 from ablation.study.heads import GRID, aux
 from ablation.study.profiles import PROFILES
 from benchmarks import plan_power
-from benchmarks.plan_power import BUDGET, PLANS, WORLDS, cost_s, fixed_test, next_noise
+from benchmarks.plan_power import BUDGET, PLANS, SCENARIOS, cost_s, fixed_test, next_noise
 from tests.support.invent import with_share
 
 ROW = {
@@ -25,14 +32,14 @@ ROW = {
 }
 
 
-def rates(world, plan, replicates, **changes):
+def rates(scenario, plan, replicates, **changes):
     """A row of the benchmark, in this process."""
     e = plan_power.staged(plan, **changes)
     outcomes = [
-        power.outcome(e, Truth(WORLDS[world], f"test/{world}/{k}"), cost_s)
+        power.outcome(e, Truth(SCENARIOS[scenario], f"test/{scenario}/{k}"), cost_s)
         for k in range(replicates)
     ]
-    return power.tally(world, plan, outcomes)
+    return power.tally(scenario, plan, outcomes)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -40,7 +47,7 @@ def rates(world, plan, replicates, **changes):
 
 
 @pytest.mark.parametrize("ranks_of", [additive_ranks, scattered_ranks])
-def test_one_cell_is_best_one_is_worst_and_the_order_is_drawn_anew(ranks_of):
+def test_one_configuration_is_best_one_is_worst_and_the_order_is_drawn_anew(ranks_of):
     rng = random.Random(0)
     drawn = [ranks_of(rng) for _ in range(40)]
     for ranks in drawn:
@@ -53,51 +60,51 @@ def test_one_cell_is_best_one_is_worst_and_the_order_is_drawn_anew(ranks_of):
 def test_additive_ranks_add_up_over_placement_weight_and_schedule():
     rank = dict(zip(GRID, additive_ranks(random.Random(1)), strict=True))
     layers, weight, schedule = GRID[0]
-    for cell, value in rank.items():
-        of_layers = rank[cell[0], weight, schedule]
-        of_weight = rank[layers, cell[1], schedule]
-        of_schedule = rank[layers, weight, cell[2]]
+    for which, value in rank.items():
+        of_layers = rank[which[0], weight, schedule]
+        of_weight = rank[layers, which[1], schedule]
+        of_schedule = rank[layers, weight, which[2]]
         assert value == pytest.approx(of_layers + of_weight + of_schedule - 2 * rank[GRID[0]])
 
 
-def test_the_best_cell_has_the_effect_that_names_the_world():
+def test_the_best_configuration_has_the_effect_that_names_the_scenario():
     for name in ("-.003", "-.010", "-.020"):
-        truth = Truth(WORLDS[name], "0")
-        improvements = [truth.improvement(cell) for cell in GRID]
+        truth = Truth(SCENARIOS[name], "0")
+        improvements = [truth.improvement(which) for which in GRID]
         assert max(improvements) == pytest.approx(-float(name))
         assert min(improvements) == pytest.approx(0.0)
         assert truth.improvement(()) == 0.0
 
 
-def test_cells_are_configurations_of_arms():
+def test_the_grid_is_of_configurations_of_arms():
     layers, weight, schedule = GRID[7]
     assert aux(layers, weight=weight, schedule=schedule).configuration == GRID[7]
 
 
 def test_effects_move_from_the_early_to_the_late_ones():
-    world = World("w", best=0.01, worst=0.0, early_best=-0.07, early_worst=0.02, sigma=0.001)
-    assert world.improvement(0.0, 0.1) == world.improvement(0.0, 0.2) == -0.07
-    assert world.improvement(0.0, 0.6) == pytest.approx(-0.03)
-    assert world.improvement(0.0, 1.0) == pytest.approx(0.01)
-    assert world.improvement(1.0, 0.2) == pytest.approx(0.02)
-    assert world.improvement(0.5, 1.0) == pytest.approx(0.005)
+    scenario = Scenario("w", best=0.01, worst=0.0, early_best=-0.07, early_worst=0.02, sigma=0.001)
+    assert scenario.improvement(0.0, 0.1) == scenario.improvement(0.0, 0.2) == -0.07
+    assert scenario.improvement(0.0, 0.6) == pytest.approx(-0.03)
+    assert scenario.improvement(0.0, 1.0) == pytest.approx(0.01)
+    assert scenario.improvement(1.0, 0.2) == pytest.approx(0.02)
+    assert scenario.improvement(0.5, 1.0) == pytest.approx(0.005)
 
 
-def test_rank_reversal_turns_the_order_of_cells_around():
-    truth = Truth(WORLDS["rank reversal"], "0")
+def test_rank_reversal_turns_the_order_around():
+    truth = Truth(SCENARIOS["rank reversal"], "0")
     late = sorted(GRID, key=truth.improvement)
     assert truth.improvement(late[0], 0.2) > truth.improvement(late[-1], 0.2)
 
 
 @pytest.mark.parametrize(("fraction", "sd"), [(1000 / 5100, 0.004), (0.5, 0.0024), (1.0, 0.0013)])
 def test_noise_has_the_published_sd(fraction, sd):
-    truth = Truth(WORLDS["null"], "0")
+    truth = Truth(SCENARIOS["null"], "0")
     losses = [truth.loss((), fraction) for _ in range(20_000)]
     assert statistics.stdev(losses) == pytest.approx(sd, rel=0.02)
 
 
 def test_noise_of_a_run_has_the_published_correlation_with_its_end():
-    truth = Truth(WORLDS["null"], "0")
+    truth = Truth(SCENARIOS["null"], "0")
     at_20 = [next_noise(truth, 0.2, 0.0, None) for _ in range(40_000)]
     at_50 = [next_noise(truth, 0.5, 0.2, z) for z in at_20]
     final = [next_noise(truth, 1.0, 0.5, z) for z in at_50]
@@ -110,39 +117,39 @@ def test_noise_of_a_run_has_the_published_correlation_with_its_end():
 # Plans
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("scenario", SCENARIOS)
 @pytest.mark.parametrize("plan", PLANS)
-def test_no_plan_spends_more_than_the_budget(plan, world):
+def test_no_plan_spends_more_than_the_budget(plan, scenario):
     for k in range(3):
-        found = PLANS[plan](Truth(WORLDS[world], f"{k}"))
+        found = PLANS[plan](Truth(SCENARIOS[scenario], f"{k}"))
         assert 0 < found.runs <= BUDGET
         assert found.verdict in power.VERDICTS.values()
 
 
 def test_the_gate_of_the_classic_plan_stops_after_four_short_runs():
-    found = PLANS["classic"](Truth(WORLDS["-.020"], "0"))
+    found = PLANS["classic"](Truth(SCENARIOS["-.020"], "0"))
     assert (found.verdict, found.runs) == (UNDECIDED, pytest.approx(4 * 1000 / 5100))
 
 
 def test_the_bash_loop_claims_whatever_wins():
-    claims = [PLANS["bash loop"](Truth(WORLDS["null"], f"{k}")) for k in range(100)]
+    claims = [PLANS["bash loop"](Truth(SCENARIOS["null"], f"{k}")) for k in range(100)]
     assert sum(found.verdict == IMPROVES for found in claims) > 90
-    assert PLANS["bash loop"](Truth(WORLDS["harmful"], "0")).verdict == UNDECIDED
+    assert PLANS["bash loop"](Truth(SCENARIOS["harmful"], "0")).verdict == UNDECIDED
 
 
 def test_successive_halving_follows_the_early_ranks():
-    """With next to no noise it finds the best cell; where ranks turn around, it loses it."""
+    """With next to no noise it finds the best of all; where ranks turn around, it loses it."""
     kept = []
     for name in ("-.010", "rank reversal"):
-        world = replace(WORLDS[name], sigma=1e-6)
-        truth = Truth(world, "0")
+        scenario = replace(SCENARIOS[name], sigma=1e-6)
+        truth = Truth(scenario, "0")
         seen = []
-        truth.loss = lambda cell, fraction=1.0, t=truth, s=seen: (
-            s.append(cell),
-            Truth.loss(t, cell, fraction),
+        truth.loss = lambda which, fraction=1.0, t=truth, s=seen: (
+            s.append(which),
+            Truth.loss(t, which, fraction),
         )[1]
         plan_power.successive_halving(truth)
-        kept.append(truth.improvement(next(cell for cell in seen if cell)))
+        kept.append(truth.improvement(next(which for which in seen if which)))
     assert kept[0] == pytest.approx(0.01)
     assert kept[1] < 0.008
 
@@ -151,16 +158,16 @@ def test_successive_halving_follows_the_early_ranks():
     ("effect", "verdict"), [(0.01, IMPROVES), (-0.01, HARMFUL), (0.0, NO_EFFECT)]
 )
 def test_a_fixed_test_says_what_is_true(effect, verdict):
-    truth = Truth(plain_world("w", effect, effect, 1e-4), "1")
+    truth = Truth(plain_scenario("w", effect, effect, 1e-4), "1")
     assert fixed_test(truth, GRID[0], 8) == verdict
 
 
 def test_a_fixed_test_with_too_much_noise_is_inconclusive():
-    assert fixed_test(Truth(plain_world("w", 0.0, 0.0, 0.05), "1"), GRID[0], 4) == UNDECIDED
+    assert fixed_test(Truth(plain_scenario("w", 0.0, 0.0, 0.05), "1"), GRID[0], 4) == UNDECIDED
 
 
-def test_the_oracle_tests_the_best_cell():
-    found = PLANS["oracle"](Truth(replace(WORLDS["-.003"], sigma=1e-5), "0"))
+def test_the_oracle_tests_the_best_configuration():
+    found = PLANS["oracle"](Truth(replace(SCENARIOS["-.003"], sigma=1e-5), "0"))
     assert (found.verdict, found.runs) == (IMPROVES, 28.0)
 
 
@@ -176,9 +183,9 @@ def test_a_null_is_called_a_gain_as_rarely_as_promised(stop_on):
     assert row["runs_max"] <= BUDGET
 
 
-@pytest.mark.parametrize("world", ["delta_eq", "delta_eq noisy"])
-def test_the_smallest_effect_of_interest_is_rarely_called_none(world):
-    row = rates(world, "adaptive", 200)
+@pytest.mark.parametrize("scenario", ["delta_eq", "delta_eq noisy"])
+def test_the_smallest_effect_of_interest_is_rarely_called_none(scenario):
+    row = rates(scenario, "adaptive", 200)
     assert row["p_equivalent"] <= 0.05 + 2 * power.standard_error(0.05, 200)
 
 

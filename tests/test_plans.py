@@ -12,12 +12,20 @@ from hypothesis import strategies as st
 
 from ablation.plan.costs import Costs
 from ablation.plan.forecast import forecast, span_s
-from ablation.plan.next_step import MAX_ATTEMPTS, PLANS, concluded, next_step, pairs_begun
+from ablation.plan.next_step import (
+    MAX_ATTEMPTS,
+    PLANS,
+    conclude,
+    next_step,
+    pairs_begun,
+    result_that_stands,
+)
 from ablation.runs.run import STATUSES, machine_seconds
-from ablation.study.experiment import Override, seed_of
+from ablation.study.experiment import seed_of
 from ablation.study.heads import ARMS, PHASES
+from ablation.study.overrides import Override, Overrides
 from ablation.study.profiles import PROFILES, default_profile
-from tests.support.invent import experiment, result, with_share
+from tests.support.invent import experiment, overridden, result, with_share
 
 GOOD = {(): 3.3, (4,): 3.2, (6,): 3.1, (8,): 3.15, (4, 8): 3.0, (3, 6, 9): 3.25}
 HYPER = {0.05: 0.01, 0.1: 0.0, 0.2: 0.02, "constant": 0.0, "linear_decay": -0.02}
@@ -29,7 +37,7 @@ def loss_of(run, losses=GOOD):
     return losses[arm.layers] + extra + run.seed % 7 / 1e4 + run.seed / 1e9
 
 
-def play(e, losses=GOOD, seconds=10.0, happens=lambda run, attempt: "ok"):
+def carry_out(e, losses=GOOD, seconds=10.0, happens=lambda run, attempt: "ok"):
     """Carry out a whole plan with invented results; every launch in order, and the last step."""
     results, launched = [], []
     while (step := next_step(e, results)).runs:
@@ -45,7 +53,7 @@ def play(e, losses=GOOD, seconds=10.0, happens=lambda run, attempt: "ok"):
         )
         results.append(replace(outcome, run=run))
         launched.append(run)
-    return launched, step, results
+    return launched, conclude(step), results
 
 
 def names(runs, stage):
@@ -53,7 +61,7 @@ def names(runs, stage):
 
 
 def test_the_classic_plan_runs_the_agreed_arms_in_order():
-    launched, step, _ = play(experiment())
+    launched, step, _ = carry_out(experiment())
     assert names(launched, 1) == [
         "screen_baseline/run_0",
         "screen_aux_6/run_0",
@@ -75,10 +83,10 @@ def test_the_classic_plan_runs_the_agreed_arms_in_order():
 
 
 def test_what_each_stage_chooses_goes_into_the_next():
-    launched, step, _ = play(experiment(), {**GOOD, (8,): 2.9})
-    dives = [run.arm for run in launched if run.stage == 3]
-    assert {arm.layers for arm in dives} == {(8,)}
-    validated = {(arm.weight, arm.schedule) for arm in dives if arm.name.startswith("validation")}
+    launched, step, _ = carry_out(experiment(), {**GOOD, (8,): 2.9})
+    refined = [run.arm for run in launched if run.stage == 3]
+    assert {arm.layers for arm in refined} == {(8,)}
+    validated = {(arm.weight, arm.schedule) for arm in refined if arm.name.startswith("validation")}
     assert validated == {(0.1, "linear_decay")}
     final = next(run.arm for run in launched if run.arm.name == "final_best")
     assert (final.layers, final.weight, final.schedule) == ((8,), 0.1, "linear_decay")
@@ -86,18 +94,18 @@ def test_what_each_stage_chooses_goes_into_the_next():
 
 
 def test_lengths_are_proportions_of_a_full_run():
-    launched, _, _ = play(experiment(full_iterations=5100))
+    launched, _, _ = carry_out(experiment(full_iterations=5100))
     assert {run.num_iterations for run in launched if run.stage == 1} == {1000}
     assert {run.num_iterations for run in launched if run.stage > 1} == {5100}
 
 
 def test_fixed_numbers_of_the_classic_plan_add_up_to_32_8_full_runs():
-    launched, _, _ = play(experiment(full_iterations=5100))
+    launched, _, _ = carry_out(experiment(full_iterations=5100))
     assert sum(run.num_iterations for run in launched) / 5100 == pytest.approx(32.8, abs=0.05)
 
 
 def test_compared_arms_share_seeds_and_repeats_have_new_ones():
-    launched, _, _ = play(experiment())
+    launched, _, _ = carry_out(experiment())
     seeds = {run.name: run.seed for run in launched}
     assert len({run.seed for run in launched if run.stage == 1}) == 1
     assert seeds["aux_6_repeat/run_0"] != seeds["aux_6/run_0"] == seeds["baseline/run_0"]
@@ -108,20 +116,20 @@ def test_compared_arms_share_seeds_and_repeats_have_new_ones():
 
 
 def test_no_seed_is_shared_between_stages():
-    launched, _, _ = play(experiment(validation_runs=50))
+    launched, _, _ = carry_out(experiment(validation_runs=50))
     by_stage = [{run.seed for run in launched if run.stage == n} for n in (1, 2, 3, 4)]
     assert sum(map(len, by_stage)) == len(set().union(*by_stage))
 
 
 def test_no_configuration_is_trained_twice_with_one_seed_within_a_stage():
-    launched, _, _ = play(experiment())
+    launched, _, _ = carry_out(experiment())
     keys = [(run.stage, run.arm.configuration, run.seed) for run in launched]
     assert len(keys) == len(set(keys))
 
 
 def test_a_stop_at_the_gate_ends_the_plan():
     flat = dict.fromkeys(GOOD, 3.3)
-    launched, step, _ = play(experiment(), flat)
+    launched, step, _ = carry_out(experiment(), flat)
     assert len(launched) == 4
     assert step.at_gate
     assert step.stage == 1
@@ -129,31 +137,31 @@ def test_a_stop_at_the_gate_ends_the_plan():
 
 def test_an_override_goes_on_past_a_stop():
     flat = dict.fromkeys(GOOD, 3.3)
-    overrides = tuple(Override("ignore_gate", stage) for stage in (1, 2))
-    launched, step, _ = play(experiment(overrides=overrides), flat)
+    overrides = Overrides(tuple(Override("ignore_gate", stage) for stage in (1, 2)))
+    launched, step, _ = carry_out(experiment(overrides=overrides), flat)
     assert len(launched) == 36
     assert step.decisions[1].verdict == "STOP"
 
 
 def test_layers_by_hand_skip_the_stages_before():
     value = {"layers": [3, 9], "weight": 0.2, "schedule": "constant"}
-    e = experiment(overrides=(Override("by_hand", 4, value),))
+    e = overridden(experiment(), "by_hand", 4, value)
     run = next_step(e, []).runs[1]
     assert (run.stage, run.arm.layers, run.arm.weight) == (4, (3, 9), 0.2)
 
 
 def test_a_choice_by_hand_goes_past_what_earlier_stages_decided():
-    _, step, flat = play(experiment(), dict.fromkeys(GOOD, 3.3))
+    _, step, flat = carry_out(experiment(), dict.fromkeys(GOOD, 3.3))
     assert step.at_gate
     value = {"layers": [3, 9], "weight": 0.2, "schedule": "constant"}
     for stage in (3, 4):
-        step = next_step(experiment(overrides=(Override("by_hand", stage, value),)), flat)
+        step = next_step(overridden(experiment(), "by_hand", stage, value), flat)
         assert step.stage == stage and step.runs
         assert step.decisions[1].verdict == "STOP"
 
 
 def test_the_same_results_in_any_order_give_the_same_step():
-    _, _, results = play(experiment())
+    _, _, results = carry_out(experiment())
     for cut in (0, 3, 9, 17, 30):
         assert next_step(experiment(), results[:cut]) == next_step(
             experiment(), results[:cut][::-1]
@@ -164,7 +172,7 @@ def test_a_crash_is_retried_with_the_same_seed_and_then_given_up():
     def happens(run, attempt):
         return "crashed" if run.arm.name == "screen_aux_6" else "ok"
 
-    launched, step, _ = play(experiment(), happens=happens)
+    launched, step, _ = carry_out(experiment(), happens=happens)
     tries = [run for run in launched if run.arm.name == "screen_aux_6"]
     assert len(tries) == MAX_ATTEMPTS
     assert len({run.seed for run in tries}) == 1
@@ -176,13 +184,13 @@ def test_a_run_that_recovers_counts():
     def happens(run, attempt):
         return ("timeout", "crashed", "ok")[attempt - 1] if run.arm.name == "aux_4_8" else "ok"
 
-    _, step, _ = play(experiment(), happens=happens)
+    _, step, _ = carry_out(experiment(), happens=happens)
     assert step.decisions[2].missing == ()
     assert step.decisions[2].chosen.layers == (4, 8)
 
 
 def test_a_divergence_is_not_retried():
-    launched, step, _ = play(
+    launched, step, _ = carry_out(
         experiment(),
         happens=lambda run, _: "diverged" if run.arm.layers == (3, 6, 9) else "ok",
     )
@@ -191,7 +199,7 @@ def test_a_divergence_is_not_retried():
 
 
 def test_an_interrupted_run_is_run_again_as_often_as_it_takes():
-    launched, _, _ = play(
+    launched, _, _ = carry_out(
         experiment(),
         happens=lambda run, attempt: (
             "interrupted" if run.arm.name == "screen_baseline" and attempt < 6 else "ok"
@@ -201,27 +209,28 @@ def test_an_interrupted_run_is_run_again_as_often_as_it_takes():
 
 
 def test_a_baseline_that_never_runs_is_inconclusive():
-    _, step, _ = play(experiment(), happens=lambda run, _: "ok" if run.arm.layers else "crashed")
+    never = lambda run, _: "ok" if run.arm.layers else "crashed"  # noqa: E731
+    _, step, _ = carry_out(experiment(), happens=never)
     assert step.decisions[1].verdict == "INCONCLUSIVE"
     assert step.at_gate
 
 
 def test_the_budget_is_never_planned_over_and_stage_4_gets_what_is_left():
     e = experiment(budget_hours=300 / 3600)  # of runs of 10 s: 30 of the 36
-    launched, step, results = play(e)
+    launched, step, results = carry_out(e)
     assert machine_seconds(results) <= 300
     assert len(names(launched, 4)) == 10
-    assert any("5 of 8 pairs" in cut for cut in step.cut)
+    assert any("5 of 8 pairs" in cut for cut in step.budget_cuts)
     assert step.ended == "all runs are done"
 
 
 @pytest.mark.parametrize(("hours", "stage"), [(25, 1), (75, 2), (155, 3), (205, 4)])
 def test_a_budget_that_ends_in_a_stage_is_said_and_decided_on_what_there_is(hours, stage):
-    _, step, results = play(experiment(budget_hours=hours / 3600))
+    _, step, results = carry_out(experiment(budget_hours=hours / 3600))
     assert step.ended == "the budget is spent"
     assert step.stage == stage
     assert step.stage in step.decisions
-    assert step.cut
+    assert step.budget_cuts
     assert machine_seconds(results) <= hours
 
 
@@ -237,14 +246,33 @@ def test_runs_in_flight_are_not_launched_again_and_hold_the_decision():
 
 def test_forecast_is_what_the_plan_then_does():
     planned, _ = forecast(experiment())
-    launched, _, _ = play(experiment())
+    launched, _, _ = carry_out(experiment())
     assert [p.run.name for p in planned] == [run.name for run in launched]
 
 
 def test_forecast_from_the_middle_holds_only_what_is_left():
-    launched, _, results = play(experiment())
+    launched, _, results = carry_out(experiment())
     planned, _ = forecast(experiment(), results[:12])
     assert [p.run.name for p in planned] == [run.name for run in launched[12:]]
+
+
+def test_forecast_goes_on_past_a_stop_that_was_decided():
+    flat = dict.fromkeys(GOOD, 3.3)
+    _, step, results = carry_out(experiment(), flat)
+    assert step.at_gate
+    planned, last = forecast(experiment(), results)
+    assert {p.run.stage for p in planned} == {2, 3, 4} and not last.at_gate
+
+
+@pytest.mark.parametrize(("plan", "runs"), [("classic", 12), ("adaptive", 14)])
+def test_what_the_budget_left_out_of_a_stage_is_missing(plan, runs):
+    """The classic plan misses arms of its table, the adaptive one those that it asked for."""
+    e = experiment(plan=plan, budget_hours=(10 * runs + 5) / 3600)
+    launched, step, _ = carry_out(e)
+    assert step.ended == "the budget is spent" and step.stage == 3
+    longest = {run.arm.name for run in carry_out(experiment(plan=plan))[0] if run.stage == 3}
+    assert {*step.decisions[3].missing} == longest - {run.arm.name for run in launched}
+    assert ("validation_3" in step.decisions[3].missing) == (plan == "classic")
 
 
 def test_costs_come_from_measured_runs_once_there_are_any():
@@ -345,7 +373,7 @@ def test_copies_of_a_run_end_the_plan_and_near_copies_do_not():
 def test_a_stage_whose_baseline_is_lost_asks_for_nothing_more(plan, status):
     """A crash may be the machine's, until another arm has trained."""
     lost = lambda run, attempt: "ok" if run.arm.layers else status  # noqa: E731
-    launched, step, results = play(experiment(plan=plan), happens=lost)
+    launched, step, results = carry_out(experiment(plan=plan), happens=lost)
     assert {run.stage for run in launched} == {1}
     most = 1 if status == "diverged" else 2 if plan == "classic" else 5  # which has two baselines
     assert len({run.name for run in launched}) == most
@@ -356,7 +384,7 @@ def test_a_stage_whose_baseline_is_lost_asks_for_nothing_more(plan, status):
 
 def test_the_verdict_says_of_which_configuration_and_how_many_were_run():
     for plan in ("classic", "adaptive"):
-        launched, step, _ = play(experiment(plan=plan, validation_runs=4))
+        launched, step, _ = carry_out(experiment(plan=plan, validation_runs=4))
         full = {run.arm.configuration for run in launched if run.stage > 1 and run.arm.layers}
         about = f"The verdict is of the configuration chosen; {len(full)} of 36 were run."
         assert about in step.decisions[4].because
@@ -378,7 +406,7 @@ def test_packed_pairs_are_as_many_as_the_rounds_hold(parallel_runs, rounds):
     pairs = len(planned) // 2
     most = rounds if parallel_runs == 1 else rounds * parallel_runs // 2
     assert pairs in (most, most + (parallel_runs == 1))  # two heads cost a little more
-    assert f"stage 4: {pairs} of 100 pairs fit into what is left" in step.cut
+    assert f"stage 4: {pairs} of 100 pairs fit into what is left" in step.budget_cuts
     assert span_s(planned) <= stage_4_s * 1.001
 
 
@@ -397,7 +425,7 @@ def test_the_adaptive_plan_fills_a_packed_machine_between_looks(at_a_time, looks
         for run in step.runs:
             loss = 3.3 + noise.gauss(0, 0.02) - 0.3 * (run.arm.layers == (4, 8)) * (run.stage < 4)
             results.append(replace(result(run.arm, loss), run=run))
-    assert [look["n"] for look in step.decisions[4].numbers["looks"]] == looks
+    assert [look["n"] for look in conclude(step).decisions[4].numbers["looks"]] == looks
     assert asked == [8, *[2 * (b - a) for a, b in itertools.pairwise(looks)]]
 
 
@@ -405,16 +433,16 @@ def test_a_budget_given_later_buys_no_second_test():
     """Both plans: the pairs of stage 4 are those of the budget with which it began."""
     for plan, runs_s in (("classic", 300), ("adaptive", 340)):
         e = experiment(plan=plan, budget_hours=runs_s / 3600, stop_on="any")
-        _, step, results = play(e)
+        _, step, results = carry_out(e)
         verdict = step.decisions[4]
         for hours in (0.5 * e.budget_hours, 100.0):
             value = {"hours": hours, "was": e.budget_hours, "pairs": pairs_begun(results)}
-            later = replace(e, overrides=(Override("budget", 0, value),), budget_hours=hours)
-            again = next_step(later, results)
+            later = overridden(e, "budget", 0, value)
+            again = conclude(next_step(later, results))
             assert not again.runs and again.decisions[4] == verdict, (plan, hours)
     before = [r for r in results if r.run.stage < 4]
     value = {"hours": 100.0, "was": e.budget_hours, "pairs": pairs_begun(before)}
-    raised = replace(e, overrides=(Override("budget", 0, value),), budget_hours=100.0)
+    raised = overridden(e, "budget", 0, value)
     assert next_step(raised, before).runs
 
 
@@ -423,8 +451,8 @@ def test_a_complete_training_whose_log_was_refused_is_given_up_unless_it_is_forg
     refused = result(run.arm, status="crashed", iterations=run.num_iterations)
     refused = replace(refused, run=run, returncode=0)
     assert refused.final
-    assert concluded([refused]) is refused
-    assert concluded([refused], frozenset({(run.name, 1)})) is None
+    assert result_that_stands([refused]) is refused
+    assert result_that_stands([refused], frozenset({(run.name, 1)})) is None
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -433,11 +461,11 @@ def test_a_complete_training_whose_log_was_refused_is_given_up_unless_it_is_forg
 def test_whatever_becomes_of_runs_the_plan_ends_and_never_asks_again_for_an_outcome(plan, seed):
     chance = random.Random(seed)
     by_hand = {"arms": PHASES["layer_position"], "seeds": (3, 9)} if plan == "manual" else {}
-    gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3) if chance.random() < 0.5)
+    gates = [Override("ignore_gate", n) for n in (1, 2, 3) if chance.random() < 0.5]
     hours, parallel_runs = chance.choice([0.02, 0.08, 100.0]), chance.choice([1, 2, 3, 8])
     e = experiment(
         plan=plan,
-        overrides=gates,
+        overrides=Overrides(tuple(gates)),
         budget_hours=hours,
         parallel_runs=parallel_runs,
         validation_runs=5,
@@ -464,7 +492,7 @@ def test_whatever_becomes_of_runs_the_plan_ends_and_never_asks_again_for_an_outc
                 done.add(run.key)
             elif chance.random() < 0.1:
                 value = {"attempts": [[run.name, attempt]]}
-                e = replace(e, overrides=(*e.overrides, Override("retry", 0, value)))
+                e = overridden(e, "retry", 0, value)
         else:
             break
     assert step.ended
@@ -472,9 +500,42 @@ def test_whatever_becomes_of_runs_the_plan_ends_and_never_asks_again_for_an_outc
 
 def test_behind_the_last_stage_there_is_nothing_to_go_on_with():
     """Where every final run of the baseline diverges there is no comparison, but no gate either."""
-    _, step, _ = play(
+    _, step, _ = carry_out(
         experiment(validation_runs=1),
         happens=lambda run, _: "diverged" if run.arm.name == "final_baseline" else "ok",
     )
     assert step.ended == step.decisions[4].title and "INCONCLUSIVE" in step.ended
     assert not step.at_gate
+
+
+@pytest.mark.parametrize("plan", ["classic", "adaptive"])
+def test_the_last_decision_is_not_among_those_that_runs_depend_on(plan):
+    _, concluded, results = carry_out(experiment(plan=plan, validation_runs=4))
+    step = next_step(experiment(plan=plan, validation_runs=4), results)
+    assert [*step.decisions] == [1, 2, 3] and [*concluded.decisions] == [1, 2, 3, 4]
+    assert conclude(step) == concluded == conclude(concluded)
+    before = next_step(experiment(plan=plan, validation_runs=4), results[:-1])
+    assert conclude(before) == before
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_every_stage_but_the_last_has_a_gate_and_every_choice_is_made_before_it_is_taken(plan):
+    stages = PLANS[plan]
+    assert [stage.has_gate for stage in stages] == [True] * (len(stages) - 1) + [False]
+    made = [bool(stage.chooses) for stage in stages]
+    assert all(any(made[:k]) for k, stage in enumerate(stages) if stage.takes_choice)
+
+
+@pytest.mark.parametrize("plan", ["classic", "adaptive"])
+def test_what_a_stage_asks_for_is_made_out_once(plan, monkeypatch):
+    asked = []
+
+    def counting(stage):
+        return lambda state: asked.append(stage.number) or stage.runs_asked_for(state)
+
+    e = experiment(plan=plan, validation_runs=4)
+    _, _, results = carry_out(e)
+    rows = tuple(replace(stage, runs_asked_for=counting(stage)) for stage in PLANS[plan])
+    monkeypatch.setitem(PLANS, plan, rows)
+    conclude(next_step(e, results))
+    assert asked == [1, 2, 3, 4]

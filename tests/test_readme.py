@@ -12,14 +12,13 @@ import analyze_aux
 import staged_analysis_helper
 from ablation.execute import session
 from ablation.execute.command import build_command
-from ablation.plan import adaptive, power
-from ablation.plan.classic import CLASSIC_RULES, N_PAIRS, rule_text
-from ablation.plan.forecast import forecast, play
+from ablation.plan import power
+from ablation.plan.classic import CLASSIC_RULES, N_PAIRS
+from ablation.plan.forecast import forecast
 from ablation.plan.next_step import MAX_ATTEMPTS, PLANS
 from ablation.runs.log import SUMMARY_FIELDS
 from ablation.runs.run import RunConfig
 from ablation.study import heads
-from ablation.study.experiment import Override
 from ablation.study.heads import SHORT
 from ablation.study.profiles import PROFILES, default_profile
 from run_aux import build_parser
@@ -39,7 +38,7 @@ def stage_rows():
         names = [f"`{arm.name}`" for arm in stage.arms]
         iterations = round(full * stage.fraction)
         length = f"{iterations} iterations" if stage.fraction == SHORT else "full"
-        row = (f"{stage.number} {stage.name}", ", ".join(names), length, rule_text(stage.number))
+        row = (f"{stage.number} {stage.name}", ", ".join(names), length, stage.rule)
         yield f"| {' | '.join(row)} |"
 
 
@@ -50,10 +49,8 @@ def rule_rows():
 
 def runs_of(e, stage: int, improvement: float) -> list:
     """The runs of a stage of the longest course, where every arm improves by so much."""
-    gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
-    e = replace(e, overrides=gates, stop_on="never")
     loss = lambda run: 3.3 - improvement * len(run.arm.layers) + run.seed / 1e9  # noqa: E731
-    return [p.run for p in play(e, (), loss)[0] if p.run.stage == stage]
+    return [p.run for p in forecast(e, loss=loss)[0] if p.run.stage == stage]
 
 
 def adaptive_runs():
@@ -65,7 +62,7 @@ def adaptive_runs():
     again = sum(run.index > 0 for run in layers)
     once = len(layers) - again - 1
     few, many = (len(runs_of(e, 3, gain)) for gain in (0.0, 1.0))
-    weight, schedule = heads.DEFAULT_CELL
+    weight, schedule = heads.DEFAULT_REFINEMENT
     return {
         1: f"{len(screening)} short: baseline twice, {', '.join(arms)}",
         2: f"{len(layers)}: baseline and {words[once]} placements once,"
@@ -77,7 +74,7 @@ def adaptive_runs():
 
 def adaptive_rows():
     for stage in PLANS["adaptive"]:
-        rule = adaptive.rule_text(stage.number, PROFILES["speedrun"].design)
+        rule = stage.rule_text(PROFILES["speedrun"].design)
         yield f"| {stage.number} {stage.name} | {adaptive_runs()[stage.number]} | {rule} |"
 
 

@@ -12,11 +12,8 @@ from ablation.execute.machine import machine
 from ablation.folder import registration
 from ablation.folder.materials import ROOT, Materials
 from ablation.folder.overrides import (
-    is_overridden,
     read_overrides,
-    record_overrides,
-    with_override,
-    with_overrides_on_record,
+    write_overrides,
 )
 from ablation.folder.registration import (
     check_unchanged,
@@ -25,12 +22,12 @@ from ablation.folder.registration import (
     registered,
 )
 from ablation.folder.standing import standing
-from ablation.plan.decision import Decision, render
+from ablation.plan.decision import Decision, is_overridden, render
 from ablation.plan.next_step import next_step
 from ablation.runs.store import write_json, write_result
 from ablation.study.heads import ARMS
 from ablation.study.profiles import PROFILES
-from tests.support.invent import experiment, result, with_share
+from tests.support.invent import experiment, overridden, result, with_share
 from tests.support.invented_folder import begin, train
 
 
@@ -98,7 +95,7 @@ def test_rules_that_changed_are_named_with_the_commit_that_has_them(
     exp_dir = begin(
         ADAPTIVE, materials, tmp_path / "e", facts(ADAPTIVE) | {"git": {"commit": "1a2b"}}
     )
-    monkeypatch.setattr(registration, "RULES", ("ablation/stats.py",))
+    monkeypatch.setattr(registration, "DECIDING_FILES", ("ablation/stats.py",))
     with pytest.raises(ValueError, match=r"files that decide are not .*git checkout 1a2b"):
         check_unchanged(read_document(exp_dir), registered(ADAPTIVE, materials), exp_dir)
 
@@ -155,14 +152,14 @@ def test_every_file_that_a_decision_can_depend_on_is_registered(plan, materials,
     some = ("plan/next_step", "plan/decision", "runs/store")
     assert {f"ablation/{name}.py" for name in some} <= visited
     only_hashes = {"ablation/folder/materials.py"}
-    assert visited - only_hashes <= {*registration.RULES}
+    assert visited - only_hashes <= {*registration.DECIDING_FILES}
 
 
 def test_everything_that_a_verdict_rests_on_is_inside_the_hash(materials, tmp_path):
     exp_dir = begin(ADAPTIVE, materials, tmp_path / "experiments", facts(ADAPTIVE))
     document = read_document(exp_dir)
-    fixed = {name: document[name] for name in registered(ADAPTIVE, materials)}
-    fixed["data"] = {"fingerprint": document["data"]["fingerprint"]}  # where it lies is free
+    fixed = document["registered"]
+    assert fixed == json.loads(json.dumps(registered(ADAPTIVE, materials)))
     digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
     assert document["hash"] == f"sha256:{digest}"
     assert {"hypothesis", "estimand", "failure_rule", "budget_hours"} <= fixed.keys()
@@ -181,17 +178,20 @@ def test_everything_that_a_verdict_rests_on_is_inside_the_hash(materials, tmp_pa
 def test_a_registration_that_was_edited_is_refused(field, value, materials, tmp_path):
     exp_dir = begin(ADAPTIVE, materials, tmp_path / "experiments", facts(ADAPTIVE))
     document = json.loads((exp_dir / "experiment_configs.json").read_text())
-    (exp_dir / "experiment_configs.json").write_text(json.dumps(document | {field: value}))
+    (document if field in document else document["registered"])[field] = value
+    (exp_dir / "experiment_configs.json").write_text(json.dumps(document))
     found = standing(exp_dir)
     assert "edited since" in found.changed[0]
     assert found.step is None
 
 
-@pytest.mark.parametrize("field", ["share", "train_script", "data", "experiment_id", "hashed"])
+@pytest.mark.parametrize(
+    "field", ["share", "train_script", "data_dir", "experiment_id", "registered", "hash", "code"]
+)
 def test_a_registration_that_lacks_something_is_one_line(field, materials, tmp_path):
     exp_dir = begin(ADAPTIVE, materials, tmp_path / "experiments", facts(ADAPTIVE))
     document = json.loads((exp_dir / "experiment_configs.json").read_text())
-    del document[field]
+    del (document if field in document else document["registered"])[field]
     (exp_dir / "experiment_configs.json").write_text(json.dumps(document))
     with pytest.raises(ValueError, match=f"no field '{field}'; it is not an experiment of ours"):
         read_document(exp_dir)
@@ -239,13 +239,14 @@ def test_an_override_that_nobody_can_have_given_is_one_line(override, tmp_path):
 
 
 def test_overrides_are_read_back_as_they_were_given(tmp_path):
-    e = with_override(ADAPTIVE, "budget", 0, {"hours": 3.0, "was": 2.0, "pairs": -1})
+    e = overridden(ADAPTIVE, "budget", 0, {"hours": 3.0, "was": 2.0, "pairs": -1})
     by_hand = {"layers": [4, 8], "weight": 0.1, "schedule": "constant"}
-    e = with_override(with_override(e, "by_hand", 3, by_hand), "ignore_gate", 1, {})
-    assert with_override(e, "ignore_gate", 1, {}) == e  # once is enough
-    record_overrides(tmp_path, e)
+    e = overridden(overridden(e, "by_hand", 3, by_hand), "ignore_gate", 1, {})
+    assert overridden(e, "ignore_gate", 1, {}) == e  # once is enough
+    write_overrides(tmp_path, e.overrides)
     assert read_overrides(tmp_path) == e.overrides
-    assert with_overrides_on_record(ADAPTIVE, tmp_path) == replace(e, budget_hours=3.0)
+    assert ADAPTIVE.with_overrides(read_overrides(tmp_path)) == e
+    assert e.budget_hours == 3.0
 
 
 @pytest.mark.parametrize(
@@ -279,11 +280,11 @@ def test_a_stage_with_a_run_in_flight_is_not_decided_for_whoever_looks(materials
 
 
 def test_an_override_is_told_of_where_it_overrode_something_only():
-    e = with_override(ADAPTIVE, "ignore_gate", 1, {})
+    e = overridden(ADAPTIVE, "ignore_gate", 1, {})
     stop = Decision(1, "STOP", "STOP", (), (), "", {})
-    assert is_overridden(stop, e)
-    assert not is_overridden(replace(stop, verdict="PROCEED"), e)
-    assert not is_overridden(replace(stop, stage=2), e)
+    assert is_overridden(stop, e.overrides)
+    assert not is_overridden(replace(stop, verdict="PROCEED"), e.overrides)
+    assert not is_overridden(replace(stop, stage=2), e.overrides)
 
 
 @pytest.mark.parametrize(

@@ -156,12 +156,13 @@ def test_adaptive_plan_from_end_to_end(home):
     assert code == 0
     assert "DECISION: improves, target met" in out
     document = json.loads((newest(home) / "experiment_configs.json").read_text())
-    assert document["plan"] == "adaptive"
-    assert {"estimand", "failure_rule", "stop_on", "hash"} <= document.keys()
+    fixed = document["registered"]
+    assert fixed["plan"] == "adaptive"
+    assert {"estimand", "failure_rule", "stop_on"} <= fixed.keys()
     again = call(home, "--staged", "--exp_dir", str(newest(home)), "--max_budget_hours", "5")
     assert "a larger budget does not raise its number of pairs" in again[1]
     assert "runs to do" not in again[1]
-    assert document["profile"]["design"]["alpha"] == 0.05
+    assert fixed["profile"]["design"]["alpha"] == 0.05
 
 
 def test_experiment_and_phase_by_hand(home):
@@ -187,7 +188,8 @@ def test_unet_skips_and_gradient_norms_are_of_every_run_and_on_record(home):
         assert config["run"]["arm"]["unet_skips"]
         assert set(asked) <= set(config["command"])
     document = json.loads((exp_dir / "experiment_configs.json").read_text())
-    assert document["unet_skips"] and document["stages"]["0"]["arms"][0]["unet_skips"]
+    fixed = document["registered"]
+    assert fixed["unet_skips"] and fixed["stages"]["0"]["arms"][0]["unet_skips"]
     assert call(home, "--exp_dir", str(exp_dir))[0] == 0  # as registered, without being told again
 
     call(home, "--experiment", "baseline", *FIXED)

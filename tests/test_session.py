@@ -17,9 +17,9 @@ from ablation.cli import exit_codes
 from ablation.execute import session, watcher
 from ablation.folder.registration import newest_experiment
 from ablation.folder.standing import standing
-from ablation.plan.next_step import Step, concluded, next_step
+from ablation.plan.next_step import Step, next_step, result_that_stands
 from ablation.runs.store import attempt_dir, read_records
-from tests.support.invent import arm, experiment, result
+from tests.support.invent import arm, experiment, overridden, result
 
 ROOT = Path(__file__).resolve().parents[1]
 SUPPORT = ROOT / "tests" / "support"
@@ -226,13 +226,17 @@ def at(second, *failures):
     ]
 
 
+def forgiven(e, row):
+    return overridden(e, "retry", 0, session.forgiveness(row, "broken"))
+
+
 def test_failures_in_a_row_are_counted_over_sittings():
     """A queue that starts a sitting anew, each time before nine attempts, is told all the same."""
     e, early, late = experiment(), at(0.0, *crashes("1")), at(20.0, *crashes("2", "3"))
     good = at(10.0, result(arm("a9", 9), 3.3))
     assert session.failed_last(e, [*late, *early]) == [*early, *late]
     assert session.failed_last(e, [*late, *good, *early]) == late
-    assert session.failed_last(session.with_fault_on_record(e, late[:4], ""), late) == late[4:]
+    assert session.failed_last(forgiven(e, late[:4]), late) == late[4:]
     elsewhere = [replace(r, clock="another boot") for r in late]
     assert session.failed_last(e, elsewhere) == []  # nobody knows in which order
 
@@ -281,9 +285,9 @@ def test_failures_that_were_the_machines_are_not_held_against_a_run():
     e = experiment()
     run = next_step(e, []).runs[0]
     failures = [replace(result(run.arm, status="crashed", attempt=k), run=run) for k in (1, 2, 3)]
-    assert concluded(failures) is failures[-1]
-    e = session.with_fault_on_record(e, failures[1:], "broken")
-    assert concluded(failures, e.forgiven) is None
+    assert result_that_stands(failures) is failures[-1]
+    e = forgiven(e, failures[1:])
+    assert result_that_stands(failures, e.overrides.forgiven) is None
     assert next_step(e, failures).runs[0] == run
 
 
@@ -383,7 +387,9 @@ def test_a_folder_that_is_not_what_was_registered_is_told_so_by_all(folders, tmp
     copy = tmp_path / "copy"
     shutil.copytree(folders["classic"], copy)
     path = copy / "experiment_configs.json"
-    path.write_text(json.dumps(CHANGES[change](json.loads(path.read_text()))))
+    document = json.loads(path.read_text())
+    fixed = CHANGES[change](document["registered"])
+    path.write_text(json.dumps(document | {"registered": fixed}))
     (words, *_) = standing(copy).changed
     before = {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()}
     for arguments, code in ((("--status",), 0), (("--staged",), 1), (("--stage", "1"), 1)):

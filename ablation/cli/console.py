@@ -88,16 +88,32 @@ def stop_quietly(program: str) -> None:
     """From here on Ctrl-C or SIGTERM ends the program with one line, whatever it is in: the imports
     of a start, the last moments of an end. What has to be put away first takes them for itself."""
 
-    def end(number, _frame):
+    def end(number: int) -> None:
         with contextlib.suppress(OSError):
             os.write(2, f"{program}: stopped; nothing was in flight\n".encode())
         os._exit(128 + number)
 
     for number in STOPPING:
-        signal.signal(number, end)
+        signal.signal(number, of_this_process(end))
 
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+def of_this_process(act: Callable[[int], None]) -> Callable[[int, object], None]:
+    """A signal handler for this process alone. A fork inherits it (a pool's workers, which their
+    pool ends with SIGTERM): there the signal ends the process, without a word, as it would by
+    itself."""
+    mine = os.getpid()
+
+    def handle(number: int, _frame) -> None:
+        if os.getpid() == mine:
+            act(number)
+        else:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    return handle
 
 
 class Stopped(KeyboardInterrupt):
@@ -113,10 +129,10 @@ def interruptible():
     """In here Ctrl-C and SIGTERM raise Stopped, so that what is held is put back; then they are as
     they were before."""
 
-    def stop(number, _frame):
+    def stop(number: int) -> None:
         raise Stopped(number)
 
-    before = {number: signal.signal(number, stop) for number in STOPPING}
+    before = {number: signal.signal(number, of_this_process(stop)) for number in STOPPING}
     try:
         yield
     finally:

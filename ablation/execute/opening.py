@@ -24,9 +24,9 @@ from ablation.execute.slurm import SlurmLauncher
 from ablation.folder.materials import ROOT, Materials
 from ablation.folder.overrides import (
     NewOverrides,
-    record_overrides,
+    read_overrides,
     with_new_overrides,
-    with_overrides_on_record,
+    write_overrides,
 )
 from ablation.folder.registration import (
     check_unchanged,
@@ -38,6 +38,7 @@ from ablation.folder.registration import (
     registered,
     registered_trainer,
 )
+from ablation.plan.forecast import forecast
 from ablation.plan.next_step import next_step, pairs_begun
 from ablation.runs.run import RunResult
 from ablation.runs.store import read_records
@@ -83,6 +84,12 @@ def facts_of(e: Experiment, gpus: Sequence[str]) -> dict:
     return {"machine": machine(e, gpus), "versions": versions(), "git": git_state()}
 
 
+def provenance(document: dict) -> dict:
+    """What every attempt's config.json tells of its code and its data."""
+    fixed = document["registered"]
+    return {"code": fixed["code"], "data": {"dir": document["data_dir"], **fixed["data"]}}
+
+
 def begin(
     e: Experiment, options: SittingOptions, exp_dir: Path | None, output_dir: Path,
     gpus: Sequence[str], display: Display,
@@ -105,7 +112,7 @@ def begin(
         display.print_line(f"New experiment: {exp_dir}")
         for line in m.code.told():
             display.print_line(line)
-        return sit(e, options, exp_dir, document, m, facts, lock, display)
+        return sit(e, options, exp_dir, document, m.data_dir, facts, lock, display)
 
 
 def go_on(
@@ -117,7 +124,7 @@ def go_on(
     m = materials_of(options, document, exp_dir, e)
     fingerprint = None
     if not m.data_dir.is_dir() and is_done(e, document, exp_dir):
-        fingerprint = document["data"]["fingerprint"]
+        fingerprint = document["registered"]["data"]["fingerprint"]
     else:
         check_data_is_there(m)
         check_materials(m, e)
@@ -125,18 +132,18 @@ def go_on(
     facts = facts_of(e, gpus)
     check_unchanged(document, registered(e, m, fingerprint), exp_dir)
     with Lock(exp_dir, display.print_line) as lock:
-        return sit(e, options, exp_dir, document, m, facts, lock, display)
+        return sit(e, options, exp_dir, document, m.data_dir, facts, lock, display)
 
 
 def is_done(e: Experiment, document: dict, exp_dir: Path) -> bool:
     """Nothing is left to run: an experiment that has ended is shown without its data."""
     records = read_records(exp_dir, document["experiment_id"])
-    step = next_step(with_overrides_on_record(e, exp_dir), records.results, conclude=False)
+    step = next_step(e.with_overrides(read_overrides(exp_dir)), records.results)
     return bool(step.ended) and not records.open
 
 
 def sit(
-    e: Experiment, options: SittingOptions, exp_dir: Path, document: dict, m: Materials,
+    e: Experiment, options: SittingOptions, exp_dir: Path, document: dict, data_dir: Path,
     facts: dict, lock: Lock, display: Display,
 ) -> int:  # fmt: skip
     """One sitting, in a folder that is ours alone; its exit code."""
@@ -144,29 +151,25 @@ def sit(
     launcher = launcher_of(e, slurm_args, exp_dir / "code")
     records = reconcile(exp_dir, document["experiment_id"], launcher, display.print_line)
     results = list(records.results)
-    on_record = with_overrides_on_record(e, exp_dir)
-    e = with_new_overrides(on_record, options.overrides, results)
-    if options.stage:
-        check_turn(e, results, options.stage, options.ignore_gate, exp_dir)
-    for warning in warnings_for(on_record, e, results):
-        display.print_line(warning)
-    record_overrides(exp_dir, e)
-    stages = options.stages(e.plan)
-    step = next_step(e, results)
+    e = as_decided(e, options, exp_dir, results, display.print_line)
+    step, stages = next_step(e, results), options.stages(e.plan)
+    to_come, last = forecast(e, results)
     if step.runs and step.stage <= stages[-1]:
-        announce(e, results, display.print_line)
+        announce(e, results, to_come, last, display.print_line)
     session = Session(
         exp_dir=exp_dir,
         experiment_id=document["experiment_id"],
         script=code_copy(document, exp_dir).resolve(),
-        data_dir=m.data_dir,
-        facts={**facts, "code": document["code"], "data": document["data"]},
+        data_dir=data_dir,
+        facts=facts | provenance(document),
         lock=lock,
         launcher=launcher,
         running=records.open,
         stages=stages,
         ignore_gate=options.ignore_gate,
         stall_s=options.stall_s,
+        decided=frozenset(step.decisions),
+        to_come=to_come,
     )
     try:
         return drive(e, session, results, display)
@@ -175,6 +178,21 @@ def sit(
             f"{plain_words(error)}. What was finished is kept; when that is mended, go on:"
             f" {resume_command(e, exp_dir)}"
         ) from error
+
+
+def as_decided(
+    e: Experiment, options: SittingOptions, exp_dir: Path, results: Sequence[RunResult], print_line
+) -> Experiment:
+    """The experiment with what was decided instead of a rule, before and by this command, which is
+    put on record. Raises ValueError where that cannot be, or it is not the stage's turn."""
+    on_record = e.with_overrides(read_overrides(exp_dir))
+    e = with_new_overrides(on_record, options.overrides, results)
+    if options.stage:
+        check_turn(e, results, options.stage, options.ignore_gate, exp_dir)
+    for warning in warnings_for(on_record, e, results):
+        print_line(warning)
+    write_overrides(exp_dir, e.overrides)
+    return e
 
 
 def warnings_for(

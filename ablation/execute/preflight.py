@@ -59,7 +59,7 @@ def is_ours(code: Code) -> bool:
 
 
 def check_arguments(e: Experiment) -> None:
-    for run in runs_by_hand(e):
+    for run in runs_by_hand(e) if e.arms else ():
         if not 0 <= run.seed < SEEDS:
             raise ValueError(
                 f"--seeds: {run.arm.name} would run with seed {run.seed}; give numbers from 0 to"

@@ -7,17 +7,18 @@ from pathlib import Path
 from ablation.cli.arguments import pasteable
 from ablation.execute.command import build_command, extra_environment
 from ablation.folder.materials import Materials
-from ablation.plan.forecast import forecast, paid_s
-from ablation.plan.next_step import PLANS
+from ablation.plan.forecast import Planned, forecast, paid_s
+from ablation.plan.next_step import PLANS, Step
 from ablation.runs.run import RunResult, duration, machine_seconds
 from ablation.study.experiment import Experiment
 
 
 def announce(
-    e: Experiment, results: Sequence[RunResult], print_line: Callable[[str], None]
-) -> None:
-    """Runs and hours of each stage against the budget, and what the budget cuts."""
-    planned, last = forecast(e, results)
+    e: Experiment, results: Sequence[RunResult], planned: Sequence[Planned], last: Step,
+    print_line: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Runs and hours of each stage against the budget, and what the budget cuts. planned, last: as
+    `forecast` gives them."""
     spent_s = machine_seconds(results)
     total_s = spent_s + paid_s(e, planned)
     for stage in PLANS[e.plan]:
@@ -30,7 +31,7 @@ def announce(
                 f" {duration(paid_s(e, mine))}"
             )
     print_line(f"  total: {duration(total_s)} of the budget of {duration(3600 * e.budget_hours)}")
-    for cut in last.cut:
+    for cut in last.budget_cuts:
         print_line(f"  cut by the budget: {cut}")
     if last.stage and last.stage < 4:
         print_line(
@@ -43,7 +44,7 @@ def dry_run(e: Experiment, m: Materials, exp_dir: Path, results: Sequence[RunRes
     """Print every command, as it would run if each gate let the plan pass and 4,8 won."""
     print("Dry run: nothing is launched or written. Every gate is assumed to let the plan pass;")
     print("later stages are shown as if the layers 4,8 and the defaults won.\n")
-    planned, _ = forecast(e, results)
+    planned, last = forecast(e, results)
     variables = extra_environment(e, exp_dir).items()
     environment = "".join(f"{name}={shlex.quote(value)} " for name, value in variables)
     for number, p in enumerate(planned, 1):
@@ -52,4 +53,4 @@ def dry_run(e: Experiment, m: Materials, exp_dir: Path, results: Sequence[RunRes
         print(f"# {number}/{len(planned)} stage {p.run.stage}: {p.run.name}, {duration(p.wall_s)}")
         print(environment + " ".join(map(pasteable, command)))
     print()
-    announce(e, results, print)
+    announce(e, results, planned, last, print)

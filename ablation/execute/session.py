@@ -19,12 +19,12 @@ from ablation.execute.display import Display
 from ablation.execute.launcher import Command, Launcher
 from ablation.execute.lock import Lock
 from ablation.execute.orchestrator import Limits, Orchestrator
-from ablation.folder.overrides import is_overridden, record_overrides, with_override
+from ablation.folder.overrides import put_on_record
 from ablation.folder.results import write_results
 from ablation.plan.costs import Costs
-from ablation.plan.decision import counted, render
+from ablation.plan.decision import counted, is_overridden, render
 from ablation.plan.forecast import Planned, forecast, span_s
-from ablation.plan.next_step import BUDGET_SPENT, Step, concluded, next_step
+from ablation.plan.next_step import BUDGET_SPENT, Step, conclude, next_step, result_that_stands
 from ablation.runs.run import RunConfig, RunResult, duration, machine_seconds
 from ablation.runs.store import Attempt
 from ablation.study.experiment import Experiment
@@ -61,6 +61,8 @@ class Session:
     stages: range  # that were asked for; the sitting ends with the last of them
     ignore_gate: bool
     stall_s: float
+    decided: frozenset[int]  # stages whose decisions were known when it began
+    to_come: Sequence[Planned]  # what was still to run then
 
     @property
     def until(self) -> int:
@@ -133,7 +135,7 @@ def failed_last(e: Experiment, results: Sequence[RunResult]) -> list[RunResult]:
     row, here = [], watcher.boot_clock()
     for r in sorted((r for r in results if r.clock == here), key=lambda r: r.end_s):
         row = [] if r.has_outcome else [*row, r] if failed(r) else row
-    return [r for r in row if (r.run.name, r.attempt) not in e.forgiven]
+    return [r for r in row if (r.run.name, r.attempt) not in e.overrides.forgiven]
 
 
 def fault_at_end(row: Sequence[RunResult], results: Sequence[RunResult]) -> str:
@@ -149,10 +151,9 @@ def fault_at_end(row: Sequence[RunResult], results: Sequence[RunResult]) -> str:
     )
 
 
-def with_fault_on_record(e: Experiment, row: Sequence[RunResult], why: str) -> Experiment:
-    """The experiment in which these failures are not held against their runs."""
-    attempts = [[r.run.name, r.attempt] for r in row]
-    return with_override(e, "retry", 0, {"attempts": attempts, "why": why})
+def forgiveness(row: Sequence[RunResult], why: str) -> dict:
+    """The value of an override by which these failures are not held against their runs."""
+    return {"attempts": [[r.run.name, r.attempt] for r in row], "why": why}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -188,15 +189,14 @@ def drive_with(
             row = [] if r.has_outcome else [*row, r] if failed(r) else row
             fault = fault or fault_of(row, r, results)
 
-    to_come = forecast(e, results)[0]
-    shown = set(next_step(e, results).decisions) - {s.until}
+    to_come, shown = s.to_come, set(s.decided) - {s.until}
     take(orchestrator.reattach(s.running, s.stall_s))
     while True:
         spent_s = machine_seconds(results, orchestrator.intervals())
         spent_s += set_aside_s(e, results, orchestrator.paid_so_far())
-        step = next_step(e, results, frozenset(flights), spent_s)
+        step = conclude(next_step(e, results, frozenset(flights), spent_s))
         if step.at_gate and s.ignore_gate and step.stage <= s.until:
-            e = record_overrides(s.exp_dir, with_override(e, "ignore_gate", step.stage, {}))
+            e = put_on_record(s.exp_dir, e, "ignore_gate", step.stage, {})
             past = f"going on past stage {step.stage} ({step.ended})"
             display.print_line(f"OVERRIDE, on record: {past}.")
             continue
@@ -217,8 +217,8 @@ def drive_with(
     if not stop.signal:
         fault = fault or fault_at_end(row, results)
     if fault and row:
-        e = record_overrides(s.exp_dir, with_fault_on_record(e, row, fault))
-    step = next_step(e, results)
+        e = put_on_record(s.exp_dir, e, "retry", 0, forgiveness(row, fault))
+    step = conclude(next_step(e, results))
     write_results(s.exp_dir, s.experiment_id, e, results, step)
     close(e, s, results, step, stop.signal, fault, display.print_line)
     return exit_code(e, results, step, s.stages, stop.signal, bool(fault))
@@ -254,7 +254,7 @@ def show_decisions(e: Experiment, step: Step, shown: set[int], display: Display)
     for number in sorted(step.decisions.keys() - shown):
         shown.add(number)
         decision = step.decisions[number]
-        display.print_line("\n" + render(decision, is_overridden(decision, e)) + "\n")
+        display.print_line("\n" + render(decision, is_overridden(decision, e.overrides)) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def given_up(e: Experiment, results: Sequence[RunResult], stages: range) -> list
     for r in sorted(results, key=lambda r: r.attempt):
         if r.run.stage in stages:
             attempts.setdefault(r.run.key, []).append(r)
-    ends = [concluded(mine, e.forgiven) for mine in attempts.values()]
+    ends = [result_that_stands(mine, e.overrides.forgiven) for mine in attempts.values()]
     return [r for r in ends if r is not None and not r.has_outcome]
 
 
@@ -291,7 +291,7 @@ def close(e: Experiment, s: Session, results, step, stopped: str, fault: str, pr
     outcomes = counted(results)
     go_on = resume_command(e, s.exp_dir)
     print_line()
-    for cut in step.cut:
+    for cut in step.budget_cuts:
         print_line(f"Cut by the budget: {cut}")
     for r in given_up(e, results, s.stages):
         print_line(f"Failed for good, attempt {r.attempt} was the last: {r.run.name}: {r.in_words}")

@@ -1,31 +1,31 @@
-"""What did a person decide instead of a rule?  `overrides.json`, read, applied and written."""
+"""What was decided instead of a rule?  overrides.json read and written; what a command adds."""
 
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ablation.folder.registration import FORM
-from ablation.plan.decision import FINAL, PROCEED, Decision
 from ablation.plan.next_step import is_second_test, pairs_begun
 from ablation.runs.run import RunResult
 from ablation.runs.store import write_json
-from ablation.runs.untrusted import is_count, is_number, printable, read_json
-from ablation.study.experiment import Experiment, Override
-from ablation.study.heads import ALL_SCHEDULES
-from ablation.study.profiles import PROFILES
+from ablation.runs.untrusted import is_count, printable, read_json
+from ablation.study.experiment import Experiment
+from ablation.study.heads import check_choice
+from ablation.study.overrides import Override, Overrides
 
 
-def read_overrides(exp_dir: Path) -> tuple[Override, ...]:
+def read_overrides(exp_dir: Path) -> Overrides:
+    """Those on record. Raises ValueError for what nobody can have decided."""
     path = exp_dir / "overrides.json"
     if not os.path.lexists(path):
-        return ()
+        return Overrides()
     try:
         found = read_json(path)["overrides"]
         if not isinstance(found, list):
             raise TypeError(f"holds a {type(found).__name__}, not a list")
-        return tuple(map(override_from, found))
+        return Overrides(tuple(map(override_from, found)))
     except (KeyError, TypeError, ValueError) as error:
         mend = "mend it, or remove it to go on without overrides"
         raise ValueError(f"{path}: {printable(str(error))}; {mend}") from None
@@ -56,35 +56,24 @@ def override_from(value: dict) -> Override:
     return o
 
 
-def check_choice(layers: Sequence[int], weight: float | None, schedule: str | None) -> None:
-    """Raise ValueError for an arm that the trainer would refuse."""
-    n_layer = next(iter(PROFILES.values())).n_layer
-    if not layers:
-        raise ValueError("--best_layers: give at least one layer")
-    for layer in layers:
-        if type(layer) is not int or not 1 <= layer < n_layer:
-            raise ValueError(f"--best_layers {layer}: tap layers are 1 to {n_layer - 1}")
-    if len(set(layers)) < len(layers):
-        raise ValueError(f"--best_layers {','.join(map(str, layers))}: give each layer once")
-    if weight is not None and not (is_number(weight) and 1e-6 <= weight <= 1e3):
-        raise ValueError(f"--best_weight {weight}: give a number above 0, from 1e-6 to 1e3")
-    if schedule is not None and schedule not in ALL_SCHEDULES:
-        raise ValueError(f"--best_schedule {schedule}: give one of {', '.join(ALL_SCHEDULES)}")
+def write_overrides(exp_dir: Path, overrides: Overrides) -> None:
+    if overrides.made:
+        write_json(exp_dir / "overrides.json", {"overrides": [asdict(o) for o in overrides]})
 
 
-def with_overrides_on_record(e: Experiment, exp_dir: Path) -> Experiment:
-    e = replace(e, overrides=read_overrides(exp_dir))
-    budget = e.overridden(0, "budget")
-    return replace(e, budget_hours=budget.value["hours"]) if budget else e
+def decided_now(overrides: Overrides, kind: str, stage: int, value: dict) -> Overrides:
+    """These and what is decided at this moment; not yet on record."""
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return overrides.and_one(Override(kind, stage, value, when))
 
 
-def with_override(e: Experiment, kind: str, stage: int, value: dict) -> Experiment:
-    """A person decided; a second time for the same thing changes nothing."""
-    known = e.overridden(stage, kind)
-    if known and known.value == value:
-        return e
-    override = Override(kind, stage, value, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-    return replace(e, overrides=(*e.overrides, override))
+def put_on_record(
+    exp_dir: Path, e: Experiment, kind: str, stage: int, value: dict
+) -> Experiment:
+    """The experiment with what is decided at this moment, which is kept in overrides.json."""
+    e = e.with_overrides(decided_now(e.overrides, kind, stage, value))
+    write_overrides(exp_dir, e.overrides)
+    return e
 
 
 @dataclass(frozen=True)
@@ -103,7 +92,7 @@ def with_new_overrides(
     would test again what stage 4 has begun to test."""
     begun = pairs_begun(results)
     if new.arm:
-        chosen = with_override(e, "by_hand", new.stage, new.arm)
+        chosen = e.with_overrides(decided_now(e.overrides, "by_hand", new.stage, new.arm))
         if chosen != e and begun > 0:
             raise ValueError(
                 f"--best_layers: the pairs of stage 4 have begun ({begun} complete); another"
@@ -113,7 +102,7 @@ def with_new_overrides(
     hours = new.budget_hours
     if hours not in (None, e.budget_hours):
         value = {"hours": hours, "was": e.budget_hours, "pairs": begun}
-        rebudgeted = replace(with_override(e, "budget", 0, value), budget_hours=hours)
+        rebudgeted = e.with_overrides(decided_now(e.overrides, "budget", 0, value))
         if is_second_test(e, rebudgeted, results):
             raise ValueError(
                 f"--max_budget_hours {hours:g}: stage 4 has its verdict, of the {begun} pairs that"
@@ -122,15 +111,3 @@ def with_new_overrides(
             )
         e = rebudgeted
     return e
-
-
-def record_overrides(exp_dir: Path, e: Experiment) -> Experiment:
-    if e.overrides:
-        write_json(exp_dir / "overrides.json", {"overrides": [asdict(o) for o in e.overrides]})
-    return e
-
-
-def is_overridden(decision: Decision, e: Experiment) -> bool:
-    """A person went on all the same, where the decision did not let the plan pass."""
-    passed = decision.verdict in (PROCEED, FINAL)
-    return not passed and e.overridden(decision.stage, "ignore_gate") is not None

@@ -19,9 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ablation.folder.materials import ROOT, Materials, hash_of, read_code
-from ablation.plan.adaptive import MAX_GIVEN_UP, MAX_PAIRS
 from ablation.plan.classic import N_PAIRS
 from ablation.plan.next_step import MAX_ATTEMPTS, PLANS
+from ablation.plan.validation import MAX_GIVEN_UP, MAX_PAIRS
 from ablation.runs.run import arm_from
 from ablation.runs.store import write_json
 from ablation.runs.untrusted import is_number, printable, read_json
@@ -32,12 +32,13 @@ from ablation.study.profiles import PROFILES
 # ---------------------------------------------------------------------------------------------
 # Registration: what is fixed before the first run
 
-RULES = (  # the files that a decision depends on, from the records on disk to its text
+DECIDING_FILES = (  # the files that a decision depends on, from the records on disk to its text
     *(f"ablation/runs/{name}.py" for name in ("run", "log", "outcome", "store", "untrusted")),
     "ablation/stats.py",
-    *(f"ablation/study/{name}.py" for name in ("profiles", "heads", "experiment")),
+    *(f"ablation/study/{name}.py" for name in ("profiles", "heads", "experiment", "overrides")),
     *(f"ablation/plan/{name}.py" for name in ("decision", "stage", "classic", "adaptive")),
-    *(f"ablation/plan/{name}.py" for name in ("looks", "manual", "next_step", "costs")),
+    *(f"ablation/plan/{name}.py" for name in ("validation", "looks", "manual", "next_step")),
+    "ablation/plan/costs.py",
     *(f"ablation/folder/{name}.py" for name in ("registration", "overrides", "standing")),
 )
 
@@ -49,7 +50,7 @@ def registered(e: Experiment, m: Materials, fingerprint: str | None = None) -> d
         str(stage.number): {
             "name": stage.name,
             "question": stage.question,
-            "rule": stage.rule.format(**vars(e.profile.design)),
+            "rule": stage.rule_text(e.profile.design),
             "num_iterations": e.iterations(stage.fraction),
             "arms": [asdict(replace(arm, unet_skips=e.unet_skips)) for arm in stage.arms or e.arms],
             "seeds": list(e.seeds) if e.arms else seeds_of(stage.number),
@@ -88,8 +89,12 @@ def registered(e: Experiment, m: Materials, fingerprint: str | None = None) -> d
         "share": asdict(e.share),
         "data": {"fingerprint": fingerprint or m.data_fingerprint},
         "code": {"hash": code.hash, "files": list(code.names)},
-        "rules": {"hash": hash_of([ROOT / name for name in RULES]), "files": list(RULES)},
+        "rules": {"hash": rules_hash(), "files": list(DECIDING_FILES)},
     }
+
+
+def rules_hash() -> str:
+    return hash_of([ROOT / name for name in DECIDING_FILES])
 
 
 def seeds_of(stage: int) -> dict[str, int]:
@@ -117,12 +122,11 @@ def register(e: Experiment, m: Materials, exp_dir: Path, facts: dict) -> dict:
     document = {
         "experiment_id": uuid.uuid4().hex,
         "created": created.replace("+00:00", "Z"),
-        "hash": digest_of(fixed),
-        "hashed": sorted(fixed),
-        **fixed,
-        "data": {"dir": str(m.data_dir), **fixed["data"]},
-        "device_batch_size": e.profile.device_batch_size,  # free to change: the loss is the same
+        "hash": digest_of(fixed),  # of what is registered; what follows it is free to change
+        "registered": fixed,
+        "device_batch_size": e.profile.device_batch_size,  # the loss is the same
         "train_script": str(m.script),
+        "data_dir": str(m.data_dir),
         **facts,
     }
     write_json(exp_dir / "experiment_configs.json", document)
@@ -134,12 +138,6 @@ def digest_of(fixed: dict) -> str:
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def fixed_part(document: dict) -> dict:
-    """What `registered` returned when the experiment began."""
-    fixed = {name: document[name] for name in document["hashed"]}
-    return fixed | {"data": {"fingerprint": document["data"]["fingerprint"]}}
-
-
 def check_unchanged(document: dict, fixed: dict, exp_dir: Path) -> None:
     """Raise ValueError that names every registered field that differs from what is asked now."""
     if changed := changes(document):
@@ -147,10 +145,11 @@ def check_unchanged(document: dict, fixed: dict, exp_dir: Path) -> None:
     now = json.loads(json.dumps(fixed))
     differing = [
         f"{path.lstrip('.')}: registered {printable_value(was)}, now {printable_value(is_now)}"
-        for path, was, is_now in differences(fixed_part(document), now)
+        for path, was, is_now in differences(document["registered"], now)
     ]
     if differing:
-        script = exp_dir / "code" / document["code"]["hash"] / document["code"]["files"][0]
+        code = document["registered"]["code"]
+        script = exp_dir / "code" / code["hash"] / code["files"][0]
         remedy = "give what was registered, or start a new experiment"
         if any(line.startswith("code") for line in differing):
             remedy += f" (the registered trainer: --train_script {script})"
@@ -210,7 +209,7 @@ def is_new(exp_dir: Path) -> bool:
 def code_copy(document: dict, exp_dir: Path) -> Path:
     """The trainer that runs: the copy in the experiment, made again where it is gone. Raises
     ValueError, as below."""
-    code = document["code"]
+    code = document["registered"]["code"]
     copy = exp_dir / "code" / code["hash"] / code["files"][0]
     if (found := registered_trainer(document, exp_dir)) != copy:
         read_code(found).copy_to(copy.parent)
@@ -223,7 +222,8 @@ def registered_trainer(document: dict, exp_dir: Path) -> Path:
 
     Raises ValueError where the copy was edited, or where no such file is left.
     """
-    code, name = document["code"], document["code"]["files"][0]
+    code = document["registered"]["code"]
+    name = code["files"][0]
     copy = exp_dir / "code" / code["hash"] / name
     if all((copy.parent / file).is_file() for file in code["files"]):
         if read_code(copy).hash != code["hash"]:
@@ -242,7 +242,7 @@ def registered_trainer(document: dict, exp_dir: Path) -> Path:
 def data_dir_of(document: dict, e: Experiment) -> Path:
     """Where the registered shards lie; where that folder is gone, the profile's in this checkout.
     Their fingerprint is compared with the registered one."""
-    was = Path(document["data"]["dir"])
+    was = Path(document["data_dir"])
     here = ROOT / e.profile.data_dir
     return here if not was.is_dir() and here.is_dir() else was
 
@@ -276,13 +276,8 @@ def read_document(exp_dir: Path) -> dict:
         )
     document = read_json(path)
     try:
-        digest_of(fixed_part(document))
         experiment_of(document)
-        paths = [document["data"]["dir"], document["train_script"]]
-        texts = (document["experiment_id"], document["slurm_args"], *paths)
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError("experiment_id, slurm_args, train_script or data.dir is no text")
-        check_code(document["code"])
+        check_code(document["registered"]["code"])
     except KeyError as error:
         what = "it is not an experiment of ours, or one of another version"
         raise ValueError(f"{path}: no field {error}; {what}{version_of(document)}") from None
@@ -305,9 +300,9 @@ def changes(document: dict) -> tuple[str, ...]:
     """How the registration, or the code that decides, differs from what was registered before the
     first run; empty where nothing does. Every program shows these words, and none decides."""
     found = []
-    if digest_of(fixed_part(document)) != document["hash"]:
+    if digest_of(document["registered"]) != document["hash"]:
         found.append("experiment_configs.json was edited since: it is not what was hashed")
-    was, now = document["rules"]["hash"], hash_of([ROOT / name for name in RULES])
+    was, now = document["registered"]["rules"]["hash"], rules_hash()
     if was != now:
         about = f"{printable_value(was)}, now {printable_value(now)}{version_of(document)}"
         found.append(f"the files that decide are not those registered ({about})")
@@ -333,16 +328,19 @@ def up_to(most: int, least: int = 1) -> tuple[Callable[[object], bool], str]:
 
 A_TEXT = (lambda v: isinstance(v, str)), "give a text"
 YES_OR_NO = (lambda v: type(v) is bool), "give true or false"
-FORM = {  # what decisions are made from: a test of each, and what would pass it
-    "hash": A_TEXT,
+FREE_FORM = {  # of the document beside what is registered: a test of each, and what would pass it
+    **dict.fromkeys(("experiment_id", "hash", "train_script", "data_dir", "slurm_args"), A_TEXT),
+    "device_batch_size": up_to(10**6),
+}
+FORM = {  # of what is registered, as far as decisions are made from it
     "rules.hash": A_TEXT,
+    "data.fingerprint": A_TEXT,
     "profile.name": among(*PROFILES),
     "plan": among(*PLANS),
     "stop_on": among("any", "superiority"),
     "budget_hours": ((lambda v: is_number(v) and 0 < v <= 1e6), "give hours, from 0 to 1e6"),
     "full_iterations": up_to(10**9),
     "validation_runs": ((lambda v: v is None or up_to(10**4)[0](v)), "give up to 10000, or null"),
-    "device_batch_size": up_to(10**6),
     "share.device": among("cuda", "cpu"),
     "share.launcher": among("local", "slurm"),
     "share.processes": up_to(10**5),
@@ -357,33 +355,42 @@ FORM = {  # what decisions are made from: a test of each, and what would pass it
 
 def check_form(document: dict) -> None:
     """Raise ValueError for the first field that no experiment can have registered."""
-    for name, (is_fit, wanted) in FORM.items():
-        value = document
+    check_fields(document, FREE_FORM)
+    if not isinstance(document["registered"], dict):
+        raise ValueError("registered: give an object")
+    check_fields(document["registered"], FORM)
+    for value in document["registered"]["arms"]:
+        if not any(arm_from(value) in arms for arms in PHASES.values()):
+            raise ValueError(f"arms: {printable(repr(value)[:200], limit=60)}: no arm of ours")
+
+
+def check_fields(whole: dict, form: dict) -> None:
+    for name, (is_fit, wanted) in form.items():
+        value = whole
         for key in name.split("."):
             if not isinstance(value, dict):
                 raise ValueError(f"{name}: no such field")
             value = value[key]
         if not is_fit(value):
             raise ValueError(f"{name} {printable(repr(value)[:200], limit=60)}: {wanted}")
-    for value in document["arms"]:
-        if not any(arm_from(value) in arms for arms in PHASES.values()):
-            raise ValueError(f"arms: {printable(repr(value)[:200], limit=60)}: no arm of ours")
 
 
 def experiment_of(document: dict) -> Experiment:
-    """The experiment that a folder registered."""
+    """The experiment that a folder registered. Raises ValueError or KeyError for a document that
+    cannot be one."""
     check_form(document)
-    profile = PROFILES[document["profile"]["name"]]
+    fixed = document["registered"]
+    profile = PROFILES[fixed["profile"]["name"]]
     return Experiment(
         profile=replace(profile, device_batch_size=document["device_batch_size"]),
-        plan=document["plan"],
-        budget_hours=document["budget_hours"],
-        full_iterations=document["full_iterations"],
-        validation_runs=document["validation_runs"],
-        share=Share(**{f.name: document["share"][f.name] for f in fields(Share)}),
-        arms=tuple(map(arm_from, document["arms"])),
-        seeds=tuple(document["seeds"]),
-        stop_on=document["stop_on"],
-        unet_skips=document["unet_skips"],
-        log_grad_norms=document["log_grad_norms"],
+        plan=fixed["plan"],
+        budget_hours=fixed["budget_hours"],
+        full_iterations=fixed["full_iterations"],
+        validation_runs=fixed["validation_runs"],
+        share=Share(**{f.name: fixed["share"][f.name] for f in fields(Share)}),
+        arms=tuple(map(arm_from, fixed["arms"])),
+        seeds=tuple(fixed["seeds"]),
+        stop_on=fixed["stop_on"],
+        unet_skips=fixed["unet_skips"],
+        log_grad_norms=fixed["log_grad_norms"],
     )

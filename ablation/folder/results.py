@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ablation.folder.overrides import is_overridden
+from ablation.plan.decision import is_overridden
 from ablation.plan.next_step import PLANS, Step
 from ablation.runs.run import RunResult, machine_seconds
 from ablation.runs.store import write_json
@@ -28,7 +28,7 @@ def write_results(
             "name": stage.name,
             "runs": [{"run": r.run.name, "status": r.status, "val_loss": r.val_loss} for r in mine],
             "decision": asdict(decision) if decision else None,
-            "overridden": bool(decision and is_overridden(decision, e)),
+            "overridden": bool(decision and is_overridden(decision, e.overrides)),
         }
     spent_hours = machine_seconds(results) / 3600
     write_json(
@@ -39,7 +39,7 @@ def write_results(
             "ended": step.ended,
             "stages": stages,
             "overrides": [asdict(o) for o in e.overrides],
-            "cut": list(step.cut),
+            "cut": list(step.budget_cuts),
             "budget": {"hours": e.budget_hours, "spent_hours": spent_hours},
         },
         durable=False,

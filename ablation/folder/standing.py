@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ablation.folder.overrides import with_overrides_on_record
+from ablation.folder.overrides import read_overrides
 from ablation.folder.registration import changes, experiment_of, read_document
-from ablation.plan.next_step import PLANS, Step, next_step
+from ablation.plan.next_step import PLANS, Step, conclude, next_step
 from ablation.plan.stage import Stage
 from ablation.runs.store import Records, read_records
 from ablation.study.experiment import Experiment
@@ -32,9 +32,9 @@ def standing(exp_dir: Path) -> Standing:
     """Read a folder, and decide anew from its records by the registered rules. Launches and writes
     nothing. Raises ValueError where this is no experiment."""
     document = read_document(exp_dir)
-    e = with_overrides_on_record(experiment_of(document), exp_dir)
+    e = experiment_of(document).with_overrides(read_overrides(exp_dir))
     records = read_records(exp_dir, document["experiment_id"])
     changed = changes(document)
     running = frozenset(a.run_name for a in records.open)  # or broken off: to be run again
-    step = None if changed else next_step(e, records.results, running)
+    step = None if changed else conclude(next_step(e, records.results, running))
     return Standing(exp_dir, document, e, records, step, changed)

@@ -4,12 +4,11 @@ Thresholds, decisions, runs and the table of its stages. Improvement = mean val_
 mean val_loss(arm), nats/token: positive is good.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ablation import stats
 from ablation.plan.decision import (
-    ARM_SIDE,
     FINAL,
     PROCEED,
     STOP,
@@ -17,41 +16,40 @@ from ablation.plan.decision import (
     Group,
     Rule,
     baseline_losses,
-    best_against_baseline,
     delta_text,
     finished_pairs,
-    groups_of,
     interval,
     lacking,
     loss_lines,
     losses_text,
+    lowest,
     mean_text,
     missing_arms,
-    no_comparison,
     on_shared_seed,
     p_text,
+    sides,
 )
 from ablation.plan.stage import (
-    Situation,
     Stage,
+    State,
     affordable,
     each_arm_once,
     left_on_entry_s,
-    of_what,
+    no_comparison,
     pair_of,
 )
 from ablation.runs.run import RunConfig, RunResult
 from ablation.study.heads import (
-    DIVES,
     FINAL_ARMS,
     LAYERS,
     N_VALIDATIONS,
+    REFINEMENTS,
     SCREENING,
     SHORT,
     VALIDATIONS,
 )
 
-CLASSIC_RULES = {
+CLASSIC_RULES = {  # chosen: the mission's own thresholds, which stay as they are
     "gate": Rule("best relative improvement", ">", 0.02, "%"),
     "layers": Rule("best improvement", ">", 0.0, "nats/token"),
     "significant": Rule("Welch p", "<", 0.05),
@@ -59,26 +57,28 @@ CLASSIC_RULES = {
     "target_speedup": Rule("speedup", ">=", 0.10, "%"),
 }
 
-STAGE_RULES = {
+RULE_TEXTS = {  # by stage: shown beside the decisions, registered, and in docs/plans.md
     1: "PROCEED if {gate}",
     2: "PROCEED with the best layers if {layers}, else document the null result",
     3: "finalize the weight and schedule with the lowest val loss on the shared seed",
     4: "target met if {significant} and improvement > 0, with {target_loss} or {target_speedup}",
 }
+RULE_TEXTS = {stage: text.format(**CLASSIC_RULES) for stage, text in RULE_TEXTS.items()}
 
 
-def rule_text(stage: int) -> str:
-    return STAGE_RULES[stage].format(**CLASSIC_RULES)
+def missing(state: State) -> tuple[str, ...]:
+    """Arms of the stage's row that have no outcome, whether they were asked for or not."""
+    return missing_arms(state.stage_results, [arm.name for arm in state.stage.arms])
 
 
-def decide_screening(results: Sequence[RunResult], expected: Sequence[str]) -> Decision:
+def decide_screening(state: State) -> Decision:
     """Stage 1: does any auxiliary arm clear the gate at once?"""
-    missing = missing_arms(results, expected)
-    baseline, best = best_against_baseline(results)
-    if baseline is None or best is None:
-        return no_comparison(1, rule_text(1), results, lacking(baseline, best), missing)
-    improvement = baseline.mean - best.mean
-    relative = improvement / baseline.mean
+    results = state.stage_results
+    baseline, arms = sides(results)
+    best = lowest(arms)
+    if without := lacking(baseline and baseline.usable, best):
+        return no_comparison(state, results, without, missing(state))
+    relative = (baseline.mean - best.mean) / baseline.mean
     percent = f"{relative:+.2%}"
     rule = CLASSIC_RULES["gate"]
     if rule.holds(relative):
@@ -91,35 +91,39 @@ def decide_screening(results: Sequence[RunResult], expected: Sequence[str]) -> D
             "This is no evidence of absence: one short run an arm cannot exclude a real effect;",
             "early losses hardly predict final ones. --ignore_gate goes on, and is recorded.",
         )
-    return Decision(
-        stage=1,
-        verdict=verdict,
-        title=title,
+    return state.decided(
+        verdict,
+        title,
         because=because,
         facts=(
             f"Baseline loss: {baseline.mean:.4f}",
             f"Best aux loss: {best.mean:.4f} ({best.names[0]})",
             f"Improvement: {percent}",
         ),
-        rule=rule_text(1),
-        numbers={
-            "baseline_loss": baseline.mean,
-            "best_loss": best.mean,
-            "best_arm": best.names[0],
-            "improvement": improvement,
-            "relative_improvement": relative,
-        },
-        missing=missing,
+        numbers=best_numbers(baseline, best),
+        missing=missing(state),
     )
 
 
-def decide_layers(results: Sequence[RunResult], expected: Sequence[str]) -> Decision:
+def best_numbers(baseline: Group, best: Group) -> dict:
+    """The best arm against the baseline, for programs."""
+    improvement = baseline.mean - best.mean
+    return {
+        "baseline_loss": baseline.mean,
+        "best_loss": best.mean,
+        "best_arm": best.names[0],
+        "improvement": improvement,
+        "relative_improvement": improvement / baseline.mean,
+    }
+
+
+def decide_layers(state: State) -> Decision:
     """Stage 2: which tap layers go on?"""
-    missing = missing_arms(results, expected)
-    baseline, best = best_against_baseline(on_shared_seed(results))
-    if baseline is None or best is None:
-        undecided = no_comparison(2, rule_text(2), results, lacking(baseline, best), missing)
-        return replace(undecided, chosen=best and best.arm)  # should a person go on all the same
+    results = state.stage_results
+    baseline, arms = sides(on_shared_seed(results))
+    best = lowest(arms)
+    if without := lacking(baseline and baseline.usable, best):
+        return no_comparison(state, results, without, missing(state), best and best.arm)
     improvement = baseline.mean - best.mean
     losses = {r.run.arm.name: r.val_loss for r in results if r.status == "ok"}
     facts = [
@@ -128,13 +132,7 @@ def decide_layers(results: Sequence[RunResult], expected: Sequence[str]) -> Deci
         f"Best aux loss: {best.mean:.4f} ({best.names[0]})",
         f"Improvement: {improvement / baseline.mean:+.2%} ({improvement:+.4f} nats/token)",
     ]
-    numbers = {
-        "baseline_loss": baseline.mean,
-        "best_loss": best.mean,
-        "best_arm": best.names[0],
-        "improvement": improvement,
-        "relative_improvement": improvement / baseline.mean,
-    }
+    numbers = best_numbers(baseline, best)
     if {"aux_6", "aux_6_repeat"} <= losses.keys():
         repeat = abs(losses["aux_6"] - losses["aux_6_repeat"])
         facts.append(f"Run-to-run difference (aux_6, two seeds): {repeat:.4f} nats/token")
@@ -149,31 +147,29 @@ def decide_layers(results: Sequence[RunResult], expected: Sequence[str]) -> Deci
             f"Stopped by the rule: {CLASSIC_RULES['layers']} does not hold ({improvement:+.4f}).",
             "No placement beat the baseline here; with single runs this is no evidence of absence.",
         )
-    return Decision(
-        stage=2,
-        verdict=verdict,
-        title=title,
+    return state.decided(
+        verdict,
+        title,
         because=because,
         facts=tuple(facts),
-        rule=rule_text(2),
         numbers=numbers,
         chosen=best.arm,
-        missing=missing,
+        missing=missing(state),
     )
 
 
-def best_dive(results: Sequence[RunResult]) -> Group | None:
-    """The configuration with the lowest loss on the seed that all dives share; what stage 3
-    validates and finalizes."""
-    return best_against_baseline(on_shared_seed(results))[1]
+def best_refinement(results: Sequence[RunResult]) -> Group | None:
+    """The configuration with the lowest loss on the seed that all refinements share; what stage
+    3 validates and finalizes."""
+    return lowest(sides(on_shared_seed(results))[1])
 
 
-def decide_hyperparameters(results: Sequence[RunResult], expected: Sequence[str]) -> Decision:
+def decide_hyperparameters(state: State) -> Decision:
     """Stage 3: which loss weight and schedule go into the final validation?"""
-    missing = missing_arms(results, expected)
-    best = best_dive([r for r in results if r.run.arm.name.startswith("dive_")])
-    if best is None:
-        return no_comparison(3, rule_text(3), results, [ARM_SIDE], missing)
+    results = state.stage_results
+    best = best_refinement([r for r in results if r.run.arm.name.startswith("dive_")])
+    if without := lacking(True, best):  # weights and schedules are compared with each other
+        return no_comparison(state, results, without, missing(state))
     validations = [r for r in results if r.run.arm.name.startswith("validation_")]
     losses = [r.val_loss for r in validations if r.status == "ok"]
     facts = [
@@ -189,34 +185,29 @@ def decide_hyperparameters(results: Sequence[RunResult], expected: Sequence[str]
     if diverged := sum(r.status == "diverged" for r in validations):
         because.append(f"Beware: {diverged} of {len(validations)} validation runs diverged.")
         numbers["validation_diverged"] = diverged
-    return Decision(
-        stage=3,
-        verdict=PROCEED,
-        title="PROCEED to Stage 4",
+    return state.decided(
+        PROCEED,
+        "PROCEED to Stage 4",
         because=tuple(because),
         facts=tuple(facts),
-        rule=rule_text(3),
         numbers=numbers,
         chosen=best.arm,
-        missing=missing,
+        missing=missing(state),
     )
 
 
-def decide_final(results: Sequence[RunResult], expected: Sequence[str]) -> Decision:
+def decide_final(state: State) -> Decision:
     """Stage 4: does the finalized configuration beat the baseline on seeds used nowhere else?"""
-    missing = missing_arms(results, expected)
-    results = complete_pairs(results)
-    groups = groups_of(results)
-    baseline = groups.pop((), None)
-    best = next(iter(groups.values()), None)
-    if not (baseline and baseline.losses and best):
-        usable = baseline if baseline and baseline.losses else None
-        return no_comparison(4, rule_text(4), results, lacking(usable, best), missing)
+    results = complete_pairs(state.stage_results)
+    baseline, arms = sides(results)
+    if without := lacking(baseline and baseline.losses, arms):
+        return no_comparison(state, results, without, missing(state))
+    (best,) = arms
     finished = finished_pairs(results)
-    c = stats.compare(*zip(*finished, strict=True)) if finished else None
-    numbers = final_numbers(results, baseline, best, c)
+    comparison = stats.compare(*zip(*finished, strict=True)) if finished else None
+    numbers = final_numbers(results, baseline, best, comparison)
     title, because = final_verdict(numbers)
-    facts = final_facts(results, baseline, best, c, numbers)
+    facts = final_facts(results, baseline, best, comparison, numbers)
     if baseline.diverged or best.diverged:
         because += (f"{baseline.diverged} baseline and {best.diverged} best runs diverged.",)
         facts.append(
@@ -224,24 +215,24 @@ def decide_final(results: Sequence[RunResult], expected: Sequence[str]) -> Decis
             " exact worst-rank test's, the means are of the runs that finished, Delta of the"
             f" {len(finished)} pair(s) of which both did"
         )
-    return Decision(
-        stage=4,
-        verdict=FINAL,
-        title=title,
+    return state.decided(
+        FINAL,
+        title,
         because=because,
         facts=tuple(facts),
-        rule=rule_text(4),
         numbers=numbers,
         chosen=best.arm,
-        missing=missing,
+        missing=missing(state),
     )
 
 
 def final_numbers(
-    results: Sequence[RunResult], baseline: Group, best: Group, c: stats.Comparison | None
+    results: Sequence[RunResult], baseline: Group, best: Group, comparison: stats.Comparison | None
 ) -> dict:
     """The results of stage 4 for programs. Differences are of the pairs of which both finished
-    (`c`); where a run diverged, p is the exact worst-rank test's."""
+    (`comparison`); where a run diverged, p is the exact worst-rank test's."""
+    found = vars(comparison) if comparison else {}
+    relative = comparison and comparison.improvement / comparison.mean_baseline
     numbers = {
         "baseline_n": len(baseline.losses),
         "best_n": len(best.losses),
@@ -249,12 +240,9 @@ def final_numbers(
         "best_diverged": best.diverged,
         "baseline_loss": baseline.mean,
         "best_loss": best.mean if best.losses else None,
-        "improvement": c and c.improvement,
-        "relative_improvement": c and c.improvement / c.mean_baseline,
-        "ci_low": c and c.ci_low,
-        "ci_high": c and c.ci_high,
-        "p": c and c.p,
-        "cohens_d": c and c.cohens_d,
+        "improvement": found.get("improvement"),
+        "relative_improvement": relative,
+        **{name: found.get(name) for name in ("ci_low", "ci_high", "p", "cohens_d")},
         "speedup": speedup(results),
     }
     if baseline.diverged or best.diverged:
@@ -264,10 +252,10 @@ def final_numbers(
 
 
 def final_facts(
-    results: Sequence[RunResult], baseline: Group, best: Group, c: stats.Comparison | None,
+    results: Sequence[RunResult], baseline: Group, best: Group, comparison: stats.Comparison | None,
     numbers: dict,
 ) -> list[str]:  # fmt: skip
-    """The same as lines for a person."""
+    """The results of stage 4 as lines for a person."""
     times = {
         is_best: [
             r.train_time_ms / 1000
@@ -277,8 +265,8 @@ def final_facts(
         for is_best in (False, True)
     }
     delta = delta_text(numbers["improvement"])
-    if c:
-        delta += f" ({numbers['relative_improvement']:+.2%}){interval(c)}"
+    if comparison:
+        delta += f" ({numbers['relative_improvement']:+.2%}){interval(comparison)}"
     return [
         f"Layers: {','.join(map(str, best.arm.layers))}",
         f"Weight: {best.arm.weight:g}",
@@ -354,39 +342,32 @@ def speedup(results: Sequence[RunResult]) -> float | None:
 
 
 def speedup_text(value: float | None) -> str:
+    """A speedup in words; None where a run did not get there."""
     return "not every run reached the baseline's loss" if value is None else f"{value:+.1%}"
 
 
 # ---------------------------------------------------------------------------------------------
 # Which runs a stage asks for, and the table of stages
 
-N_PAIRS = 8  # in stage 4 of the classic plan, budget permitting
+N_PAIRS = 8  # in stage 4 of the classic plan, budget permitting; chosen, the mission's own
 
 
-def classic(rule: Callable[[Sequence[RunResult], Sequence[str]], Decision]):
-    """A rule of the classic plan as the `decide` of a stage: it sees the results and the arms."""
-    return lambda s: rule(s.told, [arm.name for arm in s.stage.arms or s.experiment.arms])
-
-
-def dives_then_validations(s: Situation) -> list[RunConfig]:
+def refinements_then_validations(state: State) -> list[RunConfig]:
     """Weights and schedules at the chosen layers; then the best of them, with new seeds."""
-    dives = each_arm_once(s)[: len(DIVES)]
-    dives = [replace(run, arm=replace(run.arm, layers=s.choice.layers)) for run in dives]
-    done = s.of(dives)
-    if len(done) < len(dives) or (best := best_dive(done)) is None:
-        return dives
+    first = each_arm_once(state)[: len(REFINEMENTS)]
+    first = [replace(run, arm=replace(run.arm, layers=state.choice.layers)) for run in first]
+    done = state.results_of(first)
+    if len(done) < len(first) or (best := best_refinement(done)) is None:
+        return first
     validations = [replace(best.arm, name=f"validation_{k}") for k in range(N_VALIDATIONS)]
-    return dives + [s.run(arm, 2 + k) for k, arm in enumerate(validations)]
+    return first + [state.run(arm, 2 + k) for k, arm in enumerate(validations)]
 
 
-def pairs(s: Situation) -> list[RunConfig]:
+def pairs(state: State) -> list[RunConfig]:
     """As many baseline/best pairs as the budget allows, interleaved so that drift hits both."""
-    n = min(s.experiment.validation_runs or N_PAIRS, affordable(s, s.costs, left_on_entry_s(s)))
-    return [run for k in range(n) for run in pair_of(s, k)]
-
-
-def final_decision(s: Situation) -> Decision:
-    return of_what(s, classic(decide_final)(s))
+    fit = affordable(state, state.costs, left_on_entry_s(state))
+    n = min(state.experiment.validation_runs or state.stage.pairs_at_once, fit)
+    return [run for k in range(n) for run in pair_of(state, k)]
 
 
 CLASSIC = (
@@ -394,43 +375,51 @@ CLASSIC = (
         number=1,
         name="screening",
         question="does any placement help at once?",
-        rule=rule_text(1),
+        rule=RULE_TEXTS[1],
         arms=SCREENING,
         fraction=SHORT,
-        wanted=each_arm_once,
-        decide=classic(decide_screening),
+        runs_asked_for=each_arm_once,
+        decide=decide_screening,
+        has_gate=True,
         needs_baseline=True,
     ),
     Stage(
         number=2,
         name="layer position",
         question="which tap layers?",
-        rule=rule_text(2),
+        rule=RULE_TEXTS[2],
         arms=LAYERS,
         fraction=1.0,
-        wanted=each_arm_once,
-        decide=classic(decide_layers),
+        runs_asked_for=each_arm_once,
+        decide=decide_layers,
+        has_gate=True,
+        chooses="layers",
         needs_baseline=True,
     ),
     Stage(
         number=3,
         name="deep dive",
         question="which loss weight and schedule?",
-        rule=rule_text(3),
-        arms=DIVES + VALIDATIONS,
+        rule=RULE_TEXTS[3],
+        arms=REFINEMENTS + VALIDATIONS,
         fraction=1.0,
-        wanted=dives_then_validations,
-        decide=classic(decide_hyperparameters),
+        runs_asked_for=refinements_then_validations,
+        decide=decide_hyperparameters,
+        has_gate=True,
+        takes_choice=True,
+        chooses="weight and schedule",
     ),
     Stage(
         number=4,
         name="final validation",
         question="does it hold on seeds used nowhere else?",
-        rule=rule_text(4),
+        rule=RULE_TEXTS[4],
         arms=FINAL_ARMS,
         fraction=1.0,
-        wanted=pairs,
-        decide=final_decision,
-        all_pairs_at_once=True,
+        runs_asked_for=pairs,
+        decide=decide_final,
+        has_gate=False,
+        takes_choice=True,
+        pairs_at_once=N_PAIRS,
     ),
 )

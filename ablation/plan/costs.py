@@ -8,6 +8,8 @@ from ablation.runs.run import RunConfig, RunResult
 from ablation.study.experiment import Experiment
 from ablation.study.profiles import CPU_FLOPS
 
+HEAD_SHARE = 0.3  # of a step, of a head on all positions of the 124M model (docs/trainers.md)
+
 
 class Costs:
     """Expected seconds of machine time of a run: measured where possible, else the profile's prior.
@@ -22,11 +24,12 @@ class Costs:
         done = [r for r in results if r.status == "ok"]
         self.measured: dict[tuple, list[float]] = {}
         train, rest = [], []
-        for r in done:
-            self.measured.setdefault(self._key(r.run), []).append(r.wall_s)
-            prior_train, prior_rest = self.prior(r.run)
-            train.append(r.train_time_ms / 1000 / prior_train)
-            rest.append(max(0.0, r.wall_s - r.train_time_ms / 1000) / prior_rest)
+        for result in done:
+            self.measured.setdefault(self._key(result.run), []).append(result.wall_s)
+            prior_train, prior_rest = self.prior(result.run)
+            train_s = result.train_time_ms / 1000
+            train.append(train_s / prior_train)
+            rest.append(max(0.0, result.wall_s - train_s) / prior_rest)
         self.train_ratio = statistics.median(train or [1.0])
         self.rest_ratio = statistics.median(rest or [1.0])
 
@@ -36,22 +39,23 @@ class Costs:
 
     def prior(self, run: RunConfig) -> tuple[float, float]:
         """(training, remainder) in seconds, before anything was measured."""
-        e, p = self.experiment, self.experiment.profile
-        if p.gpus and e.share.device == "cpu":
-            step_s = p.flops_per_step / (CPU_FLOPS * e.share.cores / e.share.parallel_runs)
+        e, profile = self.experiment, self.experiment.profile
+        if profile.gpus and e.share.device == "cpu":
+            step_s = profile.flops_per_step / (CPU_FLOPS * e.share.cores / e.share.parallel_runs)
         else:
-            step_s = p.step_s * (p.gpus / e.share.processes if p.gpus else 1)
-        # a head on all positions costs about a third of the 124M model (docs/trainers.md)
-        step_s *= 1 + 0.3 * p.aux_token_fraction * len(run.arm.layers)
-        validations = 1 + math.ceil(run.num_iterations / p.val_loss_every)
-        slower = step_s / p.step_s
-        val_s = p.val_s * max(1.0, slower) + 2 * step_s * e.log_grad_norms  # main, and all
-        return run.num_iterations * step_s, p.start_s + validations * val_s
+            step_s = profile.step_s * (profile.gpus / e.share.processes if profile.gpus else 1)
+        step_s *= 1 + HEAD_SHARE * profile.aux_token_fraction * len(run.arm.layers)
+        validations = 1 + math.ceil(run.num_iterations / profile.val_loss_every)
+        slower = step_s / profile.step_s
+        val_s = profile.val_s * max(1.0, slower) + 2 * step_s * e.log_grad_norms  # main, and all
+        return run.num_iterations * step_s, profile.start_s + validations * val_s
 
     def __call__(self, run: RunConfig) -> float:
+        """Expected machine time, in seconds: that of every node."""
         return self.wall_s(run) * self.experiment.share.nodes
 
     def wall_s(self, run: RunConfig) -> float:
+        """Expected seconds by the clock."""
         if walls := self.measured.get(self._key(run)):
             return statistics.median(walls)
         train, rest = self.prior(run)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ablation import stats
 from ablation.runs.run import STATUSES, Arm, RunResult
+from ablation.study.overrides import Overrides
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class Decision:
     chosen: Arm | None = None  # the configuration that the following stages use
     missing: tuple[str, ...] = ()  # arms of which there is no result
 
+    @property
+    def lets_pass(self) -> bool:
+        return self.verdict in (PROCEED, FINAL)
+
 
 @dataclass(frozen=True)
 class Group:
@@ -90,8 +95,9 @@ def groups_of(results: Sequence[RunResult]) -> dict[tuple, Group]:
 
 
 def missing_arms(results: Sequence[RunResult], expected: Sequence[str]) -> tuple[str, ...]:
-    settled = {r.run.arm.name for r in results if r.has_outcome}
-    return tuple(name for name in expected if name not in settled)
+    """The arms expected, each once, that have neither a loss nor a divergence to show."""
+    found = {r.run.arm.name for r in results if r.has_outcome}
+    return tuple(dict.fromkeys(name for name in expected if name not in found))
 
 
 def on_shared_seed(results: Sequence[RunResult]) -> list[RunResult]:
@@ -115,13 +121,16 @@ def counted(results: Sequence[RunResult]) -> str:
     return ", ".join(f"{count[status]} {status}" for status in STATUSES if count[status])
 
 
-def best_against_baseline(results: Sequence[RunResult]) -> tuple[Group | None, Group | None]:
-    """The baseline, and the auxiliary configuration with the lowest mean loss; None if unusable."""
+def sides(results: Sequence[RunResult]) -> tuple[Group | None, list[Group]]:
+    """The two sides of a comparison: the baseline, None without any run of it; and every other
+    configuration, in the order of the results."""
     groups = groups_of(results)
-    baseline = groups.pop((), None)
-    usable = [group for group in groups.values() if group.usable]
-    best = min(usable, key=lambda group: group.mean, default=None)
-    return (baseline if baseline and baseline.usable else None), best
+    return groups.pop((), None), list(groups.values())
+
+
+def lowest(groups: Sequence[Group]) -> Group | None:
+    """The usable configuration with the lowest mean loss; None where none is usable."""
+    return min((g for g in groups if g.usable), key=lambda group: group.mean, default=None)
 
 
 def loss_lines(
@@ -134,44 +143,22 @@ def loss_lines(
     difference would be that of the seeds as much as that of the arms.
     """
     lines = []
-    for r in results:
-        if r.status != "ok":
-            lines.append(f"{r.run.name}: {r.status} ({r.reason})")
+    for result in results:
+        name = result.run.name
+        if result.status != "ok":
+            lines.append(f"{name}: {result.status} ({result.reason})")
             continue
-        base = (baselines or {}).get(r.run.seed) if r.run.arm.layers else None
-        improvement = "" if base is None else f" ({base - r.val_loss:+.4f})"
-        lines.append(f"{r.run.name}: {r.val_loss:.4f}{improvement}")
+        base = (baselines or {}).get(result.run.seed) if result.run.arm.layers else None
+        improvement = "" if base is None else f" ({base - result.val_loss:+.4f})"
+        lines.append(f"{name}: {result.val_loss:.4f}{improvement}")
     return tuple(lines)
 
 
-BASELINE_SIDE, ARM_SIDE = "the baseline", "an auxiliary arm"  # of a comparison
-
-
-def lacking(baseline: object, best: object) -> list[str]:
-    """The sides of a comparison that have no usable run, in words."""
-    sides = {BASELINE_SIDE: baseline, ARM_SIDE: best}
-    return [side for side, found in sides.items() if found is None]
-
-
-def no_comparison(
-    stage: int,
-    rule: str,
-    results: Sequence[RunResult],
-    without: Sequence[str],
-    missing: tuple[str, ...],
-) -> Decision:
-    """INCONCLUSIVE: these sides of the comparison have no usable run."""
-    what = f"no usable run of {' or '.join(without)}"
-    return Decision(
-        stage=stage,
-        verdict=INCONCLUSIVE,
-        title=f"INCONCLUSIVE: {what}",
-        because=("The rule cannot be applied; nothing is concluded about auxiliary heads.",),
-        facts=loss_lines(results, baseline_losses(results)),
-        rule=rule,
-        numbers={},
-        missing=missing,
-    )
+def lacking(has_baseline: object, has_arm: object) -> list[str]:
+    """The sides of a comparison that have no usable run, in words; empty where it can be made.
+    What is given is true where a side has one."""
+    found = {"the baseline": has_baseline, "an auxiliary arm": has_arm}
+    return [side for side, has_one in found.items() if not has_one]
 
 
 def finished_pairs(results: Sequence[RunResult]) -> list[tuple[float, float]]:
@@ -207,6 +194,11 @@ def interval(comparison) -> str:
 
 def p_text(p: float | None) -> str:
     return "p undefined" if p is None else "p < 0.0001" if p < 1e-4 else f"p = {p:.4f}"
+
+
+def is_overridden(decision: Decision, overrides: Overrides) -> bool:
+    """A person went on all the same, where the decision did not let the plan pass."""
+    return not decision.lets_pass and overrides.passes_gate(decision.stage)
 
 
 # ---------------------------------------------------------------------------------------------

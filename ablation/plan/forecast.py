@@ -1,4 +1,4 @@
-"""What is still to come?  The plan carried out with invented losses: runs, hours, cuts."""
+"""What is still to come?  The plan carried out with placeholder losses: runs, hours, cuts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from ablation.plan.costs import Costs
 from ablation.plan.next_step import Step, next_step
 from ablation.runs.run import RunConfig, RunResult, machine_seconds
-from ablation.study.experiment import Experiment, Override
+from ablation.study.experiment import Experiment
 from ablation.study.heads import SCHEDULE, WEIGHT
 
 
@@ -20,7 +20,7 @@ class Planned:
 
 
 def span_s(planned: Sequence[Planned]) -> float:
-    """From the first start to the last end."""
+    """Seconds from the first start to the last end; 0 without any run."""
     ends = [p.start_s + p.wall_s for p in planned]
     return max(ends) - min(p.start_s for p in planned) if planned else 0.0
 
@@ -30,22 +30,21 @@ def paid_s(e: Experiment, planned: Sequence[Planned]) -> float:
     return sum(p.wall_s for p in planned) * e.share.nodes if e.share.paid_each else span_s(planned)
 
 
-def play(
+def simulate(
     e: Experiment,
     results: Sequence[RunResult],
     loss: Callable[[RunConfig], float],
     wall_s: Callable[[RunConfig], float] | None = None,
-    conclude: bool = True,
 ) -> tuple[list[Planned], list[RunResult], Step]:
-    """Carry the plan out from these results on, as the orchestrator would, with invented losses:
-    the runs in order, all results, and the last step. A run takes what the plan expects, or what
-    wall_s says."""
+    """The plan carried out from these results on, as the orchestrator would: the runs in order, all
+    results, and the last step. A run ends with the loss that `loss` says, and takes what the plan
+    expects, or what wall_s says."""
     results, planned = list(results), []
     clock_s = 0.0
     attempts: dict[str, int] = {}
     for r in results:
         attempts[r.run.name] = max(r.attempt, attempts.get(r.run.name, 0))
-    while (step := next_step(e, results, conclude=conclude)).runs:
+    while (step := next_step(e, results)).runs:
         costs = Costs(e, results)
         left_s = 3600 * e.budget_hours - machine_seconds(results)  # as in next_step
         free_s = [clock_s] * e.share.parallel_runs  # when each slot is next free
@@ -58,27 +57,32 @@ def play(
             launched.append(Planned(run, free_s[slot], (wall_s or costs.wall_s)(run)))
             free_s[slot] += launched[-1].wall_s
             attempts[run.name] = attempts.get(run.name, 0) + 1
-            results.append(invented(launched[-1], attempts[run.name], loss(run), costs))
+            results.append(placeholder(launched[-1], attempts[run.name], loss(run), costs))
         planned += launched
         clock_s = max(free_s)
     return planned, results, step
 
 
-def forecast(e: Experiment, results: Sequence[RunResult] = ()) -> tuple[list[Planned], Step]:
-    """The runs still to come, and the plan's last step, if every gate lets the plan pass and the
-    two-layer placement wins: the longest course that the plan can take within the budget."""
+def forecast(
+    e: Experiment,
+    results: Sequence[RunResult] = (),
+    loss: Callable[[RunConfig], float] | None = None,
+) -> tuple[list[Planned], Step]:
+    """The longest course that the plan can take within the budget, every gate passed and every pair
+    run: the runs still to come, and the plan's last step.
+
+    loss: of a run, where it is to be another than the placeholder's, by which two layers win.
+    """
     scale = max((r.val_loss for r in results if r.status == "ok"), default=4.0)
-    gates = tuple(Override("ignore_gate", n) for n in (1, 2, 3))
-    everything = replace(e, overrides=(*e.overrides, *gates), stop_on="never")
-    planned, _, step = play(
-        everything, results, lambda run: scale * invented_loss(run), conclude=False
-    )
+    longest = replace(e, overrides=e.overrides.ungated, stop_on="never")
+    loss = loss or (lambda run: scale * placeholder_loss(run))
+    planned, _, step = simulate(longest, results, loss)
     return planned, step
 
 
-def invented_loss(run: RunConfig) -> float:
-    """Of a baseline at 1: two layers win, then the default weight and schedule. No two seeds give
-    the same, or the plan would stop."""
+def placeholder_loss(run: RunConfig) -> float:
+    """The loss of a run, that of the baseline being 1: two layers win, then the default weight and
+    schedule. No two seeds give the same, or the plan would stop."""
     arm, of_seed = run.arm, 1e-9 * (run.seed % 1_000_003)
     if not arm.layers:
         return 1.0 + of_seed
@@ -86,7 +90,8 @@ def invented_loss(run: RunConfig) -> float:
     return 0.9 + 0.01 * abs(len(arm.layers) - 2) + 0.001 * off_default + of_seed
 
 
-def invented(planned: Planned, attempt: int, val_loss: float, costs: Costs) -> RunResult:
+def placeholder(planned: Planned, attempt: int, val_loss: float, costs: Costs) -> RunResult:
+    """The result that stands for a run that is still to come."""
     e, run = costs.experiment, planned.run
     train, rest = costs.prior(run)
     share = train * costs.train_ratio / (train * costs.train_ratio + rest * costs.rest_ratio)
@@ -94,7 +99,7 @@ def invented(planned: Planned, attempt: int, val_loss: float, costs: Costs) -> R
         run=run,
         attempt=attempt,
         status="ok",
-        reason="invented",
+        reason="placeholder",
         clock=f"job {run.name} {attempt}" if e.share.paid_each else "forecast",
         start_s=planned.start_s,
         end_s=planned.start_s + planned.wall_s,

@@ -44,12 +44,12 @@ def looks_at(
     limits: Sequence[int],
     design: Design,
     equivalence: bool = True,
-    together: int = 1,
+    pairs_per_batch: int = 1,
 ) -> list[Look]:
-    """Every look so far, in order; the last one may be final.
+    """Every look at these pairs, in order; the last one may be final.
 
     pairs: complete pairs in order. limits[k-1]: n_max as the budget allowed after k pairs, never
-    rising. together: pairs that run side by side, with one look after them. A verdict, once
+    rising. pairs_per_batch: pairs that run side by side, with one look after them. A verdict, once
     reached, stands; later looks can only settle its label.
     """
     looks: list[Look] = []
@@ -57,9 +57,9 @@ def looks_at(
         n_max = limits[n - 1]
         if n < min(design.first_look, n_max) or n < 2:
             continue
-        if (n - design.first_look) % together and n < n_max:
+        if (n - design.first_look) % pairs_per_batch and n < n_max:
             continue
-        look = take_look(pairs[:n], n_max, [k.n for k in looks], [k.n_max for k in looks], design)
+        look = take_look(pairs[:n], n_max, looks, design)
         last = looks[-1] if looks else None
         if last and last.verdict:
             look = replace(look, verdict=last.verdict)
@@ -75,6 +75,7 @@ def looks_at(
 
 
 def target_label(look: Look, design: Design) -> str:
+    """Whether an improvement reaches the target, by the look's interval."""
     if look.low is not None and look.low >= design.delta_target:
         return MET
     if look.high is not None and look.high < design.delta_target:
@@ -83,7 +84,7 @@ def target_label(look: Look, design: Design) -> str:
 
 
 def settled(look: Look) -> bool:
-    """Nothing that more pairs could add to is open."""
+    """Whether a look leaves nothing open that more pairs could add to."""
     if not look.verdict:
         return False
     return look.verdict != IMPROVES or look.label != UNRESOLVED or look.low is None
@@ -102,43 +103,47 @@ def alpha_spent(ns: Sequence[int], n_maxes: Sequence[int], alpha: float) -> tupl
 
 
 def take_look(
-    pairs: Sequence[Pair],
-    n_max: int,
-    earlier_n: Sequence[int],
-    earlier_n_max: Sequence[int],
-    design: Design,
+    pairs: Sequence[Pair], n_max: int, earlier: Sequence[Look], design: Design
 ) -> Look:
-    """One look at the first len(pairs) pairs, given the looks before it."""
+    """One look at these pairs, given the looks before it."""
     n = len(pairs)
-    ns, n_maxes = (*earlier_n, n), (*earlier_n_max, n_max)
+    ns = (*(look.n for look in earlier), n)
+    n_maxes = (*(look.n_max for look in earlier), n_max)
     z, q = (
         stats.bounds(ns, alpha_spent(ns, n_maxes, alpha))[-1]
         for alpha in (design.alpha / 2, design.alpha)
     )
-    baseline = [b.val_loss for b, _ in pairs if b.status == "ok"]
-    best = [a.val_loss for _, a in pairs if a.status == "ok"]
+    baseline, best = losses_of(pairs)
     if len(baseline) < n or len(best) < n:
         return ranked_look(pairs, n_max, z, q)
-    c = stats.compare(baseline, best)
-    if c.se is None or c.df is None:  # no variance at all: nothing can be concluded from it
-        return Look(n, n_max, c.improvement, z, q, None, None, None, None, None)
-    reach, eq_reach = (stats.t_critical(bound, c.df) * c.se for bound in (z, q))
+    found = stats.compare(baseline, best)
+    if found.se is None or found.df is None:  # no variance: nothing can be concluded from it
+        return Look(n, n_max, found.improvement, z, q, None, None, None, None, None)
+    reach, eq_reach = (stats.t_critical(bound, found.df) * found.se for bound in (z, q))
     look = Look(
         n=n,
         n_max=n_max,
-        improvement=c.improvement,
+        improvement=found.improvement,
         z=z,
         q=q,
-        low=c.improvement - reach,
-        high=c.improvement + reach,
-        eq_low=c.improvement - eq_reach,
-        eq_high=c.improvement + eq_reach,
-        p=c.p,
+        low=found.improvement - reach,
+        high=found.improvement + reach,
+        eq_low=found.improvement - eq_reach,
+        eq_high=found.improvement + eq_reach,
+        p=found.p,
     )
     return replace(look, verdict=verdict_of(look, design))
 
 
+def losses_of(pairs: Sequence[Pair]) -> tuple[list[float], list[float]]:
+    """Final val losses of baseline and best, of the runs that finished."""
+    baseline = [run.val_loss for run, _ in pairs if run.status == "ok"]
+    best = [run.val_loss for _, run in pairs if run.status == "ok"]
+    return baseline, best
+
+
 def verdict_of(look: Look, design: Design) -> str:
+    """The verdict of a look by its intervals; empty where no bound is crossed."""
     if look.low > 0:
         return IMPROVES
     if look.high < 0:
@@ -149,11 +154,10 @@ def verdict_of(look: Look, design: Design) -> str:
 
 
 def ranked_look(pairs: Sequence[Pair], n_max: int, z: float, q: float) -> Look:
-    """A run diverged: the exact worst-rank test decides (Lachin 1999), at this look's level; the
-    improvement is that of the pairs of which both runs finished."""
+    """A look at pairs of which a run diverged: the exact worst-rank test decides (Lachin 1999), at
+    the look's level; the improvement is that of the pairs of which both runs finished."""
     n = len(pairs)
-    baseline = [b.val_loss for b, _ in pairs if b.status == "ok"]
-    best = [a.val_loss for _, a in pairs if a.status == "ok"]
+    baseline, best = losses_of(pairs)
     test = stats.worst_rank(baseline, best, n - len(baseline), n - len(best))
     level = 2 * stats.upper_tail(z)
     verdict = ""
@@ -167,12 +171,12 @@ def ranked_look(pairs: Sequence[Pair], n_max: int, z: float, q: float) -> Look:
 def level_among_finished(
     last: Look, finished: Sequence[tuple[float, float]], design: Design
 ) -> bool:
-    """Where runs diverged and ranks show nothing: whether baseline and best are equivalent, at the
-    look's bound, in the pairs of which both finished (their val losses)."""
+    """Whether baseline and best are equivalent at the look's bound, in the pairs of which both
+    finished (their val losses): asked where runs diverged and ranks show nothing."""
     if last.p is None or len(finished) < 2:
         return False
-    c = stats.compare(*zip(*finished, strict=True))
-    if c.se is None:
+    found = stats.compare(*zip(*finished, strict=True))
+    if found.se is None:
         return False
-    reach = stats.t_critical(last.q, c.df) * c.se
-    return abs(c.improvement) + reach < design.delta_eq
+    reach = stats.t_critical(last.q, found.df) * found.se
+    return abs(found.improvement) + reach < design.delta_eq

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ablation import stats
-from ablation.plan.classic import classic
 from ablation.plan.costs import Costs
 from ablation.plan.decision import (
     FINAL,
@@ -16,27 +15,25 @@ from ablation.plan.decision import (
     mean_text,
     missing_arms,
 )
-from ablation.plan.stage import Situation, Stage
+from ablation.plan.stage import Stage, State
 from ablation.runs.run import RunConfig, RunResult
 from ablation.study.experiment import Experiment
 from ablation.study.heads import LENGTHS, phase_of
 
 
-def summarize(results: Sequence[RunResult], expected: Sequence[str]) -> Decision:
-    """Runs asked for by hand: what they gave, and no rule. Runs of one length are compared."""
-    facts = []
+def summarize(state: State) -> Decision:
+    """What runs asked for by hand gave, and no rule. Runs of one length are compared."""
+    results, facts = state.stage_results, []
     for length in dict.fromkeys(r.run.num_iterations for r in results):
         mine = [r for r in results if r.run.num_iterations == length]
         facts += [summary_line(group, mine) for group in groups_of(mine).values()]
-    return Decision(
-        stage=0,
-        verdict=FINAL,
-        title="runs asked for by hand are done",
+    return state.decided(
+        FINAL,
+        "runs asked for by hand are done",
         because=("No rule applies.",),
         facts=tuple(facts),
-        rule="none",
         numbers={},
-        missing=missing_arms(results, expected),
+        missing=missing_arms(results, [arm.name for arm in state.experiment.arms]),
     )
 
 
@@ -57,9 +54,9 @@ def summary_line(group: Group, results: Sequence[RunResult]) -> str:
     return f"{line}, improvement {c.improvement:+.4f}{interval(c)}{shared}"
 
 
-def every_seed(s: Situation) -> list[RunConfig]:
-    """Plan "manual": the arms asked for, seed by seed; a repeat of an arm gets other seeds."""
-    e, runs = s.experiment, []
+def every_seed(state: State) -> list[RunConfig]:
+    """Runs of the arms asked for, seed by seed; a repeat of an arm gets other seeds."""
+    e, runs = state.experiment, []
     for k, seed in enumerate(e.seeds):
         earlier = [arm.configuration for arm in e.arms]
         for position, arm in enumerate(e.arms):
@@ -78,17 +75,17 @@ MANUAL = (
         rule="none",
         arms=(),
         fraction=1.0,
-        wanted=every_seed,
-        decide=classic(summarize),
+        runs_asked_for=every_seed,
+        decide=summarize,
+        has_gate=False,
     ),
 )
 
 
 def runs_by_hand(e: Experiment) -> list[RunConfig]:
     """All runs of a plan by hand; stages choose theirs as they go, with seeds of their own."""
-    stage = MANUAL[0]
-    nothing_yet = Situation(e, stage, None, {}, {}, (), 3600 * e.budget_hours, Costs(e))
-    return stage.wanted(nothing_yet) if e.plan == "manual" else []
+    nothing_yet = State(e, MANUAL[0], None, {}, {}, (), 3600 * e.budget_hours, Costs(e))
+    return nothing_yet.runs_asked_for if e.plan == "manual" else []
 
 
 def every_seed_once(e: Experiment) -> None:

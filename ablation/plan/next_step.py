@@ -2,29 +2,30 @@
 
 `next_step` takes the experiment and every result so far and returns the next runs or an end; it
 touches nothing, so resuming, a dry run, a forecast and a power simulation are all the same call.
+`conclude` adds what the last stage decides, for whoever shows or counts it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ablation.plan.adaptive import ADAPTIVE
-from ablation.plan.classic import CLASSIC, N_PAIRS
+from ablation.plan.classic import CLASSIC
 from ablation.plan.costs import Costs
-from ablation.plan.decision import FINAL, PROCEED, Decision
+from ablation.plan.decision import Decision
 from ablation.plan.manual import MANUAL
-from ablation.plan.stage import Situation, Stage
+from ablation.plan.stage import FINAL_STAGE, Stage, State, about
 from ablation.runs.run import Arm, RunConfig, RunResult, duration, machine_seconds
 from ablation.study.experiment import Experiment
 
 PLANS = {"classic": CLASSIC, "adaptive": ADAPTIVE, "manual": MANUAL}
 
 BUDGET_SPENT, ALL_DONE = "the budget is spent", "all runs are done"
-MAX_ATTEMPTS = 3  # of a run that crashes or hangs; the seed stays the same
+MAX_ATTEMPTS = 3  # of a run that crashes or hangs; chosen, and the seed stays the same
 
 
 @dataclass(frozen=True)
 class Step:
-    """What the results call for: runs to launch, or an end; and all decisions on the way."""
+    """What the results call for: runs to launch, or an end; and the decisions on the way."""
 
     stage: int
     runs: tuple[RunConfig, ...] = ()  # empty at the end, or while others are still running
@@ -32,10 +33,16 @@ class Step:
     ended: str = ""  # why the plan goes no further
     at_gate: bool = False  # it ended because a decision did not let it pass
     fault: bool = False  # it ended because results cannot be what they claim to be
-    cut: tuple[str, ...] = ()  # what the budget took away
+    budget_cuts: tuple[str, ...] = ()  # what the budget leaves out, in words
+    last: State | None = field(default=None, compare=False, repr=False)  # for `conclude`: of the
+    # last stage, when no run of it is to come
 
 
-def concluded(
+# ---------------------------------------------------------------------------------------------
+# What the attempts come to
+
+
+def result_that_stands(
     attempts: Sequence[RunResult], forgiven: frozenset[tuple[str, int]] = frozenset()
 ) -> RunResult | None:
     """The result that stands for a run; None if it has to be run (again).
@@ -50,14 +57,14 @@ def concluded(
     return failures[-1] if for_good else None
 
 
-def baseline_lost(wanted: Sequence[RunConfig], outcomes: Mapping[tuple, RunResult]) -> bool:
-    """No usable baseline will come of these runs: one diverged; or all were given up, while another
-    arm could be trained. Until one could, the machine may be what is broken."""
-    mine = [outcomes.get(run.key) for run in wanted if not run.arm.layers]
-    if any(r is not None and r.status == "diverged" for r in mine):
-        return True
-    lost = bool(mine) and all(r is not None and not r.has_outcome for r in mine)
-    return lost and any(r.has_outcome for run in wanted if (r := outcomes.get(run.key)))
+def results_that_stand(e: Experiment, results: Sequence[RunResult]) -> dict[tuple, RunResult]:
+    """The result of each run that needs no further attempt, by RunConfig.key."""
+    attempts: dict[tuple, list[RunResult]] = {}
+    for r in sorted(results, key=lambda r: r.attempt):
+        attempts.setdefault(r.run.key, []).append(r)
+    forgiven = e.overrides.forgiven
+    found = {key: result_that_stands(mine, forgiven) for key, mine in attempts.items()}
+    return {key: r for key, r in found.items() if r}
 
 
 def equal_losses(results: Sequence[RunResult]) -> tuple[int, str]:
@@ -80,53 +87,89 @@ def equal_losses(results: Sequence[RunResult]) -> tuple[int, str]:
     return 0, ""
 
 
-def outcomes_of(e: Experiment, results: Sequence[RunResult]) -> dict[tuple, RunResult]:
-    """The result that stands for each run that needs no further attempt, by RunConfig.key."""
-    attempts: dict[tuple, list[RunResult]] = {}
-    for r in sorted(results, key=lambda r: r.attempt):
-        attempts.setdefault(r.run.key, []).append(r)
-    return {key: r for key, mine in attempts.items() if (r := concluded(mine, e.forgiven))}
+# ---------------------------------------------------------------------------------------------
+# What is open of a stage
 
 
-def situation_of(
+def state_of(
     e: Experiment, stage: Stage, choice: Arm | None, decisions: Mapping[int, Decision],
-    results: Sequence[RunResult], outcomes: Mapping[tuple, RunResult],
-) -> Situation:  # fmt: skip
+    results: Sequence[RunResult], standing: Mapping[tuple, RunResult],
+) -> State:  # fmt: skip
     """What the stage may know: nothing of later ones."""
     earlier = [r for r in results if r.run.stage < stage.number]
-    return Situation(
+    return State(
         experiment=e,
         stage=stage,
         choice=choice,
         decisions=decisions,
-        results={key: r for key, r in outcomes.items() if r.run.stage == stage.number},
+        results={key: r for key, r in standing.items() if r.run.stage == stage.number},
         history=tuple(r for r in results if r.run.stage <= stage.number),
         left_s=3600 * e.budget_hours - machine_seconds(earlier),
         costs=Costs(e, earlier),
     )
 
 
-def chosen_by_hand(e: Experiment, stage: Stage) -> Arm | None:
-    """What a person chose for this stage, instead of the stages before it."""
-    found = e.overridden(stage.number, "by_hand")
-    return found and Arm("by_hand", **{**found.value, "layers": tuple(found.value["layers"])})
+def baseline_lost(state: State) -> bool:
+    """No usable baseline will come of the stage: one diverged; or all were given up, while another
+    arm could be trained. Until one could, the machine may be what is broken."""
+    mine = [state.results.get(run.key) for run in state.runs_asked_for if not run.arm.layers]
+    if any(r is not None and r.status == "diverged" for r in mine):
+        return True
+    lost = bool(mine) and all(r is not None and not r.has_outcome for r in mine)
+    return lost and any(r.has_outcome for r in state.stage_results)
 
 
-def what_is_cut(
-    e: Experiment, stage: Stage, wanted: Sequence[RunConfig], unaffordable: Sequence[RunConfig],
-    costs: Costs, left_s: float,
-) -> Iterator[str]:  # fmt: skip
-    """What the budget takes away from a stage, in words. unaffordable: its runs that do not begin
-    since the first of them costs more than is left."""
-    asked = e.validation_runs or N_PAIRS
-    if stage.all_pairs_at_once and len(wanted) < 2 * asked:
-        yield f"stage {stage.number}: {len(wanted) // 2} of {asked} pairs fit into what is left"
-    if unaffordable:
-        names = ", ".join(run.name for run in unaffordable)
-        yield (
-            f"stage {stage.number}: {names} not started: the next one takes about"
-            f" {duration(costs(unaffordable[0]))}, {duration(max(0.0, left_s))} are left"
-        )
+@dataclass(frozen=True)
+class Open:
+    """What is open of a stage."""
+
+    runs: tuple[RunConfig, ...] = ()  # to launch, in order
+    over: bool = False  # no run of it is in flight or to come
+    spent: bool = False  # it is over because the budget allows no further run
+    budget_cuts: tuple[str, ...] = ()
+
+
+def open_of(state: State, running: frozenset[str], costs: Costs, left_s: float) -> Open:
+    """What is open of a stage, by what is left of the budget, in seconds of machine time."""
+    open_runs = state.open_runs
+    if state.stage.needs_baseline and baseline_lost(state):
+        if running:
+            return Open()
+        open_runs = []  # could be compared with nothing
+    startable = tuple(run for run in open_runs if run.name not in running)
+    unaffordable = bool(startable) and costs(startable[0]) > left_s
+    over = not open_runs or (unaffordable and not running)
+    return Open(
+        runs=() if unaffordable else startable,
+        over=over,
+        spent=over and (unaffordable or not state.runs_asked_for),
+        budget_cuts=(
+            *pairs_left_out(state),
+            *(runs_left_out(state, startable, costs, left_s) if over and unaffordable else ()),
+        ),
+    )
+
+
+def pairs_left_out(state: State) -> Iterator[str]:
+    """Pairs that the budget leaves out of a stage that asks for all of them at once, in words."""
+    stage, runs = state.stage, state.runs_asked_for
+    asked = state.experiment.validation_runs or stage.pairs_at_once
+    if stage.pairs_at_once and len(runs) < 2 * asked:
+        yield f"stage {stage.number}: {len(runs) // 2} of {asked} pairs fit into what is left"
+
+
+def runs_left_out(
+    state: State, runs: Sequence[RunConfig], costs: Costs, left_s: float
+) -> Iterator[str]:
+    """Runs of a stage that do not begin since the first of them is unaffordable, in words."""
+    yield (
+        f"stage {state.stage.number}: {', '.join(run.name for run in runs)} not started: the next"
+        f" one takes about {duration(costs(runs[0]))}, {duration(max(0.0, left_s))} are left"
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# The plan
 
 
 def next_step(
@@ -134,83 +177,85 @@ def next_step(
     results: Sequence[RunResult],
     running: frozenset[str] = frozenset(),
     spent_s: float | None = None,
-    conclude: bool = True,
 ) -> Step:
     """The plan. `running` names the runs in flight, `spent_s` the machine time with theirs and with
     what is set aside for them.
 
-    Without `conclude`, the last stage's decision, on which no run depends, is left out: it is the
-    one that needs tests, and scipy takes most of a second to import.
+    The last stage's decision, on which no run depends, is not among the step's: see `conclude`.
     """
-    outcomes, costs = outcomes_of(e, results), Costs(e, results)
-    fault_stage, fault = equal_losses(results)
+    costs, standing = Costs(e, results), results_that_stand(e, results)
     left_s = 3600 * e.budget_hours - (machine_seconds(results) if spent_s is None else spent_s)
-    start = max((o.stage for o in e.overrides if o.kind == "by_hand"), default=0)
+    fault_stage, fault = equal_losses(results)
+    by_hand = e.overrides.first_stage
     choice, step = None, Step(0)
     for stage in PLANS[e.plan]:
-        choice = chosen_by_hand(e, stage) or choice
-        if choice is None and stage.number > 2:
+        choice = e.overrides.chosen_for(stage.number) or choice
+        if stage.takes_choice and choice is None:
             continue  # a person chose for a later stage
-        situation = situation_of(e, stage, choice, step.decisions, results, outcomes)
+        state = state_of(e, stage, choice, step.decisions, results, standing)
         step = replace(step, stage=stage.number)
         if fault and stage.number >= fault_stage:
             return replace(step, ended=fault, fault=True)
-        wanted = stage.wanted(situation)
-        open_runs = [run for run in wanted if run.key not in outcomes]
-        if open_runs and stage.number < start:
+        if state.open_runs and stage.number < by_hand:
             continue  # the same
-        if stage.needs_baseline and baseline_lost(wanted, outcomes):
-            if running:
-                return step
-            open_runs = []  # could be compared with nothing
-        startable = tuple(run for run in open_runs if run.name not in running)
-        broke = bool(startable) and costs(startable[0]) > left_s
-        unaffordable = startable if broke and not running else ()
-        cut = what_is_cut(e, stage, wanted, unaffordable, costs, left_s)
-        step = replace(step, cut=(*step.cut, *cut))
-        if open_runs and (not broke or running):
-            return replace(step, runs=() if broke else startable)
-        step = concluded_stage(situation, step, broke or not wanted, start, conclude)
-        if step.ended:
-            return step
-        choice = step.decisions[stage.number].chosen or choice
-        if choice is None and stage.number == 2:
-            return replace(step, ended="stage 2 left no layers to go on with")
-    return replace(step, ended=ALL_DONE)
+        found = open_of(state, running, costs, left_s)
+        step = replace(step, budget_cuts=(*step.budget_cuts, *found.budget_cuts))
+        if not found.over:
+            return replace(step, runs=found.runs)
+        if not stage.has_gate:
+            return replace(step, ended=BUDGET_SPENT if found.spent else ALL_DONE, last=state)
+        decision = stage.decide(state)
+        step = replace(step, decisions={**step.decisions, stage.number: decision})
+        if found.spent:
+            return replace(step, ended=BUDGET_SPENT)
+        if not passes(e, decision) and stage.number >= by_hand:
+            return replace(step, ended=decision.title, at_gate=True)
+        choice = decision.chosen or choice
+        if stage.chooses and choice is None:
+            left_none = f"stage {stage.number} left no {stage.chooses} to go on with"
+            return replace(step, ended=left_none)
+    raise AssertionError(f"plan {e.plan}: its last stage has a gate, or needs a choice of none")
 
 
-def concluded_stage(
-    situation: Situation, step: Step, spent: bool, start: int, conclude: bool
-) -> Step:
-    """The step with the stage's decision, `ended` where that does not let the plan pass. spent: the
-    budget allows no further run. start: the stage that a person chose for, which asks no gate
-    before it."""
-    e, stage = situation.experiment, situation.stage
-    is_last = stage is PLANS[e.plan][-1]
-    if is_last and not conclude:
-        return replace(step, ended=BUDGET_SPENT if spent else ALL_DONE)
-    decision = stage.decide(situation)
-    step = replace(step, decisions={**step.decisions, stage.number: decision})
-    if spent:
-        return replace(step, ended=BUDGET_SPENT)
-    passed = decision.verdict in (PROCEED, FINAL) or e.overridden(stage.number, "ignore_gate")
-    if not passed and stage.number >= start:
-        return replace(step, ended=decision.title, at_gate=not is_last)
-    return step
+def passes(e: Experiment, decision: Decision) -> bool:
+    """Whether a stage's decision lets the plan go on, by itself or because a person said so."""
+    return decision.lets_pass or e.overrides.passes_gate(decision.stage)
+
+
+def conclude(step: Step) -> Step:
+    """The step with the last stage's decision, where that stage is over; any other as it is.
+
+    Apart from `next_step` because no run depends on it, and it takes a test: scipy needs most of a
+    second to be imported.
+    """
+    state = step.last
+    if state is None:
+        return step
+    decision = state.stage.decide(state)
+    if state.choice:
+        decision = replace(decision, because=(*decision.because, about(state)))
+    step = replace(step, decisions={**step.decisions, state.stage.number: decision})
+    if step.ended == BUDGET_SPENT or passes(state.experiment, decision):
+        return step
+    return replace(step, ended=decision.title)
+
+
+# ---------------------------------------------------------------------------------------------
+# A budget that is given later
 
 
 def pairs_begun(results: Sequence[RunResult]) -> int:
     """Complete pairs of stage 4; -1 before its first run."""
-    mine = [r for r in results if r.run.stage == 4]
-    settled = {(bool(r.run.arm.layers), r.run.index) for r in mine if r.has_outcome}
-    complete = [index for is_best, index in settled if is_best and (False, index) in settled]
+    mine = [r for r in results if r.run.stage == FINAL_STAGE]
+    done = {(bool(r.run.arm.layers), r.run.index) for r in mine if r.has_outcome}
+    complete = [index for is_best, index in done if is_best and (False, index) in done]
     return len(complete) if mine else -1
 
 
 def is_second_test(before: Experiment, after: Experiment, results: Sequence[RunResult]) -> bool:
     """Whether stage 4, whose pairs were tested when the budget of `before` ended it, would run and
     test more under that of `after`: the level of the verdict holds for one end only."""
-    verdict = next_step(before, results).decisions.get(4)
+    verdict = conclude(next_step(before, results)).decisions.get(FINAL_STAGE)
     if verdict is None:
         return False
     tested = verdict.numbers.get("looks") or verdict.numbers.get("p") is not None

@@ -3,40 +3,68 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from ablation.plan.costs import Costs
-from ablation.plan.decision import Decision
+from ablation.plan.decision import INCONCLUSIVE, Decision, baseline_losses, loss_lines
 from ablation.runs.run import Arm, RunConfig, RunResult
 from ablation.study.experiment import Experiment, seed_of
 from ablation.study.heads import GRID, baseline
+from ablation.study.profiles import Design
+
+FINAL_STAGE = 4  # of both plans: its pairs confirm, and its seeds are used nowhere else
 
 
-@dataclass(frozen=True)
-class Situation:
+@dataclass(frozen=True, eq=False)
+class State:
     """What a stage may know: the experiment, earlier stages' choice, and its own results."""
 
     experiment: Experiment
     stage: "Stage"
     choice: Arm | None  # layers, weight and schedule as decided so far
     decisions: Mapping[int, Decision]  # of the stages before
-    results: Mapping[tuple, RunResult]  # by RunConfig.key: the last word on the stage's runs
+    results: Mapping[tuple, RunResult]  # by RunConfig.key: those that stand for the stage's runs
     history: tuple[RunResult, ...]  # every attempt of this stage and of those before
     left_s: float  # of the budget, when the stage began
     costs: Costs  # as known when the stage began
 
-    @property
-    def told(self) -> list[RunResult]:
-        """The results in the order in which the stage asked for them."""
-        return self.of(self.stage.wanted(self))
+    @cached_property
+    def runs_asked_for(self) -> list[RunConfig]:
+        """All runs that the stage has asked for so far, in order; made out once."""
+        return self.stage.runs_asked_for(self)
 
-    def of(self, runs: Sequence[RunConfig]) -> list[RunResult]:
+    @cached_property
+    def stage_results(self) -> list[RunResult]:
+        """The results of the stage, in the order in which it asked for them."""
+        return self.results_of(self.runs_asked_for)
+
+    @property
+    def open_runs(self) -> list[RunConfig]:
+        """Those of the runs asked for that have to be run (again)."""
+        return [run for run in self.runs_asked_for if run.key not in self.results]
+
+    def results_of(self, runs: Sequence[RunConfig]) -> list[RunResult]:
         """The results of these runs, as far as there are any."""
         return [self.results[run.key] for run in runs if run.key in self.results]
 
+    @property
+    def design(self) -> Design:
+        return self.experiment.profile.design
+
+    def numbers_of(self, stage: int) -> dict:
+        """The numbers that an earlier stage decided on; none where it was left out."""
+        return self.decisions[stage].numbers if stage in self.decisions else {}
+
     def run(self, arm: Arm, seed_number: int = 0, index: int = 0) -> RunConfig:
+        """A run of this stage, at its length, on the stage's seed of this number."""
         stage, e = self.stage, self.experiment
         iterations, arm = e.iterations(stage.fraction), replace(arm, unet_skips=e.unet_skips)
         return RunConfig(stage.number, arm, index, seed_of(stage.number, seed_number), iterations)
+
+    def decided(self, verdict: str, title: str, **fields) -> Decision:
+        """A decision of this stage, by its rule; `fields` are the other fields of a Decision."""
+        rule = self.stage.rule_text(self.design)
+        return Decision(self.stage.number, verdict, title, rule=rule, **fields)
 
 
 @dataclass(frozen=True)
@@ -49,60 +77,85 @@ class Stage:
     rule: str  # what decides, as a text; {} are filled in from the profile's Design
     arms: tuple[Arm, ...]
     fraction: float  # of a full run
-    wanted: Callable[[Situation], list[RunConfig]]  # all runs asked for so far, in order
-    decide: Callable[[Situation], Decision]
+    runs_asked_for: Callable[[State], list[RunConfig]]  # all so far, in order
+    decide: Callable[[State], Decision]
+    has_gate: bool  # its decision may end the plan; without one, its decision is the conclusion
+    takes_choice: bool = False  # it runs what earlier stages, or a person, chose
+    chooses: str = ""  # what its decision chooses, of which there has to be one then
     needs_baseline: bool = False  # without a usable one its other runs could be compared with none
-    all_pairs_at_once: bool = False  # how many pairs it has is fixed before the first
+    pairs_at_once: int = 0  # all the pairs it has, budget permitting; 0: asked for as it goes on
+
+    def rule_text(self, design: Design) -> str:
+        """What decides, with the numbers of this design."""
+        return self.rule.format(**vars(design))
 
 
-def of_what(s: Situation, decision: Decision) -> Decision:
-    """The decision, with what it is about: one configuration, chosen from those that were run."""
-    full = s.experiment.iterations(1.0)
-    trained = [r for r in s.history if r.has_outcome and r.run.num_iterations == full]
-    run = {r.run.arm.configuration for r in trained}
-    about = f"of the configuration chosen; {len(run & {*GRID})} of {len(GRID)} were run"
-    if s.choice.configuration not in GRID:
-        about += ", this one outside of these"
-    return replace(decision, because=(*decision.because, f"The verdict is {about}."))
+def no_comparison(
+    state: State, results: Sequence[RunResult], without: Sequence[str], missing: tuple[str, ...],
+    chosen: Arm | None = None,
+) -> Decision:  # fmt: skip
+    """INCONCLUSIVE: these sides of a comparison of the results have no usable run. chosen: should a
+    person go on all the same."""
+    return state.decided(
+        INCONCLUSIVE,
+        f"INCONCLUSIVE: no usable run of {' or '.join(without)}",
+        because=("The rule cannot be applied; nothing is concluded about auxiliary heads.",),
+        facts=loss_lines(results, baseline_losses(results)),
+        numbers={},
+        missing=missing,
+        chosen=chosen,
+    )
 
 
-def each_arm_once(s: Situation) -> list[RunConfig]:
-    """Arms share the stage's first seed; a repeat of a configuration takes the next one."""
+def about(state: State) -> str:
+    """What a verdict is of, as a line: one configuration, chosen from those that were run."""
+    full = state.experiment.iterations(1.0)
+    run = {
+        r.run.arm.configuration
+        for r in state.history
+        if r.has_outcome and r.run.num_iterations == full
+    }
+    outside = "" if state.choice.configuration in GRID else ", this one outside of these"
+    tried = f"{len(run & {*GRID})} of {len(GRID)} were run{outside}"
+    return f"The verdict is of the configuration chosen; {tried}."
+
+
+def each_arm_once(state: State) -> list[RunConfig]:
+    """A run of each arm of the stage. They share its first seed; a repeat of a configuration takes
+    the next one."""
     runs, seen = [], {}
-    for arm in s.stage.arms:
+    for arm in state.stage.arms:
         number = seen.get(arm.configuration, 0)
         seen[arm.configuration] = number + 1
-        runs.append(s.run(arm, number))
+        runs.append(state.run(arm, number))
     return runs
 
 
-def pair_of(s: Situation, k: int) -> tuple[RunConfig, RunConfig]:
+def pair_of(state: State, k: int) -> tuple[RunConfig, RunConfig]:
     """The k-th pair of stage 4, on a seed of its own."""
-    arms = (baseline("final_baseline"), replace(s.choice, name="final_best"))
-    return tuple(s.run(arm, k, index=k) for arm in arms)
+    arms = (baseline("final_baseline"), replace(state.choice, name="final_best"))
+    return tuple(state.run(arm, k, index=k) for arm in arms)
 
 
-def left_on_entry_s(s: Situation) -> float:
-    """Of the budget that was in force when stage 4 began. One that is given later buys no pairs:
-    with them the verdict that the first ones gave would be tested again, at the same level."""
-    e = s.experiment
-    return s.left_s + 3600 * (e.budget_at(0) - e.budget_hours)
+def left_on_entry_s(state: State) -> float:
+    """What was left, in seconds, of the budget that was in force when stage 4 began. One that is
+    given later buys no pairs: with them the verdict that the first ones gave would be tested again,
+    at the same level."""
+    e = state.experiment
+    return state.left_s + 3600 * (e.overrides.budget_hours_at(0, e.budget_hours) - e.budget_hours)
 
 
-def affordable(s: Situation, costs: Costs, left_s: float) -> int:
+def affordable(state: State, costs: Costs, left_s: float) -> int:
     """How many pairs fit into what is left; side by side on a machine, their runs go in rounds."""
-    e, times = s.experiment, [costs(run) for run in pair_of(s, 0)]
-    if e.share.parallel_runs == 1 or e.share.paid_each:
+    share, times = state.experiment.share, [costs(run) for run in pair_of(state, 0)]
+    if share.parallel_runs == 1 or share.paid_each:
         return max(0, math.floor(left_s / sum(times)))
     rounds = max(0, math.floor(left_s / max(times)))
-    if s.stage.all_pairs_at_once:  # an odd slot takes half of the next pair
-        return rounds * e.share.parallel_runs // 2
-    return rounds * together(s)
+    if state.stage.pairs_at_once:  # an odd slot takes half of the next pair
+        return rounds * share.parallel_runs // 2
+    return rounds * pairs_per_batch(state)
 
 
-def together(s: Situation) -> int:
-    return max(1, s.experiment.share.parallel_runs // 2)
-
-
-def names_wanted(s: Situation) -> list[str]:
-    return list(dict.fromkeys(run.arm.name for run in s.stage.wanted(s)))
+def pairs_per_batch(state: State) -> int:
+    """How many pairs fill the machine: they are launched together, with one look after them."""
+    return max(1, state.experiment.share.parallel_runs // 2)

@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
-from ablation.folder.overrides import is_overridden
-from ablation.plan.decision import STOP, Decision
+from ablation.plan.decision import STOP, Decision, is_overridden
 from ablation.plan.looks import NO_EFFECT
 from ablation.report.comparisons import (
     SELECTING,
@@ -166,7 +165,7 @@ def decided_otherwise(evidence: Evidence) -> Iterator[str]:
         words = ": ".join(filter(None, (stage, o.kind, in_words(o.value))))
         yield f"Override {simple(o.when)}: {words}"
     if not evidence.changed:
-        yield from (f"Cut by the budget: {cut}" for cut in evidence.standing.step.cut)
+        yield from (f"Cut by the budget: {cut}" for cut in evidence.standing.step.budget_cuts)
 
 
 def read_otherwise(evidence: Evidence) -> Iterator[str]:
@@ -207,7 +206,7 @@ def decided(evidence: Evidence) -> Iterator[Content]:
         if decision is None:
             continue
         yield from (Paragraph(line, Role.NOTE) for line in (*decision.because, *decision.facts))
-        if is_overridden(decision, evidence.standing.experiment):
+        if is_overridden(decision, evidence.standing.experiment.overrides):
             gone_on = "OVERRIDDEN: --ignore_gate was given; the plan went on."
             yield Paragraph(gone_on, Role.DETAIL)
 

@@ -37,8 +37,10 @@ class Evidence:
 
     @property
     def registered(self) -> dict:
-        """The content of experiment_configs.json: any, where `changed` is not empty."""
-        return self.standing.document
+        """What experiment_configs.json holds, registered or only noted: any, where `changed` is not
+        empty."""
+        document = self.standing.document
+        return {**document, **document["registered"]}
 
     @property
     def records(self) -> Records:
@@ -148,16 +150,16 @@ def read_experiment(exp_dir: Path) -> Evidence:
         circumstances[name, attempt] = {k: v for k, v in words.items() if v is not None}
     return Evidence(
         standing=found,
-        design=design_from(exp_dir, found.document),
+        design=design_from(exp_dir, found.document["registered"]),
         circumstances=circumstances,
         grad_norms=read_grad_norms(exp_dir, found.records),
         notes=tuple(notes),
     )
 
 
-def design_from(exp_dir: Path, document: dict) -> Design:
+def design_from(exp_dir: Path, fixed: dict) -> Design:
     """The registered terms: those of the profile in the code may be others by now."""
-    value = field(document, "profile", "design")
+    value = field(fixed, "profile", "design")
     try:
         design = Design(**value)
         known = all(is_number(v) and 0 < v < 1e9 for v in vars(design).values())

@@ -1,20 +1,10 @@
 """What is fixed before the first run?  With the results on disk it determines every next step."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from ablation.runs.run import Arm
+from ablation.study.overrides import NOTHING_OVERRIDDEN, Overrides
 from ablation.study.profiles import Profile
-
-
-@dataclass(frozen=True)
-class Override:
-    """Something decided against, or instead of, a rule: by a person, or because the machine broke.
-    Kept in overrides.json."""
-
-    kind: str  # "ignore_gate", "by_hand", "budget" or "retry"
-    stage: int
-    value: dict = field(default_factory=dict)
-    when: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,33 +37,19 @@ class Experiment:
     share: Share  # of a machine, for a run
     arms: tuple[Arm, ...] = ()  # plan "manual" only
     seeds: tuple[int, ...] = ()  # plan "manual" only
-    overrides: tuple[Override, ...] = ()
+    overrides: Overrides = NOTHING_OVERRIDDEN
     stop_on: str = "any"  # plan "adaptive": "superiority" leaves equivalence stops out; forecasts
     # assume "never"
     unet_skips: bool = False  # in every arm, the baseline too
     log_grad_norms: bool = False  # of every run, at each validation
 
-    @property
-    def forgiven(self) -> frozenset[tuple[str, int]]:
-        """(run, attempt) of crashes that were the machine's: paid for, not held against runs."""
-        faults = [o.value["attempts"] for o in self.overrides if o.kind == "retry"]
-        return frozenset((name, attempt) for fault in faults for name, attempt in fault)
-
     def iterations(self, fraction: float) -> int:
         return max(1, round(self.full_iterations * fraction))
 
-    def budget_at(self, pairs: int) -> float:
-        """The budget in force when so many pairs of stage 4 were complete, in hours. What a look
-        was taken under does not change with a budget that is given later."""
-        for o in self.overrides:
-            if o.kind == "budget" and pairs <= o.value["pairs"]:
-                return o.value["was"]
-        return self.budget_hours
-
-    def overridden(self, stage: int, kind: str) -> Override | None:
-        """The latest override of this kind for this stage."""
-        found = [o for o in self.overrides if (o.kind, o.stage) == (kind, stage)]
-        return found[-1] if found else None
+    def with_overrides(self, overrides: Overrides) -> "Experiment":
+        """The same with these, in place of what it has; their budget is in force."""
+        hours = overrides.budget_hours(self.budget_hours)
+        return replace(self, overrides=overrides, budget_hours=hours)
 
 
 def seed_of(stage: int, number: int) -> int:

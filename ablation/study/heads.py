@@ -7,6 +7,8 @@ import itertools
 from collections.abc import Sequence
 
 from ablation.runs.run import Arm
+from ablation.runs.untrusted import is_number
+from ablation.study.profiles import PROFILES
 
 QUESTION = (
     "Do auxiliary prediction heads at intermediate layers lower the final validation loss of a"
@@ -57,7 +59,7 @@ SCREENING = (
     *(aux(taps, "screen_" + placement_name(taps)) for taps in SCREENED),
 )
 LAYERS = (baseline(), *map(aux, PLACEMENTS), REPEAT)
-DIVES = (  # at the layers that stage 2 chose; 4,8 stands for them until then
+REFINEMENTS = (  # of the classic plan, at the layers that stage 2 chose; 4,8 stands for them
     *(weighted("dive_", weight) for weight in WEIGHTS),
     *(scheduled("dive_", schedule) for schedule in SCHEDULES),
 )
@@ -90,9 +92,11 @@ def phase_of(arm: Arm) -> str:
     return next(phase for phase, arms in PHASES.items() if arm in arms)
 
 
-DEFAULT_CELL = (0.1, "constant")
-FEW_CELLS = ((0.05, "linear_decay"), (0.2, "cosine_decay"))
-MANY_CELLS = (
+# Refinements of the adaptive plan, as (weight, schedule). Chosen: with the default, three that
+# differ in both; or seven of the nine, with every weight and every schedule at least twice.
+DEFAULT_REFINEMENT = (WEIGHT, SCHEDULE)
+FEW_REFINEMENTS = ((0.05, "linear_decay"), (0.2, "cosine_decay"))
+MANY_REFINEMENTS = (
     (0.05, "constant"),
     (0.05, "linear_decay"),
     (0.1, "linear_decay"),
@@ -102,5 +106,22 @@ MANY_CELLS = (
 )
 
 
-def cell_name(weight: float, schedule: str) -> str:
+def refinement_name(weight: float, schedule: str) -> str:
+    """The arm's name, as it is registered."""
     return f"{weighted('dive_', weight).name}_{schedule}"
+
+
+def check_choice(layers: Sequence[int], weight: float | None, schedule: str | None) -> None:
+    """Raise ValueError for an arm that the trainer would refuse."""
+    n_layer = next(iter(PROFILES.values())).n_layer
+    if not layers:
+        raise ValueError("--best_layers: give at least one layer")
+    for layer in layers:
+        if type(layer) is not int or not 1 <= layer < n_layer:
+            raise ValueError(f"--best_layers {layer}: tap layers are 1 to {n_layer - 1}")
+    if len(set(layers)) < len(layers):
+        raise ValueError(f"--best_layers {','.join(map(str, layers))}: give each layer once")
+    if weight is not None and not (is_number(weight) and 1e-6 <= weight <= 1e3):
+        raise ValueError(f"--best_weight {weight}: give a number above 0, from 1e-6 to 1e3")
+    if schedule is not None and schedule not in ALL_SCHEDULES:
+        raise ValueError(f"--best_schedule {schedule}: give one of {', '.join(ALL_SCHEDULES)}")

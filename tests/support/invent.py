@@ -2,8 +2,13 @@
 
 from dataclasses import fields, replace
 
+from ablation.plan.costs import Costs
+from ablation.plan.decision import Decision
+from ablation.plan.next_step import PLANS
+from ablation.plan.stage import State
 from ablation.runs.run import Arm, RunConfig, RunResult
 from ablation.study.experiment import Experiment, Share
+from ablation.study.overrides import Override
 from ablation.study.profiles import PROFILES
 
 BASELINE = Arm("baseline")
@@ -63,5 +68,34 @@ def experiment(**changes) -> Experiment:
     return Experiment(**{"share": Share(**{"device": "cpu", **of_share}), **fields, **changes})
 
 
+def overridden(e: Experiment, kind: str, stage: int, value: dict) -> Experiment:
+    """The experiment after somebody decided instead of a rule."""
+    return e.with_overrides(e.overrides.and_one(Override(kind, stage, value)))
+
+
 def with_share(e: Experiment, **changes) -> Experiment:
     return replace(e, share=replace(e.share, **changes))
+
+
+def state_of(plan: str, number: int, results=(), expected=(), **fields) -> State:
+    """The state of a stage that asked for the runs of these results, and for arms of these names.
+    fields: others of the State."""
+    arms, asked = tuple(map(Arm, expected)), {r.run: r for r in results}
+    names = {run.arm.name for run in asked}
+    runs = [*asked, *(RunConfig(number, arm, 0, 0, 1) for arm in arms if arm.name not in names)]
+    (stage,) = (stage for stage in PLANS[plan] if stage.number == number)
+    e = fields.pop("experiment", None) or experiment(plan=plan, arms=arms)
+    plain = {"choice": arm("chosen", 4, 8), "decisions": {}, "history": tuple(results)}
+    plain |= {"left_s": 3600 * e.budget_hours, "costs": Costs(e)}
+    return State(
+        experiment=e,
+        stage=replace(stage, arms=arms, runs_asked_for=lambda state: runs),
+        results={run.key: r for run, r in asked.items()},
+        **{**plain, **fields},
+    )
+
+
+def decided(plan: str, number: int, results=(), expected=(), **fields) -> Decision:
+    """What a stage of a plan decides in such a state."""
+    state = state_of(plan, number, results, expected, **fields)
+    return state.stage.decide(state)

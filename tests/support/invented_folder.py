@@ -6,14 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ablation.folder.materials import Materials
-from ablation.folder.overrides import record_overrides
+from ablation.folder.overrides import write_overrides
 from ablation.folder.registration import new_folder, read_document, register
 from ablation.folder.results import write_results
-from ablation.plan.next_step import next_step
+from ablation.plan.next_step import conclude, next_step
 from ablation.runs.run import RunResult
 from ablation.runs.store import attempt_dir, write_json, write_result
-from ablation.study.experiment import Override
 from ablation.study.heads import ARMS
+from ablation.study.overrides import NOTHING_OVERRIDDEN
 from ablation.study.profiles import PROFILES
 from tests.support.invent import experiment
 
@@ -73,7 +73,7 @@ def make(tmp_path, e=None, *, most=1000, failures=None, **world) -> Path:
 
     failures: run name -> statuses of its first attempts.
     """
-    e = e or speedrun(overrides=tuple(Override("ignore_gate", n) for n in (1, 2, 3)))
+    e = e or speedrun(overrides=NOTHING_OVERRIDDEN.ungated)
     tmp_path.mkdir(exist_ok=True)
     (tmp_path / "train.py").write_text("pass\n")
     (tmp_path / "x_train_1.bin").write_bytes(b"tokens")
@@ -90,8 +90,8 @@ def make(tmp_path, e=None, *, most=1000, failures=None, **world) -> Path:
         results.append(train(run, attempt, status, reason, clock_s, **world))
         clock_s = results[-1].end_s
         store(exp_dir, results[-1], experiment_id)
-    record_overrides(exp_dir, e)
-    write_results(exp_dir, experiment_id, e, results, step)
+    write_overrides(exp_dir, e.overrides)
+    write_results(exp_dir, experiment_id, e, results, conclude(step))
     return exp_dir
 
 
