@@ -79,7 +79,7 @@ class Attempt(NamedTuple):
     """One attempt at a run, by where its files lie."""
 
     run_name: str  # <arm>/run_<k>
-    number: int  # from 1
+    number: int  # from 1; 0 where a link lies in the folder's place
     folder: Path
 
 
@@ -99,8 +99,8 @@ def attempts_in(exp_dir: Path) -> list[Attempt]:
 
 
 def found_below(exp_dir: Path) -> Iterator[Attempt]:
-    """Attempts on disk, in no order. A link in such a folder's place has the number 0: whatever it
-    leads to lies elsewhere, and is not looked at."""
+    """Attempts on disk, in no order. Whatever a link in such a folder's place leads to lies
+    elsewhere, and is not looked at."""
     for arm, is_link in folders(exp_dir, NAME):
         if is_link:
             if any(folders(arm, RUN_FOLDER)):
