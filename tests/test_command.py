@@ -85,14 +85,14 @@ def test_the_variable_torchrun_names_a_program_or_words(tmp_path, monkeypatch, n
     monkeypatch.setenv("TORCHRUN", named.format(folder=tmp_path))
     words = tuple(word.format(folder=tmp_path) for word in words)
     assert built()[: len(words) + 1] == (*words, "--standalone")
-    command.check_launcher()
+    command.check_torchrun()
 
 
 @pytest.mark.parametrize("named", ["no_such_program", "/no/such/file", "no such words", "a'b", "/"])
 def test_a_launcher_that_cannot_be_started_is_named_with_the_remedy(monkeypatch, named):
     monkeypatch.setenv("TORCHRUN", named)
     with pytest.raises(ValueError, match="unset TORCHRUN") as error:
-        command.check_launcher()
+        command.check_torchrun()
     assert f"TORCHRUN={named}:" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -102,13 +102,13 @@ def test_a_python_without_torch_is_named_with_the_remedy(monkeypatch, tmp_path, 
     place = type("Spec", (), {"submodule_search_locations": [str(tmp_path)]})
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda _: place if broken else None)
     with pytest.raises(ValueError, match="pip install") as error:
-        command.check_launcher()
+        command.check_torchrun()
     assert sys.executable in str(error.value)
 
 
 def test_looking_for_the_launcher_does_not_import_torch():
     code = (
-        "import sys; from ablation.execute import command; command.check_launcher();"
+        "import sys; from ablation.execute import command; command.check_torchrun();"
         "print('torch' in sys.modules)"
     )
     told = subprocess.run(

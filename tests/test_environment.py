@@ -120,7 +120,7 @@ ROWS = [
     Row("a Python without packages", "{python} -S {run_py} --list", code=1,
         complains=r"^run_aux.py: error: .* has no .*psutil.*pip install.*\n$"),
     Row("a Python that does not look beside the script", RUN, {"PYTHONSAFEPATH": "1"}, **ONE_OK),
-    # run_aux.py: command.check_launcher()
+    # run_aux.py: command.check_torchrun()
     Row("a launcher that is not there", RUN, {"TORCHRUN": "/no/such/torchrun"}, code=1,
         complains=r"^run_aux.py: error: TORCHRUN=/no/such/torchrun: .*unset TORCHRUN.*\n$", ok=0),
     # local.py: environment.clean for the watcher

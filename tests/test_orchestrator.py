@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import pty
 import re
@@ -11,7 +10,6 @@ import signal
 import subprocess
 import sys
 import termios
-import threading
 import time
 import uuid
 from pathlib import Path
@@ -19,19 +17,13 @@ from pathlib import Path
 import pytest
 
 from ablation.cli import exit_codes
-from ablation.execute import lock, watcher
-from ablation.execute.closing import believed
+from ablation.execute import watcher
 from ablation.execute.display import Display
-from ablation.execute.launcher import CannotStart, Command, exit_of
-from ablation.execute.lock import Lock, holder
-from ablation.execute.orchestrator import Limits, Orchestrator
+from ablation.execute.local import LocalLauncher
 from ablation.execute.reconcile import reconcile
-from ablation.execute.status import living
-from ablation.runs.outcome import exit_from
-from ablation.runs.run import Interval, RunConfig
-from ablation.runs.store import next_attempt, read_records, write_json
+from ablation.execute.status import processes_left
+from ablation.runs.store import read_records
 from benchmarks import many_runs
-from tests.support.invent import arm
 from tests.support.processes import TOKEN, stand_in_shards, survivors, wait_until_gone
 from tests.support.started import children_of
 
@@ -212,11 +204,11 @@ def test_what_the_dead_left_running_is_counted_and_ended_before_the_next_run(sit
     while {guard, watcher_id} & watcher.parents().keys():
         time.sleep(0.01)
     left = survivors(sitting.token)
-    assert len(left) == living(sitting.exp_dir) == 3  # the trainer and its two children
+    assert len(left) == processes_left(sitting.exp_dir) == 3  # the trainer and its two children
     code, _, _ = sitting.run(*BASELINE, new=False)
     assert code == 0
     assert not set(left) & set(survivors(sitting.token))
-    assert living(sitting.exp_dir) == 0
+    assert processes_left(sitting.exp_dir) == 0
     first, second = sitting.records().results
     assert (first.status, second.status) == ("interrupted", "ok")
     assert 0 < first.wall_s < 60
@@ -245,7 +237,7 @@ def test_a_stopped_orchestrator_does_not_make_a_run_longer(sitting):
     assert exit["ended_by"] == "the budget is spent"
     assert exit["end_s"] - exit["start_s"] < 5 + watcher.LATE_HERE_S + watcher.GRACE_S
     deadline = time.monotonic() + 10
-    while living(sitting.exp_dir):  # guard and watcher are about to leave
+    while processes_left(sitting.exp_dir):  # guard and watcher are about to leave
         assert time.monotonic() < deadline
     process.send_signal(signal.SIGCONT)
     out, _ = process.communicate(timeout=20)
@@ -444,388 +436,6 @@ def test_a_second_orchestrator_is_refused_with_host_and_pid(sitting):
     assert sitting.statuses() == {(FIRST, 1): "interrupted"}
 
 
-def no_links(number):
-    """A file system without hard links says so with one of several errors."""
-
-    def refuse(*_, **__):
-        raise OSError(number, os.strerror(number))
-
-    return refuse
-
-
-def take(folder, together, answers):
-    said = []
-    together.wait(10)
-    try:
-        lock = Lock(folder, said.append).__enter__()
-        lock.touched_s = -1e9
-        lock.touch()  # it is this one's
-        answers.put(("taken", len(said)))
-    except ValueError:
-        answers.put(("refused", len(said)))
-    together.wait(10)  # hold it until all have tried
-
-
-@pytest.mark.parametrize("links", [True, False])
-def test_of_many_that_find_a_stale_lock_one_takes_it(tmp_path, monkeypatch, links):
-    if not links:
-        monkeypatch.setattr(os, "link", no_links(errno.EPERM))
-    many, processes = 6, multiprocessing.get_context("fork")
-    for _ in range(10):
-        write_json(tmp_path / "lock.json", {**Lock(tmp_path).me, "pid": 2**22 + 1})
-        together, answers = processes.Barrier(many), processes.Queue()
-        takers = [processes.Process(target=take, args=(tmp_path, together, answers))
-                  for _ in range(many)]  # fmt: skip
-        for taker in takers:
-            taker.start()
-        got = [answers.get(timeout=10) for _ in takers]
-        for taker in takers:
-            taker.join(10)
-        assert [answer for answer, _ in got].count("taken") == 1
-        assert sum(said for _, said in got) == 1  # one of them removed the stale lock
-
-
-@pytest.mark.parametrize(
-    ("lock", "silent_s", "lives"),
-    [
-        ({}, 0, True),
-        ({}, 1e6, True),  # it lives, however silent
-        ({"pid": 2**22 + 1}, 0, False),
-        ({"born": 1}, 0, False),  # the id was given to another process since
-        ({"pid": "x; rm"}, 0, False),
-        ({"boot": "an earlier one"}, 0, False),
-        ({"host": "elsewhere", "boot": "its own"}, 60, True),
-        ({"host": "elsewhere", "boot": "its own"}, 600, False),
-        ({"host": "elsewhere", "boot": "its own"}, -60, True),
-        ({"host": "elsewhere", "boot": "its own"}, -6000, False),  # a clock that was ahead
-        ({"namespace": "of a container"}, 60, True),
-        ({"namespace": "of a container"}, 600, False),
-        ("", 0, False),
-        ("[]", 0, False),
-    ],
-)
-def test_who_holds_a_lock_and_whether_it_lives(tmp_path, lock, silent_s, lives):
-    path = tmp_path / "lock.json"
-    me = Lock(tmp_path).me
-    path.write_text(lock if isinstance(lock, str) else json.dumps({**me, **lock}))
-    assert holder(path, path.stat().st_mtime + silent_s)[1] == lives
-
-
-def test_a_lock_says_its_holder_safely(tmp_path):
-    write_json(tmp_path / "lock.json", {**Lock(tmp_path).me, "host": "\x1b[2J", "boot": "x"})
-    with pytest.raises(ValueError, match=r"host  \[2J, pid \d+"):
-        Lock(tmp_path).__enter__()
-
-
-@pytest.mark.parametrize("age_s", [600, -6000], ids=["seems old", "of tomorrow"])
-@pytest.mark.parametrize("lives", [True, False])
-def test_a_lock_out_of_sight_is_watched_before_it_is_lost(tmp_path, monkeypatch, age_s, lives):
-    """Clocks of hosts and disks differ; whoever lives touches its lock."""
-    monkeypatch.setattr(lock, "OBSERVE_S", 0.5)
-    path, said = tmp_path / "lock.json", []
-    write_json(path, {**Lock(tmp_path).me, "host": "elsewhere", "boot": "its own"})
-    then = time.time() - age_s
-    os.utime(path, (then, then))
-    until = threading.Event()
-
-    def touch():
-        while not until.wait(0.02):
-            os.utime(path, (then + time.monotonic(), then + time.monotonic()))
-
-    toucher = threading.Thread(target=touch)
-    if lives:
-        toucher.start()
-    try:
-        if lives:
-            with pytest.raises(ValueError, match=r"host elsewhere.*lock\.json"):
-                Lock(tmp_path, said.append).__enter__()
-        else:
-            with Lock(tmp_path, said.append):
-                assert "Took over" in said[-1]
-    finally:
-        until.set()
-        if lives:
-            toucher.join()
-
-
-def test_half_a_lock_is_watched_before_it_is_taken_over(tmp_path, monkeypatch):
-    """Where it cannot be made whole at once, its maker may be about to write it."""
-    monkeypatch.setattr(lock, "OBSERVE_S", 60)
-    path = tmp_path / "lock.json"
-    path.touch()
-    writer = threading.Timer(0.3, write_json, (path, Lock(tmp_path).me))
-    writer.start()
-    with pytest.raises(ValueError, match="being run by another"):
-        Lock(tmp_path, lambda _: None).__enter__()
-    writer.join()
-
-
-@pytest.mark.parametrize("number", watcher.NO_HARD_LINKS, ids=os.strerror)
-def test_without_hard_links_there_is_one_orchestrator_too(tmp_path, monkeypatch, number):
-    monkeypatch.setattr(os, "link", no_links(number))
-    with Lock(tmp_path) as lock:
-        lock.touched_s = -1e9
-        lock.touch()  # it is this one's
-        with pytest.raises(ValueError, match=f"pid {os.getpid()}"):
-            Lock(tmp_path).__enter__()
-    assert {path.name for path in tmp_path.iterdir()} == {".lock.guard"}
-
-
-IN_PLACE_OF_A_FILE = {
-    "a link": lambda path, elsewhere: path.symlink_to(elsewhere),
-    "a link to nothing": lambda path, elsewhere: path.symlink_to(elsewhere.with_name("nowhere")),
-    "a pipe": lambda path, _: os.mkfifo(path),
-    "a folder": lambda path, _: path.mkdir(),
-    "an endless file": lambda path, _: path.symlink_to("/dev/zero"),
-}
-
-
-@pytest.mark.parametrize("make", IN_PLACE_OF_A_FILE.values(), ids=IN_PLACE_OF_A_FILE)
-@pytest.mark.parametrize("name", ["lock.json", ".lock.guard"])
-def test_what_is_no_lock_is_named_and_nothing_is_written_through_it(tmp_path, name, make):
-    exp_dir, elsewhere = tmp_path / "exp", tmp_path / "elsewhere"
-    exp_dir.mkdir()
-    elsewhere.write_text("precious")
-    if name == ".lock.guard":  # which is for those that find a lock
-        write_json(exp_dir / "lock.json", {**Lock(exp_dir).me, "pid": 2**22 + 1})
-    make(exp_dir / name, elsewhere)
-    with pytest.raises(ValueError, match=f"{name} is no regular file") as told:
-        Lock(exp_dir).__enter__()
-    assert "\n" not in str(told.value)
-    assert elsewhere.read_text() == "precious"
-    assert {path.name for path in tmp_path.iterdir()} == {"exp", "elsewhere"}
-
-
-HUGE = '{"host": "' + "x" * (1 << 21) + '"}'
-
-
-@pytest.mark.parametrize("text", [HUGE, "[" * 99_999, "\x00", '{"pid": 1e999}'],
-                         ids=["huge", "deep", "binary", "no number"])  # fmt: skip
-def test_a_lock_of_hostile_contents_is_stale_in_the_end(tmp_path, monkeypatch, text):
-    monkeypatch.setattr(lock, "OBSERVE_S", 0.1)
-    (tmp_path / "lock.json").write_text(text)
-    then = time.time() - 1000
-    os.utime(tmp_path / "lock.json", (then, then))
-    said = []
-    with Lock(tmp_path, said.append):
-        assert len(said[-1]) < 400
-
-
-def test_a_lock_that_became_a_link_is_lost_and_not_touched(tmp_path):
-    elsewhere = tmp_path / "elsewhere"
-    with Lock(tmp_path) as lock:
-        (tmp_path / "lock.json").rename(elsewhere)
-        (tmp_path / "lock.json").symlink_to(elsewhere)
-        os.utime(elsewhere, (1, 1))
-        lock.touched_s = -1e9
-        with pytest.raises(ValueError, match="no longer this orchestrator's"):
-            lock.touch()
-    assert elsewhere.stat().st_mtime == 1
-
-
-def test_an_orchestrator_that_lost_its_lock_stops(tmp_path):
-    with Lock(tmp_path) as lock:
-        write_json(tmp_path / "lock.json", {"host": "another"})
-        lock.touched_s = -1e9
-        with pytest.raises(ValueError, match="no longer this orchestrator's"):
-            lock.touch()
-    assert (tmp_path / "lock.json").exists()
-
-
-# ---------------------------------------------------------------------------------------------
-# Attempts and their folders, in process
-
-
-class NoLauncher:
-    """Launches nothing: its watcher cannot be started."""
-
-    def start(self, job):
-        raise CannotStart(2, "No such file or directory", "/gone/python")
-
-    def find(self, folder):
-        return None
-
-    def settle(self, exp_dir):
-        pass
-
-
-RUN = RunConfig(0, arm("aux_6", 6), 0, 1, 10)
-
-
-@pytest.fixture
-def attempts(tmp_path):
-    def command_of(run, folder, slot):
-        return Command(("torchrun",), {}, folder)
-
-    return Orchestrator(tmp_path / "exp", "id", NoLauncher(), command_of, {})
-
-
-def test_a_launcher_that_cannot_be_started_closes_the_attempt(attempts):
-    (result,) = attempts.launch(RUN, Limits(9, "timeout", 9))
-    assert result.status == "interrupted"
-    assert result.reason.startswith(watcher.CANNOT_START)
-    assert "/gone/python" in result.reason
-    assert not attempts.flights
-    assert read_records(attempts.exp_dir, "id").results == (result,)
-    assert next_attempt(attempts.exp_dir, RUN).number == 2
-
-
-USED = {  # what lies in the folder of attempt 1: the next attempt
-    "nothing": (lambda folder: None, 1),
-    "a record": (lambda folder: (folder / "config.json").write_text("{}"), 2),
-    "half of one": (lambda folder: (folder / ".config.json.7.tmp").write_text("{"), 1),
-    "a folder": (lambda folder: (folder / "checkpoints").mkdir(), 2),
-    "a pipe": (lambda folder: os.mkfifo(folder / "output.log"), 2),
-    "a link to nothing": (lambda folder: (folder / "x").symlink_to("/no/where"), 2),
-    "a later attempt": (lambda folder: (folder / "attempt_2").mkdir(), 1),
-    "a file in its place": (lambda folder: (folder / "attempt_2").write_text("x"), 3),
-    "a link in its place": (lambda folder: (folder / "attempt_2").symlink_to("/tmp"), 3),
-    "an attempt beyond bounds": (lambda folder: (folder / "attempt_1234567").mkdir(), 2),
-}
-
-
-@pytest.mark.parametrize(("lie", "attempt"), USED.values(), ids=USED)
-def test_an_attempt_begins_where_nothing_lies(attempts, lie, attempt):
-    folder = attempts.exp_dir / RUN.name
-    folder.mkdir(parents=True)
-    lie(folder)
-    assert next_attempt(attempts.exp_dir, RUN).number == attempt
-
-
-@pytest.mark.parametrize("part", ["aux_6", "aux_6/run_0"])
-@pytest.mark.parametrize("make", ["link", "file"])
-def test_nothing_is_launched_into_a_folder_that_leads_elsewhere(attempts, tmp_path, part, make):
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    planted = attempts.exp_dir / part
-    planted.parent.mkdir(parents=True)
-    planted.symlink_to(elsewhere) if make == "link" else planted.write_text("x")
-    with pytest.raises(ValueError, match="nothing is written through it"):
-        next_attempt(attempts.exp_dir, RUN)
-    assert not list(elsewhere.iterdir())
-
-
-def test_attempts_behind_a_link_are_passed_over_and_left_alone(attempts, tmp_path, finished):
-    elsewhere = tmp_path / "elsewhere"
-    shutil.copytree(finished / "quick_baseline", elsewhere)
-    (elsewhere / "run_0" / "result.json").unlink()
-    before = sorted(elsewhere.rglob("*"))
-    attempts.exp_dir.mkdir()
-    (attempts.exp_dir / "quick_baseline").symlink_to(elsewhere)
-    records = reconcile(attempts.exp_dir, "id", NoLauncher(), lambda _: None)
-    assert records.stray and not records.open and not records.results
-    assert sorted(elsewhere.rglob("*")) == before
-
-
-def test_litter_of_killed_sittings_is_removed_and_nothing_else(attempts):
-    exp_dir, long_ago = attempts.exp_dir, time.time() - 4000
-    (exp_dir / "code").mkdir(parents=True)
-    old, new = next_attempt(attempts.exp_dir, RUN).folder, exp_dir / "aux_8/run_0/attempt_2"
-    new.mkdir(parents=True)
-    stray = exp_dir / "aux_6_copy/run_0"
-    stray.mkdir(parents=True)
-    dead = {**Lock(exp_dir).me, "pid": 2**22 + 1}
-    elsewhere = {**dead, "host": "elsewhere", "boot": "its own"}
-    me = os.getpid()
-    litter = [
-        (old / ".config.json.4194305.tmp", "{"),
-        (new / ".exit.json.77.tmp", "{"),
-        (new / ".claim.9", "{"),
-        (exp_dir / f".lock.{dead['host']}.4194305", json.dumps(dead)),
-        (exp_dir / ".lock.elsewhere.7", json.dumps(elsewhere)),
-        (exp_dir / ".overrides.json.4194305.tmp", "{"),
-        (exp_dir / ".overrides.json.4194305-2.tmp", "{"),
-        (exp_dir / ".analysis_report.txt.0123456789abcdef.tmp", "the re"),
-        (exp_dir / ".verdict.png.0123456789012345.tmp", ""),
-        (exp_dir / "code" / ".watcher.py.4194305.tmp", ""),
-        (new / ".result.json.77-1.tmp", "{"),
-    ]
-    kept = [
-        (stray / "notes", "mine"),
-        (stray / ".result.json.4194305.tmp", "{"),
-        (exp_dir / f".results.json.{me}.tmp", "{"),  # its writer lives
-        (exp_dir / ".lock.here.9", json.dumps(Lock(exp_dir).me)),
-        (exp_dir / ".notes", "mine"),
-        (exp_dir / ".notes.txt.0123456789ABCDEF.tmp", "mine"),
-        (exp_dir / ".notes.txt.0123456789abcde.tmp", "mine"),
-        (exp_dir / "notes.txt.0123456789abcdef.tmp", "mine"),
-        (exp_dir / "notes.txt", "mine"),
-        (exp_dir / "aux_6" / "notes.txt", "mine"),
-    ]
-    for path, text in (*litter, *kept):
-        path.write_text(text)
-        os.utime(path, (long_ago, long_ago))
-    for path in (exp_dir / ".lock.elsewhere.8", exp_dir / ".x.json.4194305.tmp"):  # just now
-        path.write_text(json.dumps(elsewhere))
-        kept.append((path, ""))
-    report = exp_dir / ".x.png.0123456789abcdef.tmp"  # half an hour ago: it may go on
-    report.touch()
-    os.utime(report, (time.time() - 1800, time.time() - 1800))
-    link = exp_dir / ".y.png.0123456789abcdef.tmp"
-    link.symlink_to(stray / "notes")
-    os.utime(link, (long_ago, long_ago), follow_symlinks=False)
-    kept += [(report, ""), (link, "")]
-    with Lock(exp_dir):
-        reconcile(exp_dir, "id", NoLauncher(), lambda _: None)
-    assert not [path for path, _ in litter if path.exists()]
-    assert [path for path, _ in kept if not path.exists()] == []
-    assert not old.exists()
-    assert not new.exists()
-    assert not (exp_dir / "aux_8").exists()
-
-
-HERE = watcher.boot_clock()
-EXIT = {"returncode": 0, "ended_by": "itself", "clock": HERE, "start_s": 5.0, "end_s": 9.0}
-
-
-@pytest.mark.parametrize(
-    ("change", "can_be"),
-    [
-        ({}, True),
-        ({"start_s": 3.9}, False),  # before its launch
-        ({"end_s": 10.1}, False),  # later than now
-        ({"end_s": 1e300}, False),
-        ({"end_s": float("nan")}, False),
-        ({"nodes": 1000}, False),
-        ({"clock": "another"}, False),
-        ({"clock": "job 7"}, False),
-        ({"clock": 7}, False),
-        ({"more": 1}, False),
-        ({"returncode": "0"}, False),
-    ],
-)
-def test_what_exit_json_says_is_believed_where_it_can_be(change, can_be):
-    exit = exit_from({**EXIT, **change})
-    assert (believed(exit, Interval(HERE, 4.0, 10.0, 1)) is not None) == can_be
-    on_a_job = exit_from({**EXIT, "clock": "job 7", "end_s": 1e6})
-    assert believed(on_a_job, Interval("job 7", 4.0, 10.0, 1)).end_s == 1e6
-    assert believed(exit_from(EXIT), Interval("job 7", 4.0, 10.0, 1)) is None
-
-
-class Ended:
-    """A run that has ended, and left an exit.json."""
-
-    started, nodes, age_s, clock = True, 1, 0.0, HERE
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def poll(self):
-        return exit_of(self.folder)
-
-
-@pytest.mark.parametrize("exit", [{}, {"returncode": 0}, {**EXIT, "end_s": "x"}, EXIT])
-def test_an_exit_that_cannot_be_believed_interrupts_the_run(attempts, exit):
-    attempts.launcher.start = lambda job: Ended(job.folder)
-    attempts.launcher.wait = lambda runs, timeout_s: None
-    assert attempts.launch(RUN, Limits(9, "timeout", 9)) == []
-    (attempts.exp_dir / RUN.name / "exit.json").write_text(json.dumps(exit))
-    (result,) = attempts.wait(0)
-    assert result.status == "interrupted"
-    assert "exit.json cannot be believed" in result.reason
-    assert 0 <= result.wall_s < 60
-
-
 # ---------------------------------------------------------------------------------------------
 # Damage by hand
 
@@ -892,6 +502,18 @@ def test_an_experiment_goes_on_by_its_folder_alone(sitting):
     code, _, _ = sitting.run(new=False)
     assert code == 0
     assert sitting.statuses()[SECOND, 2] == "ok"
+
+
+def test_attempts_behind_a_link_are_passed_over_and_left_alone(tmp_path, finished):
+    exp_dir, elsewhere = tmp_path / "exp", tmp_path / "elsewhere"
+    shutil.copytree(finished / "quick_baseline", elsewhere)
+    (elsewhere / "run_0" / "result.json").unlink()
+    before = sorted(elsewhere.rglob("*"))
+    exp_dir.mkdir()
+    (exp_dir / "quick_baseline").symlink_to(elsewhere)
+    records = reconcile(exp_dir, "id", LocalLauncher(tmp_path), lambda _: None)
+    assert records.stray and not records.open and not records.results
+    assert sorted(elsewhere.rglob("*")) == before
 
 
 # ---------------------------------------------------------------------------------------------

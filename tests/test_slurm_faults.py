@@ -515,7 +515,7 @@ def test_a_job_that_ended_unseen_is_judged_as_if_it_had_been_watched(
     ("claimed", "order", "words"),
     [
         (True, "", UNRECORDED),
-        (False, "", slurm.NEVER_BEGAN),
+        (False, "", slurm.NEVER_STARTED),
         (True, "the operator stopped it", "the operator stopped it"),
     ],
 )

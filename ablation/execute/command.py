@@ -38,13 +38,13 @@ def build_command(
     asked = {"--unet_skips": run.arm.unet_skips, "--log_grad_norms": e.log_grad_norms}
     flags += [flag for flag, is_asked in asked.items() if is_asked]
     per_node = f"--nproc_per_node={e.share.processes // e.share.nodes}"
-    return (*launcher(), *ONE_MACHINE, per_node, NO_LOG_DIR, str(script), *flags)
+    return (*torchrun(), *ONE_MACHINE, per_node, NO_LOG_DIR, str(script), *flags)
 
 
-def launcher() -> tuple[str, ...]:
-    """torch's launcher under this Python, unless the variable TORCHRUN names another: a program,
-    or several words as a shell would take them. The script `torchrun` itself names the Python that
-    it was installed for, which a virtual environment that was moved no longer has."""
+def torchrun() -> tuple[str, ...]:
+    """The words that start torchrun under this Python, unless the variable TORCHRUN names another:
+    a program, or several words as a shell would take them. The script `torchrun` itself names the
+    Python that it was installed for, which a virtual environment that was moved no longer has."""
     named = os.environ.get("TORCHRUN", "").strip()
     if not named:
         return (sys.executable, "-m", "torch.distributed.run")
@@ -55,9 +55,9 @@ def launcher() -> tuple[str, ...]:
     return (named,) if shutil.which(named) or not words else words
 
 
-def check_launcher() -> None:
+def check_torchrun() -> None:
     """Raise ValueError where no run could be started, naming the remedy."""
-    program, *_ = launcher()
+    program, *_ = torchrun()
     if os.environ.get("TORCHRUN", "").strip():
         if not shutil.which(program):
             raise ValueError(

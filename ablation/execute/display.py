@@ -17,8 +17,8 @@ from ablation.cli import console
 from ablation.execute.orchestrator import Flight
 from ablation.runs.run import duration
 
-QUIET_S = 10.0  # between progress lines where output is not a terminal
-SMALLEST = (20, 4)  # columns and lines of a terminal that live lines fit in
+QUIET_S = 10.0  # between progress lines where output is not a terminal; chosen
+SMALLEST = (20, 4)  # columns and lines of a terminal that live lines fit in; chosen
 
 
 class Display:

@@ -1,4 +1,4 @@
-"""How does a run start and end on this machine?  The orchestrator's side of its watcher."""
+"""How does an attempt start and end on this machine?  The orchestrator's side of its watcher."""
 
 import contextlib
 import os
@@ -43,7 +43,7 @@ class LocalHandle:
 
     def __init__(self, command: Command, program: Path):
         self.folder = command.folder
-        self.told: tuple[float, str] | None = None  # when it was ordered to end, and why
+        self.order: tuple[float, str] | None = None  # when it was ordered to end, and why
         self.done_s: float | None = None  # when exit.json was first seen
         self.gone_s: float | None = None  # when the guard was first seen to have ended
         self.start_s, self.clock = time.monotonic(), boot_clock()
@@ -57,25 +57,24 @@ class LocalHandle:
         )
 
     def stop(self, why: str) -> None:
-        """Order the watcher to end the run; only the first order counts."""
-        self.told = self.told or (time.monotonic(), why)
-        with contextlib.suppress(BrokenPipeError, ValueError):  # it has ended, or was told already
+        self.order = self.order or (time.monotonic(), why)
+        with contextlib.suppress(BrokenPipeError, ValueError):  # it has ended, or has its order
             self.guard.stdin.write(why.encode()[:ORDER_BYTES] + b"\n")
             self.guard.stdin.close()
 
     def poll(self) -> Exit | None:
         """None while it runs, else what exit.json says, the watcher's last act.
 
-        Where an order is not answered in time, where guard or watcher stay although the run is
-        over, or where both are gone without a word, what is left of the run is killed: SIGKILL also
-        ends what was stopped.
+        What is left of the run is killed where an order is not answered in time, where guard or
+        watcher stay although exit.json is there, and where both are gone and left none. They may
+        have been stopped; SIGKILL ends them too.
         """
         now, ended = time.monotonic(), self.guard.poll() is not None
         exit = exit_of(self.folder)  # after that: it may be written just now
         if not ended:
             self.done_s = self.done_s or (now if exit else None)
-            told_late = self.told and now - self.told[0] > GRACE_S + 3 * MARGIN_S
-            if told_late or (self.done_s and now - self.done_s > MARGIN_S):
+            is_late = self.order and now - self.order[0] > GRACE_S + 3 * MARGIN_S
+            if is_late or (self.done_s and now - self.done_s > MARGIN_S):
                 kill_marked(self.folder)
             return None
         self.gone_s = self.gone_s or now
@@ -86,10 +85,10 @@ class LocalHandle:
             self.guard.stdin.close()
         if exit is None:
             why = "itself" if self.guard.returncode < 0 else f"{FAILED} (is the disk full?)"
-            why = self.told[1] if self.told else why
+            why = self.order[1] if self.order else why
             return Exit(None, why, self.clock, self.start_s, now)
-        if self.told and exit.ended_by == ORPHANED:  # it was this one's order
-            return replace(exit, ended_by=self.told[1])
+        if self.order and exit.ended_by == ORPHANED:  # it was this one's order
+            return replace(exit, ended_by=self.order[1])
         return exit
 
 
@@ -169,6 +168,7 @@ def settle(folder: Path, patience_s: float = 2 * GRACE_S) -> None:
 
 
 def is_watcher(process: int) -> bool:
+    """Whether a process is a guard or a watcher: this one's program runs."""
     return Path(watcher.__file__).name in map(os.path.basename, command_line(process)[:3])
 
 

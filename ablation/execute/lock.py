@@ -15,24 +15,26 @@ from pathlib import Path
 from ablation.execute import watcher
 from ablation.runs.untrusted import printable
 
-HEARTBEAT_S = 10.0
-OBSERVE_S = 3 * HEARTBEAT_S
-STALE_S = 12 * HEARTBEAT_S  # a lock of another host that nobody touched for so long is stale
+# All three chosen: a shared disk may show a change some seconds late, and a person waits OBSERVE_S.
+HEARTBEAT_S = 10.0  # between two touches of a lock by its holder
+OBSERVE_S = 3 * HEARTBEAT_S  # in which a holder that lives is seen to touch it
+STALE_S = 12 * HEARTBEAT_S  # a lock of another host that nobody touched for so long may be stale
 
 
 class Lock:
-    """The right to run an experiment. Made by link(2), which is atomic on shared folders too.
+    """The right to carry out an experiment's runs. Made by link(2), atomic on shared disks too.
 
     Raises ValueError when somebody else holds it, naming host, pid and file. A holder that is gone
-    loses it, with a line that says so. So does one out of sight (another host, another container)
-    that seems to be silent for STALE_S; but clocks of hosts and disks differ, so it is first looked
-    at for OBSERVE_S of this process's own time: who lives touches it meanwhile.
+    loses it, with a line that says so. Whether a holder on another host or in another container is
+    gone cannot be looked up: it loses the lock if it seems silent for STALE_S and, since clocks of
+    hosts and disks differ, does not touch it for OBSERVE_S of this process's own time either.
     """
 
     def __init__(self, exp_dir: Path, print_line: Callable[[str], None] = print):
         self.path, self.print_line = exp_dir / "lock.json", print_line
         pid = os.getpid()
-        self.me = {"host": socket.gethostname(), "pid": pid, "born": process_birth(pid), **sight()}
+        self.me = {"host": socket.gethostname(), "pid": pid, "born": process_birth(pid)}
+        self.me |= process_namespace()
         self.touched_s = 0.0
 
     def __enter__(self) -> "Lock":
@@ -43,7 +45,7 @@ class Lock:
         return self
 
     def _take_over(self) -> None:
-        """Remove a stale lock. Of several that try, one at a time looks and removes."""
+        """Remove a stale lock; of several processes that try, one at a time looks and removes."""
         with open(self.path.with_name(".lock.guard"), "ab", opener=own_file) as guard:
             with contextlib.suppress(OSError):  # a file system without flock: microseconds of risk
                 fcntl.flock(guard, fcntl.LOCK_EX)
@@ -102,7 +104,8 @@ def holder(lock: Path, now: float) -> tuple[str, bool]:
 
 
 def look_at(lock: Path, now: float) -> tuple[str, bool, bool]:
-    """As `holder`, and whether that is certain: what is out of sight is judged by two clocks."""
+    """As `holder`, and whether that is certain: of another host or container only two clocks tell,
+    and they may differ."""
     mode, touched = signature(lock)[:2]
     if not stat.S_ISREG(mode):
         raise ValueError(f"{lock} is no regular file, so no lock of an orchestrator: remove it")
@@ -110,7 +113,7 @@ def look_at(lock: Path, now: float) -> tuple[str, bool, bool]:
     found = watcher.read_object(lock)
     if found is None:  # half of one, where files cannot be made whole at once, or not a lock
         return "unreadable", False, False
-    here = {"host": socket.gethostname(), **sight()}
+    here = {"host": socket.gethostname(), **process_namespace()}
     who = printable(f"host {found.get('host')}, pid {found.get('pid')}")
     if all(found.get(name) == value for name, value in here.items()):
         return who, process_birth(found.get("pid")) == found.get("born", "never"), True
@@ -120,7 +123,8 @@ def look_at(lock: Path, now: float) -> tuple[str, bool, bool]:
 
 
 def signature(path: Path) -> tuple[int, int, int, int]:
-    """What changes when somebody touches or replaces a file: kind, time, which file, length."""
+    """A file's kind, time of change, number and length: one of them changes when somebody touches
+    or replaces it."""
     found = os.lstat(path)
     return found.st_mode, found.st_mtime_ns, found.st_ino, found.st_size
 
@@ -135,8 +139,8 @@ def own_file(path: str, flags: int) -> int:
         raise
 
 
-def sight() -> dict[str, str]:
-    """Who sees the same processes under the same numbers: one boot, one namespace of processes."""
+def process_namespace() -> dict[str, str]:
+    """Where a process id means the same process: one boot, and in it one namespace of ids."""
     namespace = ""
     with contextlib.suppress(OSError):
         namespace = os.readlink("/proc/self/ns/pid")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablation.cli.arguments import pasteable, plain_words
-from ablation.execute.command import check_launcher
+from ablation.execute.command import check_torchrun
 from ablation.execute.display import Display
 from ablation.execute.launcher import Launcher
 from ablation.execute.local import LocalLauncher
@@ -97,7 +97,7 @@ def begin(
     """Register a new experiment, in exp_dir or in a new folder of output_dir; then sit."""
     m = materials_of(options, None, exp_dir, e)
     check_materials(m, e)
-    check_launcher()
+    check_torchrun()
     facts = facts_of(e, gpus)
     if exp_dir is None:
         exp_dir = new_folder(output_dir)
@@ -128,7 +128,7 @@ def go_on(
     else:
         check_data_is_there(m)
         check_materials(m, e)
-    check_launcher()
+    check_torchrun()
     facts = facts_of(e, gpus)
     check_unchanged(document, registered(e, m, fingerprint), exp_dir)
     with Lock(exp_dir, display.print_line) as lock:

@@ -15,7 +15,7 @@ from ablation.execute.closing import believed, close_attempt, close_unstarted
 from ablation.execute.launcher import CannotStart, Command, Handle, Launcher
 from ablation.runs.log import LogReader
 from ablation.runs.outcome import UNBELIEVED, Exit, judge_attempt
-from ablation.runs.run import Interval, RunConfig, RunResult
+from ablation.runs.run import Interval, RunConfig, RunResult, machine_seconds
 from ablation.runs.store import Attempt, next_attempt, read_config, write_json, write_result
 from ablation.runs.untrusted import is_number
 
@@ -24,14 +24,15 @@ from ablation.runs.untrusted import is_number
 class Limits:
     """When a run is stopped, and how that is recorded."""
 
-    seconds: float
+    seconds: float  # since it started
     why: str  # "timeout", or "the budget is spent"
-    stall_s: float  # without a byte of output
+    stall_s: float  # without a sign of life in its output
 
 
 @dataclass
 class Flight:
-    """An attempt that is running."""
+    """An attempt in flight: it runs, or waits in a queue. Times are of this machine's monotonic
+    clock, in seconds."""
 
     run: RunConfig
     attempt: Attempt
@@ -39,14 +40,20 @@ class Flight:
     limits: Limits
     log: LogReader
     launched_s: float  # when the orchestrator began to start it
-    started_s: float
-    slot: int
-    last_output_s: float = 0.0
+    started_s: float  # when it started; of one that waits in a queue, when it was last looked at
+    slot: int  # the share of the machine that it has to itself, from 0
+    last_output_s: float
     read: int = 0  # bytes of output.log
-    stopped: str = ""
+    stopped: str = ""  # why it was ordered to end
+
+    @property
+    def interval(self) -> Interval:
+        """Its machine time so far."""
+        return Interval(self.handle.clock, self.started_s, time.monotonic(), self.handle.nodes)
 
     def follow(self, most: int = 1 << 22) -> bool:
-        """Read what was logged since; at most so many bytes, so that a flood starves nobody."""
+        """Read what was logged since the last time; at most so many bytes (chosen), so that a flood
+        starves nobody. Whether there was any."""
         try:
             with open(self.attempt.folder / "output.log", "rb", opener=watcher.no_link) as file:
                 file.seek(self.read)
@@ -118,11 +125,12 @@ class Orchestrator:
             if not is_number(limit_s):
                 raise ValueError(f"{attempt.folder}/config.json: limit_s {limit_s!r}")
             limits = Limits(limit_s, str(config.get("limit_why")), stall_s)
-            begun_s = time.monotonic() - handle.age_s
-            self._follow(run, attempt, handle, limits, begun_s)
+            self._follow(run, attempt, handle, limits, time.monotonic() - handle.age_s)
         return ended
 
-    def _follow(self, run, attempt, handle, limits: Limits, launched_s: float) -> None:
+    def _follow(
+        self, run: RunConfig, attempt: Attempt, handle: Handle, limits: Limits, launched_s: float
+    ) -> None:
         now = time.monotonic()
         self.flights[run.name] = Flight(
             run,
@@ -138,39 +146,41 @@ class Orchestrator:
 
     def intervals(self) -> list[Interval]:
         """Machine time of the runs in flight so far."""
-        begun, now = (f for f in self.flights.values() if f.handle.started), time.monotonic()
-        return [Interval(f.handle.clock, f.started_s, now, f.handle.nodes) for f in begun]
+        return [flight.interval for flight in self.flights.values() if flight.handle.started]
 
     def paid_so_far(self) -> list[tuple[RunConfig, float]]:
         """Each run in flight with its machine time, seconds; 0 for one that waits in a queue."""
-        paid = {name: f.handle.started * f.handle.nodes for name, f in self.flights.items()}
-        now = time.monotonic()
-        return [(f.run, paid[name] * (now - f.started_s)) for name, f in self.flights.items()]
+        flights = self.flights.values()
+        return [(f.run, f.handle.started * machine_seconds((), [f.interval])) for f in flights]
 
     def wait(self, timeout_s: float) -> list[RunResult]:
         """Follow the runs in flight for at most timeout_s; results of those that ended."""
-        self.launcher.wait([flight.handle for flight in self.flights.values()], timeout_s)
-        return [result for flight in list(self.flights.values()) if (result := self._look(flight))]
+        flights = list(self.flights.values())
+        self.launcher.wait([flight.handle for flight in flights], timeout_s)
+        return [result for flight in flights if (result := self._follow_up(flight))]
 
-    def _look(self, flight: Flight) -> RunResult | None:
+    def _follow_up(self, flight: Flight) -> RunResult | None:
+        """The result of a run that has ended; one that goes on is held to its limits."""
         exit = flight.handle.poll()
         flight.follow()
-        if exit is None:
-            now = time.monotonic()
-            if not flight.handle.started:  # queued: neither running nor silent
-                flight.started_s = flight.last_output_s = now
-            if now - flight.started_s > flight.limits.seconds:
-                self._stop(flight, flight.limits.why)
-            elif now - flight.last_output_s > flight.limits.stall_s:
-                self._stop(flight, "stall")
-            return None
+        if exit is not None:
+            return self._record(flight, exit)
+        now = time.monotonic()
+        if not flight.handle.started:  # queued: neither running nor silent
+            flight.started_s = flight.last_output_s = now
+        if now - flight.started_s > flight.limits.seconds:
+            self._stop(flight, flight.limits.why)
+        elif now - flight.last_output_s > flight.limits.stall_s:
+            self._stop(flight, "stall")
+        return None
+
+    def _record(self, flight: Flight, exit: Exit) -> RunResult:
+        """Judge a run in flight that has ended, and write its result."""
         while flight.follow():
             pass
-        handle, now = flight.handle, time.monotonic()
-        latest = Interval(handle.clock, flight.launched_s, now, handle.nodes)
-        exit = believed(exit, latest) or Exit(None, UNBELIEVED.ended_by, *latest)
-        log = flight.log.close()
-        folder = flight.attempt.folder
+        within = flight.interval._replace(start_s=flight.launched_s)
+        exit = believed(exit, within) or Exit(None, UNBELIEVED.ended_by, *within)
+        log, folder = flight.log.close(), flight.attempt.folder
         result = judge_attempt(flight.run, flight.attempt.number, folder, log, exit)
         write_result(folder, result, self.experiment_id)
         del self.flights[flight.run.name]
@@ -182,11 +192,12 @@ class Orchestrator:
             flight.handle.stop(why)
 
     def order_stop(self, why: str) -> None:
+        """Order every run in flight to end; `wait` tells when it has."""
         for flight in self.flights.values():
             self._stop(flight, why)
 
     def leave(self, why: str) -> None:
-        """Tell why to the runs that end when this process does."""
+        """Give the runs that end with this process its own reason for ending."""
         if not self.launcher.outlived:
             self.order_stop(why)
 

@@ -87,10 +87,10 @@ def set_aside(path: Path) -> Path:
 
 # in an attempt's folder, half written by who was killed
 LITTER = re.compile(r"\.(config|result|exit|order)\.json\.[0-9]+(-[0-9]+)?\.tmp|\.claim\..+")
-LEFT_BEHIND = re.compile(  # by a writer of this process id, or by a report, which hides its own
+LEFT_BEHIND = re.compile(  # by a writer with this process id, or by a report, which gives none
     r"\.[\w.-]+\.(?:([0-9]{1,10})(?:-[0-9]+)?|[0-9a-f]{16})\.tmp"
 )
-ABANDONED_S = 3600.0  # no report writes one file for so long
+ABANDONED_S = 3600.0  # chosen: no report writes one file for so long
 
 
 def sweep(exp_dir: Path, records: Records, launcher: Launcher) -> None:
@@ -116,6 +116,7 @@ def sweep(exp_dir: Path, records: Records, launcher: Launcher) -> None:
 
 
 def sweep_attempt(exp_dir: Path, folder: Path, ours: bool, launcher: Launcher) -> None:
+    """Remove litter from one attempt's folder, and the folder where nothing else lies in it."""
     with os.scandir(folder) as entries:
         found = [entry.name for entry in entries if not is_attempt(entry)]
     litter = [name for name in found if LITTER.fullmatch(name)]

@@ -37,11 +37,13 @@ from ablation.runs.outcome import Exit
 from ablation.runs.run import Interval
 from ablation.runs.store import Attempt
 
+# Times in seconds, all chosen; none is waited for where Slurm and its disk answer at once.
 POLL_S = 1.0  # between two questions to Slurm
+ANSWER_S = 60.0  # until a command of Slurm is held to be without an answer
+PATIENCE_S, RETRY_S = 60.0, 3.0  # with a controller that does not answer: in all, between two tries
 VISIBLE_S = 30.0  # how long a file may take to show up here after its job has ended
 WORD_S = 360.0  # how long Slurm may call a job alive whose run has failed: SlurmdTimeout is 300 s
-PATIENCE_S, RETRY_S = 60.0, 3.0  # with a controller that does not answer
-TRANSIENT = re.compile(  # a refusal may tell whom to contact, too
+TRANSIENT = re.compile(  # words of a controller that may answer yet; a refusal names no connection
     r"timed ?out|time-?out|does not answer|[Uu]nable to contact|[Ss]ocket|onnect|temporarily"
     r"|Zero Bytes|standby"
 )
@@ -69,7 +71,7 @@ ENDED = "its job was ended"  # the watcher was told to stop, and nobody says by 
 
 
 def job_name(folder: Path) -> str:
-    """The run's own id in Slurm: from the attempt's folder, which is unique."""
+    """An attempt's own name in Slurm: made from its folder, which is unique."""
     return "aux-" + hashlib.sha256(str(folder).encode()).hexdigest()[:20]
 
 
@@ -82,7 +84,7 @@ def slurm(*command: str) -> str:
             capture_output=True,
             encoding="utf-8",
             errors="replace",
-            timeout=60,
+            timeout=ANSWER_S,
             env=for_slurm(os.environ),
         )
     except subprocess.TimeoutExpired:
@@ -102,8 +104,8 @@ def for_slurm(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def job_script(command: Command, program: Path, nodes: int, workers: int) -> str:
-    """A shell script; on several nodes torchrun meets at the first, which is where a job's script
-    runs. The CPU threads of a node's share are divided among its workers."""
+    """The shell script of a job. On several nodes the torchruns meet at the first, where a job's
+    script runs. The CPU threads of a node's share are divided among its workers."""
     folder, words = command.folder, [shlex.quote(word) for word in command.words]
     if nodes > 1:
         port = 20000 + int(job_name(folder)[4:12], 16) % 20000
@@ -121,15 +123,15 @@ def job_script(command: Command, program: Path, nodes: int, workers: int) -> str
 
 @dataclass
 class SlurmHandle:
-    """An attempt as a job. Queued time is nobody's: the clock starts when the job does."""
+    """An attempt as a job. Its clock starts when the job does: time in the queue costs nothing."""
 
     folder: Path  # the attempt's
-    job_id: str
+    job_id: str  # of the job that was submitted
     launcher: "SlurmLauncher"
     ended_s: float | None = None  # when it was first seen to have ended
-    told_s: float | None = None  # when it was last told to stop
-    facts: dict[str, str] = field(default_factory=dict)
-    asked_s: float = -1e9
+    cancelled_s: float | None = None  # when it was last told to end
+    facts: dict[str, str] = field(default_factory=dict)  # what Slurm last told of it
+    asked_s: float = -1e9  # when
 
     @property
     def clock(self) -> str:
@@ -137,6 +139,7 @@ class SlurmHandle:
 
     @property
     def ran_as(self) -> str:
+        """The id of the job that claimed the attempt, which may be another than was submitted."""
         return claimed_by(self.folder) or self.job_id
 
     @property
@@ -149,7 +152,7 @@ class SlurmHandle:
 
     @property
     def age_s(self) -> float:
-        """Since the job began, by the clocks of this host and of the shared disk."""
+        """By the clocks of this host and of the shared disk, since the job claimed the attempt."""
         with contextlib.suppress(FileNotFoundError):
             return max(0.0, time.time() - (self.folder / "claim.json").stat().st_mtime)
         return 0.0
@@ -161,7 +164,7 @@ class SlurmHandle:
         self._cancel()
 
     def _cancel(self) -> None:
-        self.told_s = time.monotonic()
+        self.cancelled_s = time.monotonic()
         with contextlib.suppress(OSError):  # then it is told again
             slurm("scancel", *(self.launcher.jobs_of(self.folder) or [self.job_id]))
 
@@ -180,7 +183,7 @@ class SlurmHandle:
     def _in_queue(self) -> None:
         """It waits or runs. An order to end that Slurm did not hear is given again."""
         self.ended_s = None
-        if self.told_s is not None and time.monotonic() - self.told_s > RETRY_S:
+        if self.cancelled_s is not None and time.monotonic() - self.cancelled_s > RETRY_S:
             self._cancel()
 
     def _by_its_file(self, exit: Exit, in_queue: bool) -> Exit | None:
@@ -208,8 +211,8 @@ class SlurmHandle:
         return Exit(None, why or "itself", clock, now - ran_s, now, self.nodes)
 
     def _may_come(self, patience_s: float) -> bool:
-        """Whether what is missing, a file or Slurm's word, may still come: so long after its end
-        was seen."""
+        """Whether what is missing, a file or Slurm's word, may still come: for so long after the
+        job was first seen to have ended."""
         self.ended_s = self.ended_s or time.monotonic()
         if time.monotonic() - self.ended_s >= patience_s:
             return False
@@ -289,7 +292,7 @@ def job_id_in_memory(folder: Path) -> str:
 
 
 def claimed_by(folder: Path) -> str:
-    """The job that runs or ran an attempt; empty where none has begun."""
+    """The job that runs or ran an attempt; empty where none has started."""
     job_id = (read_object(folder / "claim.json") or {}).get("job")
     return job_id if isinstance(job_id, str) and job_id.isdecimal() else ""
 
@@ -427,7 +430,7 @@ class SlurmLauncher:
 # ---------------------------------------------------------------------------------------------
 # What an attempt costs: the allocated time of its job, on each node, from its claim on
 
-NEVER_BEGAN = "its job left the queue before it began, and Slurm does not know why any more"
+NEVER_STARTED = "its job left the queue before it began, and Slurm does not know why any more"
 
 
 def clock_of(attempt: Attempt) -> str:
@@ -449,4 +452,4 @@ def machine_interval(attempt: Attempt, config: Mapping) -> Interval:
 
 
 def unrecorded(folder: Path) -> str:
-    return UNRECORDED if (folder / "claim.json").exists() else NEVER_BEGAN
+    return UNRECORDED if (folder / "claim.json").exists() else NEVER_STARTED

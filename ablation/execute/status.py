@@ -16,7 +16,8 @@ from ablation.runs.untrusted import printable
 
 
 def read_in_flight(attempt: Attempt) -> dict:
-    """What an attempt without a result has logged so far, for a look from another terminal."""
+    """An attempt without a result as another terminal shows it; empty where its config.json cannot
+    be believed. `interval` is its machine time so far."""
     try:
         run, config = read_config(attempt)
         interval = pricing_of(config).interval_so_far(attempt, config)
@@ -35,13 +36,13 @@ def read_in_flight(attempt: Attempt) -> dict:
     }
 
 
-def living(exp_dir: Path) -> int:
+def processes_left(exp_dir: Path) -> int:
     """How many processes of this experiment's runs live on this machine."""
     return len(watcher.marked(exp_dir.resolve()))
 
 
 def status(exp_dir: Path) -> dict:
-    """What --status tells, as one JSON object. Raises ValueError where this is no experiment."""
+    """What --status --json prints. Raises ValueError where this is no experiment."""
     s = standing(exp_dir)
     e, records, step = s.experiment, s.records, s.step
     planned = forecast(e, records.results)[0] if step and not step.ended else []
@@ -65,7 +66,7 @@ def status(exp_dir: Path) -> dict:
         "stage": step.stage if step else None,
         "ended": step.ended if step else "",
         "orchestrator": orchestrator,
-        "processes_left": 0 if lives else living(exp_dir),  # of runs that nobody looks after
+        "processes_left": 0 if lives else processes_left(exp_dir),  # that nobody looks after
         "in_flight": open_attempts if lives else [],
         "broken_off": [] if lives else open_attempts,
         "done": [r.run.name for r in latest if r.has_outcome],

@@ -32,15 +32,16 @@ import sys
 import time
 from pathlib import Path
 
+# All chosen: a trainer may take a second or two to save, and a busy machine as long to notice.
 GRACE_S = 4.0  # from SIGTERM to SIGKILL; torchrun alone would wait 30 s for its workers
-MARGIN_S = 2.0  # beyond what is due, for a busy machine: first the guard, then the orchestrator
+MARGIN_S = 2.0  # beyond what is due; then the guard acts for the watcher, the orchestrator for both
 UNKILLABLE_S = 10.0  # a process that SIGKILL did not end by then hangs in the kernel
-TELLING = {signal.SIGTERM, signal.SIGINT}  # a guard or a watcher to end its run
+TO_END = {signal.SIGTERM, signal.SIGINT}  # signals that order a guard or a watcher to end its run
 MARK = "AUX_HEADS_RUN"  # in the environment of every process of a run: the run's folder
-CANNOT_START = "the launcher could not be started"  # who ended a run that never began
+CANNOT_START = "the launcher could not be started"  # what ended a run that never started
 NO_SPACE = "no space left on the disk"  # what ended a run whose log could not grow
 FAILED = "its watcher failed"
-OF_THE_MACHINE = (CANNOT_START, NO_SPACE, FAILED)  # and the next run would not fare better
+OF_THE_MACHINE = (CANNOT_START, NO_SPACE, FAILED)  # faults that the next run would meet as well
 
 
 def boot_clock() -> str:
@@ -137,7 +138,7 @@ def kill(processes) -> None:
 
 
 def guard(folder: Path, command: list[str], job: str = "") -> int:
-    """Start the watcher, and do its work should it die or not do it in time."""
+    """The guard's whole life: start the watcher, wait for it, do its work where it does not."""
     start_s, me = time.monotonic(), os.getpid()
     prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a killed watcher leaves comes here
     if job and not claim(folder, job):
@@ -189,7 +190,7 @@ def guarded(watcher: int, deadline_s: float, late: str, takes_orders: bool) -> t
         if left_s <= 0:
             return -1, (takes_orders and order_left()) or late
         happened = dict(poll.poll(1000 * min(left_s, 3600)))
-        told = TELLING & set(os.read(wake, 64) if wake in happened else b"")
+        told = TO_END & set(os.read(wake, 64) if wake in happened else b"")
         if told:
             with contextlib.suppress(OSError):
                 os.kill(watcher, signal.SIGTERM)
@@ -233,7 +234,7 @@ def wakened_by(*signals: int) -> int:
 A_SIGNAL = "a signal to the watcher"
 ORPHANED = "the orchestrator died"
 UNGUARDED = "its guard was killed"
-ORDER_BYTES = 200
+ORDER_BYTES = 200  # of an order's reason: chosen, and little enough for one read of the pipe
 
 
 def watch(folder: Path, command: list[str], job: str, guard: int, last_word: "LastWord") -> int:
@@ -293,7 +294,7 @@ def follow(child, wake: int, start_s: float, limit, job: str, folder: Path) -> s
             return limit_why
         if 0 in ready:
             return os.read(0, ORDER_BYTES).decode(errors="replace").strip() or ORPHANED
-        if TELLING & set(os.read(wake, 64)):
+        if TO_END & set(os.read(wake, 64)):
             return read_order(folder) or A_SIGNAL
     # Slurm signals all processes of a job, and the command may end before the watcher hears of it
     if job and child.returncode:
@@ -305,7 +306,7 @@ def is_told(wake: int, patience_s: float) -> bool:
     """Whether a signal to end comes, or came."""
     deadline = time.monotonic() + patience_s
     while select.select([wake], [], [], max(0.0, deadline - time.monotonic()))[0]:
-        if TELLING & set(os.read(wake, 64)):
+        if TO_END & set(os.read(wake, 64)):
             return True
     return False
 
@@ -317,8 +318,9 @@ def claim(folder: Path, job: str) -> bool:
     return made_first(folder / "claim.json", text, mine) and not (folder / "result.json").exists()
 
 
-LATE_S = 30.0  # a job ends so much later than the orchestrator would end it, which can say more
-LATE_HERE_S = 4.0  # on the orchestrator's own machine
+# How much later than the orchestrator, which can say more, a watcher ends its run: chosen.
+LATE_S = 30.0  # in a job, whose orchestrator is on another machine
+LATE_HERE_S = 4.0  # on its orchestrator's own machine
 
 
 def limit_of(folder: Path, job: str = "") -> tuple[float | None, str]:
@@ -398,7 +400,7 @@ class LastWord:
     """exit.json, before it is one: its room is taken now, and blanks become words in place. Without
     it a run that ended on a full disk would have ended unseen, however complete it is.
 
-    Raises OSError where the disk is full already: then nothing is begun. Guard and watcher share
+    Raises OSError where the disk is full already: then nothing is started. Guard and watcher share
     it; one of them speaks.
     """
 
@@ -489,7 +491,7 @@ def tell_memory_kill(log: Path, returncode: int | None) -> None:
 # ---------------------------------------------------------------------------------------------
 # Files. What lies in an experiment folder may come from anybody.
 
-MOST_BYTES = 1 << 20  # of a file that is read here
+MOST_BYTES = 1 << 20  # of a file that is read here: chosen, a thousand times what one has
 
 
 def no_link(path: str, flags: int) -> int:

@@ -23,11 +23,12 @@ from ablation.runs.untrusted import is_count, is_number, printable
 
 @dataclass(frozen=True)
 class Exit:
-    """How the processes of an attempt ended, written by whoever watched them."""
+    """How the processes of an attempt ended: the watcher's exit.json, or a launcher's word in its
+    place."""
 
     returncode: int | None  # None: nobody saw it end
-    ended_by: str  # "itself", or why it was stopped: "timeout", "stall", "operator", "budget", ...
-    clock: str
+    ended_by: str  # "itself", or why it was ended: "timeout", "stall", or the words of an order
+    clock: str  # this and the next three as in Interval
     start_s: float
     end_s: float
     nodes: int = 1
@@ -53,7 +54,7 @@ def exit_from(value) -> Exit | None:
     return exit if texts and times and counts else None
 
 
-MOST_S = 1e12  # of any clock
+MOST_S = 1e12  # of any clock; chosen, 30 thousand years
 MOST_MS = 1e15
 
 
@@ -110,7 +111,7 @@ def judge(run: RunConfig, attempt: int, log: LogReader, exit: Exit) -> RunResult
     )
 
 
-MAX_REASON = 600  # characters
+MAX_REASON = 600  # characters; chosen, some lines of a terminal
 
 
 def earned_numbers(summary: dict) -> dict:

@@ -79,7 +79,7 @@ class Attempt(NamedTuple):
     """One attempt at a run, by where its files lie."""
 
     run_name: str  # <arm>/run_<k>
-    number: int  # from 1
+    number: int  # from 1; 0 where a link lies in the folder's place
     folder: Path
 
 
@@ -89,7 +89,7 @@ def attempt_dir(run_dir: Path, attempt: int) -> Path:
 
 RUN_FOLDER = re.compile(r"run_[0-9]{1,6}")
 ATTEMPT_FOLDER = re.compile(r"attempt_([2-9]|[1-9][0-9]{1,5})")  # the first lies in run_<k> itself
-MAX_FOUND = 100_000  # folders below one folder
+MAX_FOUND = 100_000  # files in one folder; chosen, a hundred times what an experiment has
 
 
 def attempts_in(exp_dir: Path) -> list[Attempt]:
@@ -99,8 +99,8 @@ def attempts_in(exp_dir: Path) -> list[Attempt]:
 
 
 def found_below(exp_dir: Path) -> Iterator[Attempt]:
-    """Attempts on disk, in no order. A link in such a folder's place has the number 0: whatever it
-    leads to lies elsewhere, and is not looked at."""
+    """Attempts on disk, in no order. Whatever a link in such a folder's place leads to lies
+    elsewhere, and is not looked at."""
     for arm, is_link in folders(exp_dir, NAME):
         if is_link:
             if any(folders(arm, RUN_FOLDER)):
