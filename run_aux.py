@@ -6,7 +6,7 @@ training of `train_gpt.py`, and every decision follows from the results on disk:
     results ──► plan (pure) ──► next runs, or a decision ──► launch ──► log ──► result.json ──► ...
 
 The tables of the stages end ablation/plan/classic.py and adaptive.py; the loop is `drive` in
-ablation/execute/session.py.
+ablation/execute/sitting.py.
 
     python run_aux.py --staged --max_budget_hours 7     # all four stages
     python run_aux.py --staged --dry_run                # every command, count and hour, first
@@ -34,6 +34,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ablation.cli import console, exit_codes
 from ablation.cli.arguments import Parser, a_path, plain_words
@@ -136,7 +137,7 @@ def int_list(text: str) -> tuple[int, ...]:
 
 def run(args, display: Display) -> int:
     """Begin an experiment or go on with it: one sitting; its exit code."""
-    exp_dir, document, e, gpus = named(args, display.print_line)
+    exp_dir, document, e, gpus = target_of(args, display.print_line)
     e = as_asked(e, args, len(gpus))
     if e.arms:
         check_seeds(e)
@@ -154,17 +155,24 @@ def check_seeds(e: Experiment) -> None:
         raise UsageError(f"--seeds: {error}") from None
 
 
-def named(args, print_line) -> tuple[Path | None, dict | None, Experiment, tuple[str, ...]]:
-    """The folder that is meant (None: a new one), its registration (None: nothing is there yet),
-    the experiment before the options are put in, and the GPUs of this machine."""
+class Target(NamedTuple):
+    """What a command is about, before its options are put in."""
+
+    exp_dir: Path | None  # None: a new folder in --output_dir
+    document: dict | None  # the registration; None: nothing is registered yet
+    experiment: Experiment
+    gpus: tuple[str, ...]  # of this machine, by name
+
+
+def target_of(args, print_line) -> Target:
     exp_dir = folder_of(args, print_line)
     document = None if exp_dir is None or is_new(exp_dir) else read_document(exp_dir)
     if document is None:
         check_can_begin(args, exp_dir)
     gpus = gpus_seen(args, document)
     if document is not None:
-        return exp_dir, document, experiment_of(document), gpus
-    return exp_dir, None, begun_with(args, gpus, print_line), gpus
+        return Target(exp_dir, document, experiment_of(document), gpus)
+    return Target(exp_dir, None, experiment_to_begin(args, gpus, print_line), gpus)
 
 
 def folder_of(args, print_line) -> Path | None:
@@ -188,7 +196,8 @@ def check_can_begin(args, exp_dir: Path | None) -> None:
 
 
 def gpus_seen(args, document: dict | None) -> tuple[str, ...]:
-    """Where runs need none of this machine's GPUs, a tool that fails to name them stops nothing."""
+    """The GPUs of this machine, by name. Where they cannot be named: none, if no run needs one;
+    else ValueError."""
     share = document["registered"]["share"] if document else {}
     elsewhere = (args.launcher or share.get("launcher")) == "slurm" or share.get("device") == "cpu"
     try:
@@ -199,7 +208,7 @@ def gpus_seen(args, document: dict | None) -> tuple[str, ...]:
         raise
 
 
-def begun_with(args, gpus: Sequence[str], print_line) -> Experiment:
+def experiment_to_begin(args, gpus: Sequence[str], print_line) -> Experiment:
     """A new experiment of the profile asked for, or of the one that fits the GPUs."""
     name, why = profile_asked(args, len(gpus))
     if why:
@@ -231,16 +240,16 @@ def show_power(args, display: Display) -> int:
     """--plan_report: what the budget can decide. Nothing is launched or written."""
     from ablation.plan import power
 
-    _, _, e, gpus = named(args, display.print_line)
-    e = as_meant(e, args, gpus, display.print_line)
+    _, _, e, gpus = target_of(args, display.print_line)
+    e = as_previewed(e, args, gpus, display.print_line)
     print(power.render(replace(e, budget_hours=args.max_budget_hours or e.budget_hours)))
     return exit_codes.DONE
 
 
 def show_commands(args, display: Display) -> int:
     """--dry_run: what would run, and what it costs. Nothing is launched or written."""
-    exp_dir, document, e, gpus = named(args, display.print_line)
-    e = as_meant(e, args, gpus, display.print_line)
+    exp_dir, document, e, gpus = target_of(args, display.print_line)
+    e = as_previewed(e, args, gpus, display.print_line)
     options = sitting_options(args)
     results: tuple[RunResult, ...] = ()
     if exp_dir and document:
@@ -253,8 +262,9 @@ def show_commands(args, display: Display) -> int:
     return exit_codes.DONE
 
 
-def as_meant(e: Experiment, args, gpus: Sequence[str], print_line) -> Experiment:
-    """The experiment as asked, on the machine that its profile is for where this one has no GPU."""
+def as_previewed(e: Experiment, args, gpus: Sequence[str], print_line) -> Experiment:
+    """The experiment as asked, for a look at what it would be: on the machine that its profile is
+    for, where this one has no GPU."""
     meant = PROFILES[args.profile or e.profile.name]
     if args.num_gpus is None and not gpus and meant.gpus:
         print_line(f"No GPU is visible: times are for {meant.machine} (--num_gpus 0: this CPU).")

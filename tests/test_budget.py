@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import run_aux
-from ablation.execute import session
+from ablation.execute import sitting
 from ablation.execute.preview import announce
 from ablation.plan.costs import Costs
 from ablation.plan.forecast import Planned, forecast, paid_s, placeholder, span_s
@@ -44,7 +44,7 @@ def carry_out(e, true_s, happens=lambda run, attempt: "ok", downtime_s=0.0):
     while (step := next_step(e, results)).runs:
         run, spent_s = step.runs[0], machine_seconds(results)
         assert spent_s + Costs(e, results)(run) <= 3600 * e.budget_hours
-        limits = session.limits_of(e, run, results, spent_s, 600)
+        limits = sitting.limits_of(e, run, results, spent_s, 600)
         attempt = 1 + sum(r.run.name == run.name for r in results)
         status, seconds = happens(run, attempt), true_s(run)
         if seconds > limits.seconds:
@@ -134,7 +134,7 @@ def test_jobs_in_flight_have_what_they_will_cost_set_aside(plan, share, parallel
             results, [r.interval._replace(end_s=now, nodes=nodes) for r in in_flight.values()]
         )
         paid = [(r.run, nodes * (now - r.start_s)) for r in in_flight.values()]
-        spent_s += session.set_aside_s(e, results, paid)
+        spent_s += sitting.set_aside_s(e, results, paid)
         step = next_step(e, results, frozenset(in_flight), spent_s)
         if step.runs and len(in_flight) < parallel_runs:
             run = step.runs[0]
@@ -243,9 +243,9 @@ def test_a_run_that_overstays_is_stopped_where_the_budget_ends_and_the_rest_coun
 def test_a_run_may_take_three_times_its_cost_and_some_start_up_before_it_is_a_timeout():
     e = experiment(budget_hours=100.0)
     run = next_step(e, []).runs[0]
-    limits = session.limits_of(e, run, [], 0.0, 600)
+    limits = sitting.limits_of(e, run, [], 0.0, 600)
     assert (limits.seconds, limits.why) == (3 * Costs(e)(run) + 120, "timeout")
-    limits = session.limits_of(e, run, [], 3600 * 100 - 7.0, 600)
+    limits = sitting.limits_of(e, run, [], 3600 * 100 - 7.0, 600)
     assert (limits.seconds, limits.why) == (7.0, "the budget is spent")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import analyze_aux
 import staged_analysis_helper
-from ablation.execute import session
+from ablation.execute import sitting
 from ablation.execute.command import build_command
 from ablation.plan import power
 from ablation.plan.classic import CLASSIC_RULES, N_PAIRS
@@ -120,7 +120,7 @@ def test_numbers_of_the_pages_are_those_of_the_code():
     design, words = PROFILES["speedrun"].design, ("two", "three", "four")
     level = f"(two-sided {design.alpha:g}, power {power.TABLE_POWER:g}, sd {design.sigma0:g}"
     assert level in PAGES["docs/plans.md"]
-    nine, three = {9: "Nine"}[session.FAULT_ATTEMPTS], words[session.FAULT_RUNS - 2]
+    nine, three = {9: "Nine"}[sitting.FAULT_ATTEMPTS], words[sitting.FAULT_RUNS - 2]
     assert f"{nine} attempts at {three} or more runs" in PAGES["docs/promises.md"]
     few, many = (
         [n for n in range(1, 9) if default_profile(n)[0] == name] for name in ("small", "speedrun")

@@ -1,6 +1,6 @@
 """How does a sitting begin?  Register or compare, lock, clear up, and say what will run.
 
-From here on `session.drive` runs the plan; here is all that comes before its first question, for a
+From here on `sitting.drive` runs the plan; here is all that comes before its first question, for a
 new experiment (`begin`) and for one that goes on (`go_on`).
 """
 
@@ -19,7 +19,7 @@ from ablation.execute.machine import cores, git_state, machine, versions
 from ablation.execute.preflight import check_data_is_there, check_materials
 from ablation.execute.preview import announce
 from ablation.execute.reconcile import reconcile
-from ablation.execute.session import Session, drive, resume_command
+from ablation.execute.sitting import Sitting, drive, resume_command
 from ablation.execute.slurm import SlurmLauncher
 from ablation.folder.materials import ROOT, Materials
 from ablation.folder.overrides import (
@@ -156,7 +156,7 @@ def sit(
     to_come, last = forecast(e, results)
     if step.runs and step.stage <= stages[-1]:
         announce(e, results, to_come, last, display.print_line)
-    session = Session(
+    sitting = Sitting(
         exp_dir=exp_dir,
         experiment_id=document["experiment_id"],
         script=code_copy(document, exp_dir).resolve(),
@@ -172,7 +172,7 @@ def sit(
         to_come=to_come,
     )
     try:
-        return drive(e, session, results, display)
+        return drive(e, sitting, results, display)
     except (OSError, ValueError) as error:  # ValueError: the lock or a folder is not ours any more
         raise MachineFault(
             f"{plain_words(error)}. What was finished is kept; when that is mended, go on:"

@@ -19,9 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ablation.folder.materials import ROOT, Materials, hash_of, read_code
-from ablation.plan.classic import N_PAIRS
 from ablation.plan.next_step import MAX_ATTEMPTS, PLANS
-from ablation.plan.validation import MAX_GIVEN_UP, MAX_PAIRS
+from ablation.plan.validation import MAX_GIVEN_UP
 from ablation.runs.run import arm_from
 from ablation.runs.store import write_json
 from ablation.runs.untrusted import is_number, printable, read_json
@@ -32,14 +31,18 @@ from ablation.study.profiles import PROFILES
 # ---------------------------------------------------------------------------------------------
 # Registration: what is fixed before the first run
 
+def files_of(room: str, *without: str) -> tuple[str, ...]:
+    """The files of a room, by their paths in the checkout."""
+    names = sorted(path.name for path in (ROOT / "ablation" / room).glob("[a-z]*.py"))
+    return tuple(f"ablation/{room}/{name}" for name in names if name not in without)
+
+
 DECIDING_FILES = (  # the files that a decision depends on, from the records on disk to its text
-    *(f"ablation/runs/{name}.py" for name in ("run", "log", "outcome", "store", "untrusted")),
+    *files_of("runs"),
     "ablation/stats.py",
-    *(f"ablation/study/{name}.py" for name in ("profiles", "heads", "experiment", "overrides")),
-    *(f"ablation/plan/{name}.py" for name in ("decision", "stage", "classic", "adaptive")),
-    *(f"ablation/plan/{name}.py" for name in ("validation", "looks", "manual", "next_step")),
-    "ablation/plan/costs.py",
-    *(f"ablation/folder/{name}.py" for name in ("registration", "overrides", "standing")),
+    *files_of("study", "asked.py"),
+    *files_of("plan", "forecast.py", "power.py"),
+    *files_of("folder", "materials.py", "results.py"),
 )
 
 
@@ -82,7 +85,7 @@ def registered(e: Experiment, m: Materials, fingerprint: str | None = None) -> d
         "stages": stages,
         "counts": {
             "attempts": MAX_ATTEMPTS,
-            "pairs": MAX_PAIRS if e.plan == "adaptive" else N_PAIRS,
+            "pairs": PLANS[e.plan][-1].most_pairs,
             "pairs_given_up": MAX_GIVEN_UP,
         },
         "spending": "Lan-DeMets, O'Brien-Fleming, by complete pairs over the most that fit",

@@ -31,7 +31,7 @@ from ablation.plan.stage import (
     each_arm_once,
     no_comparison,
 )
-from ablation.plan.validation import decide_pairs, pairs_until_settled
+from ablation.plan.validation import MAX_PAIRS, decide_pairs, pairs_until_settled
 from ablation.runs.run import Arm, RunConfig, RunResult
 from ablation.study.heads import (
     DEFAULT_REFINEMENT,
@@ -287,5 +287,7 @@ ADAPTIVE = (
         decide=decide_pairs,
         has_gate=False,
         takes_choice=True,
+        most_pairs=MAX_PAIRS,
+        sequential=True,
     ),
 )

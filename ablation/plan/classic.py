@@ -366,7 +366,7 @@ def refinements_then_validations(state: State) -> list[RunConfig]:
 def pairs(state: State) -> list[RunConfig]:
     """As many baseline/best pairs as the budget allows, interleaved so that drift hits both."""
     fit = affordable(state, state.costs, left_on_entry_s(state))
-    n = min(state.experiment.validation_runs or state.stage.pairs_at_once, fit)
+    n = min(state.experiment.validation_runs or state.stage.most_pairs, fit)
     return [run for k in range(n) for run in pair_of(state, k)]
 
 
@@ -420,6 +420,6 @@ CLASSIC = (
         decide=decide_final,
         has_gate=False,
         takes_choice=True,
-        pairs_at_once=N_PAIRS,
+        most_pairs=N_PAIRS,
     ),
 )

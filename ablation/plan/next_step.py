@@ -153,8 +153,8 @@ def open_of(state: State, running: frozenset[str], costs: Costs, left_s: float) 
 def pairs_left_out(state: State) -> Iterator[str]:
     """Pairs that the budget leaves out of a stage that asks for all of them at once, in words."""
     stage, runs = state.stage, state.runs_asked_for
-    asked = state.experiment.validation_runs or stage.pairs_at_once
-    if stage.pairs_at_once and len(runs) < 2 * asked:
+    asked = state.experiment.validation_runs or stage.most_pairs
+    if stage.most_pairs and not stage.sequential and len(runs) < 2 * asked:
         yield f"stage {stage.number}: {len(runs) // 2} of {asked} pairs fit into what is left"
 
 

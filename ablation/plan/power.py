@@ -223,7 +223,7 @@ def courses(e: Experiment) -> dict[str, list[Planned]]:
     plain effect."""
     plain = 100 * e.profile.design.sigma0  # nats/token; chosen, beyond any threshold
     ways = {"every gate passed": plain}
-    if e.plan == "adaptive":
+    if PLANS[e.plan][-1].sequential:
         ways = {"small effect": 0.0, "plain effect": plain}
     return {name: forecast(e, loss=uniform_loss(effect))[0] for name, effect in ways.items()}
 

@@ -12,7 +12,7 @@ from ablation.study.experiment import Experiment, seed_of
 from ablation.study.heads import GRID, baseline
 from ablation.study.profiles import Design
 
-FINAL_STAGE = 4  # of both plans: its pairs confirm, and its seeds are used nowhere else
+FINAL_STAGE = 4  # of every staged plan: its pairs confirm, and its seeds are used nowhere else
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,8 @@ class Stage:
     takes_choice: bool = False  # it runs what earlier stages, or a person, chose
     chooses: str = ""  # what its decision chooses, of which there has to be one then
     needs_baseline: bool = False  # without a usable one its other runs could be compared with none
-    pairs_at_once: int = 0  # all the pairs it has, budget permitting; 0: asked for as it goes on
+    most_pairs: int = 0  # of baseline and best, budget permitting; 0: it has none
+    sequential: bool = False  # its pairs come as looks at those before ask for more; else at once
 
     def rule_text(self, design: Design) -> str:
         """What decides, with the numbers of this design."""
@@ -151,7 +152,7 @@ def affordable(state: State, costs: Costs, left_s: float) -> int:
     if share.parallel_runs == 1 or share.paid_each:
         return max(0, math.floor(left_s / sum(times)))
     rounds = max(0, math.floor(left_s / max(times)))
-    if state.stage.pairs_at_once:  # an odd slot takes half of the next pair
+    if not state.stage.sequential:  # an odd slot takes half of the next pair
         return rounds * share.parallel_runs // 2
     return rounds * pairs_per_batch(state)
 

@@ -107,7 +107,7 @@ def limits_of(state: State, complete: Sequence[Pair]) -> list[int]:
     """n_max on entry, and after each complete pair as the budget then allowed; it never rises."""
     e = state.experiment
     fit = affordable(state, state.costs, left_on_entry_s(state))
-    limits = [min(e.validation_runs or MAX_PAIRS, fit)]
+    limits = [min(e.validation_runs or state.stage.most_pairs, fit)]
     for n in range(1, len(complete) + 1):
         end = n if e.share.parallel_runs == 1 else batch_end(state, n)
         if end > len(complete):  # others that were launched with it still run, and are paid for

@@ -262,7 +262,7 @@ def arm_notes(evidence: Evidence, block: Block) -> Iterable[str]:
         if corrected := dunnett(block, generator()):
             listed = ", ".join(f"{name} {bare_p(p)}" for name, p in corrected.items())
             yield f"Dunnett's p, for {len(corrected)} arms, assuming one sd: {listed}."
-    if evidence.plan == "adaptive" and block.stage == 4:
+    if evidence.is_sequential and block.stage == 4:
         yield SEQUENTIAL
 
 

@@ -52,8 +52,9 @@ class Evidence:
         return self.standing.changed
 
     @property
-    def plan(self) -> str:
-        return self.standing.experiment.plan
+    def is_sequential(self) -> bool:
+        """Its plan looks at the pairs of the last stage as they come."""
+        return self.standing.stages[-1].sequential
 
     @property
     def decisions(self) -> Mapping[int, Decision]:

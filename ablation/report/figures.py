@@ -344,7 +344,7 @@ def draw_verdict(evidence: Evidence):
     bound, which is the same. Early intervals are many times as wide as late ones, so the axis is
     cut at what the later half of the looks needs.
     """
-    if evidence.plan != "adaptive":
+    if not evidence.is_sequential:
         raise NothingToDraw("only the adaptive plan looks more than once")
     if evidence.changed:
         raise NothingToDraw("no decision can be shown; see the top of the report")

@@ -82,7 +82,7 @@ def primary_interval(evidence: Evidence, found: Contrast) -> tuple[Ends | None, 
 
 def validated(evidence: Evidence) -> Iterator[Content]:
     """Everything about the one comparison that was planned before its runs."""
-    if evidence.plan == "manual":
+    if not evidence.standing.stages[-1].most_pairs:
         yield Paragraph("Runs by hand have none: no test was registered before them.")
         return
     block = final_block(evidence)

@@ -5,7 +5,8 @@
         <arm>/run_<k>/attempt_2/{...}      a second attempt, where the first one failed
 
 `config.json` is written before a launch, `exit.json` by the process that watched the trainer,
-`result.json` last and atomically: where it exists, the record is complete.
+`result.json` last and atomically, by whoever judges the attempt (`write_result`): where it exists,
+the record is complete.
 """
 
 import contextlib

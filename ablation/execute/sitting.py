@@ -47,7 +47,7 @@ class StopRequest:
 
 
 @dataclass(frozen=True)
-class Session:
+class Sitting:
     """What a sitting runs, where, and until when."""
 
     exp_dir: Path
@@ -105,62 +105,73 @@ def failed(r: RunResult) -> bool:
     return r.status in ("crashed", "timeout")
 
 
-def fault_of(row: Sequence[RunResult], last: RunResult, results: Sequence[RunResult]) -> str:
+def fault_of(
+    failures: Sequence[RunResult], last: RunResult, results: Sequence[RunResult]
+) -> str:
     """Why the sitting stops after this result; empty while it goes on.
 
-    row: the attempts that failed in a row, up to now. They tell of the machine where several runs
-    failed, of different arms, or of one that has trained before: an arm that never has may be at
+    failures: the attempts that failed in a row, up to now. That of several runs means a broken
+    machine, if their arms differ or have trained before; one arm that never has trained may be at
     fault itself.
     """
     if last.status == "refused":
         return f"{last.run.name}: the trainer refuses: {last.reason}"
     if last.status == "interrupted" and last.reason.startswith(watcher.OF_THE_MACHINE):
         return f"{last.run.name}: {last.reason}"
-    runs = {r.run.name for r in row}
-    arms = {r.run.arm.configuration for r in row}
+    runs = {r.run.name for r in failures}
+    arms = {r.run.arm.configuration for r in failures}
     trained = any(r.has_outcome and r.run.arm.configuration in arms for r in results)
-    many = len(row) >= FAULT_ATTEMPTS or sum(r.final for r in row) >= FAULT_RUNS
+    many = len(failures) >= FAULT_ATTEMPTS or sum(r.final for r in failures) >= FAULT_RUNS
     if not many or len(runs) < FAULT_RUNS or not (trained or len(arms) > 1):
         return ""
     return (
-        f"{len(row)} attempts at {len(runs)} runs failed in a row, of different arms or of one that"
-        f" has trained before: the machine seems broken. The last: {last.status}: {last.reason}"
+        f"{len(failures)} attempts at {len(runs)} runs failed in a row, of different arms or of"
+        " one that has trained before: the machine seems broken."
+        f" The last: {last.status}: {last.reason}"
     )
+
+
+def in_a_row(failures: Sequence[RunResult], latest: RunResult) -> list[RunResult]:
+    """The failures in a row after one more result: an outcome ends the row, a stop does not."""
+    if latest.has_outcome:
+        return []
+    return [*failures, latest] if failed(latest) else [*failures]
 
 
 def failed_last(e: Experiment, results: Sequence[RunResult]) -> list[RunResult]:
     """The failures in a row that earlier sittings ended with, as far as their order is known: on
     this machine, since it was started. A queue that starts a sitting again and again on a broken
     machine is to be told, too."""
-    row, here = [], watcher.boot_clock()
+    failures: list[RunResult] = []
+    here = watcher.boot_clock()
     for r in sorted((r for r in results if r.clock == here), key=lambda r: r.end_s):
-        row = [] if r.has_outcome else [*row, r] if failed(r) else row
-    return [r for r in row if (r.run.name, r.attempt) not in e.overrides.forgiven]
+        failures = in_a_row(failures, r)
+    return [r for r in failures if (r.run.name, r.attempt) not in e.overrides.forgiven]
 
 
-def fault_at_end(row: Sequence[RunResult], results: Sequence[RunResult]) -> str:
+def fault_at_end(failures: Sequence[RunResult], results: Sequence[RunResult]) -> str:
     """The same where the plan came to its end before so many had failed."""
     trained = {r.run.arm.configuration for r in results if r.has_outcome}
-    runs = {r.run.name for r in row if r.run.arm.configuration in trained}
+    runs = {r.run.name for r in failures if r.run.arm.configuration in trained}
     if len(runs) < 2:
         return ""
-    last = row[-1]
+    last = failures[-1]
     return (
         f"the last {len(runs)} runs failed, of arms that have trained before: the machine seems"
         f" broken. The last: {last.status}: {last.reason}"
     )
 
 
-def forgiveness(row: Sequence[RunResult], why: str) -> dict:
+def forgiveness(failures: Sequence[RunResult], why: str) -> dict:
     """The value of an override by which these failures are not held against their runs."""
-    return {"attempts": [[r.run.name, r.attempt] for r in row], "why": why}
+    return {"attempts": [[r.run.name, r.attempt] for r in failures], "why": why}
 
 
 # ---------------------------------------------------------------------------------------------
 # The loop
 
 
-def drive(e: Experiment, s: Session, results: list[RunResult], display: Display) -> int:
+def drive(e: Experiment, s: Sitting, results: list[RunResult], display: Display) -> int:
     """Run until the plan ends, the stages asked for are decided, or something stops it; the exit
     code."""
     orchestrator = Orchestrator(
@@ -175,21 +186,22 @@ def drive(e: Experiment, s: Session, results: list[RunResult], display: Display)
 
 
 def drive_with(
-    orchestrator: Orchestrator, e: Experiment, s: Session, results: list[RunResult], display
+    orchestrator: Orchestrator, e: Experiment, s: Sitting, results: list[RunResult], display
 ) -> int:
     stop = StopRequest()
-    flights, row, fault = orchestrator.flights, failed_last(e, results), ""
+    flights, failures, fault = orchestrator.flights, failed_last(e, results), ""
+    to_come = s.to_come
+    shown = set(s.decided) - {s.until}  # what it was asked to decide is shown again
 
     def take(ended: Sequence[RunResult]) -> None:
-        nonlocal row, fault, to_come
+        nonlocal failures, fault, to_come
         for r in ended:
             results.append(r)
             to_come = forecast(e, results)[0]
             display.print_line(result_line(r, runs_with_outcome(results), len(to_come)))
-            row = [] if r.has_outcome else [*row, r] if failed(r) else row
-            fault = fault or fault_of(row, r, results)
+            failures = in_a_row(failures, r)
+            fault = fault or fault_of(failures, r, results)
 
-    to_come, shown = s.to_come, set(s.decided) - {s.until}
     take(orchestrator.reattach(s.running, s.stall_s))
     while True:
         spent_s = machine_seconds(results, orchestrator.intervals())
@@ -205,9 +217,9 @@ def drive_with(
         over = bool(step.ended or fault) or step.stage > s.until
         if stop.signal or (over and not flights):
             break
-        # so many failures, with those that may come of the runs in flight: wait what these say
-        doubted = row and len(row) + len(flights) >= FAULT_ATTEMPTS and flights
-        if not (over or doubted) and step.runs and orchestrator.free_slot() is not None:
+        # where the runs in flight could show that the machine is broken, none is begun beside them
+        waits = bool(failures and flights) and len(failures) + len(flights) >= FAULT_ATTEMPTS
+        if not (over or waits) and step.runs and orchestrator.free_slot() is not None:
             limits = limits_of(e, step.runs[0], results, spent_s, s.stall_s)
             take(orchestrator.launch(step.runs[0], limits))
             continue
@@ -215,9 +227,9 @@ def drive_with(
 
     take(orchestrator.stop("the operator stopped it"))
     if not stop.signal:
-        fault = fault or fault_at_end(row, results)
-    if fault and row:
-        e = put_on_record(s.exp_dir, e, "retry", 0, forgiveness(row, fault))
+        fault = fault or fault_at_end(failures, results)
+    if fault and failures:
+        e = put_on_record(s.exp_dir, e, "retry", 0, forgiveness(failures, fault))
     step = conclude(next_step(e, results))
     write_results(s.exp_dir, s.experiment_id, e, results, step)
     close(e, s, results, step, stop.signal, fault, display.print_line)
@@ -225,7 +237,7 @@ def drive_with(
 
 
 def next_ended(
-    orchestrator: Orchestrator, e: Experiment, s: Session, results: Sequence[RunResult],
+    orchestrator: Orchestrator, e: Experiment, s: Sitting, results: Sequence[RunResult],
     to_come: Sequence[Planned], stop: StopRequest, display: Display,
 ) -> list[RunResult]:  # fmt: skip
     """Wait, with live lines, until a run ends or somebody asks to stop: the runs that ended. What
@@ -244,7 +256,7 @@ def next_ended(
     return ended
 
 
-def command_of(e: Experiment, s: Session, run: RunConfig, folder: Path, slot: int) -> Command:
+def command_of(e: Experiment, s: Sitting, run: RunConfig, folder: Path, slot: int) -> Command:
     """The command of an attempt in this folder, with this slot's share of the machine."""
     words = build_command(e, run, s.script, s.data_dir, folder / "train_log.txt")
     return Command(words, extra_environment(e, s.exp_dir, slot), folder)
@@ -285,7 +297,7 @@ def exit_code(
     return exit_codes.RUNS_FAILED if none or given_up(e, results, stages) else exit_codes.DONE
 
 
-def close(e: Experiment, s: Session, results, step, stopped: str, fault: str, print_line) -> None:
+def close(e: Experiment, s: Sitting, results, step, stopped: str, fault: str, print_line) -> None:
     """The last lines of a sitting: how it ended, what it cost, what to do next."""
     spent = f"{machine_seconds(results) / 3600:.2f} of {e.budget_hours:g} h of machine time spent"
     outcomes = counted(results)

@@ -14,7 +14,7 @@ from test_run_aux import FIXED, ask, call, newest
 import run_aux
 import staged_analysis_helper
 from ablation.cli import exit_codes
-from ablation.execute import session, watcher
+from ablation.execute import sitting, watcher
 from ablation.folder.registration import newest_experiment
 from ablation.folder.standing import standing
 from ablation.plan.next_step import Step, next_step, result_that_stands
@@ -189,7 +189,7 @@ def crashes(*names, seeds=1):
     ],
 )  # fmt: skip
 def test_it_is_the_machine_when_several_runs_of_arms_that_can_train_fail(row, trained, broken):
-    why = session.fault_of(row, row[-1], [*trained, *row])
+    why = sitting.fault_of(row, row[-1], [*trained, *row])
     assert bool(why) == broken
 
 
@@ -204,17 +204,17 @@ def test_it_is_the_machine_when_several_runs_of_arms_that_can_train_fail(row, tr
 )
 def test_at_the_plans_end_two_runs_of_arms_that_have_trained_are_enough(row, trained, broken):
     before = [result(arm(f"a{n}", int(n)), 3.3, index=7) for n in trained]
-    assert bool(session.fault_at_end(row, [*before, *row])) == broken
+    assert bool(sitting.fault_at_end(row, [*before, *row])) == broken
 
 
 def test_a_run_that_failed_for_good_counts_for_the_stages_that_were_asked_for():
     e, results = experiment(), [result(arm("a9", 9), 3.3), *crashes("1")]
     for stages, code in ((range(1, 5), exit_codes.RUNS_FAILED), (range(2, 3), exit_codes.DONE)):
-        assert session.exit_code(e, results, Step(3), stages) == code
+        assert sitting.exit_code(e, results, Step(3), stages) == code
     nothing = [result(arm("a1", 1), status="interrupted")]
-    assert session.exit_code(e, nothing, Step(3), range(1, 5)) == exit_codes.RUNS_FAILED
+    assert sitting.exit_code(e, nothing, Step(3), range(1, 5)) == exit_codes.RUNS_FAILED
     for stages, code in ((range(3, 4), exit_codes.BUDGET_SPENT), (range(2, 3), exit_codes.DONE)):
-        assert session.exit_code(e, results, Step(3, ended=session.BUDGET_SPENT), stages) == code
+        assert sitting.exit_code(e, results, Step(3, ended=sitting.BUDGET_SPENT), stages) == code
 
 
 def at(second, *failures):
@@ -227,18 +227,18 @@ def at(second, *failures):
 
 
 def forgiven(e, row):
-    return overridden(e, "retry", 0, session.forgiveness(row, "broken"))
+    return overridden(e, "retry", 0, sitting.forgiveness(row, "broken"))
 
 
 def test_failures_in_a_row_are_counted_over_sittings():
     """A queue that starts a sitting anew, each time before nine attempts, is told all the same."""
     e, early, late = experiment(), at(0.0, *crashes("1")), at(20.0, *crashes("2", "3"))
     good = at(10.0, result(arm("a9", 9), 3.3))
-    assert session.failed_last(e, [*late, *early]) == [*early, *late]
-    assert session.failed_last(e, [*late, *good, *early]) == late
-    assert session.failed_last(forgiven(e, late[:4]), late) == late[4:]
+    assert sitting.failed_last(e, [*late, *early]) == [*early, *late]
+    assert sitting.failed_last(e, [*late, *good, *early]) == late
+    assert sitting.failed_last(forgiven(e, late[:4]), late) == late[4:]
     elsewhere = [replace(r, clock="another boot") for r in late]
-    assert session.failed_last(e, elsewhere) == []  # nobody knows in which order
+    assert sitting.failed_last(e, elsewhere) == []  # nobody knows in which order
 
 
 def test_a_sitting_goes_on_counting_where_the_last_one_was_stopped(home, breaks):
@@ -546,5 +546,5 @@ def test_a_path_is_what_the_shell_would_have_made_of_it(home, monkeypatch):
 def test_what_the_machine_did_to_one_run_it_would_do_to_the_next(reason, stops):
     """It is not held against a run, so nothing else would end the attempts at it."""
     last = replace(result(arm("a4", 4), status="interrupted"), reason=reason)
-    why = session.fault_of([], last, [last])
+    why = sitting.fault_of([], last, [last])
     assert why == (f"{last.run.name}: {reason}" if stops else "")
