@@ -132,7 +132,8 @@ def failed_last(e: Experiment, results: Sequence[RunResult]) -> list[RunResult]:
     """The failures in a row that earlier sittings ended with, as far as their order is known: on
     this machine, since it was started. A queue that starts a sitting again and again on a broken
     machine is to be told, too."""
-    row, here = [], watcher.boot_clock()
+    here = watcher.boot_clock()
+    row: list[RunResult] = []
     for r in sorted((r for r in results if r.clock == here), key=lambda r: r.end_s):
         row = [] if r.has_outcome else [*row, r] if failed(r) else row
     return [r for r in row if (r.run.name, r.attempt) not in e.overrides.forgiven]
@@ -179,6 +180,7 @@ def drive_with(
 ) -> int:
     stop = StopRequest()
     flights, row, fault = orchestrator.flights, failed_last(e, results), ""
+    to_come, shown = s.to_come, set(s.decided) - {s.until}
 
     def take(ended: Sequence[RunResult]) -> None:
         nonlocal row, fault, to_come
@@ -189,7 +191,6 @@ def drive_with(
             row = [] if r.has_outcome else [*row, r] if failed(r) else row
             fault = fault or fault_of(row, r, results)
 
-    to_come, shown = s.to_come, set(s.decided) - {s.until}
     take(orchestrator.reattach(s.running, s.stall_s))
     while True:
         spent_s = machine_seconds(results, orchestrator.intervals())
