@@ -83,7 +83,8 @@ def look(**fields) -> Look:
     ],
 )
 def test_verdict_at_above_and_below_its_bounds(fields, verdict):
-    assert verdict_of(look(**fields), DESIGN) == verdict
+    ends = {"low": -1.0, "high": 1.0, "eq_low": -1.0, "eq_high": 1.0, **fields}
+    assert verdict_of(**ends, design=DESIGN) == verdict
 
 
 @pytest.mark.parametrize(
@@ -398,6 +399,16 @@ def test_a_null_result_says_what_it_excludes():
     looks = looks_at(pairs, [9] * 9, DESIGN)
     excluded = max(abs(looks[-1].eq_low), abs(looks[-1].eq_high))
     assert f"effects beyond ±{excluded:.4f} are excluded" in verdict_on(looks, pairs).because[0]
+
+
+def test_a_null_result_stands_where_a_run_diverged_after_it():
+    """A failed pair that is run again after all comes in between, and moves the later ones up."""
+    pairs = [*noisy_pairs(9, 0.0), *pairs_of([3.28], [None])]
+    looks = looks_at(pairs, [10] * 10, DESIGN)
+    assert (looks[-1].verdict, looks[-1].eq_low) == (NO_EFFECT, None)
+    decision = verdict_on(looks, pairs)
+    assert decision.title == NO_EFFECT
+    assert f"effects beyond ±{looks[-2].excluded:.4f} are excluded" in decision.because[0]
 
 
 @pytest.mark.parametrize("n", [0, 1])

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ablation.execute import watcher
 from ablation.runs.outcome import UNBELIEVED, Exit, exit_from
@@ -57,15 +57,20 @@ class Handle(Protocol):
         """None while it runs, waits, or may still tell how it ended; then how it ended."""
 
 
-class Launcher(Protocol):
+Own = TypeVar("Own", bound=Handle)  # a launcher waits for the handles that it gave
+
+
+class Launcher(Protocol[Own]):
     """Starts attempts. Each starts from a copy of the watcher, which later edits do not change."""
 
-    outlived: bool  # whether its runs go on when the orchestrator ends
+    @property
+    def outlived(self) -> bool:
+        """Whether its runs go on when the orchestrator ends."""
 
-    def start(self, command: Command) -> Handle:
+    def start(self, command: Command) -> Own:
         """Raises CannotStart, and OSError where nobody knows whether it was started."""
 
-    def find(self, folder: Path) -> Handle | None:
+    def find(self, folder: Path) -> Own | None:
         """The attempt of an earlier orchestrator in this folder, where it goes on."""
 
     def end_of(self, folder: Path) -> Exit | None:
@@ -75,7 +80,7 @@ class Launcher(Protocol):
         """Make sure that of an earlier orchestrator's attempts below this folder those alone live
         that `find` finds. Takes seconds. Raises OSError where it cannot be made sure."""
 
-    def wait(self, handles: Sequence[Handle], timeout_s: float) -> None:
+    def wait(self, handles: Sequence[Own], timeout_s: float) -> None:
         """Return after timeout_s at the latest; sooner, if it can be noticed, when one ends."""
 
 

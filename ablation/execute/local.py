@@ -55,12 +55,14 @@ class LocalHandle:
             env={**clean(os.environ), **command.env, MARK: str(self.folder)},
             start_new_session=True,  # the terminal's Ctrl-C is the orchestrator's to handle
         )
+        assert self.guard.stdin and self.guard.stdout  # they were asked for
+        self.orders, self.lives = self.guard.stdin, self.guard.stdout
 
     def stop(self, why: str) -> None:
         self.order = self.order or (time.monotonic(), why)
         with contextlib.suppress(BrokenPipeError, ValueError):  # it has ended, or has its order
-            self.guard.stdin.write(why.encode()[:ORDER_BYTES] + b"\n")
-            self.guard.stdin.close()
+            self.orders.write(why.encode()[:ORDER_BYTES] + b"\n")
+            self.orders.close()
 
     def poll(self) -> Exit | None:
         """None while it runs, else what exit.json says, the watcher's last act.
@@ -80,9 +82,9 @@ class LocalHandle:
         self.gone_s = self.gone_s or now
         if exit is None and kill_marked(self.folder) and now - self.gone_s < UNKILLABLE_S:
             return None
-        self.guard.stdout.close()
+        self.lives.close()
         with contextlib.suppress(BrokenPipeError):
-            self.guard.stdin.close()
+            self.orders.close()
         if exit is None:
             why = "itself" if self.guard.returncode < 0 else f"{FAILED} (is the disk full?)"
             why = self.order[1] if self.order else why
@@ -119,7 +121,7 @@ class LocalLauncher:
         settle(exp_dir)
 
     def wait(self, handles: Sequence[LocalHandle], timeout_s: float) -> None:
-        guards = {h.guard.stdout: h.guard for h in handles if not h.guard.stdout.closed}
+        guards = {h.lives: h.guard for h in handles if not h.lives.closed}
         for pipe in select.select([*guards], [], [], timeout_s)[0]:
             guards[pipe].wait()  # it closed the pipe by exiting
 

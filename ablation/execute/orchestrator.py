@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ablation.execute import watcher
 from ablation.execute.closing import believed, close_attempt, close_unstarted
@@ -88,8 +89,10 @@ class Orchestrator:
     def launch(self, run: RunConfig, limits: Limits) -> list[RunResult]:
         """Start the next attempt at a run, its record written first: then it is in flight. Its
         result, where it could not be started at all."""
+        slot = self.free_slot()
+        assert slot is not None, "all slots are taken"
         attempt, now = next_attempt(self.exp_dir, run), time.monotonic()
-        command = self.command_of(run, attempt.folder, self.free_slot())
+        command = self.command_of(run, attempt.folder, slot)
         launched = {"clock": watcher.boot_clock(), "monotonic_s": now, "utc": utc_now()}
         config = {
             "run": asdict(run),
@@ -121,7 +124,7 @@ class Orchestrator:
                 end = self.launcher.end_of(attempt.folder)
                 ended.append(close_attempt(attempt, self.experiment_id, end))
                 continue
-            limit_s = config.get("limit_s")
+            limit_s: Any = config.get("limit_s")  # whatever the file holds
             if not is_number(limit_s):
                 raise ValueError(f"{attempt.folder}/config.json: limit_s {limit_s!r}")
             limits = Limits(limit_s, str(config.get("limit_why")), stall_s)

@@ -27,7 +27,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
 
 from ablation.execute import environment, watcher
 from ablation.execute.command import ONE_MACHINE
@@ -178,7 +177,10 @@ class SlurmHandle:
         in_queue = bool(self.launcher.jobs_of(self.folder))
         if exit is not None:
             return exit if is_of_the_run(exit) else self._by_its_file(exit, in_queue)
-        return self._in_queue() if in_queue else self._after_the_queue()
+        if not in_queue:
+            return self._after_the_queue()
+        self._in_queue()
+        return None
 
     def _in_queue(self) -> None:
         """It waits or runs. An order to end that Slurm did not hear is given again."""
@@ -320,7 +322,7 @@ def run_time_s(text: str) -> float:
 class SlurmLauncher:
     """Attempts as jobs. `arguments` go to sbatch as they are: --partition, --account, ..."""
 
-    outlived: ClassVar[bool] = True  # a job goes on by itself, and is found again
+    outlived = True  # a job goes on by itself, and is found again
     code_dir: Path
     arguments: tuple[str, ...] = ()
     gpus_per_node: int = 0  # of one run

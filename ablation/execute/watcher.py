@@ -119,7 +119,8 @@ def mark_of(process: int) -> str:
 
 def below(process: int) -> set[int]:
     """Its living descendants."""
-    found, parent_of = set(), parents()
+    parent_of = parents()
+    found: set[int] = set()
     generation = {process}
     while generation:
         generation = {child for child, parent in parent_of.items() if parent in generation} - found
@@ -328,7 +329,9 @@ def limit_of(folder: Path, job: str = "") -> tuple[float | None, str]:
     config = read_object(folder / "config.json") or {}
     limit_s, why = config.get("limit_s"), config.get("limit_why")
     late_s = LATE_S if job else LATE_HERE_S
-    if type(limit_s) in (int, float) and -late_s <= limit_s < 1e9 and isinstance(why, str):
+    if not isinstance(limit_s, int | float) or type(limit_s) is bool:
+        return None, ""
+    if -late_s <= limit_s < 1e9 and isinstance(why, str):
         return limit_s + late_s, why[:ORDER_BYTES]
     return None, ""
 

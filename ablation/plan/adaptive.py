@@ -17,7 +17,6 @@ from ablation.plan.decision import (
     Decision,
     Group,
     baseline_losses,
-    lacking,
     loss_lines,
     lowest,
     mean_text,
@@ -76,8 +75,9 @@ def dropped_by_screening(results: Sequence[RunResult], design: Design) -> set[tu
     baseline, arms = sides(on_shared_seed(results))
 
     def harms(group: Group) -> bool:
-        comparable = baseline and baseline.usable and group.usable
-        return bool(comparable) and baseline.mean - group.mean < -design.drop
+        if not (baseline and baseline.usable and group.usable):
+            return False
+        return baseline.mean - group.mean < -design.drop
 
     return {group.arm.layers for group in arms if group.diverged or harms(group)}
 
@@ -87,8 +87,8 @@ def decide_screening(state: State) -> Decision:
     results = state.stage_results
     baseline, arms = sides(results)
     tried = [group for group in arms if group.losses or group.diverged]
-    if without := lacking(baseline and baseline.usable, tried):
-        return no_comparison(state, results, without, missing(state))
+    if not (baseline and baseline.usable and tried):
+        return no_comparison(state, results, baseline and baseline.usable, tried, missing(state))
     dropped = dropped_by_screening(results, state.design)
     names = [group.names[0] for group in arms if group.arm.layers in dropped]
     stop = {group.arm.layers for group in arms} == dropped
@@ -111,7 +111,7 @@ def decide_screening(state: State) -> Decision:
 def two_best(results: Sequence[RunResult]) -> list[Arm]:
     """The arms to run again, by the first run of each placement; fewer if there are fewer."""
     first = [r for r in results if r.status == "ok" and r.run.index == 0 and r.run.arm.layers]
-    return [r.run.arm for r in sorted(first, key=lambda r: r.val_loss)[:2]]
+    return [r.run.arm for r in sorted(first, key=lambda r: r.final_loss)[:2]]
 
 
 def decide_layers(state: State) -> Decision:
@@ -120,8 +120,9 @@ def decide_layers(state: State) -> Decision:
     baseline, arms = sides(results)
     again = {arm.configuration for arm in two_best(results)}
     best = lowest([group for group in arms if group.arm.configuration in again])
-    if without := lacking(baseline and baseline.usable, best):
-        return no_comparison(state, results, without, missing(state), best and best.arm)
+    if not (baseline and baseline.usable and best):
+        has_baseline, chosen = baseline and baseline.usable, best and best.arm
+        return no_comparison(state, results, has_baseline, best, missing(state), chosen)
     samples = [group.losses for group in (baseline, *arms)]
     sd = math.sqrt(stats.pooled_variance(samples, design.sigma0**2, design.nu0))
     se = sd * math.sqrt(1 / len(best.losses) + 1 / len(baseline.losses))
@@ -159,12 +160,12 @@ def decide_hyperparameters(state: State) -> Decision:
     """
     results, numbers = state.stage_results, state.numbers_of(2)
     observed = {
-        (r.run.arm.weight, r.run.arm.schedule): r.val_loss for r in results if r.status == "ok"
+        (r.run.arm.weight, r.run.arm.schedule): r.final_loss for r in results if r.status == "ok"
     }
     if "best_loss" in numbers:
         observed[DEFAULT_REFINEMENT] = numbers["best_loss"]
-    if without := lacking(True, observed):  # weights and schedules are compared with each other
-        return no_comparison(state, results, without, missing(state))
+    if not observed:  # weights and schedules are compared with each other, not with the baseline
+        return no_comparison(state, results, True, observed, missing(state))
     rich = refinements_to_run(numbers.get("z2")) == MANY_REFINEMENTS
     predicted = additive_fit(observed) if rich else observed
     predicted = {which: loss for which, loss in predicted.items() if which in observed}
@@ -183,7 +184,7 @@ def decide_hyperparameters(state: State) -> Decision:
             for which, loss in sorted(observed.items())
         ),
         numbers={"predicted": [[*which, loss] for which, loss in sorted(predicted.items())]},
-        chosen=replace(state.choice, weight=weight, schedule=schedule),
+        chosen=replace(state.chosen, weight=weight, schedule=schedule),
         missing=missing(state),
     )
 
@@ -232,7 +233,7 @@ def placements_then_two_again(state: State) -> list[RunConfig]:
 def refinements(state: State) -> list[RunConfig]:
     """Weights and schedules around the default, as many as the effect so far is worth."""
     return [
-        state.run(aux(state.choice.layers, refinement_name(weight, schedule), weight, schedule))
+        state.run(aux(state.chosen.layers, refinement_name(weight, schedule), weight, schedule))
         for weight, schedule in refinements_to_run(state.numbers_of(2).get("z2"))
     ]
 

@@ -19,7 +19,6 @@ from ablation.plan.decision import (
     delta_text,
     finished_pairs,
     interval,
-    lacking,
     loss_lines,
     losses_text,
     lowest,
@@ -76,14 +75,14 @@ def decide_screening(state: State) -> Decision:
     results = state.stage_results
     baseline, arms = sides(results)
     best = lowest(arms)
-    if without := lacking(baseline and baseline.usable, best):
-        return no_comparison(state, results, without, missing(state))
+    if not (baseline and baseline.usable and best):
+        return no_comparison(state, results, baseline and baseline.usable, best, missing(state))
     relative = (baseline.mean - best.mean) / baseline.mean
     percent = f"{relative:+.2%}"
     rule = CLASSIC_RULES["gate"]
     if rule.holds(relative):
         verdict, title = PROCEED, "PROCEED to Stage 2"
-        because = (f"Aux heads show promise ({relative:.2%} improvement)",)
+        because: tuple[str, ...] = (f"Aux heads show promise ({relative:.2%} improvement)",)
     else:
         verdict, title = STOP, "STOP after Stage 1"
         because = (
@@ -122,10 +121,11 @@ def decide_layers(state: State) -> Decision:
     results = state.stage_results
     baseline, arms = sides(on_shared_seed(results))
     best = lowest(arms)
-    if without := lacking(baseline and baseline.usable, best):
-        return no_comparison(state, results, without, missing(state), best and best.arm)
+    if not (baseline and baseline.usable and best):
+        has_baseline, chosen = baseline and baseline.usable, best and best.arm
+        return no_comparison(state, results, has_baseline, best, missing(state), chosen)
     improvement = baseline.mean - best.mean
-    losses = {r.run.arm.name: r.val_loss for r in results if r.status == "ok"}
+    losses = {r.run.arm.name: r.final_loss for r in results if r.status == "ok"}
     facts = [
         f"Baseline loss: {baseline.mean:.4f}",
         *loss_lines([r for r in results if r.run.arm.layers], baseline_losses(results)),
@@ -140,7 +140,9 @@ def decide_layers(state: State) -> Decision:
     taps = ",".join(map(str, best.arm.layers))
     if CLASSIC_RULES["layers"].holds(improvement):
         verdict, title = PROCEED, "PROCEED to Stage 3"
-        because = (f"Best layers: {taps}. Single runs chose them: exploratory, biased upwards.",)
+        because: tuple[str, ...] = (
+            f"Best layers: {taps}. Single runs chose them: exploratory, biased upwards.",
+        )
     else:
         verdict, title = STOP, "STOP after Stage 2: null result"
         because = (
@@ -168,10 +170,10 @@ def decide_hyperparameters(state: State) -> Decision:
     """Stage 3: which loss weight and schedule go into the final validation?"""
     results = state.stage_results
     best = best_refinement([r for r in results if r.run.arm.name.startswith("dive_")])
-    if without := lacking(True, best):  # weights and schedules are compared with each other
-        return no_comparison(state, results, without, missing(state))
+    if not best:  # weights and schedules are compared with each other, not with the baseline
+        return no_comparison(state, results, True, best, missing(state))
     validations = [r for r in results if r.run.arm.name.startswith("validation_")]
-    losses = [r.val_loss for r in validations if r.status == "ok"]
+    losses = [r.final_loss for r in validations if r.status == "ok"]
     facts = [
         *loss_lines([r for r in results if r not in validations]),
         f"Best: {best.mean:.4f} ({best.names[0]})",
@@ -200,11 +202,12 @@ def decide_final(state: State) -> Decision:
     """Stage 4: does the finalized configuration beat the baseline on seeds used nowhere else?"""
     results = complete_pairs(state.stage_results)
     baseline, arms = sides(results)
-    if without := lacking(baseline and baseline.losses, arms):
-        return no_comparison(state, results, without, missing(state))
+    if not (baseline and baseline.losses and arms):
+        return no_comparison(state, results, baseline and baseline.losses, arms, missing(state))
     (best,) = arms
     finished = finished_pairs(results)
-    comparison = stats.compare(*zip(*finished, strict=True)) if finished else None
+    losses = [base for base, _ in finished], [arm for _, arm in finished]
+    comparison = stats.compare(*losses) if finished else None
     numbers = final_numbers(results, baseline, best, comparison)
     title, because = final_verdict(numbers)
     facts = final_facts(results, baseline, best, comparison, numbers)
@@ -258,7 +261,7 @@ def final_facts(
     """The results of stage 4 as lines for a person."""
     times = {
         is_best: [
-            r.train_time_ms / 1000
+            r.trained_ms / 1000
             for r in results
             if r.status == "ok" and bool(r.run.arm.layers) == is_best
         ]
@@ -283,7 +286,7 @@ def final_facts(
 
 def complete_pairs(results: Sequence[RunResult]) -> list[RunResult]:
     """The results of the seeds on which baseline and best both have an outcome."""
-    seeds = {is_best: set() for is_best in (False, True)}
+    seeds: dict[bool, set[int]] = {is_best: set() for is_best in (False, True)}
     for r in results:
         if r.has_outcome:
             seeds[bool(r.run.arm.layers)].add(r.run.seed)
@@ -333,11 +336,12 @@ def speedup(results: Sequence[RunResult]) -> float | None:
     best = [r for r in results if r.run.arm.layers and r.run.seed in seeds]
     if not baseline or not best:
         return None
-    target = sum(r.val_loss for r in baseline) / len(baseline)
-    times = [stats.time_to_target([(t, v) for _, v, t in r.curve], target) for r in best]
-    if None in times:
+    target = sum(r.final_loss for r in baseline) / len(baseline)
+    reached = [stats.time_to_target([(t, v) for _, v, t in r.curve], target) for r in best]
+    times = [time_ms for time_ms in reached if time_ms is not None]
+    if len(times) < len(best):
         return None
-    full = sum(r.train_time_ms for r in baseline) / len(baseline)
+    full = sum(r.trained_ms for r in baseline) / len(baseline)
     return 1 - sum(times) / len(times) / full
 
 
@@ -355,7 +359,7 @@ N_PAIRS = 8  # in stage 4 of the classic plan, budget permitting; chosen, the mi
 def refinements_then_validations(state: State) -> list[RunConfig]:
     """Weights and schedules at the chosen layers; then the best of them, with new seeds."""
     first = each_arm_once(state)[: len(REFINEMENTS)]
-    first = [replace(run, arm=replace(run.arm, layers=state.choice.layers)) for run in first]
+    first = [replace(run, arm=replace(run.arm, layers=state.chosen.layers)) for run in first]
     done = state.results_of(first)
     if len(done) < len(first) or (best := best_refinement(done)) is None:
         return first

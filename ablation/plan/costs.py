@@ -27,7 +27,7 @@ class Costs:
         for result in done:
             self.measured.setdefault(self._key(result.run), []).append(result.wall_s)
             prior_train, prior_rest = self.prior(result.run)
-            train_s = result.train_time_ms / 1000
+            train_s = result.trained_ms / 1000
             train.append(train_s / prior_train)
             rest.append(max(0.0, result.wall_s - train_s) / prior_rest)
         self.train_ratio = statistics.median(train or [1.0])

@@ -7,6 +7,7 @@ mean val_loss(baseline) - mean val_loss(arm) in nats/token: positive is good.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import final
 
 from ablation import stats
 from ablation.runs.run import STATUSES, Arm, RunResult
@@ -59,6 +60,7 @@ class Decision:
         return self.verdict in (PROCEED, FINAL)
 
 
+@final  # so never false: `group and group.arm` is an arm, or None
 @dataclass(frozen=True)
 class Group:
     """All runs of one configuration within a stage."""
@@ -87,7 +89,7 @@ def groups_of(results: Sequence[RunResult]) -> dict[tuple, Group]:
         configuration: Group(
             names=tuple(dict.fromkeys(r.run.arm.name for r in runs)),
             arm=runs[0].run.arm,
-            losses=tuple(r.val_loss for r in runs if r.status == "ok"),
+            losses=tuple(r.final_loss for r in runs if r.status == "ok"),
             diverged=sum(r.status == "diverged" for r in runs),
         )
         for configuration, runs in members.items()
@@ -112,7 +114,7 @@ def on_shared_seed(results: Sequence[RunResult]) -> list[RunResult]:
 
 def baseline_losses(results: Sequence[RunResult]) -> dict[int, float]:
     """Final val loss of the baseline, by seed, of the runs that finished."""
-    return {r.run.seed: r.val_loss for r in results if r.status == "ok" and not r.run.arm.layers}
+    return {r.run.seed: r.final_loss for r in results if r.status == "ok" and not r.run.arm.layers}
 
 
 def counted(results: Sequence[RunResult]) -> str:
@@ -149,23 +151,16 @@ def loss_lines(
             lines.append(f"{name}: {result.status} ({result.reason})")
             continue
         base = (baselines or {}).get(result.run.seed) if result.run.arm.layers else None
-        improvement = "" if base is None else f" ({base - result.val_loss:+.4f})"
+        improvement = "" if base is None else f" ({base - result.final_loss:+.4f})"
         lines.append(f"{name}: {result.val_loss:.4f}{improvement}")
     return tuple(lines)
-
-
-def lacking(has_baseline: object, has_arm: object) -> list[str]:
-    """The sides of a comparison that have no usable run, in words; empty where it can be made.
-    What is given is true where a side has one."""
-    found = {"the baseline": has_baseline, "an auxiliary arm": has_arm}
-    return [side for side, has_one in found.items() if not has_one]
 
 
 def finished_pairs(results: Sequence[RunResult]) -> list[tuple[float, float]]:
     """Final val losses (baseline, best) of each seed on which both finished, by seed: what a
     difference of means is of, also where other runs diverged."""
     baselines = baseline_losses(results)
-    best = {r.run.seed: r.val_loss for r in results if r.status == "ok" and r.run.arm.layers}
+    best = {r.run.seed: r.final_loss for r in results if r.status == "ok" and r.run.arm.layers}
     return [(baselines[seed], best[seed]) for seed in sorted(baselines.keys() & best.keys())]
 
 

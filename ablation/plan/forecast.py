@@ -53,7 +53,7 @@ def simulate(
         costs = Costs(e, results)
         left_s = 3600 * e.budget_hours - machine_seconds(results)  # as in next_step
         free_s = [clock_s] * e.share.parallel_runs  # when each slot is next free
-        launched = []
+        launched: list[Planned] = []
         for run in step.runs:
             slot = free_s.index(min(free_s))
             begun_s = paid_s(e, launched) if e.share.paid_each else free_s[slot] - clock_s
@@ -78,7 +78,7 @@ def forecast(
 
     loss: of a run, where it is to be another than the placeholder's, by which two layers win.
     """
-    scale = max((r.val_loss for r in results if r.status == "ok"), default=4.0)
+    scale = max((r.final_loss for r in results if r.status == "ok"), default=4.0)
     longest = replace(e, overrides=e.overrides.ungated, stop_on="never")
     loss = loss or (lambda run: scale * placeholder_loss(run))
     return simulate(longest, results, loss)

@@ -35,6 +35,27 @@ class Look:
     verdict: str = ""  # empty: no bound is crossed
     label: str = ""
 
+    @property
+    def reach(self) -> float | None:
+        """How far the sequential interval reaches from the improvement, to either side."""
+        return difference(self.high, self.improvement)
+
+    @property
+    def eq_reach(self) -> float | None:
+        """The same of the equivalence interval."""
+        return difference(self.eq_high, self.improvement)
+
+    @property
+    def excluded(self) -> float | None:
+        """The size of effect, for better or worse, that its equivalence interval leaves out."""
+        if self.eq_low is None or self.eq_high is None:
+            return None
+        return max(abs(self.eq_low), abs(self.eq_high))
+
+
+def difference(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
 
 Pair = tuple[RunResult, RunResult]  # baseline, best; of one seed
 
@@ -120,35 +141,37 @@ def take_look(
     if found.se is None or found.df is None:  # no variance: nothing can be concluded from it
         return Look(n, n_max, found.improvement, z, q, None, None, None, None, None)
     reach, eq_reach = (stats.t_critical(bound, found.df) * found.se for bound in (z, q))
-    look = Look(
+    low, high = found.improvement - reach, found.improvement + reach
+    eq_low, eq_high = found.improvement - eq_reach, found.improvement + eq_reach
+    return Look(
         n=n,
         n_max=n_max,
         improvement=found.improvement,
         z=z,
         q=q,
-        low=found.improvement - reach,
-        high=found.improvement + reach,
-        eq_low=found.improvement - eq_reach,
-        eq_high=found.improvement + eq_reach,
+        low=low,
+        high=high,
+        eq_low=eq_low,
+        eq_high=eq_high,
         p=found.p,
+        verdict=verdict_of(low, high, eq_low, eq_high, design),
     )
-    return replace(look, verdict=verdict_of(look, design))
 
 
 def losses_of(pairs: Sequence[Pair]) -> tuple[list[float], list[float]]:
     """Final val losses of baseline and best, of the runs that finished."""
-    baseline = [run.val_loss for run, _ in pairs if run.status == "ok"]
-    best = [run.val_loss for _, run in pairs if run.status == "ok"]
+    baseline = [run.final_loss for run, _ in pairs if run.status == "ok"]
+    best = [run.final_loss for _, run in pairs if run.status == "ok"]
     return baseline, best
 
 
-def verdict_of(look: Look, design: Design) -> str:
-    """The verdict of a look by its intervals; empty where no bound is crossed."""
-    if look.low > 0:
+def verdict_of(low: float, high: float, eq_low: float, eq_high: float, design: Design) -> str:
+    """The verdict of a look by its two intervals; empty where no bound is crossed."""
+    if low > 0:
         return IMPROVES
-    if look.high < 0:
+    if high < 0:
         return HARMFUL
-    if -design.delta_eq < look.eq_low and look.eq_high < design.delta_eq:
+    if -design.delta_eq < eq_low and eq_high < design.delta_eq:
         return NO_EFFECT
     return ""
 
@@ -175,8 +198,8 @@ def level_among_finished(
     finished (their val losses): asked where runs diverged and ranks show nothing."""
     if last.p is None or len(finished) < 2:
         return False
-    found = stats.compare(*zip(*finished, strict=True))
-    if found.se is None:
+    found = stats.compare([base for base, _ in finished], [best for _, best in finished])
+    if found.se is None or found.df is None:
         return False
     reach = stats.t_critical(last.q, found.df) * found.se
     return abs(found.improvement) + reach < design.delta_eq

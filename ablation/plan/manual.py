@@ -49,7 +49,7 @@ def summary_line(group: Group, results: Sequence[RunResult]) -> str:
     mine = [r for r in mine if r.status == "ok" and r.run.seed in baselines]
     if not mine or not group.arm.layers:
         return line
-    c = stats.compare([baselines[r.run.seed] for r in mine], [r.val_loss for r in mine])
+    c = stats.compare([baselines[r.run.seed] for r in mine], [r.final_loss for r in mine])
     shared = f" on {len(mine)} shared seed(s)" * (len(mine) < len(group.losses))
     return f"{line}, improvement {c.improvement:+.4f}{interval(c)}{shared}"
 

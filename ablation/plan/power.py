@@ -48,7 +48,7 @@ def additive_ranks(rng: random.Random) -> list[float]:
     """Rank of each configuration, 0 the best and 1 the worst: placement, weight and schedule count
     a third each, and their levels, evenly spaced, come in an order of their own in each replicate.
     """
-    ranks = {}
+    ranks: dict[object, float] = {}  # by level, of whichever of the three
     for levels in (PLACEMENTS, WEIGHTS, SCHEDULES):
         steps = [k / (len(levels) - 1) / 3 for k in range(len(levels))]
         rng.shuffle(steps)
@@ -240,12 +240,13 @@ def pair_hours(e: Experiment) -> float:
 
 
 def sample_sizes(e: Experiment) -> list[tuple[float, int, float]]:
-    """(effect in nats/token, runs per arm, hours of both arms) for power .8, two-sided .05."""
+    """(effect in nats/token, runs per arm, hours of both arms) for power .8, two-sided .05; without
+    the effects that a thousand runs would not show."""
     design = e.profile.design
-    effects = {*(design.delta_eq * k for k in (0.2, 0.4, 0.6, 1, 2)), design.delta_target}
-    effects = sorted(effects)
-    runs = [stats.runs_needed(effect, design.sigma0) for effect in effects]
-    return [(effect, n, n * pair_hours(e)) for effect, n in zip(effects, runs, strict=True)]
+    multiples = (design.delta_eq * k for k in (0.2, 0.4, 0.6, 1, 2))
+    effects = sorted({*multiples, design.delta_target})
+    needed = [(effect, stats.runs_needed(effect, design.sigma0)) for effect in effects]
+    return [(effect, n, n * pair_hours(e)) for effect, n in needed if n is not None]
 
 
 def sample_size_rows(profile: Profile) -> list[str]:

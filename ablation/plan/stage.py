@@ -28,6 +28,12 @@ class State:
     left_s: float  # of the budget, when the stage began
     costs: Costs  # as known when the stage began
 
+    @property
+    def chosen(self) -> Arm:
+        """The choice, in a stage that takes one."""
+        assert self.choice is not None, f"stage {self.stage.number} before anything was chosen"
+        return self.choice
+
     @cached_property
     def runs_asked_for(self) -> list[RunConfig]:
         """All runs that the stage has asked for so far, in order; made out once."""
@@ -92,11 +98,13 @@ class Stage:
 
 
 def no_comparison(
-    state: State, results: Sequence[RunResult], without: Sequence[str], missing: tuple[str, ...],
-    chosen: Arm | None = None,
+    state: State, results: Sequence[RunResult], has_baseline: object, has_arm: object,
+    missing: tuple[str, ...], chosen: Arm | None = None,
 ) -> Decision:  # fmt: skip
-    """INCONCLUSIVE: these sides of a comparison of the results have no usable run. chosen: should a
-    person go on all the same."""
+    """INCONCLUSIVE: a side of a comparison of the results, or both, has no usable run; what is
+    given is true for one that has. chosen: should a person go on all the same."""
+    found = {"the baseline": has_baseline, "an auxiliary arm": has_arm}
+    without = [side for side, has_one in found.items() if not has_one]
     return state.decided(
         INCONCLUSIVE,
         f"INCONCLUSIVE: no usable run of {' or '.join(without)}",
@@ -116,7 +124,7 @@ def about(state: State) -> str:
         for r in state.history
         if r.has_outcome and r.run.num_iterations == full
     }
-    outside = "" if state.choice.configuration in GRID else ", this one outside of these"
+    outside = "" if state.chosen.configuration in GRID else ", this one outside of these"
     tried = f"{len(run & {*GRID})} of {len(GRID)} were run{outside}"
     return f"The verdict is of the configuration chosen; {tried}."
 
@@ -124,7 +132,8 @@ def about(state: State) -> str:
 def each_arm_once(state: State) -> list[RunConfig]:
     """A run of each arm of the stage. They share its first seed; a repeat of a configuration takes
     the next one."""
-    runs, seen = [], {}
+    runs: list[RunConfig] = []
+    seen: dict[tuple, int] = {}  # runs so far, by configuration
     for arm in state.stage.arms:
         number = seen.get(arm.configuration, 0)
         seen[arm.configuration] = number + 1
@@ -134,8 +143,8 @@ def each_arm_once(state: State) -> list[RunConfig]:
 
 def pair_of(state: State, k: int) -> tuple[RunConfig, RunConfig]:
     """The k-th pair of stage 4, on a seed of its own."""
-    arms = (baseline("final_baseline"), replace(state.choice, name="final_best"))
-    return tuple(state.run(arm, k, index=k) for arm in arms)
+    best = replace(state.chosen, name="final_best")
+    return state.run(baseline("final_baseline"), k, index=k), state.run(best, k, index=k)
 
 
 def left_on_entry_s(state: State) -> float:

@@ -4,7 +4,6 @@ A `Validation` is what both are read off: which pairs are asked for, and the dec
 that of `looks`; the seeds are used nowhere else.
 """
 
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -92,15 +91,15 @@ def validation_of(state: State) -> Validation:
 def pairs_so_far(state: State) -> tuple[list[Pair], int]:
     """(complete pairs in order, up to the first one that is still open; number of pairs given up
     after repeated failures)."""
-    complete, given_up = [], 0
-    for k in itertools.count():
-        pair = tuple(state.results_of(pair_of(state, k)))
-        if len(pair) < 2:
-            return complete, given_up
-        if all(r.has_outcome for r in pair):
-            complete.append(pair)
+    complete: list[Pair] = []
+    given_up = 0
+    while len(pair := state.results_of(pair_of(state, len(complete) + given_up))) == 2:
+        baseline, best = pair
+        if baseline.has_outcome and best.has_outcome:
+            complete.append((baseline, best))
         else:
             given_up += 1
+    return complete, given_up
 
 
 def limits_of(state: State, complete: Sequence[Pair]) -> list[int]:
@@ -212,7 +211,7 @@ def decide_looks(
         FINAL,
         title_of(tested, verdict, label),
         because=(*explain(state, tested, verdict, needed), *when_it_fell(tested)),
-        facts=look_facts(tested, state.choice.label),
+        facts=look_facts(tested, state.chosen.label),
         numbers={**numbers, "runs_needed": needed[1]} if needed else numbers,
         chosen=state.choice,
         missing=missing,
@@ -297,7 +296,8 @@ def explain(
             f" the runs that finished are equivalent within ±{design.delta_eq:g} nats/token."
         )
     elif verdict == NO_EFFECT:
-        excluded = max(abs(last.eq_low), abs(last.eq_high))
+        # the last look can have no interval: a run diverged after the verdict had fallen
+        excluded = [look.excluded for look in tested.looks if look.excluded is not None][-1]
         yield f"A null result is a result: effects beyond ±{excluded:.4f} are excluded."
     else:
         yield f"Level {design.alpha:g} two-sided over all looks; fresh seeds for both arms."
@@ -307,12 +307,12 @@ def needed_for(tested: Tested, design: Design) -> tuple[float, int] | None:
     """(effect in nats/token, runs an arm) for power .8 at the effect seen, or at the smallest of
     interest; None without an interval, or where too many would be needed."""
     last = tested.last
-    if last.low is None:
+    if last.low is None or last.improvement is None:
         return None
     sd = math.sqrt(stats.pooled_variance([tested.baseline, tested.best], 0.0, 0.0))
     effect = max(abs(last.improvement), design.delta_eq)
     needed = stats.runs_needed(effect, sd)
-    return needed and (effect, needed)
+    return None if needed is None else (effect, needed)
 
 
 def still_to_come(state: State, n: int, effect: float, needed: int) -> str:

@@ -323,7 +323,7 @@ def losses_at(group: ArmRuns, time_s: float) -> list[float]:
 
 def arrivals(group: ArmRuns, target: float) -> tuple[int, list[float]]:
     """How many finished runs reach the target, and the times of all."""
-    full = [ms / 1000 for ms in group.numbers("train_time_ms")]
+    full = [r.trained_ms / 1000 for r in group.ok]
     curves = [[(t / 1000, loss) for _, loss, t in r.curve] for r in group.ok]
     reached = [stats.time_to_target(curve, target) for curve in curves]
     times = [f if t is None else t for f, t in zip(full, reached, strict=True)]

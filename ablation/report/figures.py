@@ -373,8 +373,8 @@ def draw_looks(ax, evidence: Evidence) -> None:
 
     looks = [look for look in evidence.looks if look.low is not None]
     ns, middle = [look.n for look in looks], [look.improvement for look in looks]
-    reach = [look.high - look.improvement for look in looks]
-    eq_reach = [look.eq_high - look.improvement for look in looks]
+    reach = [r for look in looks if (r := look.reach) is not None]
+    eq_reach = [look.eq_reach for look in looks]
     if looks:
         bound = {"color": WORSE, "linestyle": ":", "linewidth": 2, "marker": "_", "markersize": 14}
         ax.plot(ns, reach, label="bound: improves above, harmful below", **bound)
@@ -391,8 +391,9 @@ def draw_looks(ax, evidence: Evidence) -> None:
         about = "improvement, no spread" if evidence.looks[-1].p is None else about
         ax.plot(*zip(*other, strict=True), markersize=8, label=about, **A_RUN)
     d, later = evidence.design, looks[len(looks) // 2 :]
+    ends = (end for look in later for end in (look.low, look.high) if end is not None)
     shown = [0, -d.delta_eq, d.delta_eq, d.delta_target, *(y for _, y in every)]
-    ax.set_ylim(*with_margin([*shown, *(v for look in later for v in (look.low, look.high))]))
+    ax.set_ylim(*with_margin([*shown, *ends]))
     ax.set_xlim(evidence.looks[0].n - 0.6, evidence.looks[-1].n + 0.6)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 

@@ -84,7 +84,7 @@ def judge(run: RunConfig, attempt: int, log: LogReader, exit: Exit) -> RunResult
     numbers = {}
     if log.non_finite:
         status, reason = "diverged", f"non-finite loss: {text_of(log.non_finite)}"
-    elif exit.returncode == 0 and not refused_log:
+    elif exit.returncode == 0 and log.summary and not refused_log:
         status, reason, numbers = "ok", "", earned_numbers(log.summary)
     elif what := STOPPED.get(exit.ended_by):
         status, reason = "timeout", explained(f"stopped after {what} at step {log.step}", log)
@@ -210,6 +210,6 @@ def unearned(r: RunResult) -> str:
         return f"it is ok, but its exit code is {r.returncode}"
     if r.steps_done != total or not r.curve or r.curve[-1][0] != total:
         return f"it is ok, but does not reach step {total}"
-    if abs(r.curve[-1][1] - r.val_loss) > SAME_LOSS:
+    if abs(r.curve[-1][1] - r.final_loss) > SAME_LOSS:
         return f"its val_loss {r.val_loss} is not the end of its curve ({r.curve[-1][1]})"
     return ""

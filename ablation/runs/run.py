@@ -122,6 +122,12 @@ class RunResult:
         return self.val_loss
 
     @property
+    def trained_ms(self) -> float:
+        """The training time of a run that is ok."""
+        assert self.train_time_ms is not None, f"{self.run.name} is {self.status}"
+        return self.train_time_ms
+
+    @property
     def wall_s(self) -> float:
         return self.end_s - self.start_s
 

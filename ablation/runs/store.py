@@ -116,22 +116,22 @@ def found_below(exp_dir: Path) -> Iterator[Attempt]:
                 yield Attempt(name, 1, run_dir)
             for folder, is_link in folders(run_dir, ATTEMPT_FOLDER):
                 if is_link or holds_attempt(folder):
-                    number = int(ATTEMPT_FOLDER.fullmatch(folder.name)[1])
+                    number = int(folder.name.removeprefix("attempt_"))
                     yield Attempt(name, 0 if is_link else number, folder)
 
 
 def folders(parent: Path, form: re.Pattern) -> list[tuple[Path, bool]]:
     """Folders of names of a form, each with whether it is a link (to whatever)."""
     try:
-        with os.scandir(parent) as entries:
-            entries = list(islice(entries, MAX_FOUND + 1))
+        with os.scandir(parent) as found:
+            entries = list(islice(found, MAX_FOUND + 1))
     except (FileNotFoundError, NotADirectoryError):
         return []
     if len(entries) > MAX_FOUND:
         raise ValueError(f"{printable_path(parent)}: holds more than {MAX_FOUND} files")
     named = [entry for entry in entries if form.fullmatch(entry.name)]
-    found = [entry for entry in named if entry.is_symlink() or entry.is_dir()]
-    return [(parent / entry.name, entry.is_symlink()) for entry in found]
+    kept = [entry for entry in named if entry.is_symlink() or entry.is_dir()]
+    return [(parent / entry.name, entry.is_symlink()) for entry in kept]
 
 
 def holds_attempt(folder: Path) -> bool:
@@ -193,7 +193,7 @@ class Records:
     stray: tuple[Path, ...] = ()  # folders of another run (a copied arm), and links: left alone
 
     def latest(self) -> dict[str, RunResult]:
-        latest = {}
+        latest: dict[str, RunResult] = {}
         for result in self.results:
             if result.run.name not in latest or result.attempt > latest[result.run.name].attempt:
                 latest[result.run.name] = result
