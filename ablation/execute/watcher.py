@@ -312,7 +312,7 @@ def is_told(wake: int, patience_s: float) -> bool:
 
 
 def claim(folder: Path, job: str) -> bool:
-    """Whether this job may run the attempt: the first that asks, and only while it has no result."""
+    """Whether this job may run the attempt: the first that asks, and while it has no result."""
     text = json.dumps({"job": job, "host": os.uname().nodename}) + "\n"
     mine = folder / f".claim.{job}"
     return made_first(folder / "claim.json", text, mine) and not (folder / "result.json").exists()
