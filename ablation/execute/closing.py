@@ -16,7 +16,7 @@ PRICING: dict[str, Pricing] = {"local": local, "slurm": slurm}  # by the launche
 
 
 def pricing_of(config: Mapping) -> Pricing:
-    """Who knows what an attempt with this config.json costs. Raises as `Pricing` does."""
+    """The module that tells what an attempt with this config.json costs. Raises as `Pricing`."""
     return PRICING[config.get("machine", {}).get("launcher", "local")]
 
 

@@ -51,7 +51,7 @@ class Handle(Protocol):
         """Seconds since it started; 0 before that, and for one that was started here just now."""
 
     def stop(self, why: str) -> None:
-        """Order it to end. The first order counts: `poll` gives it back as what ended the run."""
+        """Order it to end, once: `poll` gives the reason back as what ended the run."""
 
     def poll(self) -> Exit | None:
         """None while it runs, waits, or may still tell how it ended; then how it ended."""
@@ -77,11 +77,11 @@ class Launcher(Protocol[Own]):
         """How an attempt ended that nobody followed to its end; None where nobody knows."""
 
     def settle(self, exp_dir: Path) -> None:
-        """Make sure that of an earlier orchestrator's attempts below this folder those alone live
-        that `find` finds. Takes seconds. Raises OSError where it cannot be made sure."""
+        """End what is left below this folder of an earlier orchestrator's attempts, except those
+        that `find` then finds. May take seconds. Raises OSError where others may still live."""
 
     def wait(self, handles: Sequence[Own], timeout_s: float) -> None:
-        """Return after timeout_s at the latest; sooner, if it can be noticed, when one ends."""
+        """Return when one of them ends, where that can be noticed; after timeout_s in any case."""
 
 
 class Pricing(Protocol):
@@ -118,7 +118,7 @@ def exit_of(folder: Path) -> Exit | None:
 
 def logged_s(began: Path, most_s: float) -> float:
     """Seconds from the file that an attempt began with to the last line of its log, by the file
-    system's clock; from 0 to most_s, since somebody may have set that clock meanwhile."""
+    system's clock; at least 0 and at most most_s, since that clock may have been set meanwhile."""
     seconds = 0.0
     with contextlib.suppress(OSError):
         log = began.with_name("output.log")

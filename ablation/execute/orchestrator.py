@@ -53,8 +53,8 @@ class Flight:
         return Interval(self.handle.clock, self.started_s, time.monotonic(), self.handle.nodes)
 
     def follow(self, most: int = 1 << 22) -> bool:
-        """Read what was logged since the last time; at most so many bytes (chosen), so that a flood
-        starves nobody. Whether there was any."""
+        """Whether anything was logged since the last time; what was is read, at most so many bytes
+        (chosen), so that a flood starves nobody."""
         try:
             with open(self.attempt.folder / "output.log", "rb", opener=watcher.no_link) as file:
                 file.seek(self.read)
@@ -113,8 +113,8 @@ class Orchestrator:
         return []
 
     def reattach(self, open_attempts: Sequence[Attempt], stall_s: float) -> list[RunResult]:
-        """Follow the runs of an earlier sitting that went on without it; results of those that
-        ended just now."""
+        """Follow the attempts of an earlier sitting that went on without it; results of those that
+        have ended meanwhile."""
         ended = []
         for attempt in open_attempts:
             run, config = read_config(attempt)

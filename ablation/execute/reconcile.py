@@ -76,7 +76,7 @@ def close_left_behind(
 
 
 def set_aside(path: Path) -> Path:
-    """The name under which a damaged file is kept, one that is free."""
+    """The new path of a damaged file, renamed to one that was free."""
     number = 1
     while (free := path.with_name(f"{path.name}.damaged-{number}")).exists():
         number += 1

@@ -157,7 +157,7 @@ class SlurmHandle:
         return 0.0
 
     def stop(self, why: str) -> None:
-        """Say why, then cancel; the watcher ends the run and repeats the reason in exit.json."""
+        """Write down why, then cancel: the watcher ends the run, with this reason in exit.json."""
         with contextlib.suppress(OSError):  # a full disk does not keep a job running
             watcher.write_whole(self.folder / "order.json", {"why": why})
         self._cancel()
@@ -183,7 +183,7 @@ class SlurmHandle:
         return None
 
     def _in_queue(self) -> None:
-        """It waits or runs. An order to end that Slurm did not hear is given again."""
+        """The job waits or runs. An order to end that Slurm may not have taken is given again."""
         self.ended_s = None
         if self.cancelled_s is not None and time.monotonic() - self.cancelled_s > RETRY_S:
             self._cancel()
@@ -198,8 +198,8 @@ class SlurmHandle:
         return self._explained(exit, state)
 
     def _after_the_queue(self) -> Exit | None:
-        """It left the queue, and exit.json did not show up: in its place, Slurm's state of the job.
-        One that names nobody, a failure to start included, is the run's own crash."""
+        """The job left the queue without an exit.json that can be seen: Slurm's state of it in its
+        place. A state that names nobody, a failure to start included, is the run's own crash."""
         state, ran_s = self._ask()
         over = state in ENDED_AS
         never_ran = over and not self.started and not ran_s
@@ -329,8 +329,8 @@ class SlurmLauncher:
     nodes: int = 1  # of one run
     workers: int = 1  # processes of one run on each node
     queue: dict[str, str] = field(default_factory=dict)  # job id -> name
-    asked_s: float = -1e9
-    born_s: float = field(default_factory=time.monotonic)
+    asked_s: float = -1e9  # when the queue was last looked at
+    born_s: float = field(default_factory=time.monotonic)  # since when ended jobs are waited for
 
     def __post_init__(self):
         if shutil.which("sbatch") is None:
@@ -399,7 +399,7 @@ class SlurmLauncher:
         return exit
 
     def settle(self, exp_dir: Path) -> None:
-        """Jobs go on without an orchestrator: nothing is ended, `find` finds them again.
+        """Look at the queue, and end nothing: jobs go on without an orchestrator.
 
         Raises OSError when the queue cannot be seen: no answer does not mean that there is no job.
         """
@@ -410,7 +410,7 @@ class SlurmLauncher:
             time.sleep(RETRY_S)
 
     def ask(self) -> bool:
-        """Look at the queue again. A controller that does not answer changes nothing: False."""
+        """Look at the queue again; False where the controller does not answer: nothing changes."""
         self.asked_s = time.monotonic()
         try:
             lines = slurm("squeue", "--noheader", "--me", "--format=%i %j").splitlines()

@@ -62,7 +62,7 @@ def marked(folder: Path) -> list[int]:
 
 
 def kill_marked(folder: Path) -> list[int]:
-    """SIGKILL to what lives of the runs in or below this folder: these processes."""
+    """The living processes of runs in or below this folder, to which SIGKILL was sent."""
     processes = [process for process in marked(folder) if process != os.getpid()]
     kill(processes)
     return processes
@@ -118,7 +118,7 @@ def mark_of(process: int) -> str:
 
 
 def below(process: int) -> set[int]:
-    """Its living descendants."""
+    """The living descendants of a process."""
     parent_of = parents()
     found: set[int] = set()
     generation = {process}
@@ -173,10 +173,10 @@ def is_orphaned(patience_s: float) -> bool:
 
 
 def guarded(watcher: int, deadline_s: float, late: str, takes_orders: bool) -> tuple[int, str]:
-    """Wait for the watcher's end: its exit status and, should that not be 0, who ended the run.
+    """The watcher's exit status, waited for, and who ended the run should that not be 0.
 
-    Signals are passed on. Where the watcher was told to end the run it has so much time for it and
-    no more: what does not answer is stopped or hangs.
+    Signals are passed on. A watcher that was told to end the run has GRACE_S + MARGIN_S for it:
+    one that takes longer is stopped or hangs.
     """
     wake = wakened_by(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     poll = select.poll()
@@ -203,7 +203,7 @@ def guarded(watcher: int, deadline_s: float, late: str, takes_orders: bool) -> t
 
 
 def deadline_of(folder: Path, start_s: float, job: str) -> tuple[float, str]:
-    """When the watcher has to be done by its own limit, by this process's clock, and the limit."""
+    """By when the watcher has to be done, on this process's clock, and the reason of its limit."""
     limit_s, why = limit_of(folder, job)
     return (start_s + limit_s + GRACE_S + MARGIN_S if limit_s is not None else float("inf")), why
 
@@ -286,7 +286,7 @@ def launch(command: list[str], log) -> subprocess.Popen:
 
 
 def follow(child, wake: int, start_s: float, limit, job: str, folder: Path) -> str:
-    """Wait for the end of the command or a reason to end it: who ended the run."""
+    """Who ended the run: the command itself, or a reason to end it that came before its end."""
     limit_s, limit_why = limit
     while child.poll() is None:
         left_s = None if limit_s is None else max(0.0, start_s + limit_s - time.monotonic())
@@ -313,7 +313,7 @@ def is_told(wake: int, patience_s: float) -> bool:
 
 
 def claim(folder: Path, job: str) -> bool:
-    """True for the first job that asks, and only while the attempt has no result."""
+    """Whether this job may run the attempt: the first that asks, and while it has no result."""
     text = json.dumps({"job": job, "host": os.uname().nodename}) + "\n"
     mine = folder / f".claim.{job}"
     return made_first(folder / "claim.json", text, mine) and not (folder / "result.json").exists()
@@ -325,7 +325,8 @@ LATE_HERE_S = 4.0  # on its orchestrator's own machine
 
 
 def limit_of(folder: Path, job: str = "") -> tuple[float | None, str]:
-    """How long the run may take, and why no longer, should its orchestrator be gone or stopped."""
+    """How long the watcher lets the run take, seconds, and why no longer: for an orchestrator that
+    is gone or stopped. (None, "") where config.json sets no limit."""
     config = read_object(folder / "config.json") or {}
     limit_s, why = config.get("limit_s"), config.get("limit_why")
     late_s = LATE_S if job else LATE_HERE_S
@@ -373,7 +374,8 @@ def end_descendants(child: subprocess.Popen, grace_s: float) -> None:
 
 
 def nothing_below(child: subprocess.Popen) -> bool:
-    """The usual end, known at once: the child has ended and left no orphans to this process."""
+    """Whether the child has ended and left no orphans to this process: the usual end, known at
+    once."""
     if child.poll() is None or sys.platform != "linux":
         return False
     try:
@@ -400,11 +402,11 @@ ROOM = 4096  # bytes, a block of most disks; more than an exit.json has
 
 
 class LastWord:
-    """exit.json, before it is one: its room is taken now, and blanks become words in place. Without
-    it a run that ended on a full disk would have ended unseen, however complete it is.
+    """exit.json to be: its room on the disk is taken now, full of blanks, and filled in place when
+    the run has ended. A run that ends on a full disk, however complete, would else leave none.
 
     Raises OSError where the disk is full already: then nothing is started. Guard and watcher share
-    it; one of them speaks.
+    it, and one of them writes.
     """
 
     def __init__(self, folder: Path):
@@ -522,7 +524,7 @@ def read_exit(folder: Path) -> dict | None:
 
 
 def temporary_of(path: Path) -> Path:
-    """Where this process writes what is to lie there when it is whole."""
+    """The path under which this process writes a file until it is whole."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
@@ -542,7 +544,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path):
-    """In here an error of the system names this file: that of a full disk names none."""
+    """A context in which an error of the system names this file: that of a full disk names none."""
     try:
         yield
     except OSError as error:
@@ -553,7 +555,7 @@ NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, err
 
 
 def made_first(path: Path, text: str, mine: Path) -> bool:
-    """Make this file, unless there is one: True for one of all that try, on shared disks too.
+    """Whether this process made the file: one of all that try to does, on shared disks too.
 
     By link(2) from a file of one's own, so that nobody sees half of it; where the file system has
     no hard links by O_EXCL, and a reader may for a moment find the file empty.
