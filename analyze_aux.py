@@ -37,12 +37,12 @@ from ablation.report.text import render
 from ablation.runs.untrusted import printable
 
 
-def say(text: str, file=None) -> None:
+def print_text(text: str, file=None) -> None:
     print(text.removesuffix("\n"), file=file or sys.stdout)
 
 
 def complain(error: Exception | str) -> int:
-    say(f"analyze_aux.py: error: {printable(str(error), limit=600)}", sys.stderr)
+    print_text(f"analyze_aux.py: error: {printable(str(error), limit=600)}", sys.stderr)
     return 1
 
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         evidence = read_experiment(args.exp_dir or newest_experiment())
-        say(render(opening(evidence)))
+        print_text(render(opening(evidence)))
     except (ValueError, OSError) as error:
         return complain(plain_words(error))
     except ImportError as error:
@@ -72,13 +72,13 @@ def report_to(folder: Path, evidence: Evidence) -> int:
         outcomes = write_all(evidence, folder, pictures)
     except OSError as error:
         not_drawn = {n: f"not drawn: {drawn.why}" for n, drawn in pictures.items() if drawn.why}
-        say(render(chapters(evidence, not_drawn)))
+        print_text(render(chapters(evidence, not_drawn)))
         remedy = "--output_dir DIR writes elsewhere"
         return complain(f"cannot write {folder / REPORT} ({error.strerror}); {remedy}")
-    say("")
+    print_text("")
     for name, outcome in {REPORT: "drawn", **outcomes}.items():
         line = str(folder / name) if outcome == "drawn" else f"{folder / name} {outcome}"
-        say(f"  {printable(line, limit=1000)}")
+        print_text(f"  {printable(line, limit=1000)}")
     unwritten = [name for name, outcome in outcomes.items() if outcome.startswith("not written")]
     failed = [name for name, drawn in pictures.items() if drawn.failed]
     if unwritten or failed:

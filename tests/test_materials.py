@@ -183,10 +183,10 @@ def test_the_trainer_of_the_project_is_found_by_the_same_rule():
     code = read_code(ROOT / "train_gpt.py")
     assert code.names == ("train_gpt.py", "aux_heads.py")
     assert code.left_out == ()
-    assert list(code.told()) == [
+    assert list(code.notes()) == [
         "The trainer is train_gpt.py with what it imports beside it: aux_heads.py."
     ]
-    assert list(read_code(SUPPORT / "fake_train.py").told()) == []
+    assert list(read_code(SUPPORT / "fake_train.py").notes()) == []
 
 
 def test_the_copy_has_the_hash_of_the_original_wherever_it_lies(tmp_path):
@@ -298,7 +298,7 @@ def test_what_is_left_outside_is_named(files, told, tmp_path):
     code = read_code(write(tmp_path, files))
     (line,) = code.left_out
     assert told in line
-    assert list(code.told())[-2:] == ["Not in the copy that will run:", f"  {line}"]
+    assert list(code.notes())[-2:] == ["Not in the copy that will run:", f"  {line}"]
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_code_from_another_folder_of_the_path_is_named_with_that_folder(tmp_path
 
 def test_a_long_list_of_what_is_left_outside_is_cut(tmp_path):
     text = "\n".join(f"import no_such_{n}" for n in range(40))
-    lines = list(read_code(write(tmp_path, {"train.py": text})).told())
+    lines = list(read_code(write(tmp_path, {"train.py": text})).notes())
     assert len(lines) == 14
     assert lines[-1] == "  and 28 more of this kind"
 

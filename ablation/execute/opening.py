@@ -110,7 +110,7 @@ def begin(
             )
         document = register(e, m, exp_dir, {**facts, "slurm_args": options.slurm_args})
         display.print_line(f"New experiment: {exp_dir}")
-        for line in m.code.told():
+        for line in m.code.notes():
             display.print_line(line)
         return sit(e, options, exp_dir, document, m.data_dir, facts, lock, display)
 

@@ -93,7 +93,7 @@ class Code:
                     path.unlink()  # half of it would look like an edit
                 raise OSError(error.errno, error.strerror, str(path)) from None
 
-    def told(self) -> Iterator[str]:
+    def notes(self) -> Iterator[str]:
         """Lines for a person, before the first run."""
         script, *others = self.names
         if others:
@@ -148,11 +148,11 @@ def read_code(script: Path) -> Code:
             )
         if module.file.suffix in SOURCE_SUFFIXES or module.file == script:  # else compiled
             trees[name] = parsed(files[name], module.file)
-            for wanted in imports_of(trees[name], module):
-                found, missing = located(wanted, root)
+            for found_import in imports_of(trees[name], module):
+                found, missing = located(found_import, root)
                 todo += found
-                if missing and wanted.needed:
-                    notes.append(f"{name}, line {wanted.line}: imports {missing}")
+                if missing and found_import.needed:
+                    notes.append(f"{name}, line {found_import.line}: imports {missing}")
     notes += left_out(trees, root, set(files))
     first = (script.name, files.pop(script.name))
     return Code(root, (first, *sorted(files.items())), tuple(printable(note) for note in notes))
@@ -298,11 +298,11 @@ LOADERS = (  # what Python finds in a folder, in its order
 )
 
 
-def located(wanted: Import, root: Path) -> tuple[list[Module], str]:
+def located(found_import: Import, root: Path) -> tuple[list[Module], str]:
     """The files below root that an import runs, and what is missing, in words."""
-    parts = (wanted.name or "").split(".")
-    if not all(parts) or "/" in wanted.text:
-        return [], f"{wanted.text}, which leads nowhere: no package is around it"
+    parts = (found_import.name or "").split(".")
+    if not all(parts) or "/" in found_import.text:
+        return [], f"{found_import.text}, which leads nowhere: no package is around it"
     found: list[Module] = []
     folder = str(root)
     for depth in range(1, len(parts) + 1):

@@ -90,22 +90,22 @@ def with_new_overrides(
 ) -> Experiment:
     """The experiment with what a command decides; not yet on record. Raises ValueError for what
     would test again what stage 4 has begun to test."""
-    begun = pairs_begun(results)
+    pairs = pairs_begun(results)
     if new.by_hand:
         chosen = e.with_overrides(decided_now(e.overrides, "by_hand", *new.by_hand))
-        if chosen != e and begun > 0:
+        if chosen != e and pairs > 0:
             raise ValueError(
-                f"--best_layers: the pairs of stage 4 have begun ({begun} complete); another"
+                f"--best_layers: the pairs of stage 4 have begun ({pairs} complete); another"
                 " configuration on the same seeds would be a second test: begin a new experiment"
             )
         e = chosen
     hours = new.budget_hours
     if hours not in (None, e.budget_hours):
-        value = {"hours": hours, "was": e.budget_hours, "pairs": begun}
+        value = {"hours": hours, "was": e.budget_hours, "pairs": pairs}
         rebudgeted = e.with_overrides(decided_now(e.overrides, "budget", 0, value))
         if is_second_test(e, rebudgeted, results):
             raise ValueError(
-                f"--max_budget_hours {hours:g}: stage 4 has its verdict, of the {begun} pairs that"
+                f"--max_budget_hours {hours:g}: stage 4 has its verdict, of the {pairs} pairs that"
                 f" the budget of {e.budget_hours:g} h allowed; more of them would be a second test:"
                 " begin a new experiment"
             )

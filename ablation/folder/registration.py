@@ -325,8 +325,8 @@ def among(*known: str) -> tuple[Callable[[object], bool], str]:
 
 
 def up_to(most: int, least: int = 1) -> tuple[Callable[[object], bool], str]:
-    wanted = f"give a whole number from {least} to {most}"
-    return (lambda v: type(v) is int and least <= v <= most), wanted
+    remedy = f"give a whole number from {least} to {most}"
+    return (lambda v: type(v) is int and least <= v <= most), remedy
 
 
 A_TEXT = (lambda v: isinstance(v, str)), "give a text"
@@ -368,14 +368,14 @@ def check_form(document: dict) -> None:
 
 
 def check_fields(whole: dict, form: dict) -> None:
-    for name, (is_fit, wanted) in form.items():
+    for name, (is_fit, remedy) in form.items():
         value = whole
         for key in name.split("."):
             if not isinstance(value, dict):
                 raise ValueError(f"{name}: no such field")
             value = value[key]
         if not is_fit(value):
-            raise ValueError(f"{name} {printable(repr(value)[:200], limit=60)}: {wanted}")
+            raise ValueError(f"{name} {printable(repr(value)[:200], limit=60)}: {remedy}")
 
 
 def experiment_of(document: dict) -> Experiment:
