@@ -217,23 +217,22 @@ def drive_with(
         over = bool(step.ended or fault) or step.stage > s.until
         if stop.signal or (over and not flights):
             break
-        # where the runs in flight could show that the machine is broken, none is begun beside them
-        waits = bool(failures and flights) and len(failures) + len(flights) >= FAULT_ATTEMPTS
-        if not (over or waits) and step.runs and orchestrator.free_slot() is not None:
+        if step.runs and not over and may_launch(orchestrator, failures):
             limits = limits_of(e, step.runs[0], results, spent_s, s.stall_s)
             take(orchestrator.launch(step.runs[0], limits))
-            continue
-        take(next_ended(orchestrator, e, s, results, to_come, stop, display))
+        else:
+            take(next_ended(orchestrator, e, s, results, to_come, stop, display))
 
     take(orchestrator.stop("the operator stopped it"))
-    if not stop.signal:
-        fault = fault or fault_at_end(failures, results)
-    if fault and failures:
-        e = put_on_record(s.exp_dir, e, "retry", 0, forgiveness(failures, fault))
-    step = conclude(next_step(e, results))
-    write_results(s.exp_dir, s.experiment_id, e, results, step)
-    close(e, s, results, step, stop.signal, fault, display.print_line)
-    return exit_code(e, results, step, s.stages, stop.signal, bool(fault))
+    return end_of_sitting(e, s, results, failures, fault, stop.signal, display)
+
+
+def may_launch(orchestrator: Orchestrator, failures: Sequence[RunResult]) -> bool:
+    """Whether a slot is free, and the runs in flight could not show, with the failures in a row,
+    that the machine is broken: then no run is begun beside them."""
+    flights = orchestrator.flights
+    doubted = bool(failures and flights) and len(failures) + len(flights) >= FAULT_ATTEMPTS
+    return not doubted and orchestrator.free_slot() is not None
 
 
 def next_ended(
@@ -295,6 +294,22 @@ def exit_code(
         return exit_codes.BUDGET_SPENT
     none = not any(r.has_outcome for r in results)
     return exit_codes.RUNS_FAILED if none or given_up(e, results, stages) else exit_codes.DONE
+
+
+def end_of_sitting(
+    e: Experiment, s: Sitting, results: Sequence[RunResult], failures: Sequence[RunResult],
+    fault: str, stopped: str, display: Display,
+) -> int:  # fmt: skip
+    """Put on record and say how it ended; the exit code. fault: why the machine, or the trainer, is
+    not trusted; stopped: the signal that stopped it."""
+    if not stopped:
+        fault = fault or fault_at_end(failures, results)
+    if fault and failures:
+        e = put_on_record(s.exp_dir, e, "retry", 0, forgiveness(failures, fault))
+    step = conclude(next_step(e, results))
+    write_results(s.exp_dir, s.experiment_id, e, results, step)
+    close(e, s, results, step, stopped, fault, display.print_line)
+    return exit_code(e, results, step, s.stages, stopped, bool(fault))
 
 
 def close(e: Experiment, s: Sitting, results, step, stopped: str, fault: str, print_line) -> None:
