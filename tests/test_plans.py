@@ -160,6 +160,17 @@ def test_a_choice_by_hand_goes_past_what_earlier_stages_decided():
         assert step.decisions[1].verdict == "STOP"
 
 
+def test_a_choice_for_a_stage_that_a_plan_does_not_have_changes_nothing():
+    """Nobody can give it; a file that somebody edited may hold it."""
+    value = {"layers": [3, 9], "weight": 0.2, "schedule": "constant"}
+    by_hand = experiment(plan="manual", arms=(ARMS["baseline"],), seeds=(1,))
+    run = next_step(by_hand, []).runs[0]
+    for results in ([], [replace(result(run.arm, 3.3), run=run)]):
+        step = next_step(overridden(by_hand, "by_hand", 3, value), results)
+        assert step.runs == next_step(by_hand, results).runs
+        assert step.ended == next_step(by_hand, results).ended
+
+
 def test_the_same_results_in_any_order_give_the_same_step():
     _, _, results = carry_out(experiment())
     for cut in (0, 3, 9, 17, 30):

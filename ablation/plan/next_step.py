@@ -196,7 +196,7 @@ def next_step(
         step = replace(step, stage=stage.number)
         if fault and stage.number >= fault_stage:
             return replace(step, ended=fault, fault=True)
-        if state.open_runs and stage.number < by_hand:
+        if state.open_runs and stage.has_gate and stage.number < by_hand:
             continue  # the same
         found = open_of(state, running, costs, left_s)
         step = replace(step, budget_cuts=(*step.budget_cuts, *found.budget_cuts))
