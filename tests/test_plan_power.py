@@ -1,7 +1,9 @@
 """The simulation behind --plan_report and benchmarks/plan_power.py: truth, noise, plans, rates."""
 
 import json
+import os
 import random
+import signal
 import statistics
 from dataclasses import replace
 
@@ -313,3 +315,19 @@ def budget_of_full_runs(n) -> Experiment:
     e = as_meant(PROFILES["speedrun"])
     one_s = Costs(e)(power.full_run(e))
     return replace(e, budget_hours=n * one_s / 3600)
+
+
+def test_no_worker_of_a_report_has_to_be_ended_by_a_signal(tmp_path):
+    """Python may see one only when what it waits for comes, and of a pool that ends nothing does:
+    then the report would hang."""
+
+    def note(*_):
+        (tmp_path / str(os.getpid())).touch()
+        os._exit(0)
+
+    before = signal.signal(signal.SIGTERM, note)  # a fork inherits it, as it does the program's
+    try:
+        power.operating_characteristics(as_meant(PROFILES["speedrun"]), replicates=1, jobs=3)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not list(tmp_path.iterdir())

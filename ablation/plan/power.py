@@ -212,6 +212,8 @@ def operating_characteristics(
     tasks = [(e, scenario, some) for scenario in scenarios for some in chunks]
     with Pool(jobs) as pool:
         parts = iter(pool.map(outcomes_of, tasks, chunksize=1))
+        pool.close()  # else each worker is ended by a signal, which one that waits may not hear
+        pool.join()
     return [
         tally(scenario.name, e.plan, [outcome for _ in chunks for outcome in next(parts)])
         for scenario in scenarios
