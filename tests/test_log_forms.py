@@ -87,6 +87,13 @@ def test_an_honest_log_is_ok_however_its_lines_are_decorated(front, back, only):
     assert result.curve == verdict(COMPLETE).curve
 
 
+@pytest.mark.parametrize("odd", ["-  1: ", " 1 ", "1 2:3"])
+def test_a_control_sequence_that_no_terminal_knows_takes_with_it_what_a_terminal_takes(odd):
+    """ECMA-48: up to the first sign from @ to ~, here the s of step. What is left is no step."""
+    result = verdict(COMPLETE.replace(LAST, f"\x1b[{odd}{LAST}"))
+    assert result.status == "crashed"
+
+
 def ranks(*texts):
     return "".join(f"[rank{rank}]: {line}\n" for line in "".join(texts).splitlines()
                    for rank in (0, 1))  # fmt: skip

@@ -25,7 +25,7 @@ from ablation.runs.untrusted import open_regular, printable, unique
 # The last part of a line behind a carriage return, without trailing blanks and colour codes.
 
 CONTROLS = re.compile(  # of terminals: colours and cursor movements, titles, single ones
-    rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])"
+    rb"\x1b(?:\[[ -?]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])"
 )
 MAX_LINE = 4096  # bytes; what is longer is no line of ours
 
