@@ -116,13 +116,10 @@ def check_share(options: Namespace, share: Share, in_all: int, gpus: int) -> Non
         )
     if options.parallel_runs is not None and on_gpus and share.launcher == "local":
         raise UsageError("--parallel_runs: for a CPU; with GPUs give --gpus_per_run")
-    divides = share.processes % share.nodes == 0
-    if options.nodes_per_run is not None and not (share.launcher == "slurm" and divides):
-        raise UsageError(
-            f"--nodes_per_run {options.nodes_per_run}: for --launcher slurm, and a divisor of"
-            f" the {share.processes} processes of a run"
-        )
-    if not divides:
-        raise ValueError(
-            f"{share.processes} processes of a run do not divide over {share.nodes} nodes"
-        )
+    if options.nodes_per_run is not None and share.launcher != "slurm":
+        raise UsageError("--nodes_per_run: for --launcher slurm; leave it out")
+    if share.processes % share.nodes:
+        odd = f"{share.processes} processes of a run do not divide over {share.nodes} nodes"
+        if options.nodes_per_run is None:  # it was registered
+            raise ValueError(odd)
+        raise UsageError(f"--nodes_per_run {options.nodes_per_run}: {odd}; give a divisor")
