@@ -58,7 +58,7 @@ def test_a_run_gets_the_share_that_was_asked_for(text, gpus, share):
         ("--parallel_runs 2", 8, "for a CPU"),
         ("--num_gpus 0 --nodes_per_run 2", 8, "for --launcher slurm"),
         ("--nodes_per_run 2", 8, "for --launcher slurm"),
-        ("--launcher slurm --num_gpus 16 --nodes_per_run 3", 0, "16 processes of a run do not divide over 3 nodes"),
+        ("--launcher slurm --num_gpus 16 --nodes_per_run 3", 0, "16 processes of a run do not"),
         ("--stop_on any", 8, "for --plan adaptive"),
     ],
 )

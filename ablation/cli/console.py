@@ -88,32 +88,24 @@ def stop_quietly(program: str) -> None:
     """From here on Ctrl-C or SIGTERM ends the program with one line, whatever it is in: the imports
     of a start, the last moments of an end. What has to be put away first takes them for itself."""
 
-    def end(number: int) -> None:
+    def end(number: int, _frame) -> None:
         with contextlib.suppress(OSError):
             os.write(2, f"{program}: stopped; nothing was in flight\n".encode())
         os._exit(128 + number)
 
     for number in STOPPING:
-        signal.signal(number, of_this_process(end))
+        signal.signal(number, end)
+    os.register_at_fork(after_in_child=signals_of_a_fork)
 
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
-def of_this_process(act: Callable[[int], None]) -> Callable[[int, object], None]:
-    """A signal handler for this process alone. A fork inherits it (a pool's workers, which their
-    pool ends with SIGTERM): there the signal ends the process, without a word, as it would by
-    itself."""
-    mine = os.getpid()
-
-    def handle(number: int, _frame) -> None:
-        if os.getpid() == mine:
-            act(number)
-        else:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-    return handle
+def signals_of_a_fork() -> None:
+    """A fork inherits handlers that are not for it (a pool's workers, which their pool ends with
+    SIGTERM): there a signal to stop ends the process at once, without a word."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_DFL)
 
 
 class Stopped(KeyboardInterrupt):
@@ -129,10 +121,10 @@ def interruptible():
     """In here Ctrl-C and SIGTERM raise Stopped, so that what is held is put back; then they are as
     they were before."""
 
-    def stop(number: int) -> None:
+    def stop(number: int, _frame) -> None:
         raise Stopped(number)
 
-    before = {number: signal.signal(number, of_this_process(stop)) for number in STOPPING}
+    before = {number: signal.signal(number, stop) for number in STOPPING}
     try:
         yield
     finally:
