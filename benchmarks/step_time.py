@@ -105,11 +105,13 @@ def trainer_flags(p: Profile, s: Setting, data_dir: Path, num_iterations: int) -
     return [part for name, value in flags.items() for part in (f"--{name}", str(value))]
 
 
-def write_random_shards(folder: Path, p: Profile, num_iterations: int) -> None:
+def write_random_shards(
+    folder: Path, p: Profile, num_iterations: int, val_windows: int = 1
+) -> None:
     rng = np.random.default_rng(0)
     header = np.zeros(256, dtype="<i4")
     windows = num_iterations * p.batch_size
-    for kind, count in (("train", windows), ("val", 1)):
+    for kind, count in (("train", windows), ("val", val_windows)):
         tokens = rng.integers(0, p.vocab_size, count * p.sequence_length + 1, dtype="<u2")
         header[:3] = 20240520, 1, len(tokens)
         (folder / f"random_{kind}_000001.bin").write_bytes(header.tobytes() + tokens.tobytes())
