@@ -15,11 +15,8 @@ Utilisation (MFU) is the share of the card's dense bf16 peak that the model's ow
     N = 12 L D^2 + V D: the matrices that multiply, not the embedding; 6 L T D: causal attention
 
 as step_time.flops_per_step counts it. Muon, norms and softmax cost time, but are no FLOPs of it.
-Who counts attention without the causal mask (12 L T D) gets 1.07 times as much at 124M.
-
-Peaks: nvidia.com's data sheets of H100, H200, A100, L40S, L4 and A10, the Grace Hopper, Blackwell
-(2024) and Ada (appendix A) papers, amd.com's page of the MI300X. What is said to be "with sparsity"
-was halved; sums are in fp32.
+Peaks are those of nvidia.com's data sheets of the cards (Blackwell: of 2024; RTX 4090: Ada white
+paper, with sums in fp32) and amd.com's of the MI300X; what is said "with sparsity" is halved.
 
 Exit codes: 0 if all was measured that these cards can show, 1 if not, 2 without a GPU.
 """
@@ -129,7 +126,7 @@ def speedrun(check: Check) -> Iterator[Line]:
     low, middle, high = np.percentile(times, [25, 50, 75])
     spread = f"quartiles {low:.1f} to {high:.1f}, {len(times)} steps"
     yield Line(f"{on(p, 1)}, ms a step", f"{middle:.1f} ({spread})")
-    yield utilisation(check, p, middle / 1000, 1)
+    yield utilisation(check, p, middle / 1000, cards=1)
     peak = arm.peak_mib or train_gpt.peak_memory_mib(arm.world)
     yield Line(f"{on(p, 1)}, peak MiB", f"{peak:.0f} ({p.device_batch_size} a pass)")
 
@@ -221,8 +218,8 @@ def end_to_end(check: Check, p: Profile, iterations: int, cards: int) -> Iterato
     data, tokens, val_windows = ROOT / p.data_dir, "real text", p.val_tokens // p.sequence_length
     with tempfile.TemporaryDirectory() as folder:
         if not holds(data, p, {"train": iterations * p.batch_size, "val": val_windows}):
-            data, best = Path(folder), math.log(p.vocab_size)
-            tokens = f"random tokens, for want of {p.data_dir}: at best {best:.3f}"
+            data, best = Path(folder), f"at best {math.log(p.vocab_size):.3f}"
+            tokens = f"random tokens, for want of {p.data_dir}: {best}"
             step_time.write_random_shards(data, p, iterations, val_windows)
         r = run(check, p, iterations, cards, data)
     name, prior = on(p, cards), f"the profile's prior: {1000 * p.step_s:.0f}"
@@ -294,13 +291,12 @@ def save_gradients(rank: int, size: int, check: Check, p: Profile, folder: Path)
         dist.init_process_group("nccl" if p.gpus else "gloo", **where)
     trainer, found = trainer_of(trainer_flags(p, AUX_4_8, folder, 1)), []
     generator = torch.Generator().manual_seed(0)
-    for parameter in trainer.parameters:
-        moved = 0.02 * torch.randn(parameter.shape, generator=generator)
-        parameter.data += moved.to(parameter.device)
+    for q in trainer.parameters:
+        q.data += 0.02 * torch.randn(q.shape, generator=generator).to(q.device)
     for _ in range(2):
         trainer.gradients(0, 0.1)
         grads = [torch.zeros_like(q) if q.grad is None else q.grad for q in trainer.parameters]
-        found.append([grad.cpu().clone() for grad in grads])
+        found.append([grad.clone().cpu() for grad in grads])
         trainer.forget_gradients()
     if rank == 0:
         torch.save(found, folder / f"{size}.pt")
