@@ -6,8 +6,8 @@
 
 Each line is on the screen and in gpu_check.md (appended; --out) as soon as it is measured: what
 cuts the check off loses no line. A failure is a line, and the next measurement goes on; what ran
-out of memory is tried again with half the sequences a pass. Tokens are random; the run of `small`
-takes those of data/fineweb where they are.
+out of memory is tried again with half the sequences a pass. Tokens are random, but `small` trains
+on data/fineweb where it is.
 
 Utilisation (MFU) is the share of the card's dense bf16 peak that the model's own FLOPs make up:
 
@@ -39,8 +39,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -188,9 +186,9 @@ def recompilations(check: Check) -> Iterator[Line]:
             flags += ["--val_tokens", str(sequences * p.sequence_length)]
             trainer = trainer_of(flags)
             train_gpt.train(trainer, log := CountingLog("", trainer.world, steps))
-        first, *_, last = log.graphs
-        what = f"recompilations after the first validation, `{setting.arm}`"
+        first, last = log.graphs[0], log.graphs[-1]
         measured = f"{last - first} ({len(log.graphs)} validations, {first} graphs at the first)"
+        what = f"recompilations after the first validation, `{setting.arm}`"
         yield Line(what, measured, "0", first == last)
 
 
@@ -269,12 +267,12 @@ def processes(check: Check) -> Iterator[Line]:
         for size in (1, 2):
             torch.multiprocessing.spawn(save_gradients, (size, check, p, Path(folder)), size)
         (one, again), (two, _) = (torch.load(f"{folder}/{size}.pt") for size in (1, 2))
-    worst, noise = farthest(one, two), farthest(one, again)
-    measured = f"{worst:.1e} (the farthest of {len(one)} tensors; one process, twice: {noise:.1e})"
+    worst, twice = farthest(one, two), f"one process, twice: {farthest(one, again):.1e}"
+    measured = f"{worst:.1e} (the farthest of {len(one)} tensors; {twice})"
     yield Line("gradients of 2 processes and of 1, relative", measured, "to 1e-2", worst <= 1e-2)
 
 
-def farthest(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+def farthest(ones: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> float:
     """The largest |a - b| / |a| of a pair; a tensor that is nearly zero counts as a small one."""
     least = 1e-3 * max(a.norm().item() for a in ones)
     pairs = zip(ones, others, strict=True)
@@ -288,7 +286,7 @@ def save_gradients(rank: int, size: int, check: Check, p: Profile, folder: Path)
     if size > 1:
         train_gpt.join_world("cuda" if p.gpus else "cpu")  # NCCL takes the device that is set
         where = {"init_method": f"file://{folder}/meeting", "rank": rank, "world_size": size}
-        dist.init_process_group("nccl" if p.gpus else "gloo", **where)
+        torch.distributed.init_process_group("nccl" if p.gpus else "gloo", **where)
     trainer, found = trainer_of(trainer_flags(p, AUX_4_8, folder, 1)), []
     generator = torch.Generator().manual_seed(0)
     for q in trainer.parameters:
@@ -301,7 +299,7 @@ def save_gradients(rank: int, size: int, check: Check, p: Profile, folder: Path)
     if rank == 0:
         torch.save(found, folder / f"{size}.pt")
     if size > 1:
-        dist.destroy_process_group()
+        torch.distributed.destroy_process_group()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -333,12 +331,14 @@ def main(argv=None) -> int:
     if not cards:
         print("gpu_check.py: error: torch sees no GPU, nothing was measured", file=sys.stderr)
         return 2
-    with args.out.open("a") as file:
-        say = partial(print_to, file)
-        commit = git_state()["commit"][:7] or "unknown"
+    try:
+        file = args.out.open("a")
+    except OSError as error:
+        parser.error(f"--out {args.out}: {error.strerror}")
+    with file:
+        say, commit = partial(print_to, file), git_state()["commit"][:7] or "unknown"
         versions = f"commit {commit}, torch {torch.__version__}, Python {platform.python_version()}"
-        say(f"\n{time.strftime('%Y-%m-%d %H:%M')}, {versions}{', EMULATED' * args.emulate}\n")
-        say(HEAD)
+        say(f"\n{time.strftime('%F %R')}, {versions}{', EMULATED' * args.emulate}\n\n{HEAD}")
         rows = [row for row in ROWS if row.name in args.only.split(",")]
         return int(not measure(rows, Check(cards, args.emulate), args.minutes, say))
 

@@ -339,6 +339,13 @@ def test_without_a_gpu_it_says_so_and_measures_nothing(monkeypatch, tmp_path, ca
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_file_that_cannot_be_written_is_refused(tmp_path, capsys):
+    out = tmp_path / "nowhere" / "out.md"
+    with pytest.raises(SystemExit, match="2"):
+        gpu_check.main(["--emulate", "--out", str(out)])
+    assert f"error: --out {out}: No such file or directory" in capsys.readouterr().err
+
+
 def test_an_unknown_row_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         gpu_check.main(["--only", "heads,tails"])
