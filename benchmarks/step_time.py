@@ -7,7 +7,8 @@
 
 Each arm takes turns with the baseline, step by step in one process, so that whatever else slows the
 machine slows both; its ratio is the median over turns, with quartiles. Tokens are random: no data
-is needed, and time does not depend on them. --json FILE writes the rows.
+is needed, and time does not depend on them. --json FILE writes the rows. What a GPU reaches, and
+more about one, tells gpu_check.py.
 """
 
 import argparse
@@ -44,7 +45,6 @@ MIDDLE = replace(  # between mini and the GPU profiles: the 124M model's vocabul
 )
 SIZES = {p.name: p for p in (PROFILES["mini"], MIDDLE, PROFILES["small"], PROFILES["speedrun"])}
 PLACEMENTS = {"aux_6": (6,), "aux_4_8": (4, 8), "aux_3_6_9": (3, 6, 9)}
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # bf16, dense, from the data sheets
 
 # ---------------------------------------------------------------------------------------------
 # The count
@@ -105,11 +105,13 @@ def trainer_flags(p: Profile, s: Setting, data_dir: Path, num_iterations: int) -
     return [part for name, value in flags.items() for part in (f"--{name}", str(value))]
 
 
-def write_random_shards(folder: Path, p: Profile, num_iterations: int) -> None:
+def write_random_shards(
+    folder: Path, p: Profile, num_iterations: int, val_windows: int = 1
+) -> None:
     rng = np.random.default_rng(0)
     header = np.zeros(256, dtype="<i4")
     windows = num_iterations * p.batch_size
-    for kind, count in (("train", windows), ("val", 1)):
+    for kind, count in (("train", windows), ("val", val_windows)):
         tokens = rng.integers(0, p.vocab_size, count * p.sequence_length + 1, dtype="<u2")
         header[:3] = 20240520, 1, len(tokens)
         (folder / f"random_{kind}_000001.bin").write_bytes(header.tobytes() + tokens.tobytes())
@@ -284,12 +286,6 @@ def main(argv=None) -> int:
             flush=True,
         )
     if p.gpus:
-        seconds = rows[-1]["step_ms"] / 1000
-        achieved = flops_per_step(p, Setting(), with_muon=False) / seconds
-        name = torch.cuda.get_device_name()
-        peak = next((f for key, f in PEAK_FLOPS.items() if key in name), None)
-        share = f", utilisation {achieved / peak:.3f}" if peak else ""
-        print(f"baseline: {achieved / 1e12:.1f} TFLOP/s{share}")
         print(f"recompilations after warming up: {rows[-1]['recompilations']}")
     if args.json:
         args.json.write_text("".join(json.dumps(r) + "\n" for r in rows))
