@@ -1,11 +1,11 @@
 """What does an auxiliary prediction head compute, and how much does it count?
 
 A head reads the residual stream after L blocks and predicts the next token ("deep supervision",
-Lee et al. 2015, https://arxiv.org/abs/1409.5185). It is light: a norm without parameters, a learned
-translator that starts as the identity, and an unembedding. With the model's own, shared
-unembedding the untrained head is the logit lens and training it makes a tuned lens (Belrose et al.
-2023, https://arxiv.org/abs/2303.08112), with the difference that its gradient reaches the blocks
-below the tap.
+Lee et al. 2015, https://arxiv.org/abs/1409.5185). It is light: a norm, a learned translator that
+starts as the identity, and an unembedding. With the model's own, shared unembedding the untrained
+head is the logit lens and training it makes a tuned lens (Belrose et al. 2023,
+https://arxiv.org/abs/2303.08112), with the difference that its gradient reaches the blocks below
+the tap.
 
     training loss = main + weight * schedule(progress) * mean over heads of the head's loss
 
@@ -114,29 +114,33 @@ class SharedHead(nn.Module):
     """norm -> translator -> the model's own unembedding.
 
     The translator is D x D on top of the identity and starts at zero, so that at first the head is
-    the logit lens. The unembedding belongs to the model: it learns from the main loss and, with
-    the loss weight, from the heads.
+    the logit lens; it has a bias and the norm a gain, as in a block. The unembedding belongs to
+    the model: it learns from the main loss and, with the loss weight, from the heads.
     """
 
     def __init__(self, dim: int):
         super().__init__()
+        self.gain = nn.Parameter(torch.ones(dim))
         self.translator = nn.Parameter(torch.zeros(dim, dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, stream_BSD: Tensor, unembed: Callable[..., Tensor]) -> Tensor:
         """unembed: what is done with the translated stream: logits, or a loss of them."""
-        normed = F.rms_norm(stream_BSD, (stream_BSD.size(-1),))
-        return unembed(normed + F.linear(normed, self.translator.type_as(normed)))
+        x = F.rms_norm(stream_BSD, self.gain.shape, self.gain.type_as(stream_BSD))
+        return unembed(x + F.linear(x, self.translator.type_as(x), self.bias.type_as(x)))
 
 
 class OwnHead(SharedHead):
-    """The same with an unembedding of its own: V x D parameters more, zero at first."""
+    """The same with an unembedding of its own: V x D parameters more and a bias, zero at first."""
 
     def __init__(self, dim: int, vocab_size: int):
         super().__init__(dim)
         self.unembedding = nn.Parameter(torch.zeros(vocab_size, dim))
+        self.unembedding_bias = nn.Parameter(torch.zeros(vocab_size))
 
     def forward(self, stream_BSD: Tensor, unembed: Callable[..., Tensor]) -> Tensor:
-        return super().forward(stream_BSD, lambda x: unembed(x, self.unembedding))
+        own = self.unembedding, self.unembedding_bias
+        return super().forward(stream_BSD, lambda x: unembed(x, *own))
 
 
 class AuxHeads(nn.Module):
@@ -159,7 +163,7 @@ class AuxHeads(nn.Module):
         """Mean over heads of the mean cross-entropy at the sampled positions, nats/token.
 
         taps: the residual stream (B, T, D) after each tap layer. loss: normed stream and targets
-        to mean cross-entropy, the model's own; takes another matrix as its third argument.
+        to mean cross-entropy, the model's own; takes another matrix and bias as its last arguments.
         """
         targets_BS = pick(targets_BT, positions_BS)
         losses = [

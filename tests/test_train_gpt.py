@@ -181,7 +181,8 @@ def test_a_run_prints_the_lines_of_modded_nanogpt_and_a_summary(run, tmp_path):
     assert f"{summary['val_loss']:.6f}" == ran.losses("val")[-1]
     assert summary["steps_done"] == STEPS
     assert summary["tokens_seen"] == STEPS * 8 * T
-    assert summary["num_parameters"] == 2 * V * 16 + 4 * 12 * 16**2
+    vectors = V + 2 * 16 + 4 * (2 + 3 + 1 + 4 + 1) * 16  # head; two norms; a block's norms and maps
+    assert summary["num_parameters"] == 2 * V * 16 + 4 * 12 * 16**2 + vectors
     assert (summary["world_size"], summary["device"]) == (1, "cpu")
     assert summary["torch"] == torch.__version__
     assert summary["step_avg_ms"] == pytest.approx(summary["train_time_ms"] / STEPS)
@@ -231,10 +232,10 @@ def test_another_seed_is_another_initialisation_and_another_order(data):
 def test_existing_heads_without_weight_do_not_touch_optimizer_or_trunk(data):
     """A decay that has ended: the parameters are there, and nothing moves."""
     arm = trainer(data, HEADS | {"--aux_loss_schedule": "linear_decay"})
-    plain = trainer(data)
+    plain, before = trainer(data), [p.detach().clone() for p in arm.heads.parameters()]
     for step in (4, 5):  # from 2/3 of 6 steps on the weight is zero
         assert arm.step(step).item() == plain.step(step).item()
-    assert all(p.count_nonzero() == 0 for p in arm.heads.parameters())
+    assert all(map(torch.equal, arm.heads.parameters(), before))
 
 
 def test_heads_change_what_the_trunk_learns(run):
@@ -640,7 +641,7 @@ def small_model(*flags: str) -> GPT:
 def test_logits_are_capped_at_15():
     model = small_model()
     x = torch.randn(5, 16) * 100
-    z = x.double() @ model.head.weight.double().T
+    z = x.double() @ model.head.weight.double().T + model.head.bias
     expected = 15 * z / torch.sqrt(z**2 + 15**2)
     capped = model.unembed(x)
     assert torch.allclose(capped, expected.float(), atol=1e-4)
@@ -651,26 +652,28 @@ def slow_forward(model: GPT, tokens) -> torch.Tensor:
     """One sequence, position by position, as the equations say."""
     rms = lambda x: x / torch.sqrt((x * x).mean(-1, keepdim=True))  # noqa: E731
     n, waiting = len(model.blocks), []
-    x = x0 = rms(model.embedding.weight[tokens])
+    x = x0 = rms(model.embedding.weight[tokens]) * model.first_norm.gain
     for layer, block in enumerate(model.blocks):
         if model.mix is not None:
             if layer >= n // 2:
                 x = x + model.skips[layer - n // 2] * waiting.pop()
             x = model.mix[layer, 0] * x + model.mix[layer, 1] * x0
-        heads, normed = [], rms(x)
+        heads, normed = [], rms(x) * block.attention_norm.gain
+        weights, biases = block.qkv.weight, block.qkv.bias.view(3, 16)
         for head in torch.arange(16).split(8):
-            q, k, v = (normed @ block.qkv[i, head].T for i in range(3))
+            q, k, v = (normed @ weights[i, head].T + biases[i, head] for i in range(3))
             q, k = model.rotary(rms(q)), model.rotary(rms(k))
             rows = []
             for t in range(len(tokens)):
                 scores = 1.36 / math.sqrt(8) * (k[: t + 1] @ q[t])
                 rows.append(scores.softmax(0) @ v[: t + 1])
             heads.append(torch.stack(rows))
-        x = x + torch.cat(heads, dim=1) @ block.out.T
-        x = x + torch.relu(rms(x) @ block.up.T) ** 2 @ block.down.T
+        x = x + torch.cat(heads, dim=1) @ block.out.weight.T + block.out.bias
+        up = rms(x) * block.mlp_norm.gain @ block.up.weight.T + block.up.bias
+        x = x + torch.relu(up) ** 2 @ block.down.weight.T + block.down.bias
         if layer < n // 2:
             waiting.append(x)
-    return rms(x)
+    return rms(x) * model.last_norm.gain
 
 
 @pytest.mark.parametrize("flags", [(), ("--unet_skips",)])
@@ -721,7 +724,7 @@ def test_both_optimizers_follow_the_cooldown(data):
 def test_adamw_is_that_of_torch():
     ours, theirs = [nn.Parameter(torch.ones(5, 3)) for _ in range(2)]
     mine = AdamW([ours], lr=0.1)
-    library = torch.optim.AdamW([theirs], 0.1, betas=(0.8, 0.95), eps=1e-10, weight_decay=0)
+    library = torch.optim.AdamW([theirs], 0.1, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.001)
     for step in range(5):
         gradient = torch.randn(5, 3, generator=torch.Generator().manual_seed(step))
         for p in (ours, theirs):
@@ -735,8 +738,12 @@ def test_adamw_is_that_of_torch():
 SHAPES = [(3, 16, 16), (16, 16), (64, 16), (16, 64)]
 
 
-def test_muon_is_that_of_torch():
+FIVE_EQUAL_STEPS = ((3.4445, -4.7750, 2.0315),) * 5  # of torch.optim.Muon
+
+
+def test_but_for_its_steps_muon_is_that_of_torch(monkeypatch):
     """The library's works in bf16 and matrix by matrix; ours in batches, here in bf16 too."""
+    monkeypatch.setattr(train_gpt, "POLAR_EXPRESS", FIVE_EQUAL_STEPS)
     torch.manual_seed(0)
     start = [torch.randn(shape) for shape in SHAPES]
     ours = [nn.Parameter(p.clone()) for p in start]
@@ -760,10 +767,59 @@ def test_muon_is_that_of_torch():
         assert (a - b).norm() < 0.02 * (b - origin).norm()
 
 
-def test_orthogonalized_singular_values_are_near_one():
-    x = torch.randn(3, 16, 64, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(orthogonalize(x))
-    assert all(0.6 < value < 1.3 for value in values.flatten())
+def with_singular_values(values: torch.Tensor) -> torch.Tensor:
+    """A wide matrix that has these, random otherwise, (1, R, 4R)."""
+    generator = torch.Generator().manual_seed(0)
+    size = len(values)
+    left, right = (
+        torch.linalg.qr(torch.randn(n, size, generator=generator))[0] for n in (size, 4 * size)
+    )
+    return (left * values @ right.mT).unsqueeze(0)
+
+
+SPECTRA = {
+    "down to 1/1000 of the norm": torch.logspace(-2.3, 0, 64),
+    "all equal": torch.ones(64),
+    "almost of rank one": torch.tensor([1.0] + [0.002] * 63),
+}
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 0.0015), (torch.bfloat16, 0.02)])
+def test_orthogonalized_singular_values_are_one(name, dtype, within):
+    x = with_singular_values(SPECTRA[name])
+    values = torch.linalg.svdvals(orthogonalize(x.to(dtype)).float())
+    assert (values - 1).abs().max() < within
+
+
+def test_small_singular_values_keep_their_order_and_the_least_grows_a_thousandfold():
+    x = with_singular_values(torch.logspace(-6, 0, 64))
+    values = torch.linalg.svdvals(orthogonalize(x)).flatten()
+    assert values.max() < 1.0015
+    assert (values.diff() < 1e-4).all()
+    assert values.min() > 1000 * 1e-6
+
+
+def test_orthogonalizing_turns_no_singular_vector():
+    x = with_singular_values(torch.logspace(-2, 0, 64)).double()
+    left, _, right = torch.linalg.svd(x, full_matrices=False)
+    assert torch.allclose(orthogonalize(x), left @ right, atol=0.002)
+
+
+def test_each_step_of_the_polar_express_is_the_best_that_follows_the_steps_before():
+    """An odd quintic is nearest to 1 on an interval when its error is as large, with signs in turn,
+    at four points (Chebyshev): the two ends and the two extrema between."""
+    low, high = 1e-3, 1.0
+    for a, b, c in train_gpt.POLAR_EXPRESS:
+        root = math.sqrt(9 * b * b - 20 * a * c)
+        between = [math.sqrt((-3 * b + sign * root) / (10 * c)) for sign in (-1, 1)]
+        points = np.array([low, *between, 1.01 * high])
+        assert np.all(np.diff(points) > 0)
+        values = a * points + b * points**3 + c * points**5
+        errors = (1 - values) * [1, -1, 1, -1]
+        assert errors == pytest.approx(errors[0], abs=2e-3)
+        low, high = values[:2]
+    assert errors.max() < 0.002
 
 
 def test_a_matrix_without_gradient_is_left_alone():
