@@ -9,11 +9,15 @@ the tap.
 
     training loss = main + weight * schedule(progress) * mean over heads of the head's loss
 
+Instead of all heads, one may be drawn in each step; the loss may stop at a fraction of the run; and
+the target may lie further ahead than the next token.
+
 Validation never comes here. Shapes: B sequences, T positions, S sampled positions, D width,
 V vocabulary, H heads.
 """
 
 import math
+import random
 from collections.abc import Callable, Sequence
 
 import torch
@@ -56,7 +60,14 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def check_settings(
-    layers: Sequence[int], n_layer: int, weight: float, schedule: str, token_fraction: float
+    layers: Sequence[int],
+    n_layer: int,
+    weight: float,
+    schedule: str,
+    token_fraction: float,
+    stop_frac: float,
+    tokens_ahead: int,
+    sequence_length: int,
 ) -> None:
     """Raise ValueError, naming the value and the remedy, for settings that mean nothing."""
     for layer in layers:
@@ -73,10 +84,22 @@ def check_settings(
         raise ValueError(f"--aux_loss_schedule {schedule}: give one of {', '.join(SCHEDULES)}")
     if not 0 < token_fraction <= 1:
         raise ValueError(f"--aux_token_fraction {token_fraction}: give a number above 0, at most 1")
+    if not 0 < stop_frac <= 1:
+        raise ValueError(f"--aux_stop_frac {stop_frac}: give a number above 0, at most 1")
+    if not 1 <= tokens_ahead <= sequence_length:
+        raise ValueError(
+            f"--aux_tokens_ahead {tokens_ahead}: give 1 (the next token) to {sequence_length}"
+        )
 
 
 # ---------------------------------------------------------------------------------------------
-# Which positions are predicted
+# Which layers and positions are predicted from
+
+
+def draw_layer(layers: Sequence[int], seed: int, step: int) -> int:
+    """One tap layer, each as likely, by seed and step alone: the expected loss is that of all
+    ("switched deep supervision")."""
+    return random.Random(f"layer {seed} {step}").choice(layers)
 
 
 def sample_positions(
@@ -146,9 +169,16 @@ class OwnHead(SharedHead):
 class AuxHeads(nn.Module):
     """A head at each tap layer L: after L blocks, 1 to n_layer - 1."""
 
-    def __init__(self, layers: Sequence[int], dim: int, vocab_size: int, own: bool = False):
+    def __init__(
+        self,
+        layers: Sequence[int],
+        dim: int,
+        vocab_size: int,
+        own: bool = False,
+        tokens_ahead: int = 1,
+    ):
         super().__init__()
-        self.layers = tuple(layers)
+        self.layers, self.beyond = tuple(layers), tokens_ahead - 1
         self.heads = nn.ModuleList(
             OwnHead(dim, vocab_size) if own else SharedHead(dim) for _ in self.layers
         )
@@ -159,15 +189,23 @@ class AuxHeads(nn.Module):
         targets_BT: Tensor,
         positions_BS: Tensor | None,
         loss: Callable[..., Tensor],
+        only: int | None = None,
     ) -> Tensor:
         """Mean over heads of the mean cross-entropy at the sampled positions, nats/token.
 
-        taps: the residual stream (B, T, D) after each tap layer. loss: normed stream and targets
+        taps: the residual stream (B, T, D) after each tap layer; of `only` one of them where it is
+        given. Position t predicts targets[t + beyond]; positions without one are left out, and the
+        sampled ones are among the others. loss: normed stream and targets
         to mean cross-entropy, the model's own; takes another matrix and bias as its last arguments.
         """
-        targets_BS = pick(targets_BT, positions_BS)
+        predicting = targets_BT.size(1) - self.beyond
+        targets_BS = pick(targets_BT[:, self.beyond :], positions_BS)
         losses = [
-            head(pick(taps[layer], positions_BS), lambda x, *own: loss(x, targets_BS, *own))
+            head(
+                pick(taps[layer][:, :predicting], positions_BS),
+                lambda x, *own: loss(x, targets_BS, *own),
+            )
             for layer, head in zip(self.layers, self.heads, strict=True)
+            if only in (None, layer)
         ]
         return torch.stack(losses).mean()

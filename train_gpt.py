@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from aux_heads import SCHEDULES, AuxHeads, check_settings, sample_positions
+from aux_heads import SCHEDULES, AuxHeads, check_settings, draw_layer, sample_positions
 
 # ---------------------------------------------------------------------------------------------
 # Arguments: the defaults are the speedrun profile, 124M parameters on 8 GPUs
@@ -88,6 +88,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--aux_loss_schedule", default="constant", help=", ".join(SCHEDULES))
     parser.add_argument("--aux_token_fraction", type=float, default=0.125, help="of positions")
     parser.add_argument("--aux_unembedding", choices=("shared", "own"), default="shared")
+    parser.add_argument("--aux_one_layer", action="store_true", help="drawn anew in each step")
+    parser.add_argument(
+        "--aux_stop_frac", type=float, default=1.0, help="of the run; no loss after"
+    )
+    parser.add_argument(
+        "--aux_tokens_ahead", type=int, default=1, help="of the target; 1: the next"
+    )
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--log_grad_norms", action="store_true", help="by block, when validating")
     parser.add_argument("--log_file", default="", help="a copy of what rank 0 prints")
@@ -492,11 +499,11 @@ def orthogonalize(x_NRC: Tensor) -> Tensor:
 
 
 class Muon:
-    """The update of torch.optim.Muon, batched over matrices of one shape and shared by processes.
+    """The update of torch.optim.Muon with steps of its own, batched and shared by processes.
 
-    A parameter is a matrix or a stack of them. Tall ones are transposed, so that `up` and `down`
-    make one batch. Each process keeps the momentum of its share of a batch and orthogonalizes
-    that, in world.dtype; then all processes gather the updates.
+    A parameter is a matrix or a stack of them. All of one shape make a batch; tall ones are
+    transposed, so that `up` and `down` make one. Each process keeps the momentum of its share of a
+    batch and orthogonalizes that, in world.dtype; then all processes gather the updates.
     """
 
     def __init__(self, params: Sequence[nn.Parameter], lr: float, world: World):
@@ -547,7 +554,8 @@ def build_optimizers(model: GPT, heads: AuxHeads, args: argparse.Namespace, worl
     """Muon for the matrices that blocks and heads multiply with, AdamW for the rest.
 
     A head's translator is a hidden matrix like any in a block, so it is treated as one. No state
-    is shared between parameters: heads change nothing about how the main path is updated.
+    is shared between parameters: heads change nothing about how the main path is updated, and a
+    head that is not drawn stays as it is.
     """
     unembeddings = [p for name, p in heads.named_parameters() if name.endswith("unembedding")]
     scalars = [p for p in (model.skips, model.mix) if p is not None]
@@ -560,7 +568,7 @@ def build_optimizers(model: GPT, heads: AuxHeads, args: argparse.Namespace, worl
         # gradient is rounding, about 1e-8, and a small eps would make full steps of that
         AdamW(scalars, args.scalar_lr, eps=1e-5),
         Muon([p for p in model.blocks.parameters() if p.ndim > 1], args.muon_lr, world),
-        Muon([head.translator for head in heads.heads], args.muon_lr, world),
+        *(Muon([head.translator], args.muon_lr, world) for head in heads.heads),
     ]
 
 
@@ -627,6 +635,9 @@ def check_arguments(args: argparse.Namespace, world: World) -> None:
         args.aux_loss_weight,
         args.aux_loss_schedule,
         args.aux_token_fraction,
+        args.aux_stop_frac,
+        args.aux_tokens_ahead,
+        args.sequence_length,
     )
 
 
@@ -716,15 +727,15 @@ class Trainer:
         torch.manual_seed(args.seed)
         self.model = GPT(args, world.dtype).to(world.device)
         heads = args.aux_head_layers if args.aux_loss_weight else ()
-        own = args.aux_unembedding == "own"
-        self.heads = AuxHeads(heads, args.model_dim, args.vocab_size, own).to(world.device)
+        shape = args.model_dim, args.vocab_size, args.aux_unembedding == "own"
+        self.heads = AuxHeads(heads, *shape, args.aux_tokens_ahead).to(world.device)
         self.optimizers = build_optimizers(self.model, self.heads, args, world)
         self.order = np.random.default_rng(args.seed).permutation(train.count)
         self.share = args.batch_size // world.size
         self.passes = self.share // min(args.device_batch_size, self.share)
         self.parameters = [*self.model.parameters(), *self.heads.parameters()]
         model = self.model
-        modules = [model.embedding, *model.blocks, model.head, self.heads]
+        modules = [model.embedding, *model.blocks, model.head, *self.heads.heads]
         groups = [list(module.parameters()) for module in modules]
         rest = [model.first_norm.gain, model.last_norm.gain, model.skips, model.mix]
         groups.append([p for p in rest if p is not None])
@@ -740,7 +751,7 @@ class Trainer:
         windows = self.train.read(self.order[step * args.batch_size :][mine])
         positions = None
         if self.heads.layers and args.aux_token_fraction < 1:
-            shape = args.batch_size, args.sequence_length
+            shape = args.batch_size, args.sequence_length - self.heads.beyond
             positions = sample_positions(*shape, args.aux_token_fraction, args.seed, step)[mine]
         return self.world.pinned(windows), self.world.pinned(positions)
 
@@ -754,9 +765,9 @@ class Trainer:
 
     def aux_weight(self, step: int) -> float:
         """The heads' weight at a step (from 0); 0 where there are none."""
-        if not self.heads.layers:
-            return 0.0
         progress = step / self.args.num_iterations
+        if not self.heads.layers or progress >= self.args.aux_stop_frac:
+            return 0.0
         return self.args.aux_loss_weight * SCHEDULES[self.args.aux_loss_schedule](progress)
 
     def step(self, step: int) -> Tensor:
@@ -772,6 +783,9 @@ class Trainer:
         """Leave the gradients of main + weight * auxiliary loss; the mean main loss."""
         device, size = self.world.device, self.share // self.passes
         windows, positions = self.read_ahead(step)
+        only = None
+        if weight and self.args.aux_one_layer:
+            only = draw_layer(self.heads.layers, self.args.seed, step)
         total = torch.zeros((), device=device)
         if self.buckets:
             self.buckets.begin()
@@ -782,18 +796,18 @@ class Trainer:
                 picked = positions[part : part + size].to(device, non_blocking=True)
             if self.buckets:
                 self.buckets.last_pass = part + size == self.share
-            total += self.accumulate(tokens[:, :-1], tokens[:, 1:], picked, weight)
+            total += self.accumulate(tokens[:, :-1], tokens[:, 1:], picked, weight, only)
         if self.buckets:
             self.buckets.end()
         self.world.sum(total)
         return total
 
-    def accumulate(self, inputs, targets, positions, weight: float) -> Tensor:
+    def accumulate(self, inputs, targets, positions, weight: float, only: int | None) -> Tensor:
         """Add this pass's share to the gradients; its share of the main loss."""
         x, taps = self.model(inputs)
         loss = main = self.model.loss(x, targets)
         if weight:
-            loss = main + weight * self.heads(taps, targets, positions, self.model.loss)
+            loss = main + weight * self.heads(taps, targets, positions, self.model.loss, only)
         share = 1 / (self.passes * self.world.size)
         (loss * share).backward()
         return main.detach() * share

@@ -15,6 +15,7 @@ from aux_heads import (
     WARMUP_END,
     AuxHeads,
     check_settings,
+    draw_layer,
     pick,
     sample_positions,
 )
@@ -102,13 +103,19 @@ def test_a_multiplier_is_between_zero_and_one(name, progress):
         ({"token_fraction": 0.0}, r"--aux_token_fraction 0.0: give a number above 0, at most 1"),
         ({"token_fraction": 1.1}, r"--aux_token_fraction 1.1: give a number above 0, at most 1"),
         ({"token_fraction": math.nan}, r"--aux_token_fraction nan: give"),
+        ({"stop_frac": 0.0}, r"--aux_stop_frac 0.0: give a number above 0, at most 1"),
+        ({"stop_frac": 1.1}, r"--aux_stop_frac 1.1: give a number above 0, at most 1"),
+        ({"stop_frac": math.nan}, r"--aux_stop_frac nan: give"),
+        ({"tokens_ahead": 0}, r"--aux_tokens_ahead 0: give 1 \(the next token\) to 64"),
+        ({"tokens_ahead": 65}, r"--aux_tokens_ahead 65: give 1 \(the next token\) to 64"),
     ],
 )
 def test_a_setting_without_meaning_is_named_with_its_remedy(change, named):
     good = {"layers": (1, 11), "weight": 0.0, "schedule": "constant", "token_fraction": 1.0}
-    check_settings(**good, n_layer=12)
+    good |= {"stop_frac": 1.0, "tokens_ahead": 64, "n_layer": 12, "sequence_length": 64}
+    check_settings(**good)
     with pytest.raises(ValueError, match=named):
-        check_settings(**(good | change), n_layer=12)
+        check_settings(**(good | change))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -282,6 +289,38 @@ def test_heads_share_one_mean():
     alone = [loss_of(model, AuxHeads((n,), D, V), taps, targets) for n in (1, 2, 3)]
     together = loss_of(model, AuxHeads((1, 2, 3), D, V), taps, targets)
     assert torch.allclose(together, torch.stack(alone).mean())
+
+
+def test_a_single_layer_gives_the_loss_of_its_head():
+    model, heads = tiny("--aux_head_layers", "1,3"), AuxHeads((1, 3), D, V)
+    inputs, targets = batch(2)
+    _, taps = model(inputs)
+    for layer in (1, 3):
+        loss = heads(taps, targets, None, model.loss, only=layer)
+        assert torch.equal(loss, loss_of(model, AuxHeads((layer,), D, V), taps, targets))
+
+
+def test_every_layer_is_drawn_as_often_and_seed_and_step_decide():
+    drawn = [draw_layer((2, 5, 7), seed, step) for seed in (0, 1) for step in range(3000)]
+    for layer in (2, 5, 7):
+        assert abs(drawn.count(layer) - 2000) < 5 * math.sqrt(6000 * 2 / 9)
+    assert drawn[:3000] != drawn[3000:]
+    assert drawn[:3000] == [draw_layer((2, 5, 7), 0, step) for step in range(3000)]
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 5, T])
+@pytest.mark.parametrize("fraction", [0.25, 1.0])
+def test_a_target_ahead_is_the_token_that_far_behind_the_position(ahead, fraction):
+    """Against a loop; positions whose target lies beyond the window predict nothing."""
+    model, heads = tiny("--aux_head_layers", "2"), AuxHeads((2,), D, V, tokens_ahead=ahead)
+    tokens = torch.randint(V, (3, T + 1), generator=torch.Generator().manual_seed(1))
+    positions = sample_positions(3, T - heads.beyond, fraction, 0, 0)
+    _, taps = model(tokens[:, :-1])
+    log_p = heads.heads[0](taps[2], model.unembed).log_softmax(-1)
+    chosen = [range(T + 1 - ahead)] * 3 if positions is None else positions.tolist()
+    terms = [-log_p[b, t, tokens[b, t + ahead]] for b in range(3) for t in chosen[b]]
+    loss = loss_of(model, heads, taps, tokens[:, 1:], positions)
+    assert torch.allclose(loss, torch.stack(terms).mean(), atol=1e-5)
 
 
 def test_a_head_is_light():

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import train_gpt
-from aux_heads import SCHEDULES, sample_positions
+from aux_heads import SCHEDULES, draw_layer, sample_positions
 from train_gpt import (
     GPT,
     AdamW,
@@ -283,6 +283,38 @@ def test_the_weight_of_the_heads_follows_the_schedule(data, schedule):
         assert arm.aux_weight(step) == 0.5 * SCHEDULES[schedule](step / STEPS)
 
 
+@pytest.mark.parametrize(("stop", "on"), [(1.0, 6), (0.5, 3), (0.51, 4), (0.01, 1)])
+def test_the_auxiliary_loss_stops_at_a_fraction_of_the_run(data, stop, on):
+    arm = trainer(data, HEADS | {"--aux_stop_frac": stop})
+    assert [arm.aux_weight(step) for step in range(STEPS)] == [0.5] * on + [0.0] * (STEPS - on)
+
+
+def test_one_layer_a_step_leaves_the_other_heads_as_they_are(data):
+    """In the step that draws it, a head learns and no other does, momentum included."""
+    arm = trainer(data, HEADS | {"--aux_one_layer": None})
+    for step in range(STEPS):
+        drawn = draw_layer((1, 3), 42, step)
+        before = [[p.detach().clone() for p in head.parameters()] for head in arm.heads.heads]
+        arm.step(step)
+        for layer, head, old in zip((1, 3), arm.heads.heads, before, strict=True):
+            moved = [not torch.equal(a, b) for a, b in zip(head.parameters(), old, strict=True)]
+            assert any(moved) == (layer == drawn)
+    assert {draw_layer((1, 3), 42, step) for step in range(STEPS)} == {1, 3}
+
+
+def test_one_layer_costs_the_loss_of_its_head_alone(data):
+    step, arm = 2, trainer(data, HEADS | {"--aux_one_layer": None})
+    drawn = draw_layer((1, 3), 42, step)
+    alone = trainer(data, HEADS | {"--aux_head_layers": drawn})
+    for t in (arm, alone):
+        warm_up(t)
+    alone.heads.heads[0].load_state_dict(arm.heads.heads[(1, 3).index(drawn)].state_dict())
+    for t in (arm, alone):
+        t.gradients(step, 0.5)
+    for (name, a), b in zip(arm.model.named_parameters(), alone.model.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-7), name
+
+
 # ---------------------------------------------------------------------------------------------
 # The global batch: processes, passes, order
 
@@ -356,36 +388,48 @@ def test_what_processes_add_up_is_the_gradient_of_the_whole_batch(data, monkeypa
         assert torch.allclose(total, expected, rtol=1e-4, atol=1e-6), name
 
 
+NEW = "one layer, 3 ahead"
+
+
 @pytest.fixture(scope="module")
 def long_runs(data) -> dict:
     """50 steps with heads and skips (every kind of parameter) on 1, 2 and 4 processes."""
-    changes = HEADS | {"--num_iterations": 50, "--unet_skips": None}
+    common = HEADS | {"--num_iterations": 50, "--unet_skips": None}
+    drawn = {"--aux_one_layer": None, "--aux_tokens_ahead": 3, "--aux_unembedding": "own"}
+    options = {"all heads": common, NEW: common | drawn}
 
-    def given(size: int) -> list[str]:
-        return arguments(data, changes | {"--device_batch_size": size})
+    def given(name: str, size: int) -> list[str]:
+        return arguments(data, options[name] | {"--device_batch_size": size})
 
     with ThreadPoolExecutor(2) as beside:
-        started = {  # by processes and sequences a pass
-            (n, size): beside.submit(quick_torchrun, n, given(size)) for n, size in ((4, 1), (2, 2))
+        started = {  # by options, processes and sequences a pass
+            (name, n, size): beside.submit(quick_torchrun, n, given(name, size))
+            for name, n, size in (("all heads", 4, 1), ("all heads", 2, 2), (NEW, 2, 2))
         }
-        runs = {(1, size): alone(given(size)) for size in (2, 8)}
+        ours = (("all heads", 2), ("all heads", 8), (NEW, 2), (NEW, 8))
+        runs = {(name, 1, size): alone(given(name, size)) for name, size in ours}
         return runs | {split: run.result() for split, run in started.items()}
 
 
-@pytest.mark.parametrize("split", [(1, 2), (2, 2), (4, 1)])
+@pytest.mark.parametrize(
+    "split",
+    [*(("all heads", *s) for s in ((1, 2), (2, 2), (4, 1))), (NEW, 1, 2), (NEW, 2, 2)],
+    ids=lambda split: " ".join(map(str, split)),
+)
 def test_processes_and_passes_do_not_change_the_losses(long_runs, split):
     """Within 1e-4 nats over 50 steps in fp32, heads on sampled positions included."""
-    one, other = long_runs[1, 8], long_runs[split]
+    name, processes, _ = split
+    one, other = long_runs[name, 1, 8], long_runs[split]
     assert one.code == other.code == 0, other.err
     for kind, count in (("train", 50), ("val", 14)):
         a, b = ([float(loss) for loss in r.losses(kind)] for r in (one, other))
         assert len(a) == len(b) == count
         assert np.abs(np.subtract(a, b)).max() < 1e-4
-    assert other.summary["world_size"] == split[0]
+    assert other.summary["world_size"] == processes
 
 
 def test_only_the_first_process_speaks(long_runs):
-    assert len(long_runs[2, 2].out.splitlines()) == 50 + 14 + 1
+    assert len(long_runs["all heads", 2, 2].out.splitlines()) == 50 + 14 + 1
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -856,4 +900,5 @@ def test_help_has_every_option(capsys):
     with pytest.raises(SystemExit, match="0"):
         train_gpt.main(["--help"])
     text = capsys.readouterr().out
-    assert all(option in text for option in [*SHAPE, *HEADS, "--aux_unembedding", "--unet_skips"])
+    others = ["--aux_unembedding", "--aux_one_layer", "--aux_stop_frac", "--aux_tokens_ahead"]
+    assert all(option in text for option in [*SHAPE, *HEADS, *others, "--unet_skips"])
