@@ -11,8 +11,8 @@ given as a fraction of the run.
 
 One global batch is the same tokens in the same order on any number of processes. The seed fixes
 initialisation and the order of the data, whatever heads there are. Exit codes: 0 after the summary
-line, 2 for arguments or data that cannot work (one line, before any training), 3 at the first loss
-that is not finite.
+line, with --check where a run could begin; 2 for arguments or data that cannot work (one line,
+before any training); 3 at the first loss that is not finite.
 
 Shapes: B sequences, T positions, D width, H attention heads, K width of one, V vocabulary,
 S sampled positions.
@@ -99,6 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--log_grad_norms", action="store_true", help="by block, when validating")
     parser.add_argument("--log_file", default="", help="a copy of what rank 0 prints")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--check", action="store_true", help="arguments and data, no training")
     return parser
 
 
@@ -595,6 +596,11 @@ def check(args: argparse.Namespace, world: World, train: Windows, val: Windows) 
             f"--val_tokens {args.val_tokens}: give {args.sequence_length} to"
             f" {val.count * args.sequence_length}, which is what {args.data_dir} holds"
         )
+    if args.log_file:
+        path = Path(args.log_file).absolute()
+        folder = next(parent for parent in path.parents if parent.exists())
+        if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise ValueError(f"--log_file {args.log_file}: no file can be written there")
 
 
 def check_arguments(args: argparse.Namespace, world: World) -> None:
@@ -918,6 +924,8 @@ def main(argv: list[str] | None = None) -> int:
             for kind in ("train", "val")
         ]
         check(args, world, *windows)
+        if args.check:
+            return 0
         log = Log(args.log_file, world, args.num_iterations)
     except (ValueError, OSError) as error:
         let_the_first_speak()  # who is still here then had an error of its own

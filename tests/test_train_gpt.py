@@ -556,7 +556,7 @@ def test_an_empty_shard_beside_others_holds_no_window(tmp_path):
 # What is refused
 
 
-@pytest.mark.parametrize(
+REFUSED = pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"--batch_sise": 8}, "unrecognized arguments: --batch_sise 8; see --help"),
@@ -585,12 +585,39 @@ def test_an_empty_shard_beside_others_holds_no_window(tmp_path):
         ({"--val_tokens": 2_000}, "--val_tokens 2000: give 16 to 992"),
         ({"--num_iterations": 102}, "812 training windows of 16 tokens, but --num_iterations 102"),
         ({"--vocab_size": V - 1}, f"token {V - 1}, but --vocab_size is {V - 1}"),
-        ({"--log_file": "/dev/null/log"}, "[Errno "),
+        ({"--aux_stop_frac": 2}, "--aux_stop_frac 2.0: give a number above 0, at most 1"),
+        ({"--aux_tokens_ahead": T + 1}, "--aux_tokens_ahead 17: give 1 (the next token) to 16"),
+        ({"--log_file": "/dev/null/log"}, "--log_file /dev/null/log: no file can be written there"),
+        ({"--log_file": "/dev"}, "--log_file /dev: no file can be written there"),
     ],
     ids=lambda value: " ".join(map(str, *value.items())) if isinstance(value, dict) else "",
 )
+
+
+@REFUSED
 def test_bad_input_is_one_line_before_any_training(run, change, message):
     assert message in complaint(run(change))
+
+
+@REFUSED
+def test_a_check_says_what_a_run_would(run, change, message):
+    assert complaint(run(change | {"--check": None})) == complaint(run(change))
+
+
+def test_a_check_of_what_can_work_is_silent_and_leaves_nothing_behind(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_gpt, "Trainer", lambda *_: pytest.fail("a trainer was built"))
+    for changes in ({}, HEADS):
+        ran = run(changes | {"--check": None, "--log_file": tmp_path / "logs" / "train_log.txt"})
+        assert (ran.code, ran.out, ran.err) == (0, "", "")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_check_names_a_damaged_shard(run, tmp_path, damage):
+    change, message = DAMAGE[damage]
+    write_shard(tmp_path / "x_train_000001.bin", **({"tokens": GOOD} | change))
+    write_shard(tmp_path / "x_val_000001.bin", GOOD)
+    assert message in complaint(run({"--data_dir": tmp_path, "--check": None}))
 
 
 @pytest.mark.parametrize(
@@ -900,5 +927,11 @@ def test_help_has_every_option(capsys):
     with pytest.raises(SystemExit, match="0"):
         train_gpt.main(["--help"])
     text = capsys.readouterr().out
-    others = ["--aux_unembedding", "--aux_one_layer", "--aux_stop_frac", "--aux_tokens_ahead"]
+    others = [
+        "--check",
+        "--aux_unembedding",
+        "--aux_one_layer",
+        "--aux_stop_frac",
+        "--aux_tokens_ahead",
+    ]
     assert all(option in text for option in [*SHAPE, *HEADS, *others, "--unet_skips"])
