@@ -483,14 +483,14 @@ POLAR_EXPRESS = (
     (3.9312, -2.8741, 0.5367),
     (3.2828, -2.4166, 0.4865),
     (2.2850, -1.6324, 0.4031),
-    (1.8823, -1.2485, 0.3666),
 )
 
 
 def orthogonalize(x_NRC: Tensor) -> Tensor:
     """The nearest orthogonal matrix of each; rows <= columns.
 
-    A singular value of at least 1/1000 of the norm ends within 0.0015 of 1 (bf16: 0.02).
+    A singular value of at least 1/1000 of the norm ends in 0.87 to 1.13. A sixth step would bring
+    it within 0.0015 of 1 and lower the loss by 0.001, for 5 % of the step time on a CPU.
     """
     x = x_NRC / x_NRC.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for a, b, c in POLAR_EXPRESS:

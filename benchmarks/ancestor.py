@@ -28,7 +28,7 @@ from step_time import run_trainer
 from ablation.study.profiles import PROFILES, TRAINER_FLAGS
 
 BEFORE = "94d8d97"  # without gains, biases and weight decay; five equal steps in Muon
-SIZE = replace(PROFILES["mini"], n_layer=6, n_head=2, model_dim=128)
+SIZE = replace(PROFILES["mini"], n_layer=6, n_head=4, model_dim=128)
 ITERATIONS = 150
 
 
