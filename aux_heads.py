@@ -1,19 +1,23 @@
 """What does an auxiliary prediction head compute, and how much does it count?
 
 A head reads the residual stream after L blocks and predicts the next token ("deep supervision",
-Lee et al. 2015, https://arxiv.org/abs/1409.5185). It is light: a norm without parameters, a learned
-translator that starts as the identity, and an unembedding. With the model's own, shared
-unembedding the untrained head is the logit lens and training it makes a tuned lens (Belrose et al.
-2023, https://arxiv.org/abs/2303.08112), with the difference that its gradient reaches the blocks
-below the tap.
+Lee et al. 2015, https://arxiv.org/abs/1409.5185). It is light: a norm, a learned translator that
+starts as the identity, and an unembedding. With the model's own, shared unembedding the untrained
+head is the logit lens and training it makes a tuned lens (Belrose et al. 2023,
+https://arxiv.org/abs/2303.08112), with the difference that its gradient reaches the blocks below
+the tap.
 
     training loss = main + weight * schedule(progress) * mean over heads of the head's loss
+
+Instead of all heads, one may be drawn in each step; the loss may stop at a fraction of the run; and
+the target may lie further ahead than the next token.
 
 Validation never comes here. Shapes: B sequences, T positions, S sampled positions, D width,
 V vocabulary, H heads.
 """
 
 import math
+import random
 from collections.abc import Callable, Sequence
 
 import torch
@@ -56,7 +60,14 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def check_settings(
-    layers: Sequence[int], n_layer: int, weight: float, schedule: str, token_fraction: float
+    layers: Sequence[int],
+    n_layer: int,
+    weight: float,
+    schedule: str,
+    token_fraction: float,
+    stop_frac: float,
+    tokens_ahead: int,
+    sequence_length: int,
 ) -> None:
     """Raise ValueError, naming the value and the remedy, for settings that mean nothing."""
     for layer in layers:
@@ -73,10 +84,22 @@ def check_settings(
         raise ValueError(f"--aux_loss_schedule {schedule}: give one of {', '.join(SCHEDULES)}")
     if not 0 < token_fraction <= 1:
         raise ValueError(f"--aux_token_fraction {token_fraction}: give a number above 0, at most 1")
+    if not 0 < stop_frac <= 1:
+        raise ValueError(f"--aux_stop_frac {stop_frac}: give a number above 0, at most 1")
+    if not 1 <= tokens_ahead <= sequence_length:
+        raise ValueError(
+            f"--aux_tokens_ahead {tokens_ahead}: give 1 (the next token) to {sequence_length}"
+        )
 
 
 # ---------------------------------------------------------------------------------------------
-# Which positions are predicted
+# Which layers and positions are predicted from
+
+
+def draw_layer(layers: Sequence[int], seed: int, step: int) -> int:
+    """One tap layer, each as likely, by seed and step alone: the expected loss is that of all
+    ("switched deep supervision")."""
+    return random.Random(f"layer {seed} {step}").choice(layers)
 
 
 def sample_positions(
@@ -114,37 +137,48 @@ class SharedHead(nn.Module):
     """norm -> translator -> the model's own unembedding.
 
     The translator is D x D on top of the identity and starts at zero, so that at first the head is
-    the logit lens. The unembedding belongs to the model: it learns from the main loss and, with
-    the loss weight, from the heads.
+    the logit lens; it has a bias and the norm a gain, as in a block. The unembedding belongs to
+    the model: it learns from the main loss and, with the loss weight, from the heads.
     """
 
     def __init__(self, dim: int):
         super().__init__()
+        self.gain = nn.Parameter(torch.ones(dim))
         self.translator = nn.Parameter(torch.zeros(dim, dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, stream_BSD: Tensor, unembed: Callable[..., Tensor]) -> Tensor:
         """unembed: what is done with the translated stream: logits, or a loss of them."""
-        normed = F.rms_norm(stream_BSD, (stream_BSD.size(-1),))
-        return unembed(normed + F.linear(normed, self.translator.type_as(normed)))
+        x = F.rms_norm(stream_BSD, self.gain.shape, self.gain.type_as(stream_BSD))
+        return unembed(x + F.linear(x, self.translator.type_as(x), self.bias.type_as(x)))
 
 
 class OwnHead(SharedHead):
-    """The same with an unembedding of its own: V x D parameters more, zero at first."""
+    """The same with an unembedding of its own: V x D parameters more and a bias, zero at first."""
 
     def __init__(self, dim: int, vocab_size: int):
         super().__init__(dim)
         self.unembedding = nn.Parameter(torch.zeros(vocab_size, dim))
+        self.unembedding_bias = nn.Parameter(torch.zeros(vocab_size))
 
     def forward(self, stream_BSD: Tensor, unembed: Callable[..., Tensor]) -> Tensor:
-        return super().forward(stream_BSD, lambda x: unembed(x, self.unembedding))
+        own = self.unembedding, self.unembedding_bias
+        return super().forward(stream_BSD, lambda x: unembed(x, *own))
 
 
 class AuxHeads(nn.Module):
     """A head at each tap layer L: after L blocks, 1 to n_layer - 1."""
 
-    def __init__(self, layers: Sequence[int], dim: int, vocab_size: int, own: bool = False):
+    def __init__(
+        self,
+        layers: Sequence[int],
+        dim: int,
+        vocab_size: int,
+        own: bool = False,
+        tokens_ahead: int = 1,
+    ):
         super().__init__()
-        self.layers = tuple(layers)
+        self.layers, self.beyond = tuple(layers), tokens_ahead - 1
         self.heads = nn.ModuleList(
             OwnHead(dim, vocab_size) if own else SharedHead(dim) for _ in self.layers
         )
@@ -155,15 +189,23 @@ class AuxHeads(nn.Module):
         targets_BT: Tensor,
         positions_BS: Tensor | None,
         loss: Callable[..., Tensor],
+        only: int | None = None,
     ) -> Tensor:
         """Mean over heads of the mean cross-entropy at the sampled positions, nats/token.
 
-        taps: the residual stream (B, T, D) after each tap layer. loss: normed stream and targets
-        to mean cross-entropy, the model's own; takes another matrix as its third argument.
+        taps: the residual stream (B, T, D) after each tap layer; of `only` one of them where it is
+        given. Position t predicts targets[t + beyond]; positions without one are left out, and the
+        sampled ones are among the others. loss: normed stream and targets
+        to mean cross-entropy, the model's own; takes another matrix and bias as its last arguments.
         """
-        targets_BS = pick(targets_BT, positions_BS)
+        predicting = targets_BT.size(1) - self.beyond
+        targets_BS = pick(targets_BT[:, self.beyond :], positions_BS)
         losses = [
-            head(pick(taps[layer], positions_BS), lambda x, *own: loss(x, targets_BS, *own))
+            head(
+                pick(taps[layer][:, :predicting], positions_BS),
+                lambda x, *own: loss(x, targets_BS, *own),
+            )
             for layer, head in zip(self.layers, self.heads, strict=True)
+            if only in (None, layer)
         ]
         return torch.stack(losses).mean()

@@ -69,20 +69,20 @@ def flops_per_step(p: Profile, s: Setting, with_muon: bool = True) -> float:
     share of the positions, whether its unembedding is shared or its own. Attention takes T/2 scores
     a position (it is causal) of 2D, as much again for the values, and twice that backward: 6TD.
 
-    Muon takes an (r x c) matrix, r <= c, through five Newton-Schulz steps of 2r^2c (gram matrix),
-    2r^3 (its square) and 2r^2c. That does not grow with the batch, and is not model FLOPs: it is
-    left out where utilisation is computed.
+    Muon takes an (r x c) matrix, r <= c, through five steps of 2r^2c (gram matrix), 2r^3 (its
+    square) and 2r^2c. That does not grow with the batch, and is not model FLOPs: it is left out
+    where utilisation is computed.
     """
     D, V, T = p.model_dim, p.vocab_size, p.sequence_length
     positions = p.batch_size * T
     main = p.n_layer * (6 * 12 * D**2 + 6 * T * D) + 6 * V * D
     heads = len(s.layers) * s.token_fraction * 6 * (D**2 + V * D)
 
-    def newton_schulz(r: int, c: int) -> int:
+    def polar_express(r: int, c: int) -> int:
         return 5 * (4 * r**2 * c + 2 * r**3)
 
     square = 4 * p.n_layer + len(s.layers)
-    muon = square * newton_schulz(D, D) + 2 * p.n_layer * newton_schulz(D, 4 * D)
+    muon = square * polar_express(D, D) + 2 * p.n_layer * polar_express(D, 4 * D)
     return positions * (main + heads) + with_muon * muon
 
 

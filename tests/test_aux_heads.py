@@ -15,6 +15,7 @@ from aux_heads import (
     WARMUP_END,
     AuxHeads,
     check_settings,
+    draw_layer,
     pick,
     sample_positions,
 )
@@ -102,13 +103,19 @@ def test_a_multiplier_is_between_zero_and_one(name, progress):
         ({"token_fraction": 0.0}, r"--aux_token_fraction 0.0: give a number above 0, at most 1"),
         ({"token_fraction": 1.1}, r"--aux_token_fraction 1.1: give a number above 0, at most 1"),
         ({"token_fraction": math.nan}, r"--aux_token_fraction nan: give"),
+        ({"stop_frac": 0.0}, r"--aux_stop_frac 0.0: give a number above 0, at most 1"),
+        ({"stop_frac": 1.1}, r"--aux_stop_frac 1.1: give a number above 0, at most 1"),
+        ({"stop_frac": math.nan}, r"--aux_stop_frac nan: give"),
+        ({"tokens_ahead": 0}, r"--aux_tokens_ahead 0: give 1 \(the next token\) to 64"),
+        ({"tokens_ahead": 65}, r"--aux_tokens_ahead 65: give 1 \(the next token\) to 64"),
     ],
 )
 def test_a_setting_without_meaning_is_named_with_its_remedy(change, named):
     good = {"layers": (1, 11), "weight": 0.0, "schedule": "constant", "token_fraction": 1.0}
-    check_settings(**good, n_layer=12)
+    good |= {"stop_frac": 1.0, "tokens_ahead": 64, "n_layer": 12, "sequence_length": 64}
+    check_settings(**good)
     with pytest.raises(ValueError, match=named):
-        check_settings(**(good | change), n_layer=12)
+        check_settings(**(good | change))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -193,9 +200,9 @@ def test_no_logits_are_built_for_positions_that_are_not_sampled(monkeypatch):
     _, taps = model(inputs)
     original = train_gpt.linear
 
-    def linear(x, weight):
+    def linear(x, *weights):
         seen.append(x.numel() // D)
-        return original(x, weight)
+        return original(x, *weights)
 
     monkeypatch.setattr(train_gpt, "linear", linear)
     loss_of(model, heads, taps, targets, sample_positions(3, T, 0.25, 0, 0))
@@ -225,12 +232,12 @@ def test_pick_takes_values_at_positions(rows, count, data):
 
 @pytest.mark.parametrize("layer", [1, 2, 3])
 def test_an_untrained_shared_head_is_the_logit_lens(layer):
-    """The model's own final norm, unembedding and softcap, applied to an earlier stream."""
+    """A plain norm, the model's unembedding and softcap, applied to an earlier stream."""
     model, heads = tiny("--aux_head_layers", str(layer)), AuxHeads((layer,), D, V)
     inputs, _ = batch(2)
     _, taps = model(inputs)
     logits = heads.heads[0](taps[layer], model.unembed)
-    z = F.rms_norm(taps[layer], (D,)) @ model.head.weight.T
+    z = F.rms_norm(taps[layer], (D,)) @ model.head.weight.T + model.head.bias
     assert torch.allclose(logits, 15 * z / torch.sqrt(z**2 + 15**2), atol=1e-5)
 
 
@@ -240,7 +247,9 @@ def test_a_tap_is_the_stream_after_so_many_blocks():
     short.load_state_dict(model.state_dict(), strict=False)
     inputs, targets = batch(2)
     _, taps = model(inputs)
-    loss = loss_of(model, AuxHeads((2,), D, V), taps, targets)
+    heads = AuxHeads((2,), D, V)
+    heads.heads[0].gain = short.last_norm.gain
+    loss = loss_of(model, heads, taps, targets)
     assert torch.allclose(loss, short.loss(short(inputs)[0], targets), atol=1e-5)
 
 
@@ -260,7 +269,7 @@ def test_gradients_reach_the_blocks_at_and_below_the_tap_and_no_others(layers, o
             reached = parameter.grad is not None and parameter.grad.norm() > 0
             assert reached == (number <= max(layers)), (number, name)
     assert model.embedding.weight.grad.norm() > 0
-    assert all(head.translator.grad.norm() > 0 for head in heads.heads)
+    assert all(p.grad.norm() > 0 for head in heads.heads for p in head.parameters())
     assert (model.head.weight.grad is None) == own, "only a shared unembedding learns from heads"
 
 
@@ -282,5 +291,37 @@ def test_heads_share_one_mean():
     assert torch.allclose(together, torch.stack(alone).mean())
 
 
+def test_a_single_layer_gives_the_loss_of_its_head():
+    model, heads = tiny("--aux_head_layers", "1,3"), AuxHeads((1, 3), D, V)
+    inputs, targets = batch(2)
+    _, taps = model(inputs)
+    for layer in (1, 3):
+        loss = heads(taps, targets, None, model.loss, only=layer)
+        assert torch.equal(loss, loss_of(model, AuxHeads((layer,), D, V), taps, targets))
+
+
+def test_every_layer_is_drawn_as_often_and_seed_and_step_decide():
+    drawn = [draw_layer((2, 5, 7), seed, step) for seed in (0, 1) for step in range(3000)]
+    for layer in (2, 5, 7):
+        assert abs(drawn.count(layer) - 2000) < 5 * math.sqrt(6000 * 2 / 9)
+    assert drawn[:3000] != drawn[3000:]
+    assert drawn[:3000] == [draw_layer((2, 5, 7), 0, step) for step in range(3000)]
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 5, T])
+@pytest.mark.parametrize("fraction", [0.25, 1.0])
+def test_a_target_ahead_is_the_token_that_far_behind_the_position(ahead, fraction):
+    """Against a loop; positions whose target lies beyond the window predict nothing."""
+    model, heads = tiny("--aux_head_layers", "2"), AuxHeads((2,), D, V, tokens_ahead=ahead)
+    tokens = torch.randint(V, (3, T + 1), generator=torch.Generator().manual_seed(1))
+    positions = sample_positions(3, T - heads.beyond, fraction, 0, 0)
+    _, taps = model(tokens[:, :-1])
+    log_p = heads.heads[0](taps[2], model.unembed).log_softmax(-1)
+    chosen = [range(T + 1 - ahead)] * 3 if positions is None else positions.tolist()
+    terms = [-log_p[b, t, tokens[b, t + ahead]] for b in range(3) for t in chosen[b]]
+    loss = loss_of(model, heads, taps, tokens[:, 1:], positions)
+    assert torch.allclose(loss, torch.stack(terms).mean(), atol=1e-5)
+
+
 def test_a_head_is_light():
-    assert sum(p.numel() for p in AuxHeads((1, 2), 64, 50_304).parameters()) == 2 * 64 * 64
+    assert sum(p.numel() for p in AuxHeads((1, 2), 64, 50_304).parameters()) == 2 * 64 * (64 + 2)

@@ -45,8 +45,9 @@ def train(params: list[nn.Parameter], world: World) -> list[torch.Tensor]:
 # Muon
 
 
-def test_in_fp32_muon_is_that_of_torch_to_rounding(monkeypatch):
+def test_in_fp32_muon_is_that_of_torch_to_rounding_but_for_its_steps(monkeypatch):
     """The library iterates in bf16, whatever it is given; here it is kept from rounding to that."""
+    monkeypatch.setattr(train_gpt, "POLAR_EXPRESS", ((3.4445, -4.7750, 2.0315),) * 5)
     ours = train(start(), World(0, 1, CPU))
     theirs = [nn.Parameter(m.clone()) for p in start() for m in p.detach().view(-1, *p.shape[-2:])]
     library = torch.optim.Muon(theirs, 0.02, weight_decay=0.05, momentum=0.95, nesterov=True)
@@ -122,9 +123,9 @@ def at_most(monkeypatch):
         seen = []
         monkeypatch.setitem(train_gpt.LOGITS_AT_ONCE, "cpu", logits)
 
-        def watched(x, matrix):
+        def watched(x, matrix, bias):
             seen.append((len(x), len(matrix)))
-            return softcapped(x, matrix)
+            return softcapped(x, matrix, bias)
 
         monkeypatch.setattr(train_gpt, "softcapped", watched)
         return seen
@@ -146,36 +147,37 @@ def model(*arguments: str) -> GPT:
 @pytest.mark.parametrize("own", [False, True])
 def test_a_loss_in_chunks_has_the_value_and_gradients_of_the_whole(at_most, logits, parts, own):
     seen = at_most(logits)
-    gpt, matrix = model(), nn.Parameter(torch.randn(29, 16)) if own else None
+    gpt = model()
+    other = [nn.Parameter(torch.randn(shape)) for shape in ((29, 16), (29,))] if own else []
     x = torch.randn(5, 8, 16, requires_grad=True)
     targets = torch.randint(29, (5, 8))
-    read = gpt.head.weight if matrix is None else matrix
+    matrix, bias = other or (gpt.head.weight, gpt.head.bias)
 
-    loss = gpt.loss(x, targets, matrix)
+    loss = gpt.loss(x, targets, *other)
     (0.3 * loss).backward()
-    got = loss.item(), x.grad, read.grad
+    got = loss.item(), x.grad, matrix.grad, bias.grad
     assert len(seen) == parts
     assert all(positions * vocabulary <= logits for positions, vocabulary in seen)
 
-    x.grad = read.grad = None
-    z = x @ read.T
+    x.grad = matrix.grad = bias.grad = None
+    z = x @ matrix.T + bias
     whole = F.cross_entropy((15 * z / (z**2 + 225).sqrt()).flatten(0, 1), targets.flatten())
     (0.3 * whole).backward()
     assert got[0] == pytest.approx(whole.item(), abs=1e-6)
-    assert torch.allclose(got[1], x.grad, rtol=1e-4, atol=1e-8)
-    assert torch.allclose(got[2], read.grad, rtol=1e-4, atol=1e-8)
+    for ours, p in zip(got[1:], (x, matrix, bias), strict=True):
+        assert torch.allclose(ours, p.grad, rtol=1e-4, atol=1e-8)
     with torch.no_grad():
-        assert gpt.loss(x, targets, matrix).item() == pytest.approx(whole.item(), abs=1e-6)
+        assert gpt.loss(x, targets, *other).item() == pytest.approx(whole.item(), abs=1e-6)
 
 
-def test_in_bf16_the_matrix_keeps_its_gradient_in_fp32(at_most):
+def test_in_bf16_matrix_and_bias_keep_their_gradients_in_fp32(at_most):
     at_most(29 * 6)
     gpt = model()
     x = torch.randn(5, 8, 16, dtype=torch.bfloat16, requires_grad=True)
     loss = gpt.loss(x, torch.randint(29, (5, 8)))
     loss.backward()
     assert (loss.dtype, x.grad.dtype) == (torch.float32, torch.bfloat16)
-    assert gpt.head.weight.grad.dtype == torch.float32
+    assert gpt.head.weight.grad.dtype == gpt.head.bias.grad.dtype == torch.float32
 
 
 # ---------------------------------------------------------------------------------------------
@@ -265,7 +267,8 @@ def test_gradient_norms_are_those_of_the_next_step(run, tmp_path):
 
 
 def test_the_summed_loss_is_summed():
-    x, matrix, targets = torch.randn(7, 16), torch.randn(29, 16), torch.randint(29, (7,))
-    assert summed_loss(x, matrix, targets).item() == pytest.approx(
-        7 * F.cross_entropy(softcapped(x, matrix), targets).item(), rel=1e-6
+    x, (matrix, bias) = torch.randn(7, 16), model().head.parameters()
+    targets = torch.randint(29, (7,))
+    assert summed_loss(x, matrix, bias, targets).item() == pytest.approx(
+        7 * F.cross_entropy(softcapped(x, matrix, bias), targets).item(), rel=1e-6
     )

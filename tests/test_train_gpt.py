@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import train_gpt
-from aux_heads import SCHEDULES, sample_positions
+from aux_heads import SCHEDULES, draw_layer, sample_positions
 from train_gpt import (
     GPT,
     AdamW,
@@ -181,7 +181,8 @@ def test_a_run_prints_the_lines_of_modded_nanogpt_and_a_summary(run, tmp_path):
     assert f"{summary['val_loss']:.6f}" == ran.losses("val")[-1]
     assert summary["steps_done"] == STEPS
     assert summary["tokens_seen"] == STEPS * 8 * T
-    assert summary["num_parameters"] == 2 * V * 16 + 4 * 12 * 16**2
+    vectors = V + 2 * 16 + 4 * (2 + 3 + 1 + 4 + 1) * 16  # head; two norms; a block's norms and maps
+    assert summary["num_parameters"] == 2 * V * 16 + 4 * 12 * 16**2 + vectors
     assert (summary["world_size"], summary["device"]) == (1, "cpu")
     assert summary["torch"] == torch.__version__
     assert summary["step_avg_ms"] == pytest.approx(summary["train_time_ms"] / STEPS)
@@ -231,10 +232,10 @@ def test_another_seed_is_another_initialisation_and_another_order(data):
 def test_existing_heads_without_weight_do_not_touch_optimizer_or_trunk(data):
     """A decay that has ended: the parameters are there, and nothing moves."""
     arm = trainer(data, HEADS | {"--aux_loss_schedule": "linear_decay"})
-    plain = trainer(data)
+    plain, before = trainer(data), [p.detach().clone() for p in arm.heads.parameters()]
     for step in (4, 5):  # from 2/3 of 6 steps on the weight is zero
         assert arm.step(step).item() == plain.step(step).item()
-    assert all(p.count_nonzero() == 0 for p in arm.heads.parameters())
+    assert all(map(torch.equal, arm.heads.parameters(), before))
 
 
 def test_heads_change_what_the_trunk_learns(run):
@@ -280,6 +281,38 @@ def test_the_weight_of_the_heads_follows_the_schedule(data, schedule):
     arm = trainer(data, HEADS | {"--aux_loss_schedule": schedule})
     for step in range(STEPS):
         assert arm.aux_weight(step) == 0.5 * SCHEDULES[schedule](step / STEPS)
+
+
+@pytest.mark.parametrize(("stop", "on"), [(1.0, 6), (0.5, 3), (0.51, 4), (0.01, 1)])
+def test_the_auxiliary_loss_stops_at_a_fraction_of_the_run(data, stop, on):
+    arm = trainer(data, HEADS | {"--aux_stop_frac": stop})
+    assert [arm.aux_weight(step) for step in range(STEPS)] == [0.5] * on + [0.0] * (STEPS - on)
+
+
+def test_one_layer_a_step_leaves_the_other_heads_as_they_are(data):
+    """In the step that draws it, a head learns and no other does, momentum included."""
+    arm = trainer(data, HEADS | {"--aux_one_layer": None})
+    for step in range(STEPS):
+        drawn = draw_layer((1, 3), 42, step)
+        before = [[p.detach().clone() for p in head.parameters()] for head in arm.heads.heads]
+        arm.step(step)
+        for layer, head, old in zip((1, 3), arm.heads.heads, before, strict=True):
+            moved = [not torch.equal(a, b) for a, b in zip(head.parameters(), old, strict=True)]
+            assert any(moved) == (layer == drawn)
+    assert {draw_layer((1, 3), 42, step) for step in range(STEPS)} == {1, 3}
+
+
+def test_one_layer_costs_the_loss_of_its_head_alone(data):
+    step, arm = 2, trainer(data, HEADS | {"--aux_one_layer": None})
+    drawn = draw_layer((1, 3), 42, step)
+    alone = trainer(data, HEADS | {"--aux_head_layers": drawn})
+    for t in (arm, alone):
+        warm_up(t)
+    alone.heads.heads[0].load_state_dict(arm.heads.heads[(1, 3).index(drawn)].state_dict())
+    for t in (arm, alone):
+        t.gradients(step, 0.5)
+    for (name, a), b in zip(arm.model.named_parameters(), alone.model.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-7), name
 
 
 # ---------------------------------------------------------------------------------------------
@@ -355,36 +388,48 @@ def test_what_processes_add_up_is_the_gradient_of_the_whole_batch(data, monkeypa
         assert torch.allclose(total, expected, rtol=1e-4, atol=1e-6), name
 
 
+NEW = "one layer, 3 ahead"
+
+
 @pytest.fixture(scope="module")
 def long_runs(data) -> dict:
     """50 steps with heads and skips (every kind of parameter) on 1, 2 and 4 processes."""
-    changes = HEADS | {"--num_iterations": 50, "--unet_skips": None}
+    common = HEADS | {"--num_iterations": 50, "--unet_skips": None}
+    drawn = {"--aux_one_layer": None, "--aux_tokens_ahead": 3, "--aux_unembedding": "own"}
+    options = {"all heads": common, NEW: common | drawn}
 
-    def given(size: int) -> list[str]:
-        return arguments(data, changes | {"--device_batch_size": size})
+    def given(name: str, size: int) -> list[str]:
+        return arguments(data, options[name] | {"--device_batch_size": size})
 
     with ThreadPoolExecutor(2) as beside:
-        started = {  # by processes and sequences a pass
-            (n, size): beside.submit(quick_torchrun, n, given(size)) for n, size in ((4, 1), (2, 2))
+        started = {  # by options, processes and sequences a pass
+            (name, n, size): beside.submit(quick_torchrun, n, given(name, size))
+            for name, n, size in (("all heads", 4, 1), ("all heads", 2, 2), (NEW, 2, 2))
         }
-        runs = {(1, size): alone(given(size)) for size in (2, 8)}
+        ours = (("all heads", 2), ("all heads", 8), (NEW, 2), (NEW, 8))
+        runs = {(name, 1, size): alone(given(name, size)) for name, size in ours}
         return runs | {split: run.result() for split, run in started.items()}
 
 
-@pytest.mark.parametrize("split", [(1, 2), (2, 2), (4, 1)])
+@pytest.mark.parametrize(
+    "split",
+    [*(("all heads", *s) for s in ((1, 2), (2, 2), (4, 1))), (NEW, 1, 2), (NEW, 2, 2)],
+    ids=lambda split: " ".join(map(str, split)),
+)
 def test_processes_and_passes_do_not_change_the_losses(long_runs, split):
     """Within 1e-4 nats over 50 steps in fp32, heads on sampled positions included."""
-    one, other = long_runs[1, 8], long_runs[split]
+    name, processes, _ = split
+    one, other = long_runs[name, 1, 8], long_runs[split]
     assert one.code == other.code == 0, other.err
     for kind, count in (("train", 50), ("val", 14)):
         a, b = ([float(loss) for loss in r.losses(kind)] for r in (one, other))
         assert len(a) == len(b) == count
         assert np.abs(np.subtract(a, b)).max() < 1e-4
-    assert other.summary["world_size"] == split[0]
+    assert other.summary["world_size"] == processes
 
 
 def test_only_the_first_process_speaks(long_runs):
-    assert len(long_runs[2, 2].out.splitlines()) == 50 + 14 + 1
+    assert len(long_runs["all heads", 2, 2].out.splitlines()) == 50 + 14 + 1
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -511,7 +556,7 @@ def test_an_empty_shard_beside_others_holds_no_window(tmp_path):
 # What is refused
 
 
-@pytest.mark.parametrize(
+REFUSED = pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"--batch_sise": 8}, "unrecognized arguments: --batch_sise 8; see --help"),
@@ -540,12 +585,39 @@ def test_an_empty_shard_beside_others_holds_no_window(tmp_path):
         ({"--val_tokens": 2_000}, "--val_tokens 2000: give 16 to 992"),
         ({"--num_iterations": 102}, "812 training windows of 16 tokens, but --num_iterations 102"),
         ({"--vocab_size": V - 1}, f"token {V - 1}, but --vocab_size is {V - 1}"),
-        ({"--log_file": "/dev/null/log"}, "[Errno "),
+        ({"--aux_stop_frac": 2}, "--aux_stop_frac 2.0: give a number above 0, at most 1"),
+        ({"--aux_tokens_ahead": T + 1}, "--aux_tokens_ahead 17: give 1 (the next token) to 16"),
+        ({"--log_file": "/dev/null/log"}, "--log_file /dev/null/log: no file can be written there"),
+        ({"--log_file": "/dev"}, "--log_file /dev: no file can be written there"),
     ],
     ids=lambda value: " ".join(map(str, *value.items())) if isinstance(value, dict) else "",
 )
+
+
+@REFUSED
 def test_bad_input_is_one_line_before_any_training(run, change, message):
     assert message in complaint(run(change))
+
+
+@REFUSED
+def test_a_check_says_what_a_run_would(run, change, message):
+    assert complaint(run(change | {"--check": None})) == complaint(run(change))
+
+
+def test_a_check_of_what_can_work_is_silent_and_leaves_nothing_behind(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_gpt, "Trainer", lambda *_: pytest.fail("a trainer was built"))
+    for changes in ({}, HEADS):
+        ran = run(changes | {"--check": None, "--log_file": tmp_path / "logs" / "train_log.txt"})
+        assert (ran.code, ran.out, ran.err) == (0, "", "")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_check_names_a_damaged_shard(run, tmp_path, damage):
+    change, message = DAMAGE[damage]
+    write_shard(tmp_path / "x_train_000001.bin", **({"tokens": GOOD} | change))
+    write_shard(tmp_path / "x_val_000001.bin", GOOD)
+    assert message in complaint(run({"--data_dir": tmp_path, "--check": None}))
 
 
 @pytest.mark.parametrize(
@@ -640,7 +712,7 @@ def small_model(*flags: str) -> GPT:
 def test_logits_are_capped_at_15():
     model = small_model()
     x = torch.randn(5, 16) * 100
-    z = x.double() @ model.head.weight.double().T
+    z = x.double() @ model.head.weight.double().T + model.head.bias
     expected = 15 * z / torch.sqrt(z**2 + 15**2)
     capped = model.unembed(x)
     assert torch.allclose(capped, expected.float(), atol=1e-4)
@@ -651,26 +723,28 @@ def slow_forward(model: GPT, tokens) -> torch.Tensor:
     """One sequence, position by position, as the equations say."""
     rms = lambda x: x / torch.sqrt((x * x).mean(-1, keepdim=True))  # noqa: E731
     n, waiting = len(model.blocks), []
-    x = x0 = rms(model.embedding.weight[tokens])
+    x = x0 = rms(model.embedding.weight[tokens]) * model.first_norm.gain
     for layer, block in enumerate(model.blocks):
         if model.mix is not None:
             if layer >= n // 2:
                 x = x + model.skips[layer - n // 2] * waiting.pop()
             x = model.mix[layer, 0] * x + model.mix[layer, 1] * x0
-        heads, normed = [], rms(x)
+        heads, normed = [], rms(x) * block.attention_norm.gain
+        weights, biases = block.qkv.weight, block.qkv.bias.view(3, 16)
         for head in torch.arange(16).split(8):
-            q, k, v = (normed @ block.qkv[i, head].T for i in range(3))
+            q, k, v = (normed @ weights[i, head].T + biases[i, head] for i in range(3))
             q, k = model.rotary(rms(q)), model.rotary(rms(k))
             rows = []
             for t in range(len(tokens)):
                 scores = 1.36 / math.sqrt(8) * (k[: t + 1] @ q[t])
                 rows.append(scores.softmax(0) @ v[: t + 1])
             heads.append(torch.stack(rows))
-        x = x + torch.cat(heads, dim=1) @ block.out.T
-        x = x + torch.relu(rms(x) @ block.up.T) ** 2 @ block.down.T
+        x = x + torch.cat(heads, dim=1) @ block.out.weight.T + block.out.bias
+        up = rms(x) * block.mlp_norm.gain @ block.up.weight.T + block.up.bias
+        x = x + torch.relu(up) ** 2 @ block.down.weight.T + block.down.bias
         if layer < n // 2:
             waiting.append(x)
-    return rms(x)
+    return rms(x) * model.last_norm.gain
 
 
 @pytest.mark.parametrize("flags", [(), ("--unet_skips",)])
@@ -721,7 +795,7 @@ def test_both_optimizers_follow_the_cooldown(data):
 def test_adamw_is_that_of_torch():
     ours, theirs = [nn.Parameter(torch.ones(5, 3)) for _ in range(2)]
     mine = AdamW([ours], lr=0.1)
-    library = torch.optim.AdamW([theirs], 0.1, betas=(0.8, 0.95), eps=1e-10, weight_decay=0)
+    library = torch.optim.AdamW([theirs], 0.1, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.001)
     for step in range(5):
         gradient = torch.randn(5, 3, generator=torch.Generator().manual_seed(step))
         for p in (ours, theirs):
@@ -735,8 +809,12 @@ def test_adamw_is_that_of_torch():
 SHAPES = [(3, 16, 16), (16, 16), (64, 16), (16, 64)]
 
 
-def test_muon_is_that_of_torch():
+FIVE_EQUAL_STEPS = ((3.4445, -4.7750, 2.0315),) * 5  # of torch.optim.Muon
+
+
+def test_but_for_its_steps_muon_is_that_of_torch(monkeypatch):
     """The library's works in bf16 and matrix by matrix; ours in batches, here in bf16 too."""
+    monkeypatch.setattr(train_gpt, "POLAR_EXPRESS", FIVE_EQUAL_STEPS)
     torch.manual_seed(0)
     start = [torch.randn(shape) for shape in SHAPES]
     ours = [nn.Parameter(p.clone()) for p in start]
@@ -760,10 +838,59 @@ def test_muon_is_that_of_torch():
         assert (a - b).norm() < 0.02 * (b - origin).norm()
 
 
-def test_orthogonalized_singular_values_are_near_one():
-    x = torch.randn(3, 16, 64, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(orthogonalize(x))
-    assert all(0.6 < value < 1.3 for value in values.flatten())
+def with_singular_values(values: torch.Tensor) -> torch.Tensor:
+    """A wide matrix that has these, random otherwise, (1, R, 4R)."""
+    generator = torch.Generator().manual_seed(0)
+    size = len(values)
+    left, right = (
+        torch.linalg.qr(torch.randn(n, size, generator=generator))[0] for n in (size, 4 * size)
+    )
+    return (left * values @ right.mT).unsqueeze(0)
+
+
+SPECTRA = {
+    "down to 1/1000 of the norm": torch.logspace(-2.3, 0, 64),
+    "all equal": torch.ones(64),
+    "almost of rank one": torch.tensor([1.0] + [0.002] * 63),
+}
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 0.126), (torch.bfloat16, 0.15)])
+def test_orthogonalized_singular_values_are_near_one(name, dtype, within):
+    x = with_singular_values(SPECTRA[name])
+    values = torch.linalg.svdvals(orthogonalize(x.to(dtype)).float())
+    assert (values - 1).abs().max() < within
+
+
+def test_the_least_singular_value_grows_five_hundredfold_and_none_overshoots():
+    x = with_singular_values(torch.logspace(-6, 0, 64))
+    values = torch.linalg.svdvals(orthogonalize(x)).flatten()
+    assert values.max() < 1.126
+    assert values.min() > 500 * 1e-6
+
+
+def test_orthogonalizing_turns_no_singular_vector():
+    x = with_singular_values(torch.logspace(-2, 0, 64)).double()
+    left, _, right = torch.linalg.svd(x, full_matrices=False)
+    values = left.mT @ orthogonalize(x) @ right.mT
+    assert (values - torch.diag_embed(values.diagonal(dim1=1, dim2=2))).abs().max() < 1e-6
+
+
+def test_each_step_of_the_polar_express_is_the_best_that_follows_the_steps_before():
+    """An odd quintic is nearest to 1 on an interval when its error is as large, with signs in turn,
+    at four points (Chebyshev): the two ends and the two extrema between."""
+    low, high = 1e-3, 1.0
+    for a, b, c in train_gpt.POLAR_EXPRESS:
+        root = math.sqrt(9 * b * b - 20 * a * c)
+        between = [math.sqrt((-3 * b + sign * root) / (10 * c)) for sign in (-1, 1)]
+        points = np.array([low, *between, 1.01 * high])
+        assert np.all(np.diff(points) > 0)
+        values = a * points + b * points**3 + c * points**5
+        errors = (1 - values) * [1, -1, 1, -1]
+        assert errors == pytest.approx(errors[0], abs=2e-3)
+        low, high = values[:2]
+    assert errors.max() < 0.126
 
 
 def test_a_matrix_without_gradient_is_left_alone():
@@ -800,4 +927,11 @@ def test_help_has_every_option(capsys):
     with pytest.raises(SystemExit, match="0"):
         train_gpt.main(["--help"])
     text = capsys.readouterr().out
-    assert all(option in text for option in [*SHAPE, *HEADS, "--aux_unembedding", "--unet_skips"])
+    others = [
+        "--check",
+        "--aux_unembedding",
+        "--aux_one_layer",
+        "--aux_stop_frac",
+        "--aux_tokens_ahead",
+    ]
+    assert all(option in text for option in [*SHAPE, *HEADS, *others, "--unet_skips"])
