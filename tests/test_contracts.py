@@ -94,8 +94,9 @@ def test_what_a_profile_says_is_what_the_trainer_gets(profile):
     assert left_to_the_trainer == {
         *("num_iterations", "data_dir", "seed", "device", "log_file"),
         *("aux_head_layers", "aux_loss_weight", "aux_loss_schedule"),
-        *("unet_skips", "log_grad_norms"),
-        "aux_unembedding",  # no arm is about it
+        *("unet_skips", "log_grad_norms", "check"),
+        # no arm is about these
+        *("aux_unembedding", "aux_one_layer", "aux_stop_frac", "aux_tokens_ahead"),
     }
 
 
@@ -142,8 +143,9 @@ def test_a_choice_by_hand_is_let_through_where_the_trainer_would(layers, schedul
 
     for profile in PROFILES.values():
         mine = accepts(check_choice, layers, 0.1, schedule)
-        fraction = profile.aux_token_fraction
-        theirs = accepts(aux_heads.check_settings, layers, profile.n_layer, 0.1, schedule, fraction)
+        rest = (profile.aux_token_fraction, 1.0, 1, profile.sequence_length)
+        settings = (layers, profile.n_layer, 0.1, schedule, *rest)
+        theirs = accepts(aux_heads.check_settings, *settings)
         assert mine is theirs
 
 
