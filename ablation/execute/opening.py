@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablation.cli.arguments import pasteable, plain_words
+from ablation.execute.before_run_1 import check_data_is_there, check_materials
 from ablation.execute.command import check_launcher
 from ablation.execute.display import Display
 from ablation.execute.launcher import Launcher
 from ablation.execute.local import LocalLauncher
 from ablation.execute.lock import Lock
 from ablation.execute.machine import cores, git_state, machine, versions
-from ablation.execute.preflight import check_data_is_there, check_materials
 from ablation.execute.preview import announce
 from ablation.execute.reconcile import reconcile
 from ablation.execute.session import Session, drive, resume_command
