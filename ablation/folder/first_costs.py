@@ -37,10 +37,11 @@ def check_may_write(path: Path) -> None:
 
 def write_findings(
     path: Path, e: Experiment, code_hash: str, costs: FirstCosts | None, findings: Mapping
-) -> None:
-    """costs: None where the short runs did not give any."""
+) -> dict:
+    """What was written. costs: None where the short runs did not give any."""
     value = {"measured_for": measured_for(e, code_hash), "first_costs": costs and asdict(costs)}
     write_json(path, {**findings, **value})
+    return {**findings, **value}
 
 
 def read_first_costs(path: Path, e: Experiment, code_hash: str) -> FirstCosts:
