@@ -298,18 +298,20 @@ def try_machine(args, words: Sequence[str], display: Display) -> int:
 
     options, file = sitting_options(args), args.preflight_file or NAME
     check_may_write(file)
-    exp_dir, document, e, gpus = named(args, silent if args.json else display.print_line)
+    print_line, show = (silent, silent) if args.json else (display.print_line, display.progress)
+    exp_dir, document, e, gpus = named(args, print_line)
     e, results = as_it_stands(as_asked(e, args, len(gpus)), options, exp_dir, document)
     slurm_args = options.slurm_args or (document or {}).get("slurm_args", "")
     m = materials_of(options, document, exp_dir, e)
     where = exp_dir.parent if exp_dir else args.output_dir or EXPERIMENTS
     launcher_in = partial(launcher_of, e, slurm_args)
-    report = preflight.preflight(e, m, launcher_in, where, gpus, results, display)
+    report = preflight.preflight(e, m, launcher_in, where, gpus, results, show)
+    display.clear()
     return preflight.tell(report, e, m, file, words, args.json)
 
 
-def silent(_: str) -> None:
-    """Words that would stand in the way of what a program reads."""
+def silent(*_) -> None:
+    """In place of words that would stand in the way of what a program reads."""
 
 
 def as_meant(e: Experiment, args, gpus: Sequence[str], print_line) -> Experiment:

@@ -61,7 +61,6 @@ class Survey:
     processor: str
     load: float  # processes that want a core, over the last minute
     gpus: tuple[GpuState, ...] = ()
-    gpus_fault: str = ""
     versions: dict[str, str] | None = None
     pinned: dict[str, str] | None = None  # by requirements.txt
     trainer: str = ""  # its files
@@ -196,8 +195,6 @@ def machine(e: Experiment, s: Survey) -> Finding:
 
 
 def gpus(e: Experiment, s: Survey) -> Finding:
-    if s.gpus_fault:
-        return told(s.gpus_fault)
     if e.share.launcher == "slurm":
         return passed(ELSEWHERE)
     if e.share.device == "cpu":
@@ -266,6 +263,8 @@ def launcher(e: Experiment, s: Survey) -> Finding:
 
 
 def data(e: Experiment, s: Survey) -> Finding:
+    if s.trainer_fault:
+        return passed("not asked: the trainer comes first")
     if s.data is None:
         return told(s.data_fault)
     if s.data.damaged:
@@ -372,7 +371,7 @@ UNEVEN, VERY_UNEVEN = 0.03, 0.15  # of the faster; chosen: a card that throttles
 LEAST_SHARED = 0.7  # of the work of so many GPUs, that they do together
 RESERVE = 0.9  # of a GPU's memory: fragments and NCCL take the rest
 REFUSALS = {"refused": exit_codes.FAULT, "interrupted": exit_codes.FAULT}
-LOG_OF_IT = "its words are the trainer's own: run the printed command by hand"
+LOG_OF_IT = "these are the trainer's own words: mend it; --dry_run prints its commands"
 SKIPPED = "not asked: the baseline did not train"
 
 
@@ -474,7 +473,7 @@ def reading(e: Experiment, s: Survey, t: Trials) -> Finding:
 def memory(e: Experiment, s: Survey, t: Trials) -> Finding:
     """Peak memory, and how many sequences a pass may have."""
     peaks = [r.peak_memory_mib for r in t.baseline if r.peak_memory_mib]
-    peak = f"peak {max(peaks) / 1024:.1f} GiB a process, by the baseline's word; " if peaks else ""
+    peak = f"peak {max(peaks):,.0f} MiB a process, by the baseline's word; " if peaks else ""
     if e.share.device == "cpu":
         return passed(f"{peak}the largest --device_batch_size: {ON_A_CPU}")
     if t.smaller:

@@ -34,7 +34,6 @@ from ablation.execute.checklist import (
     lines_of,
     prior,
 )
-from ablation.execute.display import Display
 from ablation.execute.launcher import Launcher
 from ablation.execute.machine import machine
 from ablation.execute.preview import announce
@@ -71,10 +70,11 @@ class Report:
 
 def preflight(
     e: Experiment, m: Materials, launcher_in: Callable[[Path], Launcher], where: Path,
-    gpus: Sequence[str], results: Sequence[RunResult], display: Display,
+    gpus: Sequence[str], results: Sequence[RunResult], show: Callable[[Sequence, str], None],
 ) -> Report:  # fmt: skip
-    """where: the folder of experiments; what lies in a folder of its own there, or above it where
-    it is not there yet, is removed in the end. Raises console.Stopped where somebody stops it."""
+    """where: the folder of experiments; what is written lies in a folder of its own there, or above
+    it where it is not there yet, and is removed in the end. show: as `Display.progress`. Raises
+    console.Stopped where somebody stops it."""
     began_s = time.monotonic()
     with told_as_fault() as fault:
         folder = Path(tempfile.mkdtemp(prefix=".preflight_", dir=existing(where))).resolve()
@@ -86,7 +86,7 @@ def preflight(
         lines, costs = lines_of(BEFORE, e, s), None
         if not exit_code(lines):
             deadline_s = began_s + allowed_s(e) - GRACE_S - MARGIN_S - END_S
-            more, costs = tried(e, m, folder, launcher_in, gpus, deadline_s, s, display)
+            more, costs = tried(e, m, folder, launcher_in, gpus, deadline_s, s, show)
             lines += more
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -102,14 +102,13 @@ def existing(folder: Path) -> Path:
 
 def tried(
     e: Experiment, m: Materials, folder: Path, launcher_in: Callable[[Path], Launcher],
-    gpus: Sequence[str], deadline_s: float, s: Survey, display: Display,
+    gpus: Sequence[str], deadline_s: float, s: Survey, show: Callable[[Sequence, str], None],
 ) -> tuple[list[Line], FirstCosts | None]:  # fmt: skip
     """The lines of the short runs, and what they cost."""
     t: Trials | None = None
     with told_as_fault() as fault:
         launcher, facts = launcher_in(folder), {"machine": machine(e, gpus)}
-        t = try_out(Track(e, m, folder, launcher, facts, deadline_s, display.progress))
-    display.clear()
+        t = try_out(Track(e, m, folder, launcher, facts, deadline_s, show))
     if t is None:
         value, _, remedy = fault[0].partition("; ")
         return [Line("short runs", **vars(failed(value, remedy, exit_codes.FAULT)))], None
@@ -133,7 +132,7 @@ def foreseen(
     pairs = sum(p.run.stage == FINAL_STAGE for p in planned) // 2
     pairs = len(e.seeds) if e.plan == "manual" else pairs
     smallest = power.resolution(pairs, measured)
-    words.append(f"  the smallest effect that can be found (Welch, one look): {smallest}")
+    words.append(f"  smallest effect to be found: {smallest}")
     differing = list(differences(e, costs, results))
     words += [f"  unlike the profile's prior: {line}" for line in differing]
     hours = {
@@ -225,12 +224,6 @@ def without_file(words: Sequence[str]) -> Iterator[str]:
         if not skip and not word.startswith("--preflight_file"):
             yield word
         skip = word == "--preflight_file"
-
-
-def refused(words: str) -> Report:
-    """A machine or a request of which nothing could be looked at."""
-    value, _, remedy = words.partition("; ")
-    return Report((Line("machine", **vars(failed(value, remedy))),), None, (), {}, 0.0)
 
 
 def findings(report: Report, e: Experiment) -> dict:

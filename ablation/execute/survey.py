@@ -55,7 +55,7 @@ def survey(e: Experiment, m: Materials, folder: Path, look_s: float) -> Survey:
         trainer_fault=trainer_fault,
         launcher_fault=fault_of(lambda: find_launcher(e)),
         data=found,
-        data_fault=data_fault or "not looked at: the trainer comes first",
+        data_fault=data_fault,
         disk=None if disk_fault else disk,
         disk_fault="".join(disk_fault),
     )

@@ -5,6 +5,7 @@ the middle, so that one run tells both how fast it is and how it dies. All that 
 folder that the caller removes.
 """
 
+import math
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from ablation.execute.checklist import (
     allowed_s,
     prior,
     short_run,
+    step_s,
     steps_of,
 )
 from ablation.execute.command import build_command, extra_environment
@@ -71,10 +73,12 @@ class Track:
         return self.deadline_s - time.monotonic()
 
     def side_by_side(
-        self, e: Experiment, runs: Sequence[RunConfig], slots: Sequence[int], enough: int = 0
-    ) -> tuple[RunResult, ...]:
+        self, e: Experiment, runs: Sequence[RunConfig], slots: Sequence[int],
+        enough: float = math.inf, patience_s: float = math.inf,
+    ) -> tuple[RunResult, ...]:  # fmt: skip
         """Run these at once, each with the share of its slot, to their end, or until each has done
-        enough steps: their results, in that order. Nothing is started where no time is left."""
+        enough steps or patience_s are over: their results, in that order. Nothing is started where
+        no time is left."""
         if self.stop.signal or self.left_s < 1:
             return ()
         self.batches, self.told_s = self.batches + 1, None
@@ -92,13 +96,13 @@ class Track:
         try:
             for run in runs:
                 ended += o.launch(run, Limits(self.left_s, "timeout", self.left_s))
-            ended += self.followed(o, enough)
+            ended += self.followed(o, enough, patience_s)
         finally:
             ended += o.stop("the operator stopped it")
         by_name = {r.run.name: r for r in ended}
         return tuple(by_name[run.name] for run in runs)
 
-    def followed(self, o: Orchestrator, enough: int) -> list[RunResult]:
+    def followed(self, o: Orchestrator, enough: float, patience_s: float) -> list[RunResult]:
         ended, launched_s = [], time.monotonic()
         while o.flights and not self.stop.signal:
             looked_s = time.monotonic()
@@ -108,14 +112,14 @@ class Track:
                 self.deadline_s += time.monotonic() - looked_s
                 if looked_s - launched_s > QUEUE_S:
                     o.order_stop(f"it waited in the queue for {duration(QUEUE_S)}")
-            if enough and self.told_s is None and all(f.log.step >= enough for f in flights):
+            began_s = min((f.started_s for f in flights), default=looked_s)
+            done = all(f.log.step >= enough for f in flights) or looked_s - began_s > patience_s
+            if flights and done and self.told_s is None:
                 self.tell_to_stop(o)
             self.show(flights, f"preflight: {duration(max(0.0, self.left_s))} left at the most")
         return ended
 
     def tell_to_stop(self, o: Orchestrator) -> None:
-        if not o.flights:
-            return
         if self.e.share.device == "cuda" and self.e.share.launcher == "local":
             self.gpus = gpu_states()
         self.told_s = time.monotonic()
@@ -155,24 +159,29 @@ def grace_s(e: Experiment) -> float:
 
 
 def in_all_slots(
-    track: Track, e: Experiment, arm: Arm, length: int, enough: int = 0
-) -> tuple[RunResult, ...]:
+    track: Track, e: Experiment, arm: Arm, length: int,
+    enough: float = math.inf, patience_s: float = math.inf,
+) -> tuple[RunResult, ...]:  # fmt: skip
     """One run in each slot: packed runs share caches, memory and disk. On a cluster two will do."""
     slots = range(min(e.share.parallel_runs, 2) if e.share.paid_each else e.share.parallel_runs)
     runs = [RunConfig(0, arm, slot, 42 + slot, length) for slot in slots]
-    return track.side_by_side(e, runs, slots, enough)
+    return track.side_by_side(e, runs, slots, enough, patience_s)
 
 
 def stopped_in_the_middle(track: Track, t: Trials, arm: Arm) -> Trials:
-    """The dearest arm at full length, told to stop; with fewer sequences a pass where its memory
-    is too small."""
+    """The dearest arm at full length, told to stop. With fewer sequences a pass where its memory
+    is too small; and where it logs no step so soon, once more for a few steps only."""
     e, length = t.experiment, max(track.e.full_iterations, t.steps)
-    results = in_all_slots(track, e, arm, length, t.steps)
+    patience_s = 2 + 1.5 * max(r.wall_s for r in t.baseline)
+    results = in_all_slots(track, e, arm, length, t.steps, patience_s)
     t = replace(t, dearest=results, gpus=track.gpus)
     if track.told_s is not None:
         stop_s = time.monotonic() - track.told_s
         left = 0 if e.share.launcher == "slurm" else len(watcher.marked(track.folder))
-        return replace(t, stop_s=stop_s, left=left)
+        t = replace(t, stop_s=stop_s, left=left)
+        if any(r.status != "ok" and step_s(r) is None for r in results):
+            t = replace(t, dearest=in_all_slots(track, e, arm, t.steps))
+        return t
     if any("memory" in r.reason for r in results):
         return replace(t, smaller=smaller_pass(track, e, arm, length))
     return t
