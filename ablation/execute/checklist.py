@@ -64,6 +64,7 @@ class Survey:
     versions: dict[str, str] | None = None
     pinned: dict[str, str] | None = None  # by requirements.txt
     trainer: str = ""  # its files
+    has_check: bool = False  # of arguments and data, by itself
     trainer_fault: str = ""
     launcher_fault: str = ""
     data: Data | None = None
@@ -253,7 +254,8 @@ def profile(e: Experiment, s: Survey) -> Finding:
 def trainer(e: Experiment, s: Survey) -> Finding:
     if s.trainer_fault:
         return told(s.trainer_fault)
-    return passed(s.trainer)
+    own = "is asked for every arm before a registration" if s.has_check else "is not known to it"
+    return passed(f"{s.trainer}; --check {own}, here the short runs tell")
 
 
 def launcher(e: Experiment, s: Survey) -> Finding:

@@ -21,6 +21,7 @@ from ablation.execute.preview import announce
 from ablation.execute.reconcile import reconcile
 from ablation.execute.session import Session, drive, resume_command
 from ablation.execute.slurm import SlurmLauncher
+from ablation.execute.trainer_check import check_with_trainer
 from ablation.folder.materials import ROOT, Materials
 from ablation.folder.overrides import (
     NewOverrides,
@@ -98,6 +99,7 @@ def begin(
     m = materials_of(options, None, exp_dir, e)
     check_materials(m, e)
     check_launcher()
+    check_with_trainer(e, m, exp_dir or output_dir)
     facts = facts_of(e, gpus)
     if exp_dir is None:
         exp_dir = new_folder(output_dir)

@@ -26,6 +26,7 @@ from ablation.execute.machine import (
     listed_gpus,
     versions,
 )
+from ablation.execute.trainer_check import has_check
 from ablation.folder.materials import ROOT, Materials, recorded_fingerprint, shards_in
 from ablation.runs.untrusted import printable, printable_path, read_json
 from ablation.study.experiment import Experiment
@@ -35,7 +36,7 @@ def survey(e: Experiment, m: Materials, folder: Path, look_s: float) -> Survey:
     """folder: an empty one where experiments would lie. look_s: that shards may be read for."""
     on_gpus = e.share.device == "cuda" and e.share.launcher == "local"
     with told_as_fault() as fault:
-        names = m.code.names
+        code = m.code
     trainer_fault = "".join(fault)
     found, data_fault = None, "" if trainer_fault else fault_of(lambda: check_materials(m, e))
     if not (trainer_fault or data_fault):
@@ -51,7 +52,8 @@ def survey(e: Experiment, m: Materials, folder: Path, look_s: float) -> Survey:
         gpus=gpu_states() if on_gpus else (),
         versions=versions(),
         pinned=pinned(),
-        trainer="" if trainer_fault else ", ".join(names),
+        trainer="" if trainer_fault else ", ".join(code.names),
+        has_check=not trainer_fault and has_check(code),
         trainer_fault=trainer_fault,
         launcher_fault=fault_of(lambda: find_launcher(e)),
         data=found,

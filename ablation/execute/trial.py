@@ -32,17 +32,12 @@ from ablation.execute.survey import gpu_states
 from ablation.execute.watcher import GRACE_S, MARGIN_S
 from ablation.folder.materials import Materials
 from ablation.plan.costs import Costs
-from ablation.plan.forecast import Planned, forecast
+from ablation.plan.forecast import Planned, longest_course
 from ablation.runs.run import Arm, RunConfig, RunResult, duration
 from ablation.study.experiment import Experiment
 from ablation.study.heads import baseline
 
 QUEUE_S = 600.0  # that a job may wait in a queue; it costs nothing there
-
-
-def longest_course(e: Experiment) -> list[Planned]:
-    """All runs that the plan can ask for, whatever the budget."""
-    return forecast(replace(e, budget_hours=1e5))[0]
 
 
 def dearest_of(e: Experiment, planned: Sequence[Planned]) -> Arm | None:
