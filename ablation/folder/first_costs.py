@@ -4,6 +4,7 @@
 They hold for one trainer at one scale on one share of a machine, all of which the file names.
 """
 
+import errno
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -30,7 +31,10 @@ def measured_for(e: Experiment, code_hash: str) -> dict:
 
 
 def check_may_write(path: Path) -> None:
-    """Raise ValueError where something else than a preflight's file lies: it would be lost."""
+    """Raise ValueError where something else than a preflight's file lies, which would be lost, and
+    OSError where no file can be written."""
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise PermissionError(errno.EACCES, "no file can be written there", str(path.parent))
     if os.path.lexists(path) and "measured_for" not in read_json(path):
         raise ValueError(f"--preflight_file {path}: not what --preflight writes; give another name")
 
