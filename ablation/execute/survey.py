@@ -48,7 +48,7 @@ def survey(e: Experiment, m: Materials, folder: Path, look_s: float) -> Survey:
     return Survey(
         host=socket.gethostname(),
         processor=cpu_name(),
-        load=os.getloadavg()[0],
+        busy=busy_cores(),
         gpus=gpu_states() if on_gpus else (),
         versions=versions(),
         pinned=pinned(),
@@ -84,6 +84,13 @@ def find_launcher(e: Experiment) -> None:
     check_launcher()
     if e.share.launcher == "slurm" and shutil.which("sbatch") is None:
         raise ValueError("--launcher slurm: there is no sbatch here; use --launcher local")
+
+
+def busy_cores(over_s: float = 0.5) -> float:
+    """Cores in use at the moment, while this process sleeps: nothing of it runs yet."""
+    import psutil
+
+    return psutil.cpu_percent(interval=over_s) / 100 * (psutil.cpu_count() or 1)
 
 
 PIN = re.compile(r"^([\w-]+)==([\w.]+)", re.MULTILINE)
