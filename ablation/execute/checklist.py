@@ -368,7 +368,8 @@ def within(ratio: float) -> float:
 
 OFF = 0.10  # of the prior: more is said
 STOPPED_HERE = "the preflight stopped it"
-UNEVEN, VERY_UNEVEN = 0.03, 0.15  # of the faster; chosen: a card that throttles loses more
+# of the faster; chosen: a card that throttles loses more, and cores are never shared so evenly
+UNEVEN, VERY_UNEVEN = 0.03, 0.15
 LEAST_SHARED = 0.7  # of the work of so many GPUs, that they do together
 RESERVE = 0.9  # of a GPU's memory: fragments and NCCL take the rest
 REFUSALS = {"refused": exit_codes.FAULT, "interrupted": exit_codes.FAULT}
@@ -510,10 +511,12 @@ def evenness(e: Experiment, s: Survey, t: Trials) -> Finding:
     what = "the first and the last GPU" if t.ends else "the first and the last run side by side"
     apart = max(times) / min(times) - 1
     value = f"{what}: {short(times[0])} and {short(times[1])} a step, {apart:.1%} apart"
-    if apart > VERY_UNEVEN and e.share.device == "cuda":
+    on_gpus = e.share.device == "cuda"
+    if apart > VERY_UNEVEN and on_gpus:
         return failed(value, "one card is slow: see nvidia-smi -q; leave it out", exit_codes.FAULT)
-    if apart > UNEVEN:
-        return warned(value, "see what else runs there: every step waits for the slowest")
+    if apart > (UNEVEN if on_gpus else VERY_UNEVEN):
+        waits = "every step waits for the slowest" if t.ends else "they share unevenly"
+        return warned(value, f"see what else runs there: {waits}")
     return passed(value)
 
 
