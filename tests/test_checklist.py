@@ -36,7 +36,7 @@ GPU = GpuState("H100", "GPU-a", 80_000.0, 400.0, 1980.0, 1980.0, 60.0)
 FIT = Survey(
     host="h",
     processor="p",
-    load=0.1,
+    busy=0.1,
     gpus=(GPU,) * 8,
     versions={"python": "3.11.7", "torch": "2.13.0+cpu"},
     pinned={"torch": "2.13.0"},
@@ -82,8 +82,8 @@ def test_a_machine_that_is_fit_passes_every_line():
 GIB = 1024.0
 HELD = replace(GPU, used_mib=1025.0)
 BAD_SURVEYS = [  # check, experiment, what was seen otherwise, level, words of value or remedy
-    ("machine", ON_CPU, {"load": 0.6}, "warn", "others use the cores"),
-    ("machine", ON_CPU, {"load": 0.5}, "pass", "load 0.5"),
+    ("machine", ON_CPU, {"busy": 0.31}, "warn", "what else computes"),
+    ("machine", ON_CPU, {"busy": 0.3}, "pass", "0.3 busy"),
     ("GPUs", ON_GPUS, {"gpus": ()}, "warn", "8 asked for"),
     ("GPUs", ON_GPUS, {"gpus": (GPU, replace(GPU, name="A100")) * 4}, "warn", "4 x A100"),
     ("GPU memory", ON_GPUS, {"gpus": (GPU, HELD)}, "warn", "77.1 of 78.1 GiB free on GPU-a"),

@@ -91,6 +91,17 @@ def test_packed_runs_are_tried_packed(home):
     assert len({line.split()[1] for line in trace.read_text().splitlines()}) == 4
 
 
+def test_a_trainer_of_several_files_runs_from_a_copy_and_its_folder_stays_as_it_was(home):
+    mine = home / "mine"
+    mine.mkdir()
+    (mine / "train.py").write_text("import sys, engine\nsys.exit(engine.main())\n")
+    (mine / "engine.py").write_text(FAKE.read_text())
+    code, _, lines = asked("--train_script", "mine/train.py", *FIXED[2:], FAKE_SECONDS="6")
+    assert code == 0, lines
+    assert lines["trainer"]["value"].startswith("train.py, engine.py; --check is not known to it")
+    assert sorted(path.name for path in mine.iterdir()) == ["engine.py", "train.py"]
+
+
 def test_by_hand_the_dearest_of_the_arms_asked_for_is_tried(home):
     code, _, lines = asked(*FIXED, "--experiment", "aux_6,aux_4_8", FAKE_SECONDS="6")
     assert code == 0
@@ -320,9 +331,9 @@ def test_ctrl_c_leaves_no_process_and_no_file(home, token):
 SMI = """#!/bin/sh
 case "$1" in
 -L) ;;
-*=index,uuid,name) printf '0, GPU-a, H100\\n1, GPU-b, H100\\n' ;;
-*memory.total*) printf '0, GPU-a, H100, 81559, USED, 1980, 1980, 61\\n'
-                printf '1, GPU-b, H100, 81559, 30000, [N/A], 1980, 60\\n' ;;
+*=index,uuid,name) printf '0, GPU-a, H100, 80GB\\n1, GPU-b, H100, 80GB\\n' ;;
+*memory.total*) printf '0, GPU-a, 81559, USED, 1980, 1980, 61, H100, 80GB\\n'
+                printf '1, GPU-b, 81559, 30000, [N/A], 1980, 60, H100, 80GB\\n' ;;
 *event_reasons*) echo 'Field "clocks_event_reasons.active" is not a valid field'; exit 2 ;;
 *throttle_reasons*) printf 'GPU-a, 0x0000000000000004\\nGPU-b, 0x0000000000000000\\n' ;;
 *compute-apps*) OTHERS ;;
@@ -353,7 +364,7 @@ def test_one_run_on_two_gpus_is_tried_on_the_first_and_the_last_alone(two_gpus):
     two_gpus()
     code, _, lines = asked(*ON_GPUS, "--num_gpus", "2", FAKE_SECONDS="12")
     assert code == 0, lines
-    assert lines["GPUs"]["value"] == "2 x H100, 2 used"
+    assert lines["GPUs"]["value"] == "2 x H100, 80GB, 2 used"
     assert "the first and the last GPU: 120 ms and 120 ms a step" in lines["evenness"]["value"]
     assert lines["network"]["value"] == "2 GPUs do the work of 1.0"
     assert lines["network"]["level"] == "warn"
@@ -371,11 +382,11 @@ def test_packed_runs_get_gpus_of_their_own(two_gpus):
 
 
 def test_a_gpu_in_use_by_somebody_else_starts_nothing(two_gpus):
-    two_gpus(used="60000", others="printf 'GPU-a, 4711, python, 59000\\n'")
+    two_gpus(used="60000", others="printf 'GPU-a, 4711, 59000, python, mine\\n'")
     code, _, lines = asked(*ON_GPUS)
     assert code == 1
     assert lines["other processes"]["level"] == "fail"
-    assert "python (process 4711, 59000 MiB) on GPU-a" in lines["other processes"]["value"]
+    assert "python, mine (process 4711, 59000 MiB) on GPU-a" in lines["other processes"]["value"]
     assert lines["GPU memory"]["level"] == "warn"
     assert "baseline" not in lines
 

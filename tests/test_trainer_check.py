@@ -88,6 +88,14 @@ def test_who_has_no_check_is_not_disturbed(tmp_path, monkeypatch):
     check_with_trainer(by_hand("aux_6"), fake, tmp_path)
 
 
+def test_ours_is_known_by_its_flag():
+    import train_gpt
+
+    flags = train_gpt.build_parser()._option_string_actions
+    ours = Materials(ROOT / "train_gpt.py", ROOT)
+    assert has_check(ours.code) == (trainer_check.FLAG in flags)
+
+
 def test_a_sitting_that_is_refused_registers_nothing(trainer, tmp_path):
     trainer(2)
     prepare = [sys.executable, str(ROOT / "data" / "prepare.py"), "--output_dir", "shards"]

@@ -59,7 +59,7 @@ class Survey:
 
     host: str
     processor: str
-    load: float  # processes that want a core, over the last minute
+    busy: float  # cores that others compute on
     gpus: tuple[GpuState, ...] = ()
     versions: dict[str, str] | None = None
     pinned: dict[str, str] | None = None  # by requirements.txt
@@ -178,7 +178,7 @@ def prior(e: Experiment) -> Experiment:
 # ---------------------------------------------------------------------------------------------
 # Before any run. Each check takes the experiment and the survey.
 
-BUSY = 0.5  # of the cores, wanted by others: times measured then are not a quiet machine's
+BUSY = 0.3  # of the cores, in use by others: times measured then are not a quiet machine's
 ROOM_MIB = 1024  # of a GPU's memory in use: more than a display and a driver take
 CLOCK_OFF_S = 5.0
 TOO_SLOW = 2.0  # times the time allowed
@@ -188,10 +188,9 @@ ON_A_CPU = "not asked on a CPU"
 
 def machine(e: Experiment, s: Survey) -> Finding:
     runs = f"{e.share.parallel_runs} run(s) at a time, {e.share.processes} process(es) each"
-    value = f"{s.host}, {s.processor}, {e.share.cores} core(s), load {s.load:.1f}; {runs}"
-    if e.share.device == "cpu" and s.load > BUSY * e.share.cores:
-        quiet = "end what else computes here, or expect longer runs"
-        return warned(value, f"others use the cores, the times below are theirs too: {quiet}")
+    value = f"{s.host}, {s.processor}, {e.share.cores} core(s), {s.busy:.1f} busy; {runs}"
+    if e.share.device == "cpu" and s.busy > BUSY * e.share.cores:
+        return warned(value, "end what else computes here, or its times are measured, too")
     return passed(value)
 
 
@@ -369,7 +368,8 @@ def within(ratio: float) -> float:
 
 OFF = 0.10  # of the prior: more is said
 STOPPED_HERE = "the preflight stopped it"
-UNEVEN, VERY_UNEVEN = 0.03, 0.15  # of the faster; chosen: a card that throttles loses more
+# of the faster; chosen: a card that throttles loses more, and cores are never shared so evenly
+UNEVEN, VERY_UNEVEN = 0.03, 0.15
 LEAST_SHARED = 0.7  # of the work of so many GPUs, that they do together
 RESERVE = 0.9  # of a GPU's memory: fragments and NCCL take the rest
 REFUSALS = {"refused": exit_codes.FAULT, "interrupted": exit_codes.FAULT}
@@ -511,10 +511,12 @@ def evenness(e: Experiment, s: Survey, t: Trials) -> Finding:
     what = "the first and the last GPU" if t.ends else "the first and the last run side by side"
     apart = max(times) / min(times) - 1
     value = f"{what}: {short(times[0])} and {short(times[1])} a step, {apart:.1%} apart"
-    if apart > VERY_UNEVEN and e.share.device == "cuda":
+    on_gpus = e.share.device == "cuda"
+    if apart > VERY_UNEVEN and on_gpus:
         return failed(value, "one card is slow: see nvidia-smi -q; leave it out", exit_codes.FAULT)
-    if apart > UNEVEN:
-        return warned(value, "see what else runs there: every step waits for the slowest")
+    if apart > (UNEVEN if on_gpus else VERY_UNEVEN):
+        waits = "every step waits for the slowest" if t.ends else "they share unevenly"
+        return warned(value, f"see what else runs there: {waits}")
     return passed(value)
 
 

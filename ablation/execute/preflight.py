@@ -107,6 +107,9 @@ def tried(
     """The lines of the short runs, and what they cost."""
     t: Trials | None = None
     with told_as_fault() as fault:
+        code = m.code
+        code.copy_to(folder / "code")  # as in an experiment: what is left out of it is missed
+        m = Materials(folder / "code" / code.names[0], m.data_dir)
         launcher, facts = launcher_in(folder), {"machine": machine(e, gpus)}
         t = try_out(Track(e, m, folder, launcher, facts, deadline_s, show))
     if t is None:

@@ -12,20 +12,14 @@ import re
 import shutil
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from ablation.cli.arguments import plain_words
 from ablation.execute.before_run_1 import HEADER_BYTES, check_materials, read_shard
 from ablation.execute.checklist import Data, Disk, GpuState, Survey
 from ablation.execute.command import check_torchrun
-from ablation.execute.machine import (
-    Gpu,
-    as_cuda_sees,
-    ask,
-    cpu_name,
-    listed_gpus,
-    versions,
-)
+from ablation.execute.machine import as_cuda_sees, ask, cpu_name, listed_gpus, versions
 from ablation.execute.trainer_check import has_check
 from ablation.folder.materials import ROOT, Materials, recorded_fingerprint, shards_in
 from ablation.runs.untrusted import printable, printable_path, read_json
@@ -48,7 +42,7 @@ def survey(e: Experiment, m: Materials, folder: Path, look_s: float) -> Survey:
     return Survey(
         host=socket.gethostname(),
         processor=cpu_name(),
-        load=os.getloadavg()[0],
+        busy=busy_cores(),
         gpus=gpu_states() if on_gpus else (),
         versions=versions(),
         pinned=pinned(),
@@ -86,6 +80,13 @@ def find_launcher(e: Experiment) -> None:
         raise ValueError("--launcher slurm: there is no sbatch here; use --launcher local")
 
 
+def busy_cores(over_s: float = 0.5) -> float:
+    """Cores in use at the moment, while this process sleeps: nothing of it runs yet."""
+    import psutil
+
+    return psutil.cpu_percent(interval=over_s) / 100 * (psutil.cpu_count() or 1)
+
+
 PIN = re.compile(r"^([\w-]+)==([\w.]+)", re.MULTILINE)
 
 
@@ -107,10 +108,11 @@ def disk_of(folder: Path) -> Disk:
 # ---------------------------------------------------------------------------------------------
 # GPUs
 
-ABOUT_A_GPU = (
-    *("index", "uuid", "name", "memory.total", "memory.used", "clocks.sm", "clocks.max.sm"),
-    "temperature.gpu",
+ABOUT_A_GPU = (  # a name comes last: it may hold anything
+    *("index", "uuid", "memory.total", "memory.used", "clocks.sm", "clocks.max.sm"),
+    *("temperature.gpu", "name"),
 )
+ABOUT_A_PROCESS = ("gpu_uuid", "pid", "used_memory", "process_name")
 AS_CSV = "--format=csv,noheader,nounits"
 SLOWING = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")  # newer drivers, older
 REASONS = {  # NVML's bits that take clocks away for a fault of the machine; not its power limit
@@ -123,18 +125,16 @@ REASONS = {  # NVML's bits that take clocks away for a fault of the machine; not
 
 def gpu_states() -> tuple[GpuState, ...]:
     """The GPUs that a trainer would see, as nvidia-smi tells; none where it fails."""
-    rows = asked(f"--query-gpu={','.join(ABOUT_A_GPU)}")
-    found = {row[1]: row for row in rows if len(row) == len(ABOUT_A_GPU)}
-    whole = tuple(Gpu(row[2], uuid) for uuid, row in found.items())
-    names = "\n".join(f"{row[0]}, {uuid}, {row[2]}" for uuid, row in found.items())
-    gpus = listed_gpus(names, said("-L")) if found else whole
+    found = {row[1]: row for row in asked("--query-gpu=", ABOUT_A_GPU)}
+    rows = "\n".join(f"{row[0]}, {uuid}, {row[-1]}" for uuid, row in found.items())
+    gpus = listed_gpus(rows, said("-L")) if found else ()
     seen = as_cuda_sees(gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
     slowed, others = slowdowns(), processes()
     return tuple(
         GpuState(
             gpu.name,
             gpu.uuid,
-            *map(number, found.get(gpu.uuid, [""] * 8)[3:]),
+            *map(number, found.get(gpu.uuid, [""] * len(ABOUT_A_GPU))[2:-1]),
             slowed=slowed.get(gpu.uuid, ()),
             others=others.get(gpu.uuid, ()),
         )
@@ -142,9 +142,11 @@ def gpu_states() -> tuple[GpuState, ...]:
     )
 
 
-def asked(*query: str) -> list[list[str]]:
-    """What nvidia-smi says, a row a line; nothing where it fails."""
-    return [line.split(", ") for line in said(*query, AS_CSV).splitlines()]
+def asked(query: str, fields: Sequence[str]) -> list[list[str]]:
+    """What nvidia-smi says of these fields, a whole row a line; nothing where it fails."""
+    lines = said(query + ",".join(fields), AS_CSV).splitlines()
+    rows = [line.split(", ", len(fields) - 1) for line in lines]
+    return [row for row in rows if len(row) == len(fields)]
 
 
 def said(*words: str) -> str:
@@ -165,8 +167,8 @@ def number(text: str) -> float | None:
 def slowdowns() -> dict[str, tuple[str, ...]]:
     """What holds down the clocks, by GPU."""
     for field in SLOWING:
-        if rows := asked(f"--query-gpu=uuid,{field}"):
-            return {row[0]: reasons_in(row[-1]) for row in rows}
+        if rows := asked("--query-gpu=", ("uuid", field)):
+            return {uuid: reasons_in(bits) for uuid, bits in rows}
     return {}
 
 
@@ -181,10 +183,9 @@ def reasons_in(bits: str) -> tuple[str, ...]:
 def processes() -> dict[str, tuple[str, ...]]:
     """What computes on each GPU."""
     found: dict[str, tuple[str, ...]] = {}
-    for row in asked("--query-compute-apps=gpu_uuid,pid,process_name,used_memory"):
-        if len(row) == 4:
-            words = printable(f"{row[2]} (process {row[1]}, {row[3]} MiB)", limit=120)
-            found[row[0]] = (*found.get(row[0], ()), words)
+    for uuid, process, used, name in asked("--query-compute-apps=", ABOUT_A_PROCESS):
+        words = printable(f"{name} (process {process}, {used} MiB)", limit=120)
+        found[uuid] = (*found.get(uuid, ()), words)
     return found
 
 
