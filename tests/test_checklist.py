@@ -9,11 +9,6 @@ from ablation.execute import checklist
 from ablation.execute.checklist import (
     AFTER,
     BEFORE,
-    Data,
-    Disk,
-    GpuState,
-    Survey,
-    Trials,
     exit_code,
     first_costs,
     largest_pass,
@@ -22,6 +17,7 @@ from ablation.execute.checklist import (
     step_s,
     steps_of,
 )
+from ablation.execute.observed import Data, Disk, GpuState, Survey, Trials
 from ablation.plan.costs import Costs
 from ablation.plan.forecast import forecast, paid_s
 from ablation.runs.run import Arm

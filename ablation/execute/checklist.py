@@ -10,88 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ablation.cli import exit_codes
+from ablation.execute.observed import Survey, Trials
 from ablation.plan.costs import Costs
 from ablation.runs.run import RunConfig, RunResult, duration
 from ablation.study.experiment import Experiment, FirstCosts
 from ablation.study.heads import baseline as baseline_arm
-
-# ---------------------------------------------------------------------------------------------
-# What is judged
-
-
-@dataclass(frozen=True)
-class GpuState:
-    """One GPU that runs would get, as nvidia-smi tells; None for what it does not tell."""
-
-    name: str
-    uuid: str
-    total_mib: float | None = None
-    used_mib: float | None = None
-    clock_mhz: float | None = None
-    most_mhz: float | None = None
-    celsius: float | None = None
-    slowed: tuple[str, ...] = ()  # what holds its clock down, beside its power limit
-    others: tuple[str, ...] = ()  # processes that compute on it
-
-
-@dataclass(frozen=True)
-class Disk:
-    """Where experiments would lie."""
-
-    place: str
-    free_bytes: int
-    clock_off_s: float  # of its files' times, against this host's
-
-
-@dataclass(frozen=True)
-class Data:
-    """The shards of the runs to come."""
-
-    words: str  # how many, and how large
-    checked: str  # how far their contents are known to be right
-    damaged: str = ""  # a shard whose contents are not what was recorded
-    read_s: float | None = None  # for one step's windows of one process, from the disk
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What was seen before any run. A text that ends in `fault` is empty where nothing is wrong."""
-
-    host: str
-    processor: str
-    busy: float  # cores that others compute on
-    gpus: tuple[GpuState, ...] = ()
-    versions: dict[str, str] | None = None
-    pinned: dict[str, str] | None = None  # by requirements.txt
-    trainer: str = ""  # its files
-    has_check: bool = False  # of arguments and data, by itself
-    trainer_fault: str = ""
-    launcher_fault: str = ""
-    data: Data | None = None
-    data_fault: str = ""
-    disk: Disk | None = None
-    disk_fault: str = ""
-
-
-@dataclass(frozen=True)
-class Trials:
-    """What the short runs told: several of one arm where runs are packed, in the order of slots."""
-
-    experiment: Experiment  # as they ran: its profile validates half way
-    steps: int  # of the baseline; the dearest arm is told to stop after so many
-    allowance_s: float
-    baseline: tuple[RunResult, ...] = ()
-    dearest: tuple[RunResult, ...] = ()
-    stop_s: float | None = None  # from the order to the end of the last
-    left: int = 0  # processes of theirs that lived on
-    grace_s: float = 0.0  # that a stop may take
-    ends: tuple[RunResult, ...] = ()  # the baseline on the first GPU alone, and on the last
-    gpus: tuple[GpuState, ...] = ()  # while the dearest arm trained
-    smaller: int | None = None  # sequences a pass with which it trained, where memory was too small
-    iterations_to_come: int = 0  # of all runs of the plan together
-    log_bytes: int = 0  # of the baseline's logs
-    cache_bytes: int = 0  # of what torch compiled
-
 
 # ---------------------------------------------------------------------------------------------
 # Lines
@@ -214,14 +137,18 @@ def gpus(e: Experiment, s: Survey) -> Finding:
 def gpu_memory(e: Experiment, s: Survey) -> Finding:
     if not asked_of_gpus(e, s):
         return passed(ELSEWHERE if e.share.launcher == "slurm" else ON_A_CPU)
-    told = [g for g in s.gpus if None not in (g.total_mib, g.used_mib)]
+    told = [
+        (gpu.total_mib - gpu.used_mib, gpu.used_mib, gpu.total_mib, gpu.uuid)
+        for gpu in s.gpus
+        if gpu.total_mib is not None and gpu.used_mib is not None
+    ]
     if not told:
         return passed("not told by nvidia-smi")
-    least = min(told, key=lambda g: g.total_mib - g.used_mib)
-    free = f"{(least.total_mib - least.used_mib) / 1024:.1f} of {least.total_mib / 1024:.1f} GiB"
-    if least.used_mib > ROOM_MIB:
+    free_mib, used_mib, total_mib, uuid = min(told)
+    free = f"{free_mib / 1024:.1f} of {total_mib / 1024:.1f} GiB"
+    if used_mib > ROOM_MIB:
         remedy = "end what holds it (nvidia-smi lists it), or leave this GPU out"
-        return warned(f"{free} free on {least.uuid}: something holds the rest", remedy)
+        return warned(f"{free} free on {uuid}: something holds the rest", remedy)
     return passed(f"{free} free on the fullest")
 
 
@@ -350,10 +277,13 @@ def rest_s(r: RunResult) -> float:
 def first_costs(t: Trials) -> FirstCosts | None:
     """The short runs as multiples of the profile's prior; None where the baseline did not train."""
     trained = [r for r in t.baseline if r.status == "ok"]
-    stepped = [r for r in (*trained, *t.dearest) if step_s(r) is not None]
     if not trained:
         return None
-    train = [step_s(r) / prior_step_s(t.experiment, r) for r in stepped]
+    train = [
+        measured_s / prior_step_s(t.experiment, r)
+        for r in (*trained, *t.dearest)
+        if (measured_s := step_s(r)) is not None
+    ]
     rest = [rest_s(r) / Costs(t.experiment).prior(r.run)[1] for r in trained]
     return FirstCosts(*(within(statistics.median(ratios)) for ratios in (train, rest)))
 
@@ -481,14 +411,18 @@ def memory(e: Experiment, s: Survey, t: Trials) -> Finding:
     if t.smaller:
         remedy = f"give --device_batch_size {t.smaller}"
         return warned(f"{e.profile.device_batch_size} sequences a pass do not fit", remedy)
-    told = [g for g in t.gpus if g.used_mib and g.total_mib]
+    told = [
+        (gpu.used_mib / gpu.total_mib, gpu.used_mib, gpu.total_mib)
+        for gpu in t.gpus
+        if gpu.used_mib and gpu.total_mib
+    ]
     if not told:
         return passed(f"{peak}the GPU's own word is not known")
-    fullest = max(told, key=lambda g: g.used_mib / g.total_mib)
+    _, used_mib, total_mib = max(told)  # of the fullest
     share = e.profile.batch_size // e.share.processes
     ran = min(e.profile.device_batch_size, share)
-    most = largest_pass(share, ran, fullest.used_mib, RESERVE * fullest.total_mib)
-    used = f"{fullest.used_mib / 1024:.1f} of {fullest.total_mib / 1024:.1f} GiB in use"
+    most = largest_pass(share, ran, used_mib, RESERVE * total_mib)
+    used = f"{used_mib / 1024:.1f} of {total_mib / 1024:.1f} GiB in use"
     by = "" if most == ran else ", reckoned from that in proportion"
     return passed(f"{peak}{used} at {ran} sequences a pass; the largest that fits: {most}{by}")
 
@@ -505,8 +439,9 @@ def evenness(e: Experiment, s: Survey, t: Trials) -> Finding:
     pair = t.ends or t.dearest or t.baseline
     if e.share.processes * e.share.parallel_runs == 1:
         return passed("not asked: one process in all")
-    times = [step_s(r) for r in (pair[0], pair[-1])] if len(pair) > 1 else [None]
-    if None in times:
+    ends = (pair[0], pair[-1]) if len(pair) > 1 else ()
+    times = [measured_s for r in ends if (measured_s := step_s(r)) is not None]
+    if len(times) < 2:
         return passed("not measured: no two of them trained alone in the time allowed")
     what = "the first and the last GPU" if t.ends else "the first and the last run side by side"
     apart = max(times) / min(times) - 1
@@ -523,10 +458,10 @@ def evenness(e: Experiment, s: Survey, t: Trials) -> Finding:
 def clocks(e: Experiment, s: Survey, t: Trials) -> Finding:
     if e.share.device == "cpu" or e.share.launcher == "slurm":
         return passed(ELSEWHERE if e.share.launcher == "slurm" else ON_A_CPU)
-    told = [g for g in t.gpus if g.clock_mhz]
+    told = [gpu for gpu in t.gpus if gpu.clock_mhz]
     if not told:
         return passed("nvidia-smi did not tell them while a run trained")
-    slowest = min(told, key=lambda g: g.clock_mhz)
+    slowest = min(told, key=lambda gpu: gpu.clock_mhz or 0.0)
     value = f"{slowest.clock_mhz:.0f} MHz at the least"
     value += f" of {slowest.most_mhz:.0f}" if slowest.most_mhz else ""
     value += f", {max(g.celsius or 0 for g in told):.0f} C at the most, in training"

@@ -25,8 +25,6 @@ from ablation.execute.checklist import (
     OFF,
     WARN,
     Line,
-    Survey,
-    Trials,
     allowed_s,
     exit_code,
     failed,
@@ -36,6 +34,7 @@ from ablation.execute.checklist import (
 )
 from ablation.execute.launcher import Launcher
 from ablation.execute.machine import machine
+from ablation.execute.observed import Survey, Trials
 from ablation.execute.preview import announce
 from ablation.execute.survey import survey, told_as_fault
 from ablation.execute.trial import Track, try_out
@@ -105,17 +104,17 @@ def tried(
     gpus: Sequence[str], deadline_s: float, s: Survey, show: Callable[[Sequence, str], None],
 ) -> tuple[list[Line], FirstCosts | None]:  # fmt: skip
     """The lines of the short runs, and what they cost."""
-    t: Trials | None = None
+    found: list[Trials] = []
     with told_as_fault() as fault:
         code = m.code
         code.copy_to(folder / "code")  # as in an experiment: what is left out of it is missed
         m = Materials(folder / "code" / code.names[0], m.data_dir)
         launcher, facts = launcher_in(folder), {"machine": machine(e, gpus)}
-        t = try_out(Track(e, m, folder, launcher, facts, deadline_s, show))
-    if t is None:
+        found.append(try_out(Track(e, m, folder, launcher, facts, deadline_s, show)))
+    if not found:
         value, _, remedy = fault[0].partition("; ")
         return [Line("short runs", **vars(failed(value, remedy, exit_codes.FAULT)))], None
-    return lines_of(AFTER, e, s, t), first_costs(t)
+    return lines_of(AFTER, e, s, found[0]), first_costs(found[0])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -129,12 +128,13 @@ def foreseen(
     effect, and how far it is from the prior's."""
     from ablation.plan import power
 
-    measured, words = replace(e, first_costs=costs), []
+    measured = replace(e, first_costs=costs)
+    words: list[str] = []
     planned, last = forecast(measured, results)
     announce(measured, results, planned, last, words.append)
     pairs = sum(p.run.stage == FINAL_STAGE for p in planned) // 2
     pairs = len(e.seeds) if e.plan == "manual" else pairs
-    smallest = power.resolution(pairs, measured)
+    smallest = power.resolution(measured, pairs)
     words.append(f"  smallest effect to be found: {smallest}")
     differing = list(differences(e, costs, results))
     words += [f"  unlike the profile's prior: {line}" for line in differing]

@@ -12,14 +12,14 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ablation.cli.arguments import plain_words
 from ablation.execute.before_run_1 import HEADER_BYTES, check_materials, read_shard
-from ablation.execute.checklist import Data, Disk, GpuState, Survey
 from ablation.execute.command import check_torchrun
-from ablation.execute.machine import as_cuda_sees, ask, cpu_name, listed_gpus, versions
+from ablation.execute.machine import Gpu, as_cuda_sees, ask, cpu_name, listed_gpus, versions
+from ablation.execute.observed import Data, Disk, GpuState, Survey
 from ablation.execute.trainer_check import has_check
 from ablation.folder.materials import ROOT, Materials, recorded_fingerprint, shards_in
 from ablation.runs.untrusted import printable, printable_path, read_json
@@ -58,7 +58,7 @@ def survey(e: Experiment, m: Materials, folder: Path, look_s: float) -> Survey:
 
 
 @contextlib.contextmanager
-def told_as_fault():
+def told_as_fault() -> Iterator[list[str]]:
     """In here a refusal becomes words, which the list gets."""
     words: list[str] = []
     try:
@@ -130,13 +130,10 @@ def gpu_states() -> tuple[GpuState, ...]:
     gpus = listed_gpus(rows, said("-L")) if found else ()
     seen = as_cuda_sees(gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
     slowed, others = slowdowns(), processes()
+    untold = [""] * len(ABOUT_A_GPU)
     return tuple(
-        GpuState(
-            gpu.name,
-            gpu.uuid,
-            *map(number, found.get(gpu.uuid, [""] * len(ABOUT_A_GPU))[2:-1]),
-            slowed=slowed.get(gpu.uuid, ()),
-            others=others.get(gpu.uuid, ()),
+        gpu_state(
+            gpu, found.get(gpu.uuid, untold), slowed.get(gpu.uuid, ()), others.get(gpu.uuid, ())
         )
         for gpu in seen
     )
@@ -155,6 +152,14 @@ def said(*words: str) -> str:
     except FileNotFoundError:
         return ""
     return "" if answer.failed else answer.text
+
+
+def gpu_state(
+    gpu: Gpu, row: Sequence[str], slowed: tuple[str, ...], others: tuple[str, ...]
+) -> GpuState:
+    """row: what nvidia-smi tells of it, as in ABOUT_A_GPU."""
+    total, used, clock, most, celsius = map(number, row[2:-1])
+    return GpuState(gpu.name, gpu.uuid, total, used, clock, most, celsius, slowed, others)
 
 
 def number(text: str) -> float | None:

@@ -14,18 +14,10 @@ from pathlib import Path
 
 from ablation.cli import console
 from ablation.execute import watcher
-from ablation.execute.checklist import (
-    STOPPED_HERE,
-    GpuState,
-    Trials,
-    allowed_s,
-    prior,
-    short_run,
-    step_s,
-    steps_of,
-)
+from ablation.execute.checklist import STOPPED_HERE, allowed_s, prior, short_run, step_s, steps_of
 from ablation.execute.command import build_command, extra_environment
 from ablation.execute.launcher import Command, Launcher
+from ablation.execute.observed import GpuState, Trials
 from ablation.execute.orchestrator import Limits, Orchestrator
 from ablation.execute.sitting import StopRequest
 from ablation.execute.survey import gpu_states
@@ -131,7 +123,8 @@ def try_out(track: Track) -> Trials:
     t = replace(t, iterations_to_come=sum(p.run.num_iterations for p in planned))
     first = replace(baseline(), unet_skips=e.unet_skips)
     t = replace(t, baseline=in_all_slots(track, as_run, first, steps))
-    t = replace(t, **bytes_written(track.folder))
+    log_bytes, cache_bytes = bytes_written(track.folder)
+    t = replace(t, log_bytes=log_bytes, cache_bytes=cache_bytes)
     dearest = dearest_of(e, planned)
     if dearest and trained(t.baseline):
         t = stopped_in_the_middle(track, t, dearest)
@@ -212,12 +205,12 @@ def first_and_last_alone(track: Track, arm: Arm) -> tuple[RunResult, ...]:
     return track.side_by_side(short_run(alone), runs, (0, share.processes - 1))
 
 
-def bytes_written(folder: Path) -> dict[str, int]:
-    """Of logs, of one run; and of what torch compiled."""
+def bytes_written(folder: Path) -> tuple[int, int]:
+    """(bytes of one run's logs, bytes of what torch compiled)."""
     logs = [
         path.stat().st_size
         for name in ("output.log", "train_log.txt")
         for path in sorted(folder.glob(f"batch_1/*/run_0/{name}"))
     ]
     cache = [p.stat().st_size for p in (folder / "compile_cache").rglob("*") if p.is_file()]
-    return {"log_bytes": sum(logs), "cache_bytes": sum(cache)}
+    return sum(logs), sum(cache)

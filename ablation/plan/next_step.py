@@ -186,7 +186,7 @@ def next_step(
     costs, standing = Costs(e, results), results_that_stand(e, results)
     left_s = 3600 * e.budget_hours - (machine_seconds(results) if spent_s is None else spent_s)
     fault_stage, fault = equal_losses(results)
-    by_hand = e.overrides.first_stage if e.plan != "manual" else 0  # which has no such stages
+    by_hand = e.overrides.first_stage
     choice, step = None, Step(0)
     for stage in PLANS[e.plan]:
         choice = e.overrides.chosen_for(stage.number) or choice
