@@ -10,6 +10,7 @@ ablation/execute/sitting.py.
 
     python run_aux.py --staged --max_budget_hours 7     # all four stages
     python run_aux.py --staged --dry_run                # every command, count and hour, first
+    python run_aux.py --preflight                       # would they go well on this machine?
     python run_aux.py --stage 2                         # one stage, in the newest experiment
     python run_aux.py --experiment baseline,aux_4_8 --runs 5
 
@@ -33,6 +34,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,9 +43,18 @@ from ablation.cli.arguments import Parser, a_path, plain_words
 from ablation.cli.checks import check_options
 from ablation.execute.display import Display
 from ablation.execute.machine import cores, visible_gpus
-from ablation.execute.opening import MachineFault, SittingOptions, begin, go_on, materials_of
+from ablation.execute.opening import (
+    MachineFault,
+    SittingOptions,
+    begin,
+    go_on,
+    launcher_of,
+    materials_of,
+)
 from ablation.execute.preview import dry_run
 from ablation.execute.status import print_status, status
+from ablation.folder.first_costs import NAME, check_may_write, read_first_costs
+from ablation.folder.materials import Materials
 from ablation.folder.overrides import (
     NewOverrides,
     read_overrides,
@@ -106,7 +117,16 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--log_grad_norms", action="store_true", help="what heads add to gradients")
     how.add_argument("--ignore_gate", action="store_true", help="go on past a STOP, on record")
 
-    where = parser.add_argument_group("where and with what")
+    add_place(parser.add_argument_group("where and with what"))
+    look = parser.add_argument_group("before the first run")
+    look.add_argument("--dry_run", action="store_true", help="print commands and hours only")
+    look.add_argument("--preflight", action="store_true", help="try this machine, in minutes")
+    look.add_argument("--preflight_file", type=a_path, metavar="F", help="what that measured")
+    look.add_argument("--json", action="store_true", help="--status, --preflight for programs")
+    return parser
+
+
+def add_place(where: argparse._ArgumentGroup) -> None:
     where.add_argument("--exp_dir", type=a_path, metavar="DIR", help="begin there, or go on")
     where.add_argument("--output_dir", type=a_path, metavar="DIR", help="where experiments lie")
     where.add_argument("--num_gpus", type=int, metavar="N", help="GPUs of a run (all; 0: CPU)")
@@ -119,9 +139,6 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument("--data_dir", type=a_path, metavar="DIR", help="token shards")
     where.add_argument("--train_script", type=a_path, metavar="FILE", help="trainer (train_gpt.py)")
     where.add_argument("--stall_timeout", type=float, metavar="MIN", help="silence allowed (10)")
-    where.add_argument("--dry_run", action="store_true", help="print commands and hours only")
-    where.add_argument("--json", action="store_true", help="--status for programs")
-    return parser
 
 
 def int_list(text: str) -> tuple[int, ...]:
@@ -142,6 +159,7 @@ def run(args, display: Display) -> int:
     if e.arms:
         check_seeds(e)
     options = sitting_options(args)
+    e = with_first_costs(e, args, materials_of(options, document, exp_dir, e), display.print_line)
     if exp_dir and document:
         return go_on(e, options, exp_dir, document, gpus, display)
     e = replace(e, budget_hours=args.max_budget_hours or e.budget_hours)
@@ -246,20 +264,63 @@ def show_power(args, display: Display) -> int:
     return exit_codes.DONE
 
 
-def show_commands(args, display: Display) -> int:
+def show_commands(args, words: Sequence[str], display: Display) -> int:
     """--dry_run: what would run, and what it costs. Nothing is launched or written."""
     exp_dir, document, e, gpus = target_of(args, display.print_line)
     e = as_previewed(e, args, gpus, display.print_line)
     options = sitting_options(args)
-    results: tuple[RunResult, ...] = ()
+    m = materials_of(options, document, exp_dir, e)
+    e = with_first_costs(e, args, m, display.print_line)
+    e, results = as_it_stands(e, options, exp_dir, document)
+    stem = time.strftime("aux_heads_%Y%m%d_%H%M%S", time.gmtime())
+    shown_as = exp_dir or (args.output_dir or EXPERIMENTS) / stem
+    dry_run(e, m, shown_as, results, words)
+    return exit_codes.DONE
+
+
+def as_it_stands(
+    e: Experiment, options: SittingOptions, exp_dir: Path | None, document: dict | None
+) -> tuple[Experiment, Sequence[RunResult]]:
+    """The experiment with what was decided instead of a rule, by this command too; its results."""
+    results: Sequence[RunResult] = ()
     if exp_dir and document:
         results = read_records(exp_dir, document["experiment_id"]).results
         e = e.with_overrides(read_overrides(exp_dir))
-    e = with_new_overrides(e, options.overrides, results)
-    stem = time.strftime("aux_heads_%Y%m%d_%H%M%S", time.gmtime())
-    shown_as = exp_dir or (args.output_dir or EXPERIMENTS) / stem
-    dry_run(e, materials_of(options, document, exp_dir, e), shown_as, results)
-    return exit_codes.DONE
+    return with_new_overrides(e, options.overrides, results), results
+
+
+def with_first_costs(e: Experiment, args, m: Materials, print_line) -> Experiment:
+    """The experiment with the costs in --preflight_file, where one is named."""
+    if args.preflight_file is None:
+        return e
+    costs = read_first_costs(args.preflight_file, e, m.code.hash)
+    print_line(
+        f"First costs from {args.preflight_file}, as multiples of the profile's prior: a step"
+        f" {costs.train_ratio:.2f}, start-up and validations {costs.rest_ratio:.2f}."
+    )
+    return replace(e, first_costs=costs)
+
+
+def try_machine(args, words: Sequence[str], display: Display) -> int:
+    """--preflight: short runs, what they say of this machine, and the forecast by them."""
+    from ablation.execute import preflight
+
+    options, file = sitting_options(args), args.preflight_file or NAME
+    check_may_write(file)
+    print_line, show = (silent, silent) if args.json else (display.print_line, display.progress)
+    exp_dir, document, e, gpus = target_of(args, print_line)
+    e, results = as_it_stands(as_asked(e, args, len(gpus)), options, exp_dir, document)
+    slurm_args = options.slurm_args or (document or {}).get("slurm_args", "")
+    m = materials_of(options, document, exp_dir, e)
+    where = exp_dir.parent if exp_dir else args.output_dir or EXPERIMENTS
+    launcher_in = partial(launcher_of, e, slurm_args)
+    report = preflight.preflight(e, m, launcher_in, where, gpus, results, show)
+    display.clear()
+    return preflight.tell(report, e, m, file, words, args.json)
+
+
+def silent(*_) -> None:
+    """In place of words that would stand in the way of what a program reads."""
 
 
 def as_previewed(e: Experiment, args, gpus: Sequence[str], print_line) -> Experiment:
@@ -300,7 +361,8 @@ def refuse(error: Exception) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    args = build_parser().parse_args(words)
     display = Display()
     try:
         with console.interruptible():
@@ -311,7 +373,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return show_status(args)
             if args.plan_report:
                 return show_power(args, display)
-            return show_commands(args, display) if args.dry_run else run(args, display)
+            if args.preflight:
+                return try_machine(args, words, display)
+            return show_commands(args, words, display) if args.dry_run else run(args, display)
     except (ValueError, OSError) as error:
         display.clear()
         return refuse(error)

@@ -12,7 +12,7 @@ import torch
 
 import aux_heads
 import train_gpt
-from ablation.execute import preflight
+from ablation.execute import before_run_1
 from ablation.execute.command import build_command
 from ablation.folder.materials import Materials
 from ablation.folder.registration import seeds_of
@@ -153,11 +153,11 @@ def test_seeds_of_the_stages_and_of_a_plan_by_hand_are_in_the_trainers_range():
     world = train_gpt.World(0, 1, torch.device("cpu"))
     e = experiment()
     ends = [n for plan in PLANS.values() for s in plan for n in seeds_of(s.number).values()]
-    for seed in (*ends, 0, preflight.SEEDS - 1):
+    for seed in (*ends, 0, before_run_1.SEEDS - 1):
         train_gpt.check_arguments(
             as_the_trainer_reads(e, RunConfig(0, EVERY_ARM[0], 0, seed, 5)), world
         )
-    for seed in (-1, preflight.SEEDS):
+    for seed in (-1, before_run_1.SEEDS):
         args = as_the_trainer_reads(e, RunConfig(0, EVERY_ARM[0], 0, seed, 5))
         with pytest.raises(ValueError, match="--seed"):
             train_gpt.check_arguments(args, world)
@@ -165,17 +165,17 @@ def test_seeds_of_the_stages_and_of_a_plan_by_hand_are_in_the_trainers_range():
 
 def test_one_format_of_shards():
     for theirs in (train_gpt, prepare):
-        mine = (preflight.MAGIC, preflight.VERSION, preflight.HEADER_BYTES)
+        mine = (before_run_1.MAGIC, before_run_1.VERSION, before_run_1.HEADER_BYTES)
         assert mine == (theirs.MAGIC, theirs.VERSION, theirs.HEADER_BYTES)
-    assert prepare.FINEWEB_TRAIN_SHARDS == preflight.HUB_SHARDS
+    assert prepare.FINEWEB_TRAIN_SHARDS == before_run_1.HUB_SHARDS
 
 
 def test_the_shards_that_prepare_makes_unasked_are_those_of_the_speedrun():
     speedrun = PROFILES["speedrun"]
     e = experiment(profile=speedrun, full_iterations=speedrun.full_iterations)
-    assert preflight.shards_for(e) == prepare.FINEWEB_DEFAULT_SHARDS == 27
+    assert before_run_1.shards_for(e) == prepare.FINEWEB_DEFAULT_SHARDS == 27
     e = replace(e, full_iterations=e.full_iterations * 26 // 27)
-    assert preflight.shards_for(e) == 26
+    assert before_run_1.shards_for(e) == 26
 
 
 def test_a_validation_is_so_many_whole_windows():
@@ -275,7 +275,7 @@ FOLDERS = {  # the shards of a folder, and the iterations of a run
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_preflight_refuses_the_data_that_the_trainer_refuses(folder, tmp_path):
+def test_what_is_said_before_run_1_refuses_the_data_that_the_trainer_refuses(folder, tmp_path):
     files, iterations = FOLDERS[folder]
     for name, contents in files.items():
         (tmp_path / name).write_bytes(contents)
@@ -292,8 +292,8 @@ def test_preflight_refuses_the_data_that_the_trainer_refuses(folder, tmp_path):
         ]
         train_gpt.check(args, world, *windows)
 
-    def before_run_1():
-        preflight.check_materials(Materials(ROOT / "train_gpt.py", tmp_path), e)
+    def ours():
+        before_run_1.check_materials(Materials(ROOT / "train_gpt.py", tmp_path), e)
 
     if folder in (
         "good",
@@ -303,9 +303,9 @@ def test_preflight_refuses_the_data_that_the_trainer_refuses(folder, tmp_path):
         "just enough",
     ):
         trainer()
-        before_run_1()
+        ours()
     else:
-        for refuses in (trainer, before_run_1):
+        for refuses in (trainer, ours):
             with pytest.raises(ValueError):
                 refuses()
 
@@ -319,17 +319,17 @@ def remedy(check, *values) -> str | None:
     return None
 
 
-def test_preflight_refuses_the_shares_that_the_trainer_refuses():
-    def before_run_1(e):
-        preflight.check_arguments(e)
-        preflight.check_passes(e)
+def test_what_is_said_before_run_1_refuses_the_shares_that_the_trainer_refuses():
+    def ours(e):
+        before_run_1.check_arguments(e)
+        before_run_1.check_passes(e)
 
     for processes, pass_size in itertools.product(range(1, 20), range(1, 20)):
         profile = replace(MINI, device_batch_size=pass_size)
         e = experiment(profile=profile, processes=processes)
         args = as_the_trainer_reads(e, RunConfig(1, EVERY_ARM[0], 0, 1, 5))
         world = train_gpt.World(0, processes, torch.device("cpu"))
-        theirs, mine = remedy(train_gpt.check_arguments, args, world), remedy(before_run_1, e)
+        theirs, mine = remedy(train_gpt.check_arguments, args, world), remedy(ours, e)
         assert (theirs is None) is (mine is None), (processes, pass_size)
         if MINI.batch_size % processes == 0:
             assert mine == theirs

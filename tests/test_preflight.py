@@ -1,357 +1,434 @@
-"""What can be known before the first run is said before it: one line, the value, the remedy."""
+"""run_aux.py --preflight, as a person uses it: what it tries, what it says, what it leaves."""
 
+import json
 import os
-import struct
+import signal
+import subprocess
 import sys
-from dataclasses import replace
+import time
 from pathlib import Path
 
 import pytest
 
-from ablation.execute import preflight
-from ablation.execute.preflight import check_materials
-from ablation.folder.materials import Materials
-from ablation.study.heads import ARMS, SHORT
-from ablation.study.profiles import PROFILES
-from tests.support.invent import experiment
+from ablation.execute.checklist import AFTER, ALLOWED_S, BEFORE
+from tests.support.processes import TOKEN, wait_until_gone
 
 ROOT = Path(__file__).resolve().parents[1]
-MINI = PROFILES["mini"]
-T, BATCH = MINI.sequence_length, MINI.batch_size
-VAL = MINI.val_tokens + 1
+FAKE = ROOT / "tests" / "support" / "fake_train.py"
+SHARED = ("--train_script", str(FAKE), "--data_dir", "shards", "--profile")
+FIXED = (*SHARED, "mini")
 
 
-def write_shard(path, tokens, header=None, largest=255, at=-1):
-    """Zeros, and one token that is the largest."""
-    count = tokens if header is None else header[2]
-    magic, version = (preflight.MAGIC, preflight.VERSION) if header is None else header[:2]
-    with open(path, "wb") as file:
-        file.write(struct.pack("<iii", magic, version, count).ljust(preflight.HEADER_BYTES, b"\0"))
-        file.truncate(preflight.HEADER_BYTES + 2 * tokens)
-        if tokens:
-            file.seek(preflight.HEADER_BYTES + 2 * (at % tokens))
-            file.write(struct.pack("<H", largest))
+def start(*arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "run_aux.py"), *arguments],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
-@pytest.fixture
-def ours(tmp_path):
-    """This project's trainer, and data for 100 iterations of the mini profile, no more."""
-    (tmp_path / "data").mkdir()
-    write_shard(tmp_path / "data" / "x_train_000001.bin", 60 * BATCH * T + 1)
-    write_shard(tmp_path / "data" / "x_train_000002.bin", 40 * BATCH * T + T)
-    write_shard(tmp_path / "data" / "x_val_000000.bin", VAL)
-    return Materials(ROOT / "train_gpt.py", tmp_path / "data")
+def call(*arguments, **environment):
+    run = start(*arguments, **environment)
+    out, err = run.communicate(timeout=120)
+    assert "Traceback" not in out + err, out + err
+    return run.returncode, out, err
 
 
-@pytest.fixture
-def another(tmp_path, ours):
-    """A trainer that is not ours, with the same data."""
-    script = tmp_path / "train.py"
-    script.write_text("print('training')\n")
-    return Materials(script, ours.data_dir)
-
-
-def refusal(m, e) -> str:
-    with pytest.raises(ValueError) as refused:
-        check_materials(m, e)
-    line = str(refused.value)
-    assert line.isprintable()
-    return line
+def asked(*arguments, **environment):
+    """A preflight for programs: exit code, what it found, and its lines by their names."""
+    code, out, err = call("--preflight", "--json", *arguments, **environment)
+    found = json.loads(out)
+    assert found["exit_code"] == code, err
+    assert found == json.loads(Path("preflight.json").read_text())
+    return code, found, {line["name"]: line for line in found["lines"]}
 
 
 # ---------------------------------------------------------------------------------------------
-# Arguments
+# A machine that is fit
 
 
-def by_hand(*seeds, arms=("baseline",), **changes):
-    arms = tuple(ARMS[name] for name in arms)
-    return experiment(plan="manual", arms=arms, seeds=seeds, **changes)
+def test_it_tries_two_arms_and_leaves_one_small_file(home):
+    before = {path.name for path in home.iterdir()}
+    code, out, err = call("--preflight", *FIXED, FAKE_SECONDS="6")
+    assert code == 0, out + err
+    assert {path.name for path in home.iterdir()} - before == {"preflight.json"}
+    assert (home / "preflight.json").stat().st_size < 10_000
+    for name in (*BEFORE, *AFTER):
+        assert f"  {name}  " in out or f"  {name} " in out
+    assert "pass  baseline         baseline: 10 steps in" in out
+    assert "screen_aux_3_6_9: " in out
+    assert "s after the order, 6 s allowed" in out
+    assert "the largest --device_batch_size: not asked on a CPU" in out
+    assert "stage 4 final validation:" in out
+    assert "smallest effect to be found: 8 pairs fit; MDE80 " in out
+    assert "unlike the profile's prior: start-up and validations take" in out
+    assert out.rstrip().endswith(
+        f"python run_aux.py --staged {' '.join(FIXED)} --preflight_file preflight.json"
+    )
 
 
-def on(processes, pass_size=64, device="cuda", profile=MINI):
-    profile = replace(profile, device_batch_size=pass_size)
-    return experiment(profile=profile, processes=processes, device=device)
+def test_every_line_has_a_level_a_value_and_where_needed_a_remedy(home):
+    code, found, lines = asked(*FIXED, FAKE_SECONDS="6")
+    assert code == 0
+    assert [*lines] == [*BEFORE, *AFTER]
+    for line in lines.values():
+        assert line["level"] in ("pass", "warn")
+        assert line["value"]
+        assert bool(line["remedy"]) == (line["level"] == "warn")
+    assert found["forecast"]["hours"] < found["forecast"]["budget_hours"]
+    assert found["first_costs"]["train_ratio"] == pytest.approx(0.95, abs=0.05)
 
 
-@pytest.mark.parametrize(
-    ("e", "parts"),
-    [
-        (by_hand(-1), ["--seeds", "seed -1", "0 to 4294967295"]),
-        (by_hand(1, 2**32), ["--seeds", "seed 4294967296", "0 to 4294967295"]),
-        (by_hand(2**64), ["--seeds", str(2**64)]),
-        (by_hand(2**32 - 1, arms=("aux_6", "aux_6_repeat")), ["aux_6_repeat", "4294968295"]),
-        (on(3), ["3 processes", "16 sequences", "give --num_gpus 2"]),
-        (on(32), ["32 processes", "give --num_gpus 16"]),
-        (on(3, device="cpu"), ["3 processes", "give --nodes_per_run 2"]),
-    ],
-)
-def test_arguments_that_cannot_work_are_named(e, parts, ours, another):
-    for m in (ours, another):
-        line = refusal(m, e)
-        for part in parts:
-            assert part in line
+def test_packed_runs_are_tried_packed(home):
+    trace = home / "trace"
+    code, _, lines = asked(*FIXED, "--parallel_runs", "2", FAKE_SECONDS="8", FAKE_TRACE=str(trace))
+    assert code == 0
+    assert "(2 side by side)" in lines["baseline"]["value"]
+    assert "(2 side by side)" in lines["dearest arm"]["value"]
+    assert "the first and the last run side by side" in lines["evenness"]["value"]
+    assert len({line.split()[1] for line in trace.read_text().splitlines()}) == 4
 
 
-@pytest.mark.parametrize(
-    ("e", "parts"),
-    [
-        (on(1, 3), ["--device_batch_size 3", "the 16 sequences", "give 2"]),
-        (on(2, 5), ["--device_batch_size 5", "the 8 sequences", "give 4"]),
-        (on(4, 3), ["--device_batch_size 3", "the 4 sequences", "give 2"]),
-    ],
-)
-def test_passes_of_our_trainer_are_equal(e, parts, ours, another):
-    line = refusal(ours, e)
-    for part in parts:
-        assert part in line
-    check_materials(another, e)  # which may know how to make unequal ones
+def test_a_trainer_of_several_files_runs_from_a_copy_and_its_folder_stays_as_it_was(home):
+    mine = home / "mine"
+    mine.mkdir()
+    (mine / "train.py").write_text("import sys, engine\nsys.exit(engine.main())\n")
+    (mine / "engine.py").write_text(FAKE.read_text())
+    code, _, lines = asked("--train_script", "mine/train.py", *FIXED[2:], FAKE_SECONDS="6")
+    assert code == 0, lines
+    assert lines["trainer"]["value"].startswith("train.py, engine.py; --check is not known to it")
+    assert sorted(path.name for path in mine.iterdir()) == ["engine.py", "train.py"]
 
 
-@pytest.mark.parametrize(
-    "e",
-    [
-        by_hand(0, 2**32 - 1),
-        by_hand(2**32 - 1001, arms=("aux_6", "aux_6_repeat")),
-        by_hand(2**32 - 1, arms=("aux_6", "aux_8")),
-        on(1),
-        on(16, 1),
-        on(2, 8),
-        on(2, 4),
-    ],
-)
-def test_what_can_work_is_let_through(e, ours, another):
-    check_materials(ours, e)
-    check_materials(another, e)
+def test_by_hand_the_dearest_of_the_arms_asked_for_is_tried(home):
+    code, _, lines = asked(*FIXED, "--experiment", "aux_6,aux_4_8", FAKE_SECONDS="6")
+    assert code == 0
+    assert lines["dearest arm"]["value"].startswith("aux_4_8: ")
 
 
-# ---------------------------------------------------------------------------------------------
-# How much text
-
-
-@pytest.mark.parametrize(
-    ("e", "enough"),
-    [
-        (experiment(full_iterations=100), True),
-        (experiment(full_iterations=101), False),
-        (experiment(full_iterations=101, plan="adaptive"), False),
-        (by_hand(1, full_iterations=101), False),
-        (by_hand(1, arms=("screen_baseline",), full_iterations=510), True),  # short runs
-        (by_hand(1, arms=("screen_baseline",), full_iterations=515), False),
-        (by_hand(1, arms=("screen_baseline", "aux_6"), full_iterations=510), False),
-    ],
-)
-def test_the_longest_run_has_its_windows_in_the_shards(e, enough, ours, another):
-    check_materials(another, e)  # what it needs is its own affair
-    if enough:
-        check_materials(ours, e)
-    else:
-        line = refusal(ours, e)
-        assert "2 train shard(s) with 1,600 windows of 64 tokens" in line
-        assert "at most 100" in line
-        assert "prepare" not in line  # the standard library has no more
-
-
-def test_a_window_needs_a_token_after_its_last(ours):
-    e = experiment(full_iterations=100)
-    write_shard(ours.data_dir / "x_train_000002.bin", 40 * BATCH * T)
-    assert "1,599 windows" in refusal(ours, e)
-
-
-@pytest.mark.parametrize(
-    ("profile", "changes", "shards"),
-    [
-        ("speedrun", {}, 27),  # FACTS: 5100 iterations of 524,288 tokens
-        ("small", {}, 2),
-        ("speedrun", {"full_iterations": 1000}, 6),
-        ("speedrun", {"full_iterations": round(5100 / SHORT)}, 103),  # all that there are
-        ("speedrun", {"plan": "manual", "arms": (ARMS["screen_aux_6"],), "seeds": (1,)}, 6),
-    ],
-)
-def test_the_remedy_asks_for_as_many_shards_as_the_longest_run_needs(
-    profile, changes, shards, tmp_path
-):
-    profile = PROFILES[profile]
-    fields = {"profile": profile, "full_iterations": profile.full_iterations} | changes
-    e = experiment(**fields)
-    command = f"python data/prepare.py fineweb --shards {shards}"
-    (tmp_path / "empty").mkdir()
-    m = Materials(ROOT / "train_gpt.py", tmp_path / "empty")
-    line = refusal(m, e)
-    assert line.endswith(f"make them: {command} --output_dir {tmp_path / 'empty'}")
-    assert preflight.prepare(ROOT / profile.data_dir, e) == command
-
-
-@pytest.mark.parametrize(("there", "missing"), [(27, False), (26, True)])
-def test_27_shards_are_enough_for_the_speedrun_and_26_are_not(there, missing, tmp_path):
-    """Files of 200 MB that take no room, looked into in no time."""
-    for number in range(1, there + 1):
-        write_shard(tmp_path / f"fineweb_train_{number:06d}.bin", 100_000_000, largest=50256)
-    write_shard(tmp_path / "fineweb_val_000000.bin", 100_000_000, largest=50256)
-    m, profile = Materials(ROOT / "train_gpt.py", tmp_path), PROFILES["speedrun"]
-    e = experiment(profile=profile, full_iterations=5100, processes=8)
-    if missing:
-        line = refusal(m, e)
-        assert "26 train shard(s) with 2,539,056 windows" in line
-        assert "need 2,611,200" in line
-        assert "python data/prepare.py fineweb --shards 27" in line
-        assert "at most 4,959" in line
-    else:
-        check_materials(m, e)
-        line = refusal(m, replace(e, full_iterations=10**12))
-        assert "prepare" not in line  # nobody has so many
-        assert "at most 5,149" in line
-
-
-@pytest.mark.parametrize("tokens", [0, T, MINI.val_tokens])
-def test_validation_tokens_have_to_be_there(tokens, ours):
-    write_shard(ours.data_dir / "x_val_000000.bin", tokens)
-    assert "validation tokens in whole windows" in refusal(ours, experiment())
-
-
-def test_an_empty_shard_beside_others_is_no_fault(ours):
-    write_shard(ours.data_dir / "x_train_000003.bin", 0)
-    check_materials(ours, experiment())
+def test_an_experiment_that_goes_on_is_tried_as_it_was_registered(home):
+    assert call("--experiment", "baseline,aux_6", *FIXED)[0] == 0
+    (exp_dir,) = (home / "experiments").iterdir()
+    files = sorted(exp_dir.rglob("*"))
+    code, found, lines = asked("--exp_dir", str(exp_dir))
+    assert (code, found["plan"]) == (0, "manual")
+    assert lines["dearest arm"]["value"].startswith("aux_6: ")
+    assert sorted(exp_dir.rglob("*")) == files
+    assert len(list((home / "experiments").iterdir())) == 1
 
 
 # ---------------------------------------------------------------------------------------------
-# Damaged and foreign shards
+# What it measured may be registered
 
 
-def remove(path):
-    path.unlink()
+def test_its_costs_are_registered_and_a_resume_sees_the_same(home):
+    assert asked(*FIXED, FAKE_SECONDS="6")[0] == 0
+    costs = json.loads((home / "preflight.json").read_text())["first_costs"]
+    begin = ("--stage", "1", *FIXED, "--preflight_file", "preflight.json")
+    code, out, err = call(*begin)
+    assert code == 0, err
+    assert "First costs from preflight.json" in out
+    (exp_dir,) = (home / "experiments").iterdir()
+    document = json.loads((exp_dir / "experiment_configs.json").read_text())
+    assert document["registered"]["first_costs"] == costs
+    (home / "preflight.json").unlink()
+    assert call("--stage", "2", "--exp_dir", str(exp_dir))[0] == 0
 
 
-def as_folder(path):
-    remove(path)
-    path.mkdir()
+def test_a_dry_run_goes_by_them_and_offers_to_measure(home):
+    _, out, _ = call("--staged", "--dry_run", *FIXED)
+    offer = out.splitlines()[-1]
+    assert offer.endswith(f"python run_aux.py --staged --preflight {' '.join(FIXED)}")
+    assert asked(*FIXED, FAKE_SECONDS="6")[0] == 0
+    _, measured, _ = call("--staged", "--dry_run", *FIXED, "--preflight_file", "preflight.json")
+    assert "First costs from preflight.json" in measured
+    assert "start-up and validations 0.0" in measured
 
 
-def as_pipe(path):
-    remove(path)
-    os.mkfifo(path)
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--unet_skips",), "unet_skips: measured false, now true"),
+        (("--parallel_runs", "2"), "share.parallel_runs: measured 1, now 2"),
+        (("--train_script", str(ROOT / "tests/support/quick_torchrun.py")), "trainer: measured"),
+    ],
+)
+def test_costs_of_another_run_are_refused(home, arguments, words):
+    assert asked(*FIXED)[0] == 0
+    code, _, err = call("--staged", *FIXED, *arguments, "--preflight_file", "preflight.json")
+    assert code == 1
+    assert words in err
+    assert len(err.splitlines()) == 1
+    assert not (home / "experiments").exists()
 
 
-def link_to(target):
-    def change(path):
-        remove(path)
-        path.symlink_to(target)
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "not JSON"),
+        ("{}", "no field 'measured_for'"),
+        ('{"measured_for": {}, "first_costs": null}', "gave no costs"),
+        ('{"measured_for": {}, "first_costs": {"train_ratio": -1, "rest_ratio": 1}}', "-1"),
+        ('{"measured_for": [], "first_costs": null}', "no object"),
+    ],
+)
+def test_a_file_that_holds_no_costs_is_refused_in_one_line(home, text, words):
+    Path("preflight.json").write_text(text)
+    code, _, err = call("--staged", *FIXED, "--preflight_file", "preflight.json")
+    assert code == 1
+    assert words in err
+    assert len(err.splitlines()) == 1
 
-    return change
+
+def test_no_other_file_is_written_over(home):
+    Path("notes.json").write_text('{"mine": 1}\n')
+    code, _, err = call("--preflight", *FIXED, "--preflight_file", "notes.json")
+    assert code == 1
+    assert "notes.json: not what --preflight writes" in err
+    assert Path("notes.json").read_text() == '{"mine": 1}\n'
 
 
-def rewritten(tokens=VAL, **options):
-    return lambda path: write_shard(path, tokens, **options)
+@pytest.mark.parametrize("other", ["--dry_run", "--status", "--list", "--plan_report"])
+def test_it_is_not_asked_for_beside_what_shows(home, other):
+    code, _, err = call("--preflight", other, *FIXED)
+    assert code == 2
+    assert "--preflight goes with runs to come" in err
 
 
-OF_ANY_TRAINER = {  # what somebody did to a shard, and the words that answer it
-    "removed": (remove, "make them: python data/prepare.py"),
-    "a folder": (as_folder, "not a regular file"),
-    "a pipe": (as_pipe, "not a regular file"),
-    "a link to nothing": (link_to("nowhere"), "cannot be read (No such file"),
-    "a link to a device": (link_to("/dev/zero"), "not a regular file"),
-    "cut off": (lambda path: os.truncate(path, 2000), "tokens announced, but 2000 bytes"),
-    "only a header": (lambda path: os.truncate(path, 12), "tokens announced, but 12 bytes"),
-    "longer": (lambda path: os.truncate(path, 10**6), "tokens announced, but 1000000 bytes"),
-    "fewer than none": (rewritten(header=(20240520, 1, -1)), "-1 tokens announced"),
-    "a large vocabulary": (rewritten(largest=256), "token 256, but the profile's vocabulary"),
-    "its first token": (rewritten(largest=60_000, at=0), "token 60000"),
-    "a large one of many": (rewritten(tokens=10**7, largest=256), "token 256"),
-}
-OF_OURS = {
-    "empty": (lambda path: os.truncate(path, 0), "not a token shard"),
-    "text": (lambda path: path.write_bytes(b"tokens"), "not a token shard"),
-    "another magic": (rewritten(header=(20240521, 1, VAL)), "not a token shard"),
-    "another version": (rewritten(header=(20240520, 2, VAL)), "not a token shard"),
+# ---------------------------------------------------------------------------------------------
+# Bad input: a line, and the exit code
+
+BAD_TRAINERS = {  # what the fake trainer does as the baseline: exit code, words of its line
+    "crash": (3, "crashed: exit code 1: RuntimeError: a cable was cut"),
+    "refuse": (4, "refused: train.py: error: --batch_size 3"),
+    "truncated": (3, "no summary line"),
+    "nan": (3, "diverged: non-finite loss"),
+    "oom": (3, "out of memory"),
 }
 
 
-@pytest.mark.parametrize("damage", [*OF_ANY_TRAINER, *OF_OURS])
-@pytest.mark.parametrize("name", ["x_train_000001.bin", "x_val_000000.bin"])
-def test_a_damaged_shard_is_named_with_the_remedy(name, damage, ours, another):
-    if name.startswith("x_train"):
-        remove(ours.data_dir / "x_train_000002.bin")
-    change, words = (OF_ANY_TRAINER | OF_OURS)[damage]
-    change(ours.data_dir / name)
-    line = refusal(ours, experiment())
-    assert words in line
-    assert str(ours.data_dir) in line
-    if damage in OF_OURS:  # another trainer may have data of another kind
-        check_materials(another, experiment())
-    else:
-        assert words in refusal(another, experiment())
+@pytest.mark.parametrize("mischief", BAD_TRAINERS)
+def test_a_trainer_that_does_not_train_is_a_line_and_an_exit_code(home, mischief):
+    wanted, words = BAD_TRAINERS[mischief]
+    code, found, lines = asked(*FIXED, FAKE_MISCHIEF=json.dumps({"": mischief}))
+    assert code == wanted
+    assert lines["baseline"]["level"] == "fail"
+    assert words in lines["baseline"]["value"]
+    assert lines["baseline"]["remedy"]
+    assert "did not train" in lines["dearest arm"]["value"]
+    assert found["first_costs"] is None
+    code, _, err = call("--staged", *FIXED, "--preflight_file", "preflight.json")
+    assert code == 1 and "gave no costs" in err
 
 
-def test_shards_behind_links_are_shards(ours, tmp_path):
-    (tmp_path / "farm").mkdir()
-    for path in ours.data_dir.iterdir():
-        (tmp_path / "farm" / path.name).symlink_to(path)
-    (tmp_path / "link").symlink_to(tmp_path / "farm")
-    check_materials(Materials(ours.script, tmp_path / "link"), experiment())
+def test_an_arm_that_crashes_is_told_beside_a_baseline_that_trains(home):
+    code, found, lines = asked(*FIXED, FAKE_MISCHIEF='{"3,6,9": "crash"}')
+    assert code == 3
+    assert lines["baseline"]["level"] == "pass"
+    assert "a cable was cut" in lines["dearest arm"]["value"]
+    assert found["first_costs"]
+
+
+def test_a_trainer_that_prints_nothing_is_told(home):
+    Path("mute.py").write_text("print()\n")
+    code, _, lines = asked("--train_script", "mute.py", *FIXED[2:])
+    assert code == 3
+    assert "exit code 0, but no summary line" in lines["baseline"]["value"]
+
+
+def test_a_trainer_that_logs_seldom_is_tried_for_a_few_steps(home):
+    """The fake one logs four times in a run, whatever --val_loss_every says."""
+    long = (*FIXED, "--full_iterations", "100000", "--max_budget_hours", "1000")
+    code, _, lines = asked(*long, FAKE_SECONDS="6")
+    assert code == 0, lines
+    assert ": 10 steps in " in lines["dearest arm"]["value"]
+    assert "s after the order" in lines["stop"]["value"]
+
+
+def test_a_trainer_that_hangs_and_does_not_hear_ends_in_the_time_allowed(home, token):
+    began = time.monotonic()
+    code, _, lines = asked(*FIXED, FAKE_MISCHIEF='{"": "stubborn"}')
+    assert time.monotonic() - began < ALLOWED_S["cpu"]
+    assert code == 3
+    assert "stopped after its time limit" in lines["baseline"]["value"]
+    assert lines["baseline"]["remedy"].startswith("it hangs")
+    assert [path.name for path in home.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_run_that_does_not_hear_the_order_is_killed_within_its_grace(home, token):
+    """Children in sessions of their own, which ignore SIGTERM."""
+    slow = Path("slow.py")
+    slow.write_text(FAKE.read_text().replace('"stubborn") and step:', '"stubborn") and step > 60:'))
+    code, _, lines = asked(
+        "--train_script", "slow.py", *FIXED[2:], FAKE_MISCHIEF='{"3,6,9": "stubborn"}',
+        FAKE_SECONDS="2",
+    )  # fmt: skip
+    assert code == 0, lines
+    assert lines["stop"]["value"].startswith("4.")
+    assert lines["stop"]["level"] == "pass"
 
 
 @pytest.mark.parametrize(
-    ("folder", "words"),
+    ("arguments", "name", "words"),
     [
-        ("nowhere", "make them: python data/prepare.py --output_dir"),
-        ("file", "Not a directory"),
-        ("a folder with a blank", "--output_dir '"),
+        (("--data_dir", "nowhere"), "data", "no *_train_*.bin shard in"),
+        (("--train_script", "nothing.py"), "trainer", "no such file"),
+        (("--profile", "speedrun"), "profile", "2 steps and their validations take"),
+        (("--launcher", "slurm"), "launcher", "there is no sbatch here"),
     ],
 )
-def test_a_data_folder_without_shards_is_named(folder, words, ours, tmp_path):
-    (tmp_path / "file").touch()
-    (tmp_path / "a folder with a blank").mkdir()
-    line = refusal(Materials(ours.script, tmp_path / folder), experiment())
-    assert words in line
-    assert str(tmp_path / folder) in line
+def test_what_can_be_known_before_starts_nothing(home, monkeypatch, arguments, name, words):
+    monkeypatch.setenv("PATH", "/nowhere")
+    code, _, lines = asked(*FIXED, "--num_gpus", "0", *arguments)
+    assert code == 1
+    assert [x["name"] for x in lines.values() if x["level"] == "fail"] == [name]
+    assert words in lines[name]["value"]
+    assert lines[name]["remedy"]
+    assert "baseline" not in lines
 
 
-def test_a_folder_that_this_user_may_not_read_is_named(ours, monkeypatch):
-    def denied(_):
-        raise PermissionError(13, "Permission denied")
+def test_a_launcher_that_is_not_there_is_a_line(home, monkeypatch):
+    monkeypatch.setenv("TORCHRUN", "no_such_launcher")
+    code, _, lines = asked(*FIXED)
+    assert (code, lines["launcher"]["level"]) == (1, "fail")
 
-    monkeypatch.setattr(os, "listdir", denied)
-    assert f"--data_dir {ours.data_dir}: Permission denied" in refusal(ours, experiment())
+
+def test_a_damaged_shard_is_told_by_its_checksum(home):
+    import hashlib
+
+    names = sorted(path.name for path in Path("shards").iterdir())
+    sums = {name: hashlib.sha256(b"tokens").hexdigest() for name in names}
+    whole = hashlib.sha256("".join(f"{n} {s}\n" for n, s in sums.items()).encode()).hexdigest()
+    rows = [{"name": n, "bytes": 6, "sha256": s} for n, s in sums.items()]
+    about = {"fingerprint": f"sha256:{whole}", "files": rows}
+    Path("shards/fingerprint.json").write_text(json.dumps(about))
+    assert "2 of 2 checksums right" in asked(*FIXED)[2]["data"]["value"]
+    Path("shards", names[0]).write_bytes(b"TOKENS")
+    code, _, lines = asked(*FIXED)
+    assert (code, lines["data"]["level"]) == (1, "fail")
+    assert f"{names[0]}: not what was recorded" in lines["data"]["value"]
+
+
+def test_ctrl_c_leaves_no_process_and_no_file(home, token):
+    before = {path.name for path in home.iterdir()}
+    trace = home / "trace"
+    run = start("--preflight", *FIXED, FAKE_SECONDS="300", FAKE_TRACE=str(trace))
+    while not trace.exists():
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=30)
+    assert run.returncode == 130, out + err
+    assert "stopped; no run was in flight" in err
+    assert wait_until_gone(os.environ[TOKEN]) == 0
+    assert {path.name for path in home.iterdir()} - before == {"trace"}
 
 
 # ---------------------------------------------------------------------------------------------
-# Whose trainer
+# GPUs, by a program nvidia-smi that knows two
+
+SMI = """#!/bin/sh
+case "$1" in
+-L) ;;
+*=index,uuid,name) printf '0, GPU-a, H100, 80GB\\n1, GPU-b, H100, 80GB\\n' ;;
+*memory.total*) printf '0, GPU-a, 81559, USED, 1980, 1980, 61, H100, 80GB\\n'
+                printf '1, GPU-b, 81559, 30000, [N/A], 1980, 60, H100, 80GB\\n' ;;
+*event_reasons*) echo 'Field "clocks_event_reasons.active" is not a valid field'; exit 2 ;;
+*throttle_reasons*) printf 'GPU-a, 0x0000000000000004\\nGPU-b, 0x0000000000000000\\n' ;;
+*compute-apps*) OTHERS ;;
+esac
+"""
 
 
-@pytest.mark.parametrize(
-    ("files", "is_ours"),
-    [
-        (["train_gpt.py", "aux_heads.py"], True),
-        (["train_gpt.py"], False),  # modded-nanogpt's has this name too
-        (["train.py", "aux_heads.py"], False),
-    ],
-)
-def test_our_trainer_is_known_by_its_files_also_where_it_was_edited(files, is_ours, tmp_path):
-    for name in files:
-        (tmp_path / name).write_text("import aux_heads\n" if name.startswith("train") else "")
-    code = Materials(tmp_path / files[0], tmp_path).code
-    assert preflight.is_ours(code) is is_ours
+@pytest.fixture
+def two_gpus(home, monkeypatch):
+    """Makes the program; what it says of memory in use, slowing and other processes."""
+    (home / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{home / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+
+    def make(used="500", others="true", reasons="0x0000000000000004"):
+        script = SMI.replace("USED", used).replace("OTHERS", others)
+        path = home / "bin" / "nvidia-smi"
+        path.write_text(script.replace("0x0000000000000004", reasons))
+        path.chmod(0o755)
+
+    return make
 
 
-def test_the_copy_of_our_trainer_is_ours(ours, tmp_path):
-    ours.code.copy_to(tmp_path / "copy")
-    assert preflight.is_ours(Materials(tmp_path / "copy" / "train_gpt.py", ours.data_dir).code)
+ON_GPUS = (*SHARED, "small", "--full_iterations", "60")
 
 
-def test_a_trainer_that_cannot_be_read_is_said_first(ours, tmp_path):
-    (tmp_path / "broken.py").write_text("def f(:\n")
-    assert "broken.py, line 1" in refusal(
-        Materials(tmp_path / "broken.py", ours.data_dir), experiment()
-    )
-    assert "no such file" in refusal(Materials(tmp_path / "none.py", ours.data_dir), experiment())
+def test_one_run_on_two_gpus_is_tried_on_the_first_and_the_last_alone(two_gpus):
+    two_gpus()
+    code, _, lines = asked(*ON_GPUS, "--num_gpus", "2", FAKE_SECONDS="12")
+    assert code == 0, lines
+    assert lines["GPUs"]["value"] == "2 x H100, 80GB, 2 used"
+    assert "the first and the last GPU: 120 ms and 120 ms a step" in lines["evenness"]["value"]
+    assert lines["network"]["value"] == "2 GPUs do the work of 1.0"
+    assert lines["network"]["level"] == "warn"
+    assert lines["clocks"]["value"].startswith("1980 MHz at the least of 1980, 61 C at the most")
+    assert "30000" not in lines["memory"]["value"]
+    assert "the largest that fits: 32, " not in lines["memory"]["value"]
 
 
-def test_looking_into_shards_loads_no_numpy(ours):
-    code = (
-        "import sys; from pathlib import Path; from ablation.execute import preflight;"
-        "from ablation.folder import materials; from tests.support.invent import experiment;"
-        f"m = materials.Materials(Path({str(ours.script)!r}),"
-        f" Path({str(ours.data_dir)!r})); preflight.check_materials(m, experiment());"
-        "assert 'numpy' not in sys.modules and 'torch' not in sys.modules"
-    )
-    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests"}
-    assert os.spawnve(os.P_WAIT, sys.executable, [sys.executable, "-c", code], env) == 0
+def test_packed_runs_get_gpus_of_their_own(two_gpus):
+    two_gpus()
+    code, _, lines = asked(*ON_GPUS, "--gpus_per_run", "1", FAKE_SECONDS="12")
+    assert code == 0, lines
+    assert "the first and the last run side by side" in lines["evenness"]["value"]
+    assert lines["network"]["value"] == "not asked: a run is one process"
+
+
+def test_a_gpu_in_use_by_somebody_else_starts_nothing(two_gpus):
+    two_gpus(used="60000", others="printf 'GPU-a, 4711, 59000, python, mine\\n'")
+    code, _, lines = asked(*ON_GPUS)
+    assert code == 1
+    assert lines["other processes"]["level"] == "fail"
+    assert "python, mine (process 4711, 59000 MiB) on GPU-a" in lines["other processes"]["value"]
+    assert lines["GPU memory"]["level"] == "warn"
+    assert "baseline" not in lines
+
+
+def test_a_card_that_its_temperature_slows_is_told(two_gpus):
+    two_gpus(reasons="0x0000000000000024")
+    code, _, lines = asked(*ON_GPUS, FAKE_SECONDS="12")
+    assert (code, lines["clocks"]["level"]) == (0, "warn")
+    assert "GPU-a: slowed by its temperature" in lines["clocks"]["value"]
+
+
+def test_where_memory_is_too_small_the_largest_pass_that_trains_is_found(two_gpus):
+    two_gpus()
+    code, _, lines = asked(*ON_GPUS, "--gpus_per_run", "1", FAKE_FITS="8", FAKE_SECONDS="12")
+    assert code == 3
+    assert "out of memory" in lines["baseline"]["value"]
+    assert lines["baseline"]["remedy"] == "give --device_batch_size 8, with which it trained"
+
+
+def test_a_tool_that_fails_is_one_line(two_gpus):
+    two_gpus()
+    Path("bin/nvidia-smi").write_text("#!/bin/sh\necho 'GPU is lost'; exit 15\n")
+    code, _, err = call("--preflight", *ON_GPUS)
+    assert code == 1
+    assert "GPU is lost" in err and len(err.splitlines()) == 1
+    code, _, lines = asked(*ON_GPUS, "--num_gpus", "1", FAKE_SECONDS="12")
+    assert (code, lines["GPUs"]["level"]) == (0, "warn")
+
+
+# ---------------------------------------------------------------------------------------------
+# The real trainer
+
+
+def test_the_real_trainer_at_mini(home, monkeypatch):
+    monkeypatch.delenv("TORCHRUN")
+    subprocess.run([sys.executable, str(ROOT / "data" / "prepare.py")], check=True)
+    began = time.monotonic()
+    code, _, lines = asked("--profile", "mini")
+    assert time.monotonic() - began < ALLOWED_S["cpu"] + 5  # the start of Python, on a busy machine
+    assert code in (0, 3), lines  # 3: too busy to train in time
+    if code == 0:
+        assert lines["baseline"]["value"].startswith("baseline: 10 steps in")
+        assert "checksums right" in lines["data"]["value"]
+        assert "of a step" in lines["reading"]["value"]
+        assert "MiB a process" in lines["memory"]["value"]

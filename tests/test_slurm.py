@@ -271,3 +271,31 @@ def test_what_slurm_ended_while_nobody_looked_is_told_as_if_watched(cluster, hom
     assert "cancelled" in first["aux_6"]
     assert "its node failed" in first["aux_8"]
     assert {r["status"] for r in results(home) if r["attempt"] == 2} == {"ok"}
+
+
+def preflight(cluster, home, *arguments, seconds=20.0):
+    """(exit code, lines by their names) of a preflight."""
+    process = start(cluster, home, "--preflight", *PACKED, *FAKE, "--data_dir", "shards",
+                    *arguments, seconds=seconds)  # fmt: skip
+    out, _ = process.communicate(timeout=120)
+    found = json.loads((home / "preflight.json").read_text())
+    assert "Traceback" not in out and found["exit_code"] == process.returncode, out
+    assert cluster.command("squeue", "-h") == ""
+    assert sorted(path.name for path in home.iterdir()) == ["preflight.json", "shards"]
+    return process.returncode, {line["name"]: line for line in found["lines"]}
+
+
+def test_a_preflight_is_made_of_jobs(cluster, home):
+    code, lines = preflight(cluster, home, "--slurm_args=--partition=main")
+    assert code == 0, lines
+    assert "(2 side by side): 10 steps in" in lines["baseline"]["value"]
+    assert "after the order, 30 s allowed" in lines["stop"]["value"]
+    assert "on Slurm the nodes have them" in lines["GPUs"]["value"]
+
+
+def test_a_partition_that_does_not_exist_is_a_line_of_the_preflight(cluster, home):
+    code, lines = preflight(cluster, home, "--slurm_args=--partition=moon")
+    assert code == 4
+    assert lines["baseline"]["level"] == "fail"
+    assert "invalid partition" in lines["baseline"]["value"]
+    assert "mend --slurm_args" in lines["baseline"]["remedy"]

@@ -22,7 +22,7 @@ MOST = {  # options that are numbers above 0: the most that somebody can mean
 }
 NOTHING_TO_DO = (
     "nothing to do: give --staged, --stage N, --experiment ARMS, --phase PHASE, --list,"
-    " --status, or --exp_dir DIR to go on (--help explains them)"
+    " --status, --preflight, or --exp_dir DIR to go on (--help explains them)"
 )
 
 
@@ -31,7 +31,8 @@ def check_options(options: Namespace) -> None:
     check_numbers(options)
     by_hand = options.experiment is not None or options.phase is not None
     staged = options.staged or options.stage is not None or options.plan_report
-    if not (staged or by_hand or options.status or options.list or options.exp_dir):
+    looks = options.status or options.list or options.preflight
+    if not (staged or by_hand or looks or options.exp_dir):
         raise UsageError(NOTHING_TO_DO)
     if options.stage is not None and options.stage not in (1, 2, 3, 4):
         raise UsageError(f"--stage {options.stage}: stages are 1, 2, 3 and 4")
@@ -116,8 +117,11 @@ def check_best(options: Namespace) -> None:
 def check_goes_with(options: Namespace, by_hand: bool) -> None:
     """Raise UsageError for an option that would do nothing beside the others."""
     on_slurm = options.launcher == "slurm" or options.exp_dir is not None
+    runs = not (options.status or options.list or options.plan_report)
     needs = {  # option: whether it has something to say here, and with what it would
-        "json": (options.status, "--status"),
+        "json": (options.status or options.preflight, "--status or --preflight"),
+        "preflight": (runs and not options.dry_run, "runs to come, not with what shows them"),
+        "preflight_file": (runs, "--preflight, or with runs to come"),
         "output_dir": (options.exp_dir is None, "a new experiment, without --exp_dir"),
         "plan": (not by_hand, "--staged, --stage or --plan_report"),
         "validation_runs": (not by_hand, "--staged, --stage or --plan_report"),

@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablation.cli.arguments import pasteable, plain_words
+from ablation.execute.before_run_1 import check_data_is_there, check_materials
 from ablation.execute.command import check_torchrun
 from ablation.execute.display import Display
 from ablation.execute.launcher import Launcher
 from ablation.execute.local import LocalLauncher
 from ablation.execute.lock import Lock
 from ablation.execute.machine import cores, git_state, machine, versions
-from ablation.execute.preflight import check_data_is_there, check_materials
 from ablation.execute.preview import announce
 from ablation.execute.reconcile import reconcile
 from ablation.execute.sitting import Sitting, drive, resume_command
 from ablation.execute.slurm import SlurmLauncher
+from ablation.execute.trainer_check import check_with_trainer
 from ablation.folder.materials import ROOT, Materials
 from ablation.folder.overrides import (
     NewOverrides,
@@ -98,6 +99,7 @@ def begin(
     m = materials_of(options, None, exp_dir, e)
     check_materials(m, e)
     check_torchrun()
+    check_with_trainer(e, m, exp_dir or output_dir)
     facts = facts_of(e, gpus)
     if exp_dir is None:
         exp_dir = new_folder(output_dir)

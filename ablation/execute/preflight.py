@@ -1,208 +1,242 @@
-"""Can the runs begin, and end?  What can be known to fail is said before the first of them.
+"""Would the runs to come go well here?  Asked in minutes, before the hours are spent.
 
-The trainer's arguments are checked in its own terms. Token shards are looked into where they are
-in this project's format; how many tokens a run needs is known for this project's trainer alone.
+    python run_aux.py --preflight --profile mini
+
+looks at the machine (`survey`), makes short runs (`trial`), judges what was found (`checklist`) and
+prints the plan's forecast from what was measured. Nothing stays behind but preflight.json, whose
+costs `--staged --preflight_file F` registers.
 """
 
-import shlex
-import struct
-import sys
-from array import array
-from dataclasses import dataclass
+import json
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ablation.folder.materials import ROOT, Code, Materials, shards_in
-from ablation.plan.manual import runs_by_hand
-from ablation.runs.untrusted import printable
-from ablation.study.experiment import Experiment
+from ablation.cli import exit_codes
+from ablation.cli.arguments import pasteable
+from ablation.execute.checklist import (
+    AFTER,
+    BEFORE,
+    FAIL,
+    OFF,
+    WARN,
+    Line,
+    allowed_s,
+    exit_code,
+    failed,
+    first_costs,
+    lines_of,
+    prior,
+)
+from ablation.execute.launcher import Launcher
+from ablation.execute.machine import machine
+from ablation.execute.observed import Survey, Trials
+from ablation.execute.preview import announce
+from ablation.execute.survey import survey, told_as_fault
+from ablation.execute.trial import Track, try_out
+from ablation.execute.watcher import GRACE_S, MARGIN_S
+from ablation.folder.first_costs import write_findings
+from ablation.folder.materials import Materials
+from ablation.plan.forecast import forecast, paid_s
+from ablation.plan.next_step import PLANS
+from ablation.plan.stage import FINAL_STAGE
+from ablation.runs.run import RunResult, duration
+from ablation.runs.untrusted import printable_path
+from ablation.study.experiment import Experiment, FirstCosts
 
-# As data/prepare.py and train_gpt.py have them; a test keeps them equal
-MAGIC, VERSION, HEADER_BYTES = 20240520, 1, 1024
-SHARD_TOKENS, HUB_SHARDS = 100_000_000, 103  # of a FineWeb shard; train shards on the hub
-SEEDS = 2**32
-
-
-def check_materials(m: Materials, e: Experiment) -> None:
-    """Raise ValueError with the remedy when a run could not even begin."""
-    code = m.code
-    check_arguments(e)
-    if is_ours(code):
-        check_passes(e)
-    shards = {kind: shards_of(m, e, kind) for kind in ("train", "val")}
-    if is_ours(code) and all(shards.values()):
-        for shard in (*shards["train"], *shards["val"]):
-            if not shard.is_known:
-                raise ValueError(
-                    f"{shard.path}: not a token shard (magic number or version); prepare it again"
-                )
-        check_amount(m, e, shards["train"], shards["val"])
-
-
-def check_data_is_there(m: Materials) -> None:
-    """Raise ValueError where the shards of an experiment are gone, with both ways out."""
-    if not m.data_dir.is_dir():
-        raise ValueError(
-            f"the shards of this experiment are gone: {m.data_dir} is no folder. Give where they"
-            " lie now with --data_dir DIR, or put them back (data/prepare.py makes them again)"
-        )
-
-
-def is_ours(code: Code) -> bool:
-    """This project's trainer, changed or not; others have other rules of their own, also where they
-    bear its name or read its shards."""
-    ours = ("train_gpt.py", "aux_heads.py")
-    return code.names[:1] == ours[:1] and ours[1] in code.names
-
-
-# ---------------------------------------------------------------------------------------------
-# Arguments
-
-
-def check_arguments(e: Experiment) -> None:
-    for run in runs_by_hand(e) if e.arms else ():
-        if not 0 <= run.seed < SEEDS:
-            raise ValueError(
-                f"--seeds: {run.arm.name} would run with seed {run.seed}; give numbers from 0 to"
-                f" {SEEDS - 1}, and a repeat of an arm takes a seed 1000 above"
-            )
-    if e.profile.batch_size % e.share.processes:
-        fit = max(n for n in range(1, e.share.processes) if e.profile.batch_size % n == 0)
-        option = "--num_gpus" if e.share.device == "cuda" else "--nodes_per_run"
-        raise ValueError(
-            f"{e.share.processes} processes cannot share a batch of {e.profile.batch_size}"
-            f" sequences evenly; give {option} {fit}"
-        )
-
-
-def check_passes(e: Experiment) -> None:
-    """A process's share of a batch has to be so many equal passes."""
-    share, pass_size = e.profile.batch_size // e.share.processes, e.profile.device_batch_size
-    if share % min(pass_size, share):
-        fits = max(n for n in range(1, pass_size + 1) if share % n == 0)
-        raise ValueError(
-            f"--device_batch_size {pass_size} does not divide the {share} sequences of a process;"
-            f" give {fits}"
-        )
-
-
-# ---------------------------------------------------------------------------------------------
-# Shards
+END_S = 2.0  # for what follows the last run: the forecast, the file
+LOOK = 0.05  # of the time allowed, for reading shards
 
 
 @dataclass(frozen=True)
-class Shard:
-    path: Path
-    tokens: int | None  # None: in a format that is not known here
+class Report:
+    """What a preflight found."""
+
+    lines: tuple[Line, ...]
+    costs: FirstCosts | None
+    forecast: tuple[str, ...]  # in words
+    numbers: dict  # the forecast for programs
+    took_s: float
 
     @property
-    def is_known(self) -> bool:
-        return self.tokens is not None
-
-    def windows(self, sequence_length: int) -> int:
-        """Windows of so many inputs, and a next token for the last of them; 0 where unknown."""
-        return max(0, ((self.tokens or 0) - 1) // sequence_length)
+    def code(self) -> int:
+        return exit_code(self.lines)
 
 
-def shards_of(m: Materials, e: Experiment, kind: str) -> list[Shard]:
-    """The shards of a kind. Raises ValueError where there is none, or one is damaged."""
-    found = []
-    if m.data_dir.exists():
-        sizes = shards_in(m.data_dir)
-        found = [m.data_dir / name for name in sizes if Path(name).match(f"*_{kind}_*.bin")]
-    if not found:
-        raise ValueError(
-            f"no *_{kind}_*.bin shard in {m.data_dir}; make them: {prepare(m.data_dir, e)}"
-        )
-    return [read_shard(path, sizes[path.name], e.profile.vocab_size) for path in found]
-
-
-def read_shard(path: Path, size: int, vocab_size: int) -> Shard:
-    """Raises ValueError for one of this project's format that is cut off, or whose tokens do not
-    fit into the vocabulary as far as a sample tells."""
+def preflight(
+    e: Experiment, m: Materials, launcher_in: Callable[[Path], Launcher], where: Path,
+    gpus: Sequence[str], results: Sequence[RunResult], show: Callable[[Sequence, str], None],
+) -> Report:  # fmt: skip
+    """where: the folder of experiments; what is written lies in a folder of its own there, or above
+    it where it is not there yet, and is removed in the end. show: as `Display.progress`. Raises
+    console.Stopped where somebody stops it."""
+    began_s = time.monotonic()
+    with told_as_fault() as fault:
+        folder = Path(tempfile.mkdtemp(prefix=".preflight_", dir=existing(where))).resolve()
+    if fault:
+        line = Line("disk", **vars(failed(fault[0], "", exit_codes.FAULT)))
+        return Report((line,), None, (), {}, time.monotonic() - began_s)
     try:
-        with open(path, "rb") as file:
-            header = file.read(12)
-            if len(header) < 12 or struct.unpack("<ii", header[:8]) != (MAGIC, VERSION):
-                return Shard(path, None)
-            (tokens,) = struct.unpack("<i", header[8:])
-            if tokens < 0 or size != HEADER_BYTES + 2 * tokens:
-                raise ValueError(
-                    f"{path}: {tokens} tokens announced, but {size} bytes instead of"
-                    f" {HEADER_BYTES + 2 * tokens}; it is cut off or damaged, prepare it again"
-                )
-            largest = largest_token(file, tokens)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    if largest >= vocab_size:
-        raise ValueError(
-            f"{path}: token {largest}, but the profile's vocabulary has {vocab_size}; give the"
-            " --profile that these shards are for, or another --data_dir"
-        )
-    return Shard(path, tokens)
+        s = survey(e, m, folder, LOOK * allowed_s(e))
+        lines, costs = lines_of(BEFORE, e, s), None
+        if not exit_code(lines):
+            deadline_s = began_s + allowed_s(e) - GRACE_S - MARGIN_S - END_S
+            more, costs = tried(e, m, folder, launcher_in, gpus, deadline_s, s, show)
+            lines += more
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    words, numbers = foreseen(e, costs, results) if costs else ((), {})
+    return Report(tuple(lines), costs, tuple(words), numbers, time.monotonic() - began_s)
 
 
-PARTS, PART_TOKENS = 16, 8_192  # of a shard, evenly, its ends among them: 27 take a tenth second
+def existing(folder: Path) -> Path:
+    """A folder, or the first above it that is there."""
+    folder = folder.absolute()
+    return next(part for part in (folder, *folder.parents) if part.is_dir())
 
 
-def largest_token(file, tokens: int) -> int:
-    """Of a sample; of all, where they are no more than that."""
-    largest = -1
-    size = min(tokens, PART_TOKENS)
-    for part in range(PARTS) if size < tokens else (0,):
-        file.seek(HEADER_BYTES + 2 * ((tokens - size) * part // (PARTS - 1)))
-        some = array("H", file.read(2 * size))
-        if sys.byteorder == "big":
-            some.byteswap()
-        largest = max(largest, max(some, default=-1))
-    return largest
+def tried(
+    e: Experiment, m: Materials, folder: Path, launcher_in: Callable[[Path], Launcher],
+    gpus: Sequence[str], deadline_s: float, s: Survey, show: Callable[[Sequence, str], None],
+) -> tuple[list[Line], FirstCosts | None]:  # fmt: skip
+    """The lines of the short runs, and what they cost."""
+    found: list[Trials] = []
+    with told_as_fault() as fault:
+        code = m.code
+        code.copy_to(folder / "code")  # as in an experiment: what is left out of it is missed
+        m = Materials(folder / "code" / code.names[0], m.data_dir)
+        launcher, facts = launcher_in(folder), {"machine": machine(e, gpus)}
+        found.append(try_out(Track(e, m, folder, launcher, facts, deadline_s, show)))
+    if not found:
+        value, _, remedy = fault[0].partition("; ")
+        return [Line("short runs", **vars(failed(value, remedy, exit_codes.FAULT)))], None
+    return lines_of(AFTER, e, s, found[0]), first_costs(found[0])
 
 
 # ---------------------------------------------------------------------------------------------
-# How much text a run needs
+# The plan's forecast, by what was measured
 
 
-def longest_run(e: Experiment) -> int:
-    """Iterations of the longest run that the plan can ask for: all of its data has to be there
-    from the start, since it is registered then."""
-    return max((run.num_iterations for run in runs_by_hand(e)), default=e.full_iterations)
+def foreseen(
+    e: Experiment, costs: FirstCosts, results: Sequence[RunResult]
+) -> tuple[list[str], dict]:
+    """The forecast in words and in numbers: hours by stage, what the budget cuts, the smallest
+    effect, and how far it is from the prior's."""
+    from ablation.plan import power
+
+    measured = replace(e, first_costs=costs)
+    words: list[str] = []
+    planned, last = forecast(measured, results)
+    announce(measured, results, planned, last, words.append)
+    pairs = sum(p.run.stage == FINAL_STAGE for p in planned) // 2
+    pairs = len(e.seeds) if e.plan == "manual" else pairs
+    smallest = power.resolution(measured, pairs)
+    words.append(f"  smallest effect to be found: {smallest}")
+    differing = list(differences(e, costs, results))
+    words += [f"  unlike the profile's prior: {line}" for line in differing]
+    hours = {
+        str(stage.number): paid_s(e, [p for p in planned if p.run.stage == stage.number]) / 3600
+        for stage in PLANS[e.plan]
+    }
+    numbers = {"hours_by_stage": hours, "hours": paid_s(e, planned) / 3600}
+    numbers |= {"budget_hours": e.budget_hours, "cut": list(last.budget_cuts), "pairs": pairs}
+    return words, {**numbers, "smallest_effect": smallest, "unlike_the_prior": differing}
 
 
-def check_amount(m: Materials, e: Experiment, train: list[Shard], val: list[Shard]) -> None:
-    p = e.profile
-    there = sum(shard.windows(p.sequence_length) for shard in train)
-    needed = longest_run(e) * p.batch_size
-    if needed > there:
-        enough, remedy = there // p.batch_size, ""
-        if is_fineweb(e) and shards_for(e) <= HUB_SHARDS:
-            remedy = f"make more shards ({prepare(m.data_dir, e)}), or "
-        raise ValueError(
-            f"{m.data_dir}: {len(train)} train shard(s) with {there:,} windows of"
-            f" {p.sequence_length} tokens, but runs of {longest_run(e):,} iterations need"
-            f" {needed:,}; {remedy}give a --full_iterations with runs of at most {enough:,}"
-        )
-    there = sum(shard.windows(p.sequence_length) for shard in val)
-    if p.val_tokens // p.sequence_length > there:
-        raise ValueError(
-            f"{m.data_dir}: {there * p.sequence_length:,} validation tokens in whole windows, but"
-            f" the profile needs {p.val_tokens:,}; prepare them again, or give another --data_dir"
-        )
+def differences(
+    e: Experiment, costs: FirstCosts, results: Sequence[RunResult]
+) -> Iterator[str]:
+    """What is more than OFF from the profile's prior, in words."""
+    measured, before = replace(e, first_costs=costs), prior(e)
+    both = [forecast(replace(x, budget_hours=1e5), results)[0] for x in (measured, before)]
+    all_s, all_before_s = (paid_s(e, planned) for planned in both)
+    rows = (
+        ("a training step takes", costs.train_ratio),
+        ("start-up and validations take", costs.rest_ratio),
+        ("the whole plan, no budget set, takes", all_s / all_before_s if all_before_s else 1.0),
+    )
+    for what, ratio in rows:
+        if abs(ratio - 1) > OFF:
+            yield f"{what} {ratio:.2f} times as long ({ratio - 1:+.0%})"
 
 
-def is_fineweb(e: Experiment) -> bool:
-    return e.profile.data_dir == "data/fineweb"
+# ---------------------------------------------------------------------------------------------
+# How it is told
 
 
-def shards_for(e: Experiment) -> int:
-    """FineWeb shards that hold the windows of the longest run."""
-    windows = Shard(Path(), SHARD_TOKENS).windows(e.profile.sequence_length)
-    return -(-longest_run(e) * e.profile.batch_size // windows)
+def tell(
+    report: Report, e: Experiment, m: Materials, file: Path, words: Sequence[str], as_json: bool
+) -> int:
+    """Write the file, and show what it says: in words, or for programs. words: of the command line,
+    for the one that goes on with what was measured. The exit code."""
+    code_hash = ""
+    with told_as_fault():
+        code_hash = m.code.hash
+    written = write_findings(file, e, code_hash, report.costs, findings(report, e))
+    lines = [json.dumps(written, indent=1)] if as_json else [*table(report), *outlook(report, e)]
+    if not as_json:
+        lines += ["", f"Took {duration(report.took_s)}. All of this is in {printable_path(file)}."]
+        if not report.code:
+            lines.append(f"Begin with what was measured: {command_with(file, words)}")
+    print("\n".join(lines))
+    return report.code
 
 
-def prepare(data_dir: Path, e: Experiment) -> str:
-    """The command that makes the shards of an experiment."""
-    command = "python data/prepare.py"
-    if is_fineweb(e):
-        command += f" fineweb --shards {min(shards_for(e), HUB_SHARDS)}"
-    if data_dir != ROOT / e.profile.data_dir:
-        command += f" --output_dir {shlex.quote(printable(str(data_dir)))}"
-    return command
+def table(report: Report) -> Iterator[str]:
+    """Each line with its value, and below it the remedy, if it needs one."""
+    wide = max(len(line.name) for line in report.lines)
+    for x in report.lines:
+        yield f"  {x.level}  {x.name:<{wide}}  {x.value}"
+        if x.remedy:
+            yield f"  {'':4}  {'':<{wide}}  remedy: {x.remedy}"
+
+
+def outlook(report: Report, e: Experiment) -> Iterator[str]:
+    """How it came out, and the forecast."""
+    warnings = sum(x.level == WARN for x in report.lines)
+    bad = [x.name for x in report.lines if x.level == FAIL]
+    yield ""
+    if bad:
+        yield f"NOT FIT: {', '.join(bad)} (exit code {report.code})."
+    else:
+        yield f"FIT, with {warnings} warning(s)." if warnings else "FIT."
+    if report.forecast:
+        yield f"\nThe plan {e.plan} by what was measured:"
+        yield from report.forecast
+
+
+def command_with(file: Path, words: Sequence[str]) -> str:
+    """The command that registers the costs in this file: the preflight's own, without what makes it
+    one."""
+    mine = [word for word in without_file(words) if word not in ("--preflight", "--json")]
+    named = any(word.partition("=")[0] in VERBS for word in mine)
+    words = [*(() if named else ("--staged",)), *mine, "--preflight_file", str(file)]
+    return f"python run_aux.py {' '.join(map(pasteable, words))}"
+
+
+VERBS = ("--staged", "--stage", "--experiment", "--phase", "--exp_dir")
+
+
+def without_file(words: Sequence[str]) -> Iterator[str]:
+    skip = False
+    for word in words:
+        if not skip and not word.startswith("--preflight_file"):
+            yield word
+        skip = word == "--preflight_file"
+
+
+def findings(report: Report, e: Experiment) -> dict:
+    """The report for programs: what preflight.json holds beside the costs."""
+    return {
+        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "host": socket.gethostname(),
+        "plan": e.plan,
+        "lines": [asdict(line) for line in report.lines],
+        "forecast": report.numbers,
+        "took_s": report.took_s,
+        "exit_code": report.code,
+    }

@@ -40,8 +40,11 @@ def announce(
         )
 
 
-def dry_run(e: Experiment, m: Materials, exp_dir: Path, results: Sequence[RunResult]) -> None:
-    """Print every command, as it would run if each gate let the plan pass and 4,8 won."""
+def dry_run(
+    e: Experiment, m: Materials, exp_dir: Path, results: Sequence[RunResult], words: Sequence[str]
+) -> None:
+    """Print every command, as it would run if each gate let the plan pass and 4,8 won. words: of
+    the command line, for the offer to try this machine."""
     print("Dry run: nothing is launched or written. Every gate is assumed to let the plan pass;")
     print("later stages are shown as if the layers 4,8 and the defaults won.\n")
     planned, last = forecast(e, results)
@@ -54,3 +57,12 @@ def dry_run(e: Experiment, m: Materials, exp_dir: Path, results: Sequence[RunRes
         print(environment + " ".join(map(pasteable, command)))
     print()
     announce(e, results, planned, last, print)
+    if planned:
+        print(offer(words))
+
+
+def offer(words: Sequence[str]) -> str:
+    """The command that would try this machine for these runs."""
+    words = ["--preflight" if word == "--dry_run" else word for word in words]
+    command = f"python run_aux.py {' '.join(map(pasteable, words))}"
+    return f"Try the machine first, in minutes: {command}"

@@ -24,7 +24,7 @@ from ablation.plan.validation import MAX_GIVEN_UP
 from ablation.runs.run import arm_from
 from ablation.runs.store import write_json
 from ablation.runs.untrusted import is_number, printable, read_json
-from ablation.study.experiment import Experiment, Share, seed_of
+from ablation.study.experiment import Experiment, FirstCosts, Share, seed_of
 from ablation.study.heads import HYPOTHESIS, PHASES, QUESTION
 from ablation.study.profiles import PROFILES
 
@@ -82,6 +82,7 @@ def registered(e: Experiment, m: Materials, fingerprint: str | None = None) -> d
         "seeds": list(e.seeds),  # by hand
         "unet_skips": e.unet_skips,
         "log_grad_norms": e.log_grad_norms,
+        "first_costs": asdict(e.first_costs),
         "stages": stages,
         "counts": {
             "attempts": MAX_ATTEMPTS,
@@ -329,6 +330,7 @@ def up_to(most: int, least: int = 1) -> tuple[Callable[[object], bool], str]:
     return (lambda v: type(v) is int and least <= v <= most), remedy
 
 
+A_RATIO = (lambda v: is_number(v) and 1e-4 <= v <= 1e4), "give a number from 1e-4 to 1e4"
 A_TEXT = (lambda v: isinstance(v, str)), "give a text"
 YES_OR_NO = (lambda v: type(v) is bool), "give true or false"
 FREE_FORM = {  # of the document beside what is registered: a test of each, and what would pass it
@@ -352,6 +354,8 @@ FORM = {  # of what is registered, as far as decisions are made from it
     "share.cores": up_to(10**6),
     "unet_skips": YES_OR_NO,
     "log_grad_norms": YES_OR_NO,
+    "first_costs.train_ratio": A_RATIO,
+    "first_costs.rest_ratio": A_RATIO,
     "seeds": ((lambda v: isinstance(v, list) and {*map(type, v)} <= {int}), "give whole numbers"),
 }
 
@@ -396,4 +400,5 @@ def experiment_of(document: dict) -> Experiment:
         stop_on=fixed["stop_on"],
         unet_skips=fixed["unet_skips"],
         log_grad_norms=fixed["log_grad_norms"],
+        first_costs=FirstCosts(**fixed["first_costs"]),
     )

@@ -1,4 +1,4 @@
-"""What will a run cost?  Measured where possible, else the profile's expectation."""
+"""What will a run cost?  Measured where possible, else as registered before the first run."""
 
 import math
 import statistics
@@ -16,12 +16,13 @@ class Costs:
 
     A run of a configuration and length that has been measured costs the median of those. Any other
     costs the prior, with its training part and its remainder (start-up, validation) each scaled by
-    the median ratio of measurement to prior over all runs so far.
+    the median ratio of measurement to prior over all runs so far; before the first, by the ratios
+    that were registered as the experiment's first costs.
     """
 
     def __init__(self, experiment: Experiment, results: Sequence[RunResult] = ()):
         self.experiment = experiment
-        done = [r for r in results if r.status == "ok"]
+        done, first = [r for r in results if r.status == "ok"], experiment.first_costs
         self.measured: dict[tuple, list[float]] = {}
         train, rest = [], []
         for result in done:
@@ -30,8 +31,8 @@ class Costs:
             train_s = result.trained_ms / 1000
             train.append(train_s / prior_train)
             rest.append(max(0.0, result.wall_s - train_s) / prior_rest)
-        self.train_ratio = statistics.median(train or [1.0])
-        self.rest_ratio = statistics.median(rest or [1.0])
+        self.train_ratio = statistics.median(train or [first.train_ratio])
+        self.rest_ratio = statistics.median(rest or [first.rest_ratio])
 
     @staticmethod
     def _key(run: RunConfig) -> tuple:

@@ -84,6 +84,11 @@ def forecast(
     return simulate(longest, results, loss)
 
 
+def longest_course(e: Experiment) -> list[Planned]:
+    """All runs that the plan can ask for, whatever the budget."""
+    return forecast(replace(e, budget_hours=1e5))[0]
+
+
 def placeholder_loss(run: RunConfig) -> float:
     """The loss of a run, that of the baseline being 1: two layers win, then the default weight and
     schedule. No two seeds give the same, or the plan would stop."""

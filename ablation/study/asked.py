@@ -59,7 +59,7 @@ def as_asked(e: Experiment, options: Namespace, gpus: int) -> Experiment:
             e = replace(e, **{name: getattr(options, name)})
     if arms := arms_asked(options):
         e = replace(e, plan="manual", arms=arms, seeds=e.seeds or (42,))
-    elif options.staged or options.stage or options.plan_report:
+    elif is_staged(options):
         plan = options.plan or (e.plan if e.plan != "manual" else "classic")
         e = replace(e, plan=plan, arms=(), seeds=())
     if options.runs or options.seeds:
@@ -70,6 +70,12 @@ def as_asked(e: Experiment, options: Namespace, gpus: int) -> Experiment:
     per_process = max(1, e.profile.batch_size // e.share.processes)
     sequences = options.device_batch_size or min(e.profile.device_batch_size, per_process)
     return replace(e, profile=replace(e.profile, device_batch_size=sequences))
+
+
+def is_staged(options: Namespace) -> bool:
+    """Whether stages are asked for; a preflight is of them where it names a plan."""
+    named = options.staged or options.stage or options.plan_report
+    return bool(named or (options.preflight and options.plan))
 
 
 def share_asked(options: Namespace, before: Share, gpus: int, profile: Profile) -> Share:

@@ -26,6 +26,15 @@ class Share:
 
 
 @dataclass(frozen=True)
+class FirstCosts:
+    """What runs cost before the first has ended, as multiples of the profile's prior: measured in
+    short runs (run_aux.py --preflight), or the prior itself."""
+
+    train_ratio: float = 1.0  # of a training step
+    rest_ratio: float = 1.0  # of start-up and validation
+
+
+@dataclass(frozen=True)
 class Experiment:
     """What was asked. Together with the results on disk it determines every next step."""
 
@@ -42,6 +51,7 @@ class Experiment:
     # assume "never"
     unet_skips: bool = False  # in every arm, the baseline too
     log_grad_norms: bool = False  # of every run, at each validation
+    first_costs: FirstCosts = FirstCosts()
 
     def iterations(self, fraction: float) -> int:
         return max(1, round(self.full_iterations * fraction))

@@ -1,8 +1,9 @@
 """A trainer that trains nothing: invented losses in the real trainer's words, in milliseconds.
 
 The loss depends on the arm and the seed alone. FAKE_SECONDS is how long a run of 100 iterations
-takes; FAKE_MISCHIEF, as JSON, names what goes wrong for which `--aux_head_layers`; FAKE_TRACE names
-a file that gets a line (log file, process id, monotonic time) at every sign of life.
+takes; FAKE_MISCHIEF, as JSON, names what goes wrong for which `--aux_head_layers`; FAKE_FITS is the
+largest `--device_batch_size` that fits into memory; FAKE_TRACE names a file that gets a line (log
+file, process id, monotonic time) at every sign of life.
 """
 
 import json
@@ -40,7 +41,8 @@ def main() -> int:
     if mischief == "refuse":
         print("train.py: error: --batch_size 3: give a multiple of 2", flush=True)
         return 2
-    if mischief == "oom":
+    fits = int(args["--device_batch_size"]) <= float(os.environ.get("FAKE_FITS", "inf"))
+    if mischief == "oom" or not fits:
         print("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", flush=True)
         return 1
     if mischief == "stubborn":  # children that ignore SIGTERM, in a session of their own

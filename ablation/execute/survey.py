@@ -1,0 +1,265 @@
+"""What can be seen of a machine before any run?  GPUs, processor, trainer, data, disk and clock.
+
+Looks, and starts nothing but nvidia-smi. What cannot be looked at is a fault in words: nothing here
+raises for what somebody's machine is like.
+"""
+
+import contextlib
+import hashlib
+import os
+import random
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ablation.cli.arguments import plain_words
+from ablation.execute.before_run_1 import HEADER_BYTES, check_materials, read_shard
+from ablation.execute.command import check_torchrun
+from ablation.execute.machine import Gpu, as_cuda_sees, ask, cpu_name, listed_gpus, versions
+from ablation.execute.observed import Data, Disk, GpuState, Survey
+from ablation.execute.trainer_check import has_check
+from ablation.folder.materials import ROOT, Materials, recorded_fingerprint, shards_in
+from ablation.runs.untrusted import printable, printable_path, read_json
+from ablation.study.experiment import Experiment
+
+
+def survey(e: Experiment, m: Materials, folder: Path, look_s: float) -> Survey:
+    """folder: an empty one where experiments would lie. look_s: that shards may be read for."""
+    on_gpus = e.share.device == "cuda" and e.share.launcher == "local"
+    with told_as_fault() as fault:
+        code = m.code
+    trainer_fault = "".join(fault)
+    found, data_fault = None, "" if trainer_fault else fault_of(lambda: check_materials(m, e))
+    if not (trainer_fault or data_fault):
+        with told_as_fault() as fault:
+            found = data_of(e, m, look_s)
+        data_fault = "".join(fault)
+    with told_as_fault() as disk_fault:
+        disk = disk_of(folder)
+    return Survey(
+        host=socket.gethostname(),
+        processor=cpu_name(),
+        busy=busy_cores(),
+        gpus=gpu_states() if on_gpus else (),
+        versions=versions(),
+        pinned=pinned(),
+        trainer="" if trainer_fault else ", ".join(code.names),
+        has_check=not trainer_fault and has_check(code),
+        trainer_fault=trainer_fault,
+        launcher_fault=fault_of(lambda: find_launcher(e)),
+        data=found,
+        data_fault=data_fault,
+        disk=None if disk_fault else disk,
+        disk_fault="".join(disk_fault),
+    )
+
+
+@contextlib.contextmanager
+def told_as_fault() -> Iterator[list[str]]:
+    """In here a refusal becomes words, which the list gets."""
+    words: list[str] = []
+    try:
+        yield words
+    except (ValueError, OSError) as error:
+        words.append(printable(plain_words(error), limit=1000))
+
+
+def fault_of(look) -> str:
+    """Why something cannot be looked at, or cannot work; empty where it can."""
+    with told_as_fault() as words:
+        look()
+    return "".join(words)
+
+
+def find_launcher(e: Experiment) -> None:
+    check_torchrun()
+    if e.share.launcher == "slurm" and shutil.which("sbatch") is None:
+        raise ValueError("--launcher slurm: there is no sbatch here; use --launcher local")
+
+
+def busy_cores(over_s: float = 0.5) -> float:
+    """Cores in use at the moment, while this process sleeps: nothing of it runs yet."""
+    import psutil
+
+    return psutil.cpu_percent(interval=over_s) / 100 * (psutil.cpu_count() or 1)
+
+
+PIN = re.compile(r"^([\w-]+)==([\w.]+)", re.MULTILINE)
+
+
+def pinned() -> dict[str, str]:
+    """Versions that the checkout asks for."""
+    with contextlib.suppress(OSError, ValueError):
+        return dict(PIN.findall((ROOT / "requirements.txt").read_text()))
+    return {}
+
+
+def disk_of(folder: Path) -> Disk:
+    probe = folder / "clock"
+    probe.write_bytes(b"what time is it?")
+    off_s = os.stat(probe).st_mtime - time.time()
+    probe.unlink()
+    return Disk(printable_path(folder.parent), shutil.disk_usage(folder).free, off_s)
+
+
+# ---------------------------------------------------------------------------------------------
+# GPUs
+
+ABOUT_A_GPU = (  # a name comes last: it may hold anything
+    *("index", "uuid", "memory.total", "memory.used", "clocks.sm", "clocks.max.sm"),
+    *("temperature.gpu", "name"),
+)
+ABOUT_A_PROCESS = ("gpu_uuid", "pid", "used_memory", "process_name")
+AS_CSV = "--format=csv,noheader,nounits"
+SLOWING = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")  # newer drivers, older
+REASONS = {  # NVML's bits that take clocks away for a fault of the machine; not its power limit
+    0x08: "slowed by its hardware",
+    0x20: "slowed by its temperature",
+    0x40: "slowed by its hardware for its temperature",
+    0x80: "slowed by its power supply",
+}
+
+
+def gpu_states() -> tuple[GpuState, ...]:
+    """The GPUs that a trainer would see, as nvidia-smi tells; none where it fails."""
+    found = {row[1]: row for row in asked("--query-gpu=", ABOUT_A_GPU)}
+    rows = "\n".join(f"{row[0]}, {uuid}, {row[-1]}" for uuid, row in found.items())
+    gpus = listed_gpus(rows, said("-L")) if found else ()
+    seen = as_cuda_sees(gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    slowed, others = slowdowns(), processes()
+    untold = [""] * len(ABOUT_A_GPU)
+    return tuple(
+        gpu_state(
+            gpu, found.get(gpu.uuid, untold), slowed.get(gpu.uuid, ()), others.get(gpu.uuid, ())
+        )
+        for gpu in seen
+    )
+
+
+def asked(query: str, fields: Sequence[str]) -> list[list[str]]:
+    """What nvidia-smi says of these fields, a whole row a line; nothing where it fails."""
+    lines = said(query + ",".join(fields), AS_CSV).splitlines()
+    rows = [line.split(", ", len(fields) - 1) for line in lines]
+    return [row for row in rows if len(row) == len(fields)]
+
+
+def said(*words: str) -> str:
+    try:
+        answer = ask("nvidia-smi", *words)
+    except FileNotFoundError:
+        return ""
+    return "" if answer.failed else answer.text
+
+
+def gpu_state(
+    gpu: Gpu, row: Sequence[str], slowed: tuple[str, ...], others: tuple[str, ...]
+) -> GpuState:
+    """row: what nvidia-smi tells of it, as in ABOUT_A_GPU."""
+    total, used, clock, most, celsius = map(number, row[2:-1])
+    return GpuState(gpu.name, gpu.uuid, total, used, clock, most, celsius, slowed, others)
+
+
+def number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:  # [N/A], [Not Supported]
+        return None
+
+
+def slowdowns() -> dict[str, tuple[str, ...]]:
+    """What holds down the clocks, by GPU."""
+    for field in SLOWING:
+        if rows := asked("--query-gpu=", ("uuid", field)):
+            return {uuid: reasons_in(bits) for uuid, bits in rows}
+    return {}
+
+
+def reasons_in(bits: str) -> tuple[str, ...]:
+    try:
+        active = int(bits, 16)
+    except ValueError:
+        return ()
+    return tuple(words for bit, words in REASONS.items() if active & bit)
+
+
+def processes() -> dict[str, tuple[str, ...]]:
+    """What computes on each GPU."""
+    found: dict[str, tuple[str, ...]] = {}
+    for uuid, process, used, name in asked("--query-compute-apps=", ABOUT_A_PROCESS):
+        words = printable(f"{name} (process {process}, {used} MiB)", limit=120)
+        found[uuid] = (*found.get(uuid, ()), words)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------
+# Data
+
+
+def data_of(e: Experiment, m: Materials, look_s: float) -> Data:
+    """Raises ValueError, as a registration of these shards would."""
+    sizes = shards_in(m.data_dir)
+    kinds = {kind: [name for name in sizes if f"_{kind}_" in name] for kind in ("train", "val")}
+    words = ", ".join(f"{len(names)} {kind}" for kind, names in kinds.items())
+    total = sum(sizes.values())
+    read_s = seconds_to_read(e, m, [(name, sizes[name]) for name in kinds["train"]], look_s / 4)
+    checked, damaged = compared(m, sizes, look_s)
+    words = f"{words} shard(s), {total / 1e6:,.1f} MB in {printable_path(m.data_dir)}"
+    return Data(words, checked, damaged, read_s)
+
+
+def compared(m: Materials, sizes: dict[str, int], look_s: float) -> tuple[str, str]:
+    """(how far the contents are those recorded by data/prepare.py, a shard that differs)."""
+    meta = m.data_dir / "fingerprint.json"
+    if not meta.is_file():
+        return "sizes as their headers say, no checksums beside them", ""
+    recorded = recorded_fingerprint(meta)[1]
+    if recorded != sizes:
+        return "", f"{printable_path(meta)}: its shards are not those in the folder"
+    sums = {row["name"]: row["sha256"] for row in read_json(meta.resolve())["files"]}
+    deadline, right = time.monotonic() + look_s, 0
+    for name in sorted(sizes, key=lambda name: sizes[name]):
+        found = sha256_of(m.data_dir / name, deadline)
+        if found is None:
+            break
+        if found != sums[name]:
+            return "", f"{printable_path(m.data_dir / name)}: not what was recorded (checksum)"
+        right += 1
+    rest = f" ({len(sizes) - right} not read for want of time)" * (right < len(sizes))
+    return f"{right} of {len(sizes)} checksums right{rest}", ""
+
+
+def sha256_of(path: Path, deadline: float) -> str | None:
+    """None where the time is up before the end of the file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 22):
+            digest.update(part)
+            if time.monotonic() > deadline:
+                return None
+    return digest.hexdigest()
+
+
+def seconds_to_read(e: Experiment, m: Materials, shards, most_s: float) -> float | None:
+    """For one step's windows of one process, at random places, from the disk and not from memory
+    as far as the system lets go of it; None for shards in a format that is not known here."""
+    p, rng = e.profile, random.Random(0)
+    window = 2 * (p.sequence_length + 1)
+    known = [(name, size) for name, size in shards if size > HEADER_BYTES + window]
+    if not known or not read_shard(m.data_dir / known[0][0], known[0][1], p.vocab_size).is_known:
+        return None
+    wanted, done, began = max(1, p.batch_size // e.share.processes), 0, None
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(open(m.data_dir / name, "rb", 0)) for name, _ in known]
+        for file in files:
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        began = time.monotonic()
+        while done < wanted and time.monotonic() - began < most_s:
+            which = rng.randrange(len(known))
+            at = rng.randrange(HEADER_BYTES, known[which][1] - window + 1)
+            os.pread(files[which].fileno(), window, at)
+            done += 1
+        return (time.monotonic() - began) * wanted / done
