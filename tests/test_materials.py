@@ -446,7 +446,7 @@ ONLY_AS_A_PROGRAM = ("run_aux.py", "ablation/cli/prerequisites.py")
 
 def test_the_files_of_a_program_of_this_project_are_those_that_it_loads():
     code = (
-        "import run_aux, ablation.plan.power, sys;"
+        "import run_aux, ablation.plan.power, ablation.execute.preflight, sys;"  # on demand
         "print(*[m.__file__ for m in sys.modules.values() if getattr(m, '__file__', None)])"
     )
     done = subprocess.run(
