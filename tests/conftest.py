@@ -17,14 +17,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SUPPORT = ROOT / "tests" / "support"
 
 
-@pytest.fixture(autouse=True)
-def subnormal_numbers_again():
-    """The trainer flushes them to zero, for the whole process; other tests need them."""
-    yield
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_flush_denormal(False)
-
-
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """An empty working folder, the fake torchrun, and shards that nobody reads."""

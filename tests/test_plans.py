@@ -150,15 +150,6 @@ def test_layers_by_hand_skip_the_stages_before():
     assert (run.stage, run.arm.layers, run.arm.weight) == (4, (3, 9), 0.2)
 
 
-def test_arms_by_hand_are_run_whatever_an_override_says_of_stages():
-    """Somebody may have written it into the folder."""
-    e = experiment(plan="manual", arms=(ARMS["aux_6"],), seeds=(1,))
-    value = {"layers": [4], "weight": 0.1, "schedule": "constant"}
-    assert [run.name for run in next_step(overridden(e, "by_hand", 3, value), []).runs] == [
-        "aux_6/run_0"
-    ]
-
-
 def test_a_choice_by_hand_goes_past_what_earlier_stages_decided():
     _, step, flat = carry_out(experiment(), dict.fromkeys(GOOD, 3.3))
     assert step.at_gate

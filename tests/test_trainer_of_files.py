@@ -15,21 +15,14 @@ FAKE = SUPPORT / "fake_train.py"
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
+def home(home):
     """A working folder with shards that nobody reads, and a trainer of four files."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TORCHRUN", str(SUPPORT / "fake_torchrun"))
-    monkeypatch.setenv("FAKE_PYTHON", sys.executable)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    (tmp_path / "shards").mkdir()
-    for kind in ("train", "val"):
-        (tmp_path / "shards" / f"x_{kind}_000000.bin").write_bytes(b"tokens")
-    (tmp_path / "mine" / "lib").mkdir(parents=True)
-    (tmp_path / "mine" / "train.py").write_text("import sys, lib.go\nsys.exit(lib.go.main())\n")
-    (tmp_path / "mine" / "lib" / "__init__.py").touch()
-    (tmp_path / "mine" / "lib" / "go.py").write_text("from engine import main\n")
-    shutil.copy(FAKE, tmp_path / "mine" / "engine.py")
-    return tmp_path
+    (home / "mine" / "lib").mkdir(parents=True)
+    (home / "mine" / "train.py").write_text("import sys, lib.go\nsys.exit(lib.go.main())\n")
+    (home / "mine" / "lib" / "__init__.py").touch()
+    (home / "mine" / "lib" / "go.py").write_text("from engine import main\n")
+    shutil.copy(FAKE, home / "mine" / "engine.py")
+    return home
 
 
 def call(*arguments):

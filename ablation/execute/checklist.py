@@ -55,7 +55,7 @@ def failed(value: str, remedy: str, code: int = exit_codes.REFUSED) -> Finding:
     return Finding(FAIL, value, remedy, code)
 
 
-def told(fault: str, code: int = exit_codes.REFUSED) -> Finding:
+def refused(fault: str, code: int = exit_codes.REFUSED) -> Finding:
     """A refusal that was put into words already: what was seen; what to do about it."""
     value, _, remedy = fault.partition("; ")
     return failed(value, remedy, code)
@@ -137,14 +137,14 @@ def gpus(e: Experiment, s: Survey) -> Finding:
 def gpu_memory(e: Experiment, s: Survey) -> Finding:
     if not asked_of_gpus(e, s):
         return passed(ELSEWHERE if e.share.launcher == "slurm" else ON_A_CPU)
-    told = [
+    known = [
         (gpu.total_mib - gpu.used_mib, gpu.used_mib, gpu.total_mib, gpu.uuid)
         for gpu in s.gpus
         if gpu.total_mib is not None and gpu.used_mib is not None
     ]
-    if not told:
+    if not known:
         return passed("not told by nvidia-smi")
-    free_mib, used_mib, total_mib, uuid = min(told)
+    free_mib, used_mib, total_mib, uuid = min(known)
     free = f"{free_mib / 1024:.1f} of {total_mib / 1024:.1f} GiB"
     if used_mib > ROOM_MIB:
         remedy = "end what holds it (nvidia-smi lists it), or leave this GPU out"
@@ -179,14 +179,14 @@ def profile(e: Experiment, s: Survey) -> Finding:
 
 def trainer(e: Experiment, s: Survey) -> Finding:
     if s.trainer_fault:
-        return told(s.trainer_fault)
+        return refused(s.trainer_fault)
     own = "is asked for every arm before a registration" if s.has_check else "is not known to it"
     return passed(f"{s.trainer}; --check {own}, here the short runs tell")
 
 
 def launcher(e: Experiment, s: Survey) -> Finding:
     if s.launcher_fault:
-        return told(s.launcher_fault)
+        return refused(s.launcher_fault)
     return passed(e.share.launcher)
 
 
@@ -194,7 +194,7 @@ def data(e: Experiment, s: Survey) -> Finding:
     if s.trainer_fault:
         return passed("not asked: the trainer comes first")
     if s.data is None:
-        return told(s.data_fault)
+        return refused(s.data_fault)
     if s.data.damaged:
         return failed(s.data.damaged, "prepare it again: data/prepare.py")
     return passed(f"{s.data.words}; {s.data.checked}")
@@ -202,7 +202,7 @@ def data(e: Experiment, s: Survey) -> Finding:
 
 def disk(e: Experiment, s: Survey) -> Finding:
     if s.disk is None:
-        return told(s.disk_fault)
+        return refused(s.disk_fault)
     return passed(f"{s.disk.place} can be written, {size(s.disk.free_bytes)} free")
 
 
@@ -411,14 +411,14 @@ def memory(e: Experiment, s: Survey, t: Trials) -> Finding:
     if t.smaller:
         remedy = f"give --device_batch_size {t.smaller}"
         return warned(f"{e.profile.device_batch_size} sequences a pass do not fit", remedy)
-    told = [
+    known = [
         (gpu.used_mib / gpu.total_mib, gpu.used_mib, gpu.total_mib)
         for gpu in t.gpus
         if gpu.used_mib and gpu.total_mib
     ]
-    if not told:
+    if not known:
         return passed(f"{peak}the GPU's own word is not known")
-    _, used_mib, total_mib = max(told)  # of the fullest
+    _, used_mib, total_mib = max(known)  # of the fullest
     share = e.profile.batch_size // e.share.processes
     ran = min(e.profile.device_batch_size, share)
     most = largest_pass(share, ran, used_mib, RESERVE * total_mib)
@@ -458,14 +458,14 @@ def evenness(e: Experiment, s: Survey, t: Trials) -> Finding:
 def clocks(e: Experiment, s: Survey, t: Trials) -> Finding:
     if e.share.device == "cpu" or e.share.launcher == "slurm":
         return passed(ELSEWHERE if e.share.launcher == "slurm" else ON_A_CPU)
-    told = [gpu for gpu in t.gpus if gpu.clock_mhz]
-    if not told:
+    known = [gpu for gpu in t.gpus if gpu.clock_mhz]
+    if not known:
         return passed("nvidia-smi did not tell them while a run trained")
-    slowest = min(told, key=lambda gpu: gpu.clock_mhz or 0.0)
+    slowest = min(known, key=lambda gpu: gpu.clock_mhz or 0.0)
     value = f"{slowest.clock_mhz:.0f} MHz at the least"
     value += f" of {slowest.most_mhz:.0f}" if slowest.most_mhz else ""
-    value += f", {max(g.celsius or 0 for g in told):.0f} C at the most, in training"
-    if held := [f"{g.uuid}: {', '.join(g.slowed)}" for g in told if g.slowed]:
+    value += f", {max(g.celsius or 0 for g in known):.0f} C at the most, in training"
+    if held := [f"{g.uuid}: {', '.join(g.slowed)}" for g in known if g.slowed]:
         return warned(f"{value}; {'; '.join(held)}", "see to cooling and power before paying")
     return passed(value)
 
