@@ -4,8 +4,8 @@
     python benchmarks/ancestor.py --against REV --seeds 42,43 --json ancestor.jsonl
 
 Both trainers get the same arguments, data and seeds, and take turns, the first one changing from
-seed to seed. The model is that of profile mini with 6 layers of width 128, 150 iterations, fp32,
-one thread of a CPU.
+seed to seed. 6 layers of width 128, 150 iterations of 2,048 bytes with the learning rates of the
+ancestor (profile speedrun's), fp32, one thread of a CPU.
 """
 
 import argparse
@@ -28,7 +28,11 @@ from step_time import run_trainer
 from ablation.study.profiles import PROFILES, TRAINER_FLAGS
 
 BEFORE = "94d8d97"  # without gains, biases and weight decay; five equal steps in Muon
-SIZE = replace(PROFILES["mini"], n_layer=6, n_head=4, model_dim=128)
+SIZE = replace(
+    PROFILES["speedrun"],  # for its learning rates
+    **{"data_dir": PROFILES["mini"].data_dir, "vocab_size": 256, "val_tokens": 65_536},
+    **{"n_layer": 6, "n_head": 2, "model_dim": 128, "sequence_length": 128, "batch_size": 16},
+)
 ITERATIONS = 150
 
 
@@ -70,7 +74,7 @@ def main(argv=None) -> int:
     parser.add_argument("--data_dir", type=Path, default=ROOT / SIZE.data_dir)
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
-    torch.set_num_threads(SIZE.cpu_threads)  # those of the runs
+    torch.set_num_threads(1)  # those of the runs
     rows = []
     print("| seed | before | now | lower by | step before, ms | now, ms | ratio |", flush=True)
     print("|---|---|---|---|---|---|---|")

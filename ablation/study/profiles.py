@@ -15,6 +15,9 @@ class Design:
     alpha: float = 0.05  # two-sided
     first_look: int = 4  # pairs
     speedup: float = 0.10  # of the time to the baseline's final loss
+    pairing: float = 0.2  # share of alpha that stage 4 spends on differences within seeds; the rest
+    # on Welch's test. .8 where rho was measured at .8 or more (one-sided 95 % bound)
+    rho: float = 0.5  # correlation of the final losses of one seed, for selection
 
 
 @dataclass(frozen=True)
