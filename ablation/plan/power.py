@@ -21,7 +21,7 @@ from multiprocessing import Pool
 from ablation import stats
 from ablation.plan.classic import CLASSIC_RULES
 from ablation.plan.costs import Costs
-from ablation.plan.forecast import Planned, forecast, of_stage, paid_s, simulate
+from ablation.plan.forecast import Planned, forecast, of_stage, paid_s, pairs_of, simulate
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
 from ablation.plan.next_step import PLANS, Step, conclude
 from ablation.plan.stage import FINAL_STAGE
@@ -312,11 +312,6 @@ def course_table(e: Experiment, ways: Mapping[str, Sequence[Planned]]) -> list[s
         rows[f"{stage.number} {stage.name}"] = [cell([column[k]]) for column in columns]
     rows["at most"] = [cell(column) for column in columns]
     return [f"  {name:<20}" + "".join(f"{c:>24}" for c in cells) for name, cells in rows.items()]
-
-
-def pairs_of(planned: Sequence[Planned]) -> int:
-    """How many pairs of stage 4 there are."""
-    return len(of_stage(planned, FINAL_STAGE)) // 2
 
 
 def resolution(e: Experiment, n: int) -> str:
