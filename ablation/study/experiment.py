@@ -49,6 +49,7 @@ class Experiment:
     overrides: Overrides = NOTHING_OVERRIDDEN
     stop_on: str = "any"  # plan "adaptive": "superiority" leaves equivalence stops out; forecasts
     # assume "never"
+    screen: bool = False  # plan "adaptive": stage 1 has runs
     unet_skips: bool = False  # in every arm, the baseline too
     log_grad_norms: bool = False  # of every run, at each validation
     first_costs: FirstCosts = FirstCosts()

@@ -13,7 +13,7 @@ class Design:
     drop: float  # screening drops an arm that is worse than the baseline by more, nats/token
     nu0: float = 8.0  # degrees of freedom that sigma0 is worth in stage 2
     alpha: float = 0.05  # two-sided
-    first_look: int = 4  # pairs
+    first_look: int = 3  # pairs
     speedup: float = 0.10  # of the time to the baseline's final loss
     pairing: float = 0.2  # share of alpha that stage 4 spends on differences within seeds; the rest
     # on Welch's test. .8 where rho was measured at .8 or more (one-sided 95 % bound)
