@@ -145,8 +145,7 @@ PROFILES = {
             # .0061 of differences within seeds, correlation .93 and at least .87; delta_eq is two
             # sd, drop some twenty
             design=Design(
-                **{"sigma0": 0.017, "delta_eq": 0.034, "delta_target": 0.06, "drop": 0.3},
-                **{"pairing": 0.8, "rho": 0.9},
+                sigma0=0.017, delta_eq=0.034, delta_target=0.06, drop=0.3, pairing=0.8, rho=0.9
             ),
             # a second thread gains little on such small matrices, and threads that wait for each
             # other on a busy machine lose it many times over; and packed runs give equal losses
