@@ -9,11 +9,11 @@ nats/token, times in any one unit; p-values are two-sided where nothing else is 
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import final
+from typing import TypeVar, final
 
 # ---------------------------------------------------------------------------------------------
 # Two groups
@@ -122,27 +122,68 @@ def pooled_variance(
 
 @dataclass(frozen=True)
 class Paired:
-    """Differences within shared seeds: a sensitivity check, not the primary test."""
+    """Differences within shared seeds. The fields from `se` on are None where they are undefined:
+    with fewer than two pairs, or without any variance."""
 
     improvement: float
-    p: float | None
-    ci_low: float | None
-    ci_high: float | None
+    se: float | None = None
+    df: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    p: float | None = None  # two-sided
 
 
 def paired(baseline: Sequence[float], arm: Sequence[float], alpha: float = 0.05) -> Paired:
-    """Paired t test; value k of both groups is of one seed. Raises ValueError on unequal n."""
+    """Paired t test and interval, as scipy.stats.ttest_rel; value k of both groups is of one seed.
+    Raises ValueError on unequal n. Written out, as `compare` is."""
     if len(baseline) != len(arm):
         raise ValueError(f"pairs need equal numbers, not {len(baseline)} and {len(arm)}")
     differences = [b - a for b, a in zip(finite(baseline), finite(arm), strict=True)]
-    mean, sd = mean_sd(differences)
+    improvement, sd = mean_sd(differences)
     if sd is None or only_rounding(sd, *baseline, *arm):
-        return Paired(mean, None, None, None)
-    from scipy import stats
+        return Paired(improvement)
+    from scipy.special import stdtr, stdtrit
 
-    test = stats.ttest_rel(baseline, arm)
-    low, high = test.confidence_interval(1 - alpha)
-    return Paired(mean, float(test.pvalue), float(low), float(high))
+    se, df = sd / math.sqrt(len(differences)), len(differences) - 1
+    reach = -float(stdtrit(df, alpha / 2)) * se
+    p = 2 * float(stdtr(df, -abs(improvement) / se))
+    return Paired(improvement, se, df, improvement - reach, improvement + reach, p)
+
+
+Named = TypeVar("Named", bound=Hashable)
+
+
+def arm_means(losses: Sequence[tuple[Named, Hashable, float]], rho: float) -> dict[Named, float]:
+    """Mean loss of each arm on an average seed, from (arm, seed, loss), where arms need not share
+    all seeds.
+
+    rho: correlation of two losses of one seed, in [0, 1); ValueError outside. The best linear
+    unbiased estimates for loss = arm + seed + rest with random seed effects: least squares with the
+    penalty (1 - rho) / rho on the squared seed effects (Henderson 1975). At rho = 0 plain means.
+    """
+    if not 0 <= rho < 1:
+        raise ValueError(f"rho must be in [0, 1), not {rho!r}")
+    return dict(_arm_means(tuple(losses), rho))
+
+
+@lru_cache(maxsize=1 << 8)  # a plan asks again at every step
+def _arm_means(losses: tuple[tuple[Named, Hashable, float], ...], rho: float) -> dict[Named, float]:
+    import numpy as np
+
+    arms = list(dict.fromkeys(arm for arm, _, _ in losses))
+    seeds = list(dict.fromkeys(seed for _, seed, _ in losses))
+    values = np.array(finite([loss for _, _, loss in losses]))
+    center = values.mean()
+    rows = [
+        [*(arm == each for each in arms), *(rho > 0 and seed == each for each in seeds)]
+        for arm, seed, _ in losses
+    ]
+    penalty = math.sqrt((1 - rho) / rho) if rho else 1.0  # without correlation: of nothing
+    penalties = np.hstack([np.zeros((len(seeds), len(arms))), penalty * np.eye(len(seeds))])
+    matrix = np.vstack([np.array(rows, dtype=float), penalties])
+    target = np.concatenate([values - center, np.zeros(len(seeds))])
+    effects = np.linalg.lstsq(matrix, target, rcond=None)[0]
+    return {arm: float(center + effect) for arm, effect in zip(arms, effects, strict=False)}
 
 
 def bootstrap_interval(
@@ -252,14 +293,8 @@ def power(effect: float, n_per_arm: int, sigma: float, alpha: float = 0.05) -> f
         raise ValueError(f"power needs a standard deviation above 0, not {sigma!r}")
     if n_per_arm < 2:
         return 0.0
-    from scipy.special import stdtrit
-    from scipy.stats import nct
-
-    df = 2 * n_per_arm - 2
-    critical = -float(stdtrit(df, alpha / 2))
     shift = abs(effect) / (sigma * math.sqrt(2 / n_per_arm))
-    lower = nct.cdf(-critical, df, shift)  # NaN far out, where it is nothing
-    return float(nct.sf(critical, df, shift)) + (float(lower) if math.isfinite(lower) else 0.0)
+    return power_of_t(shift, 2 * n_per_arm - 2, alpha)
 
 
 def mde80(s: float, n: int, alpha: float = 0.05) -> float | None:
@@ -291,12 +326,17 @@ def paired_power(effect: float, n: int, sd: float, alpha: float = 0.05) -> float
         raise ValueError(f"power needs a standard deviation above 0, not {sd!r}")
     if n < 2 or alpha <= 0:
         return 0.0
-    from scipy.special import stdtrit
-    from scipy.stats import nct
+    return power_of_t(abs(effect) / (sd / math.sqrt(n)), n - 1, alpha)
 
-    critical, shift = -float(stdtrit(n - 1, alpha / 2)), abs(effect) / (sd / math.sqrt(n))
-    lower = nct.cdf(-critical, n - 1, shift)  # NaN far out, where it is nothing
-    return float(nct.sf(critical, n - 1, shift)) + (float(lower) if math.isfinite(lower) else 0.0)
+
+def power_of_t(shift: float, df: int, alpha: float) -> float:
+    """P(|T| > the two-sided critical value) of a noncentral t: effect / se is the shift."""
+    from scipy.special import nctdtr, stdtrit
+
+    critical = -float(stdtrit(df, alpha / 2))
+    below, lower = (float(nctdtr(df, shift, t)) for t in (critical, -critical))
+    below, lower = (0.0 if math.isnan(p) else p for p in (below, lower))  # far out, both nothing
+    return 1 - below + lower
 
 
 def paired_mde80(sd: float, n: int, alpha: float = 0.05) -> float | None:
@@ -329,17 +369,11 @@ def t_critical(z: float, df: float) -> float:
     return math.copysign(float(stdtrit(df, upper_tail(abs(z)))), z)
 
 
-def obrien_fleming_spending(t: float, alpha: float) -> float:
-    """One-sided alpha spent by information fraction t, 2 (1 - Phi(z_{alpha/2} / sqrt(t))).
-
-    Lan and DeMets (1983); for a two-sided test give half its level. This is the convention of the
-    published bounds 4.333, 2.963, 2.359, 2.014 (alpha .025, four equal looks).
-    """
-    if t <= 0:
-        return 0.0
-    from scipy.special import ndtri
-
-    return 2 * upper_tail(-float(ndtri(alpha / 2)) / math.sqrt(min(1.0, t)))
+def cubic_spending(t: float, alpha: float) -> float:
+    """One-sided alpha spent by information fraction t: alpha t^3, of the power family of Kim and
+    DeMets (1987). Between O'Brien and Fleming's, which spends next to nothing on a first look at
+    three pairs of nine, and Pocock's, which leaves too little for the last."""
+    return alpha * min(1.0, max(0.0, t)) ** 3
 
 
 NEVER = 8.0  # the bound where nothing is to be spent; chosen: upper_tail(8) is 6e-16
@@ -431,32 +465,37 @@ def _legendre(count: int):
     return roots_legendre(count)
 
 
-def repeated_p(
-    ns: Sequence[int],
-    n_maxes: Sequence[int],
-    ts: Sequence[float | None],
-    dfs: Sequence[float | None],
-) -> float:
-    """Repeated p-value: the smallest two-sided alpha at which one of these looks would have crossed
-    its bound.
+@dataclass(frozen=True)
+class Family:
+    """One test at each of the looks, and the share of alpha that it spends."""
+
+    share: float
+    ts: Sequence[float | None]  # improvement / se; None where a look had no such test
+    dfs: Sequence[float | None]  # math.inf where t is a z
+
+
+def repeated_p(ns: Sequence[int], n_maxes: Sequence[int], families: Sequence[Family]) -> float:
+    """Repeated p-value: the smallest two-sided alpha at which one of these tests would have crossed
+    its bound at one of these looks.
 
     At each look this is the repeated p-value of Jennison and Turnbull (2000, chapter 9): the level
-    at which the sequential interval just reaches zero, with O'Brien-Fleming spending at n / n_max
-    and the bound on z turned into one on t. The smallest over the looks so far is at most alpha
-    with probability alpha under the null, whenever one stops (Liu and Anderson 2008).
+    at which the sequential interval just reaches zero, with `cubic_spending` at n / n_max of each
+    family's share and the bound on z turned into one on t. The smallest over the looks so far is at
+    most alpha with probability alpha under the null, whenever one stops (Liu and Anderson 2008);
+    that of several families by Bonferroni.
 
-    ts: improvement / se of each look, dfs: its degrees of freedom, math.inf where t is a z; None
-    where a look had no test. Resolved to a ten thousandth of itself, from above; 1e-6 stands for
-    that or less.
+    Resolved to a ten thousandth of itself, from above; 1e-6 stands for that or less.
     """
     fractions = [n / n_max for n, n_max in zip(ns, n_maxes, strict=True)]
-    tests = list(zip(ts, dfs, strict=True))
 
     def crossed(alpha: float) -> bool:
-        zs = bounds(ns, [obrien_fleming_spending(f, alpha / 2) for f in fractions])
+        spent = (
+            [cubic_spending(f, family.share * alpha / 2) for f in fractions] for family in families
+        )
         return any(
             t is not None and df is not None and abs(t) >= t_critical(z, df)
-            for z, (t, df) in zip(zs, tests, strict=True)
+            for family, levels in zip(families, spent, strict=True)
+            for z, t, df in zip(bounds(ns, levels), family.ts, family.dfs, strict=True)
         )
 
     least, most = 1e-6, 1.0

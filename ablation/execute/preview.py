@@ -30,6 +30,8 @@ def announce(
                 f"  {name:<26} {len(mine):>3} runs to do{f', {done} done' if done else ''},"
                 f" {duration(paid_s(e, mine))}"
             )
+        elif why := stage.why_empty(e):
+            print_line(f"  {name:<26} {why}")
     print_line(f"  total: {duration(total_s)} of the budget of {duration(3600 * e.budget_hours)}")
     for cut in last.budget_cuts:
         print_line(f"  cut by the budget: {cut}")

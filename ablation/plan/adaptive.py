@@ -5,8 +5,6 @@ seeds with error control: stage 4, in `validation`. Improvement = mean val_loss(
 val_loss(arm), nats/token: positive is good.
 """
 
-import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,7 +16,6 @@ from ablation.plan.decision import (
     Group,
     baseline_losses,
     loss_lines,
-    lowest,
     mean_text,
     missing_arms,
     on_shared_seed,
@@ -32,12 +29,11 @@ from ablation.plan.stage import (
 )
 from ablation.plan.validation import MAX_PAIRS, decide_pairs, pairs_until_settled
 from ablation.runs.run import Arm, RunConfig, RunResult
+from ablation.study.experiment import Experiment
 from ablation.study.heads import (
-    DEFAULT_REFINEMENT,
-    FEW_REFINEMENTS,
+    CELLS,
     FINAL_ARMS,
     LAYERS,
-    MANY_REFINEMENTS,
     SCREENING,
     SHORT,
     aux,
@@ -47,17 +43,20 @@ from ablation.study.profiles import Design
 
 RULE_TEXTS = {  # by stage: shown beside the decisions, registered, and in docs/plans.md
     1: "drop an arm if it diverges or improvement < -{drop:g} nats/token; STOP if all are dropped",
-    2: "the lower mean of the two best, each with two seeds; z2 allocates stage 3, no more",
-    3: "z2 < 4 or none: best observed of three cells; z2 >= 4: best predicted of the seven run",
+    2: "the lower mean of the two best, each with the same two seeds; STOP if all diverge",
+    3: "the lowest mean of three cells, the default one by stage 2; within seeds, rho {rho:g}",
     4: (
         "improves if the sequential interval lies above 0, harmful if below; no meaningful effect"
-        " if the equivalence interval lies inside ±{delta_eq:g}; target met if its lower end >="
-        " {delta_target:g} nats/token"
+        " if the equivalence interval lies inside ±{delta_eq:g}; target met if the lower end >="
+        " {delta_target:g} nats/token. Of two intervals the shorter one: pairs, with {pairing:g} of"
+        " alpha, and Welch, with the rest"
     ),
 }
-# From here on the effect of stage 2 is plain enough to spend six runs on weight and schedule;
-# chosen: four standard errors, more than the choice of the best placement makes of noise.
-Z2_RICH = 4.0
+
+
+def not_screened(e: Experiment) -> str:
+    """Why stage 1 is empty: an arm that diverges shows it in stage 2, for the price of one run."""
+    return "" if e.screen else "no runs without --screen: stage 2 drops an arm that diverges"
 
 
 def missing(state: State) -> tuple[str, ...]:
@@ -84,6 +83,11 @@ def dropped_by_screening(results: Sequence[RunResult], design: Design) -> set[tu
 
 def decide_screening(state: State) -> Decision:
     """Stage 1: which placements diverge, or do plain harm?"""
+    if why := not_screened(state.experiment):
+        because = (f"{why[0].upper()}{why[1:]}.",)
+        return state.decided(
+            PROCEED, "PROCEED to Stage 2", because=because, facts=(), numbers={"dropped": []}
+        )
     results = state.stage_results
     baseline, arms = sides(results)
     tried = [group for group in arms if group.losses or group.diverged]
@@ -114,101 +118,108 @@ def two_best(results: Sequence[RunResult]) -> list[Arm]:
     return [r.run.arm for r in sorted(first, key=lambda r: r.final_loss)[:2]]
 
 
+def means_within_seeds(results: Sequence[RunResult], rho: float) -> dict[tuple, float]:
+    """Mean final val loss of each configuration as on an average seed, of the runs that finished:
+    one that was run on more seeds than another gains nothing by what those seeds are like."""
+    done = [
+        (r.run.arm.configuration, r.run.seed, r.final_loss) for r in results if r.status == "ok"
+    ]
+    return stats.arm_means(done, rho) if done else {}
+
+
+def lowest_within_seeds(groups: Sequence[Group], means: dict[tuple, float]) -> Group | None:
+    """The usable configuration of the lowest mean; None where none is usable."""
+    usable = [group for group in groups if group.usable]
+    return min(usable, key=lambda group: means[group.arm.configuration], default=None)
+
+
+def beside(best: Group, results: Sequence[RunResult]) -> tuple[str, ...]:
+    """A line for each run, with its difference to the best one's of the same seed: across seeds, a
+    difference is as much that of the seeds."""
+    losses = {
+        r.run.seed: r.final_loss
+        for r in results
+        if r.status == "ok" and r.run.arm.configuration == best.arm.configuration
+    }
+    return (
+        f"Improvement over {best.names[0]} on the same seed, in brackets",
+        *loss_lines(results, losses, best.arm.configuration),
+    )
+
+
 def decide_layers(state: State) -> Decision:
-    """Stage 2: which tap layers go on, and how plain is their effect?"""
-    results, design = state.stage_results, state.design
-    baseline, arms = sides(results)
+    """Stage 2: which tap layers go on?"""
+    results = state.stage_results
+    arms = sides(results)[1]
     again = {arm.configuration for arm in two_best(results)}
-    best = lowest([group for group in arms if group.arm.configuration in again])
-    if not (baseline and baseline.usable and best):
-        has_baseline, chosen = baseline and baseline.usable, best and best.arm
-        return no_comparison(state, results, has_baseline, best, missing(state), chosen)
-    samples = [group.losses for group in (baseline, *arms)]
-    sd = math.sqrt(stats.pooled_variance(samples, design.sigma0**2, design.nu0))
-    se = sd * math.sqrt(1 / len(best.losses) + 1 / len(baseline.losses))
-    z2 = (baseline.mean - best.mean) / se
+    means = means_within_seeds(results, state.design.rho)
+    best = lowest_within_seeds([g for g in arms if g.arm.configuration in again], means)
+    if not best and arms and all(group.diverged for group in arms):
+        return state.decided(
+            STOP,
+            "STOP: every arm diverged",
+            because=("A configuration that diverges is worse than any loss.",),
+            facts=loss_lines(results),
+            numbers={},
+            missing=missing(state),
+        )
+    if not best:
+        return no_comparison(state, results, True, best, missing(state))
     taps = ",".join(map(str, best.arm.layers))
     return state.decided(
         PROCEED,
         "PROCEED to Stage 3",
         because=(
             f"Layers {taps}: the lowest mean of those run twice. Exploratory, biased upwards.",
-            f"z2 = {z2:.1f}: used to allocate stage 3, no evidence.",
         ),
-        facts=(
-            f"Baseline loss: {baseline.mean:.4f}",
-            *loss_lines([r for r in results if r.run.arm.layers], baseline_losses(results)),
-            f"Best: {best.names[0]}, {mean_text(best.losses, 4)}; sd with the prior's {sd:.4f}",
-        ),
-        numbers={"z2": z2, "s": sd, "best_loss": best.mean, "best_n": len(best.losses)},
+        facts=(*beside(best, results), f"Best: {best.names[0]}, {mean_text(best.losses, 4)}"),
+        numbers={
+            "means": [[list(g.arm.layers), means[g.arm.configuration]] for g in arms if g.losses]
+        },
         chosen=best.arm,
         missing=missing(state),
     )
 
 
-def refinements_to_run(z2: float | None) -> tuple[tuple[float, str], ...]:
-    return MANY_REFINEMENTS if z2 is not None and z2 >= Z2_RICH else FEW_REFINEMENTS
+def at_full_length(state: State) -> list[RunResult]:
+    """Every outcome of stages 2 and 3 so far: full runs of a configuration with heads."""
+    full = state.experiment.iterations(1.0)
+    return [
+        r for r in state.history
+        if r.run.stage > 1 and r.has_outcome and r.run.num_iterations == full and r.run.arm.layers
+    ]  # fmt: skip
 
 
 def decide_hyperparameters(state: State) -> Decision:
-    """Stage 3: which weight and schedule? The default ones enter with their mean of stage 2.
-
-    The additive fit pools what seven runs say about each weight and schedule. It could predict the
-    two refinements that were not run, too, but a configuration that nobody has seen train is not
-    confirmed at the price of stage 4: where effects do not add up, that costs power
-    (benchmarks/RESULTS.md).
-    """
-    results, numbers = state.stage_results, state.numbers_of(2)
-    observed = {
-        (r.run.arm.weight, r.run.arm.schedule): r.final_loss for r in results if r.status == "ok"
-    }
-    if "best_loss" in numbers:
-        observed[DEFAULT_REFINEMENT] = numbers["best_loss"]
-    if not observed:  # weights and schedules are compared with each other, not with the baseline
-        return no_comparison(state, results, True, observed, missing(state))
-    rich = refinements_to_run(numbers.get("z2")) == MANY_REFINEMENTS
-    predicted = additive_fit(observed) if rich else observed
-    predicted = {which: loss for which, loss in predicted.items() if which in observed}
-    weight, schedule = min(predicted, key=lambda which: (predicted[which], which))
-    how = "by an additive fit" if rich else "observed"
+    """Stage 3: which weight and schedule? The default ones enter with their runs of stage 2, one of
+    them on the seed of this stage, so cells are compared within seeds."""
+    results = at_full_length(state)
+    means = means_within_seeds(results, state.design.rho)
+    cells = {arm.configuration for arm in cells_of(state)}
+    tried = [group for group in sides(results)[1] if group.arm.configuration in cells]
+    best = lowest_within_seeds(tried, means)
+    if not best:  # weights and schedules are compared with each other, not with the baseline
+        return no_comparison(state, state.stage_results, True, best, missing(state))
+    weight, schedule = best.arm.weight, best.arm.schedule
+    mine = [r for r in results if r.run.arm.configuration in cells]
     return state.decided(
         PROCEED,
         "PROCEED to Stage 4",
         because=(
-            f"Weight {weight:g}, schedule {schedule}: best {how}"
-            f" ({predicted[weight, schedule]:.4f}). Exploratory, biased upwards.",
+            f"Weight {weight:g}, schedule {schedule}: the lowest mean within seeds"
+            f" ({means[best.arm.configuration]:.4f}). Exploratory, biased upwards.",
         ),
-        facts=tuple(
-            f"weight {which[0]:g}, {which[1]}: {loss:.4f}"
-            f"{' (stage 2)' if which == DEFAULT_REFINEMENT else ''}"
-            for which, loss in sorted(observed.items())
-        ),
-        numbers={"predicted": [[*which, loss] for which, loss in sorted(predicted.items())]},
+        facts=beside(best, mine),
+        numbers={
+            "means": [
+                [g.arm.weight, g.arm.schedule, means[g.arm.configuration]]
+                for g in tried
+                if g.losses
+            ]
+        },
         chosen=replace(state.chosen, weight=weight, schedule=schedule),
         missing=missing(state),
     )
-
-
-def additive_fit(observed: dict[tuple[float, str], float]) -> dict[tuple[float, str], float]:
-    """Loss = mean + effect of weight + effect of schedule, by least squares; every crossing of the
-    weights and schedules seen. What the data cannot determine gets the minimum-norm fit.
-
-    observed: val loss by (weight, schedule).
-    """
-    import numpy as np
-
-    weights = sorted({weight for weight, _ in observed})
-    schedules = sorted({schedule for _, schedule in observed})
-
-    def row(weight, schedule):
-        return [1.0, *(weight == each for each in weights), *(schedule == s for s in schedules)]
-
-    matrix = np.array([row(*refinement) for refinement in observed], dtype=float)
-    losses = np.array(list(observed.values()))
-    center = losses.mean()
-    effects = np.linalg.lstsq(matrix, losses - center, rcond=None)[0]
-    crossings = itertools.product(weights, schedules)
-    return {which: float(center + np.dot(row(*which), effects)) for which in crossings}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -216,6 +227,9 @@ def additive_fit(observed: dict[tuple[float, str], float]) -> dict[tuple[float, 
 
 
 def twice_the_baseline(state: State) -> list[RunConfig]:
+    """Stage 1, where it was asked for."""
+    if not_screened(state.experiment):
+        return []
     first = each_arm_once(state)
     return [*first, state.run(state.stage.arms[0], 1, index=1)]
 
@@ -230,12 +244,17 @@ def placements_then_two_again(state: State) -> list[RunConfig]:
     return first + [state.run(arm, 1, index=1) for arm in two_best(done)]
 
 
-def refinements(state: State) -> list[RunConfig]:
-    """Weights and schedules around the default, as many as the effect so far is worth."""
-    return [
-        state.run(aux(state.chosen.layers, refinement_name(weight, schedule), weight, schedule))
-        for weight, schedule in refinements_to_run(state.numbers_of(2).get("z2"))
-    ]
+def cells_of(state: State) -> list[Arm]:
+    """Weights and schedules at the layers that were chosen: the default and two others."""
+    return [aux(state.chosen.layers, refinement_name(*cell), *cell) for cell in CELLS]
+
+
+def cells_not_run(state: State) -> list[RunConfig]:
+    """The cells that stage 2 did not run, on its first seed."""
+    before = {
+        r.run.arm.configuration for r in at_full_length(state) if r.run.stage < state.stage.number
+    }
+    return [state.run(arm) for arm in cells_of(state) if arm.configuration not in before]
 
 
 ADAPTIVE = (
@@ -250,32 +269,33 @@ ADAPTIVE = (
         decide=decide_screening,
         has_gate=True,
         needs_baseline=True,
+        why_empty=not_screened,
     ),
     Stage(
         number=2,
         name="layer position",
         question="which tap layers?",
         rule=RULE_TEXTS[2],
-        arms=LAYERS[:-1],
+        arms=LAYERS[1:-1],
         fraction=1.0,
         runs_asked_for=placements_then_two_again,
         decide=decide_layers,
         has_gate=True,
         chooses="layers",
-        needs_baseline=True,
     ),
     Stage(
         number=3,
         name="deep dive",
         question="which loss weight and schedule?",
         rule=RULE_TEXTS[3],
-        arms=tuple(aux((4, 8), refinement_name(*which), *which) for which in MANY_REFINEMENTS),
+        arms=tuple(aux((4, 8), refinement_name(*cell), *cell) for cell in CELLS),
         fraction=1.0,
-        runs_asked_for=refinements,
+        runs_asked_for=cells_not_run,
         decide=decide_hyperparameters,
         has_gate=True,
         takes_choice=True,
         chooses="weight and schedule",
+        seeds_of=2,
     ),
     Stage(
         number=4,

@@ -136,10 +136,11 @@ def lowest(groups: Sequence[Group]) -> Group | None:
 
 
 def loss_lines(
-    results: Sequence[RunResult], baselines: Mapping[int, float] | None = None
+    results: Sequence[RunResult], beside: Mapping[int, float] | None = None, of: tuple = ()
 ) -> tuple[str, ...]:
-    """A line for each run; with its improvement over the baseline's run of the same seed, where
-    there is one. baselines: final val loss by seed.
+    """A line for each run; with its improvement over another configuration's run of the same seed,
+    where there is one. beside: that one's final val loss, by seed; of: that configuration, the
+    baseline's if none is said.
 
     Two runs of one seed start from the same weights and see the same batches. Across seeds, a
     difference would be that of the seeds as much as that of the arms.
@@ -150,7 +151,8 @@ def loss_lines(
         if result.status != "ok":
             lines.append(f"{name}: {result.status} ({result.reason})")
             continue
-        base = (baselines or {}).get(result.run.seed) if result.run.arm.layers else None
+        is_other = result.run.arm.configuration != of
+        base = (beside or {}).get(result.run.seed) if is_other else None
         improvement = "" if base is None else f" ({base - result.final_loss:+.4f})"
         lines.append(f"{name}: {result.val_loss:.4f}{improvement}")
     return tuple(lines)

@@ -1,21 +1,54 @@
 """What may be concluded after each pair?  The sequential test of the adaptive plan's last stage.
 
-Lan-DeMets bounds of the O'Brien-Fleming kind: looking after every pair costs nothing of the stated
-level. It ends with one of four verdicts: improves, harmful, no meaningful effect, inconclusive.
+Two tests share the level: Welch's, and that of differences within seeds, which is the sharper one
+where runs of one seed are alike and the duller one where they are not. Which of them it is need not
+be known: each spends its share over the looks, and the shorter interval counts (Bonferroni). It
+ends with one of four verdicts: improves, harmful, no meaningful effect, inconclusive.
 """
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ablation import stats
-from ablation.plan.decision import finished_pairs
 from ablation.runs.run import RunResult
 from ablation.study.profiles import Design
 
 IMPROVES, HARMFUL = "improves", "harmful"
 NO_EFFECT, UNDECIDED = "no meaningful effect", "inconclusive"
 MET, BELOW, UNRESOLVED = "target met", "below target", "target unresolved"
+
+
+WELCH, PAIRS, RANKS = "Welch", "pairs", "ranks"
+
+
+@dataclass(frozen=True)
+class Test:
+    """One of the tests of a look, with the bounds that its share of the level leaves."""
+
+    name: str
+    share: float  # of alpha
+    z: float  # bound for the verdict, one-sided share * alpha/2 spent over the looks
+    q: float  # bound for equivalence, one-sided share * alpha
+    se: float | None = None  # of the improvement; None where the test is undefined, and of ranks
+    df: float | None = None
+    p: float | None = None  # nominal and two-sided, as if it were the only test and look
+
+    @property
+    def reach(self) -> float | None:
+        """How far its sequential interval reaches from the improvement, to either side."""
+        return self._times_se(self.z)
+
+    @property
+    def eq_reach(self) -> float | None:
+        """The same of the equivalence interval."""
+        return self._times_se(self.q)
+
+    def _times_se(self, bound: float) -> float | None:
+        if self.se is None or self.df is None:
+            return None
+        return stats.t_critical(bound, self.df) * self.se
 
 
 @dataclass(frozen=True)
@@ -25,15 +58,26 @@ class Look:
     n: int
     n_max: int
     improvement: float | None  # of the runs that finished; None where a whole arm diverged
-    z: float  # bound for the verdict, one-sided alpha/2 spent over the looks
-    q: float  # bound for equivalence, one-sided alpha
-    low: float | None  # sequential interval of the improvement; None where ranks had to decide
-    high: float | None
-    eq_low: float | None
-    eq_high: float | None
-    p: float | None  # nominal and two-sided: Welch, or worst-rank where a run diverged
+    tests: tuple[Test, ...]  # Welch's and that of pairs; or ranks, where a run diverged
+    low: float | None = None  # sequential interval of the improvement; None where ranks decide
+    high: float | None = None
+    eq_low: float | None = None  # the interval for equivalence
+    eq_high: float | None = None
     verdict: str = ""  # empty: no bound is crossed
     label: str = ""
+
+    @property
+    def p(self) -> float | None:
+        """Nominal and two-sided, of Welch's test or of ranks; None without variance."""
+        return self.tests[0].p
+
+    @property
+    def decides(self) -> Test:
+        """The test by whose interval the verdict falls, or would fall: the shorter one."""
+        by_reach = {
+            test.eq_reach if self.verdict == NO_EFFECT else test.reach: test for test in self.tests
+        }
+        return by_reach[shortest(by_reach)]
 
     @property
     def reach(self) -> float | None:
@@ -51,6 +95,15 @@ class Look:
         if self.eq_low is None or self.eq_high is None:
             return None
         return max(abs(self.eq_low), abs(self.eq_high))
+
+
+def look_from(document: Mapping) -> Look:
+    """A look, from the fields that a decision's numbers hold of it."""
+    return Look(**{**document, "tests": tuple(Test(**test) for test in document["tests"])})
+
+
+def shortest(reaches: Iterable[float | None]) -> float | None:
+    return min((reach for reach in reaches if reach is not None), default=None)
 
 
 def difference(a: float | None, b: float | None) -> float | None:
@@ -74,11 +127,9 @@ def looks_at(
     reached, stands; later looks can only settle its label.
     """
     looks: list[Look] = []
-    for n in range(1, len(pairs) + 1):
+    for n in range(2, len(pairs) + 1):
         n_max = limits[n - 1]
-        if n < min(design.first_look, n_max) or n < 2:
-            continue
-        if (n - design.first_look) % pairs_per_batch and n < n_max:
+        if n < n_max and n != batch_end(n, design.first_look, pairs_per_batch):
             continue
         look = take_look(pairs[:n], n_max, looks, design)
         last = looks[-1] if looks else None
@@ -95,6 +146,12 @@ def looks_at(
     return looks
 
 
+def batch_end(n: int, first_look: int, pairs_per_batch: int) -> int:
+    """The number of the last pair that is launched together with the n-th; a look comes after it.
+    The first batches hold the pairs of the first look; each fills the machine."""
+    return math.ceil(max(n, first_look) / pairs_per_batch) * pairs_per_batch
+
+
 def target_label(look: Look, design: Design) -> str:
     """Whether an improvement reaches the target, by the look's interval."""
     if look.low is not None and look.low >= design.delta_target:
@@ -104,58 +161,45 @@ def target_label(look: Look, design: Design) -> str:
     return UNRESOLVED
 
 
-def settled(look: Look) -> bool:
-    """Whether a look leaves nothing open that more pairs could add to."""
+def settled(look: Look, with_label: bool = False) -> bool:
+    """Whether a look leaves nothing open that more pairs could add to. with_label: whether the
+    target is met counts as open, too."""
     if not look.verdict:
         return False
-    return look.verdict != IMPROVES or look.label != UNRESOLVED or look.low is None
+    open_label = look.verdict == IMPROVES and look.label == UNRESOLVED and look.low is not None
+    return not (with_label and open_label)
 
 
-def alpha_spent(ns: Sequence[int], n_maxes: Sequence[int], alpha: float) -> tuple[float, ...]:
-    """Cumulative one-sided alpha at each look, O'Brien-Fleming spending (Lan and DeMets 1983).
+def bound_of(ns: Sequence[int], n_maxes: Sequence[int], alpha: float) -> float:
+    """The bound on z at the last of these looks, for so much one-sided alpha in all.
 
     When the budget lowers n_max, the fraction of information jumps and what was left of alpha is
     spent sooner; what was spent stays spent.
     """
-    return tuple(
-        stats.obrien_fleming_spending(n / max(n, n_max), alpha)
-        for n, n_max in zip(ns, n_maxes, strict=True)
-    )
+    spent = [
+        stats.cubic_spending(n / max(n, n_max), alpha) for n, n_max in zip(ns, n_maxes, strict=True)
+    ]
+    return stats.bounds(ns, spent)[-1]
 
 
-def take_look(
-    pairs: Sequence[Pair], n_max: int, earlier: Sequence[Look], design: Design
-) -> Look:
+def take_look(pairs: Sequence[Pair], n_max: int, earlier: Sequence[Look], design: Design) -> Look:
     """One look at these pairs, given the looks before it."""
     n = len(pairs)
     ns = (*(look.n for look in earlier), n)
     n_maxes = (*(look.n_max for look in earlier), n_max)
-    z, q = (
-        stats.bounds(ns, alpha_spent(ns, n_maxes, alpha))[-1]
-        for alpha in (design.alpha / 2, design.alpha)
-    )
-    baseline, best = losses_of(pairs)
-    if len(baseline) < n or len(best) < n:
-        return ranked_look(pairs, n_max, z, q)
-    found = stats.compare(baseline, best)
-    if found.se is None or found.df is None:  # no variance: nothing can be concluded from it
-        return Look(n, n_max, found.improvement, z, q, None, None, None, None, None)
-    reach, eq_reach = (stats.t_critical(bound, found.df) * found.se for bound in (z, q))
-    low, high = found.improvement - reach, found.improvement + reach
-    eq_low, eq_high = found.improvement - eq_reach, found.improvement + eq_reach
-    return Look(
-        n=n,
-        n_max=n_max,
-        improvement=found.improvement,
-        z=z,
-        q=q,
-        low=low,
-        high=high,
-        eq_low=eq_low,
-        eq_high=eq_high,
-        p=found.p,
-        verdict=verdict_of(low, high, eq_low, eq_high, design),
-    )
+    tests = [
+        Test(
+            name,
+            share,
+            z=bound_of(ns, n_maxes, share * design.alpha / 2),
+            q=bound_of(ns, n_maxes, share * design.alpha),
+        )
+        for name, share in ((WELCH, 1 - design.pairing), (PAIRS, design.pairing))
+        if share
+    ]
+    if len(both_finished(pairs)) < n:
+        return ranked_look(pairs, n_max, tests)
+    return interval_look(pairs, n_max, tests, design)
 
 
 def losses_of(pairs: Sequence[Pair]) -> tuple[list[float], list[float]]:
@@ -163,6 +207,36 @@ def losses_of(pairs: Sequence[Pair]) -> tuple[list[float], list[float]]:
     baseline = [run.final_loss for run, _ in pairs if run.status == "ok"]
     best = [run.final_loss for _, run in pairs if run.status == "ok"]
     return baseline, best
+
+
+def both_finished(pairs: Sequence[Pair]) -> list[Pair]:
+    return [pair for pair in pairs if all(run.status == "ok" for run in pair)]
+
+
+def improvement_of(finished: Sequence[Pair]) -> float:
+    """Mean difference of final val losses within pairs, nats/token."""
+    return statistics.fmean(base.final_loss - best.final_loss for base, best in finished)
+
+
+def interval_look(pairs: Sequence[Pair], n_max: int, tests: Sequence[Test], design: Design) -> Look:
+    """A look at pairs that all finished: the shorter one of the tests' intervals decides."""
+    tests, improvement = [with_spread(test, pairs) for test in tests], improvement_of(pairs)
+    look = Look(len(pairs), n_max, improvement, tuple(tests))
+    reach = shortest(test.reach for test in tests)
+    eq_reach = shortest(test.eq_reach for test in tests)
+    if reach is None or eq_reach is None:
+        return look  # no variance: nothing can be concluded from it
+    low, high = improvement - reach, improvement + reach
+    eq_low, eq_high = improvement - eq_reach, improvement + eq_reach
+    verdict = verdict_of(low, high, eq_low, eq_high, design)
+    return replace(look, low=low, high=high, eq_low=eq_low, eq_high=eq_high, verdict=verdict)
+
+
+def with_spread(test: Test, pairs: Sequence[Pair]) -> Test:
+    """The test with what these pairs say; all of them finished."""
+    compare = stats.paired if test.name == PAIRS else stats.compare
+    found = compare(*losses_of(pairs))
+    return replace(test, se=found.se, df=found.df, p=found.p)
 
 
 def verdict_of(low: float, high: float, eq_low: float, eq_high: float, design: Design) -> str:
@@ -176,30 +250,28 @@ def verdict_of(low: float, high: float, eq_low: float, eq_high: float, design: D
     return ""
 
 
-def ranked_look(pairs: Sequence[Pair], n_max: int, z: float, q: float) -> Look:
+def ranked_look(pairs: Sequence[Pair], n_max: int, tests: Sequence[Test]) -> Look:
     """A look at pairs of which a run diverged: the exact worst-rank test decides (Lachin 1999), at
-    the look's level; the improvement is that of the pairs of which both runs finished."""
-    n = len(pairs)
+    the level that Welch's would have had; the improvement is that of the pairs of which both runs
+    finished."""
+    (welch, *others), n = tests, len(pairs)
     baseline, best = losses_of(pairs)
     test = stats.worst_rank(baseline, best, n - len(baseline), n - len(best))
-    level = 2 * stats.upper_tail(z)
+    level = 2 * stats.upper_tail(welch.z)
     verdict = ""
     if test.p is not None and test.p <= level and baseline:  # else there is nothing to beat
         verdict = IMPROVES if test.favours_arm else HARMFUL
-    finished = finished_pairs([r for pair in pairs for r in pair])
-    improvement = statistics.fmean(b - a for b, a in finished) if finished else None
-    return Look(n, n_max, improvement, z, q, None, None, None, None, test.p, verdict)
+    finished = both_finished(pairs)
+    improvement = improvement_of(finished) if finished else None
+    ranks = replace(welch, name=RANKS, p=test.p)
+    return Look(n, n_max, improvement, (ranks, *others), verdict=verdict)
 
 
-def level_among_finished(
-    last: Look, finished: Sequence[tuple[float, float]], design: Design
-) -> bool:
-    """Whether baseline and best are equivalent at the look's bound, in the pairs of which both
-    finished (their val losses): asked where runs diverged and ranks show nothing."""
+def level_among_finished(last: Look, finished: Sequence[Pair], design: Design) -> bool:
+    """Whether baseline and best are equivalent at the look's bounds, in the pairs of which both
+    finished: asked where runs diverged and ranks show nothing."""
     if last.p is None or len(finished) < 2:
         return False
-    found = stats.compare([base for base, _ in finished], [best for _, best in finished])
-    if found.se is None or found.df is None:
-        return False
-    reach = stats.t_critical(last.q, found.df) * found.se
-    return abs(found.improvement) + reach < design.delta_eq
+    tests = [replace(test, name=WELCH if test.name == RANKS else test.name) for test in last.tests]
+    look = interval_look(finished, last.n_max, tests, design)
+    return look.excluded is not None and look.excluded < design.delta_eq

@@ -65,7 +65,8 @@ class State:
         """A run of this stage, at its length, on the stage's seed of this number."""
         stage, e = self.stage, self.experiment
         iterations, arm = e.iterations(stage.fraction), replace(arm, unet_skips=e.unet_skips)
-        return RunConfig(stage.number, arm, index, seed_of(stage.number, seed_number), iterations)
+        seed = seed_of(stage.seeds_of or stage.number, seed_number)
+        return RunConfig(stage.number, arm, index, seed, iterations)
 
     def decided(self, verdict: str, title: str, **fields) -> Decision:
         """A decision of this stage, by its rule; `fields` are the other fields of a Decision."""
@@ -89,6 +90,8 @@ class Stage:
     takes_choice: bool = False  # it runs what earlier stages, or a person, chose
     chooses: str = ""  # what its decision chooses, of which there has to be one then
     needs_baseline: bool = False  # without a usable one its other runs could be compared with none
+    seeds_of: int = 0  # the earlier stage whose seeds it runs on, to be compared with; 0: its own
+    why_empty: Callable[[Experiment], str] = lambda e: ""  # why it asks for no runs, where it does
     most_pairs: int = 0  # of baseline and best, budget permitting; 0: it has none
     sequential: bool = False  # its pairs come as looks at those before ask for more; else at once
 

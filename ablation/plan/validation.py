@@ -6,7 +6,7 @@ that of `looks`; the seeds are used nowhere else.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 
 from ablation import stats
@@ -15,7 +15,6 @@ from ablation.plan.decision import (
     FINAL,
     Decision,
     delta_text,
-    finished_pairs,
     loss_lines,
     losses_text,
     p_text,
@@ -25,6 +24,8 @@ from ablation.plan.looks import (
     UNDECIDED,
     Look,
     Pair,
+    batch_end,
+    both_finished,
     level_among_finished,
     looks_at,
     losses_of,
@@ -50,7 +51,7 @@ class Validation:
     given_up: int  # pairs before that one of which a run failed for good
     limits: tuple[int, ...]  # n_max on entry, and after each complete pair; never rising
     design: Design
-    equivalence: bool = True  # a look that shows it may be the last
+    stop_on: str = "any"  # what may end it: Experiment.stop_on
     pairs_per_batch: int = 1
 
     @cached_property
@@ -68,10 +69,11 @@ class Validation:
     @property
     def is_settled(self) -> bool:
         """The last look leaves nothing open that more pairs could add to."""
-        return bool(self.looks) and settled(self.looks[-1])
+        return bool(self.looks) and settled(self.looks[-1], with_label=self.stop_on == "label")
 
     def _looks(self, limits: Sequence[int]) -> list[Look]:
-        return looks_at(self.pairs, limits, self.design, self.equivalence, self.pairs_per_batch)
+        equivalence = self.stop_on != "superiority"
+        return looks_at(self.pairs, limits, self.design, equivalence, self.pairs_per_batch)
 
 
 @lru_cache(maxsize=1)  # a state is asked twice: for runs, then for a decision
@@ -83,7 +85,7 @@ def validation_of(state: State) -> Validation:
         given_up=given_up,
         limits=tuple(limits_of(state, pairs)),
         design=state.design,
-        equivalence=state.experiment.stop_on == "any",
+        stop_on=state.experiment.stop_on,
         pairs_per_batch=pairs_per_batch(state),
     )
 
@@ -104,28 +106,19 @@ def pairs_so_far(state: State) -> tuple[list[Pair], int]:
 
 def limits_of(state: State, complete: Sequence[Pair]) -> list[int]:
     """n_max on entry, and after each complete pair as the budget then allowed; it never rises."""
-    e = state.experiment
+    e, first, side_by_side = state.experiment, state.design.first_look, pairs_per_batch(state)
     fit = affordable(state, state.costs, left_on_entry_s(state))
     limits = [min(e.validation_runs or state.stage.most_pairs, fit)]
     for n in range(1, len(complete) + 1):
-        end = n if e.share.parallel_runs == 1 else batch_end(state, n)
+        end = n if e.share.parallel_runs == 1 else batch_end(n, first, side_by_side)
         if end > len(complete):  # others that were launched with it still run, and are paid for
             limits.append(limits[-1])
             continue
         last = complete[end - 1][0].run.index
-        paid = [
-            r for r in state.history if r.run.stage < state.stage.number or r.run.index <= last
-        ]
+        paid = [r for r in state.history if r.run.stage < state.stage.number or r.run.index <= last]
         left_s = 3600 * e.overrides.budget_hours_at(n, e.budget_hours) - machine_seconds(paid)
         limits.append(min(limits[-1], end + affordable(state, Costs(e, paid), left_s)))
     return limits
-
-
-def batch_end(state: State, n: int) -> int:
-    """The number of the last pair that is launched with the n-th; a look comes after it: after
-    first_look pairs, then after every pair, or after as many as fill the machine."""
-    first = state.design.first_look
-    return max(first, n + (first - n) % pairs_per_batch(state))
 
 
 def pairs_until_settled(state: State) -> list[RunConfig]:
@@ -136,7 +129,8 @@ def pairs_until_settled(state: State) -> list[RunConfig]:
         count = n_max
     else:
         goes_on = not validation.is_settled and validation.given_up <= MAX_GIVEN_UP
-        target = batch_end(state, n + 1) if goes_on else n
+        first = state.design.first_look
+        target = batch_end(n + 1, first, validation.pairs_per_batch) if goes_on else n
         count = min(target, max(n, n_max)) + validation.given_up
     return [run for k in range(count) for run in pair_of(state, k)]
 
@@ -172,9 +166,9 @@ class Tested:
         return losses_of(self.pairs)[1]
 
     @property
-    def finished(self) -> list[tuple[float, float]]:
-        """Final val losses (baseline, best) of the pairs of which both finished."""
-        return finished_pairs([r for pair in self.pairs for r in pair])
+    def finished(self) -> list[Pair]:
+        """The pairs of which both finished."""
+        return both_finished(self.pairs)
 
     @property
     def diverged(self) -> int:
@@ -240,7 +234,7 @@ def verdict_numbers(tested: Tested, verdict: str, label: str) -> dict:
         **{name: getattr(last, name) for name in LAST_LOOK},
         "baseline_diverged": last.n - len(tested.baseline),
         "best_diverged": last.n - len(tested.best),
-        "looks": [vars(look) for look in tested.looks],
+        "looks": [asdict(look) for look in tested.looks],
     }
 
 
@@ -325,6 +319,4 @@ def still_to_come(state: State, n: int, effect: float, needed: int) -> str:
             "as many as were run, so chance decided. A new experiment is a second test:"
             " its p-value does not undo this one"
         )
-    return (
-        f"For power .8 at {effect:.4f} nats/token it takes about {needed} runs per arm: {still}."
-    )
+    return f"For power .8 at {effect:.4f} nats/token it takes about {needed} runs per arm: {still}."

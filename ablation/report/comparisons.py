@@ -7,12 +7,12 @@ Improvement = mean val_loss(baseline) - mean val_loss(arm) in nats/token: positi
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from ablation import stats
-from ablation.plan.looks import Look
+from ablation.plan.looks import RANKS, Look, Test
 from ablation.report.evidence import Evidence, GradNorms
 from ablation.runs.run import STATUSES, Arm, RunResult
 
@@ -225,22 +225,28 @@ def paired_losses(baseline: ArmRuns, group: ArmRuns) -> tuple[list[float], list[
     return [base[seed] for seed in seeds], [arm[seed] for seed in seeds]
 
 
-def repeated_ps(evidence: Evidence, block: Block) -> list[float]:
-    """The repeated p-value at each look, over the looks so far."""
-    tests = [test_of(look, block) for look in evidence.looks]
-    ts, dfs = [t for t, _ in tests], [df for _, df in tests]
-    ns, n_maxes = [look.n for look in evidence.looks], [look.n_max for look in evidence.looks]
-    ks = range(1, len(ns) + 1)
-    return [stats.repeated_p(ns[:k], n_maxes[:k], ts[:k], dfs[:k]) for k in ks]
+def repeated_ps(looks: Sequence[Look]) -> list[float]:
+    """The repeated p-value at each look, over the looks so far: of all its tests."""
+    ns, n_maxes = [look.n for look in looks], [look.n_max for look in looks]
+    kinds = range(len(looks[0].tests)) if looks else ()  # Welch or ranks, and pairs
+    tests = [[t_of(look, look.tests[kind]) for look in looks] for kind in kinds]
+
+    def families(k: int) -> list[stats.Family]:
+        return [
+            stats.Family(looks[0].tests[kind].share, *zip(*tests[kind][:k], strict=True))
+            for kind in kinds
+        ]
+
+    return [stats.repeated_p(ns[:k], n_maxes[:k], families(k)) for k in range(1, len(looks) + 1)]
 
 
-def test_of(look: Look, block: Block) -> tuple[float | None, float | None]:
-    """The t of a look and its degrees of freedom; None where it had no test."""
-    if look.p is not None and look.low is None:  # ranks decided: the z of their p
-        return NormalDist().inv_cdf(look.p / 2), math.inf
-    baseline, arm = (g.losses[: look.n] for g in block.groups)
-    c = stats.compare(baseline, arm)
-    return (None, None) if c.se is None else (c.improvement / c.se, c.df)
+def t_of(look: Look, test: Test) -> tuple[float | None, float | None]:
+    """The t of a test and its degrees of freedom; None where it is undefined."""
+    if test.name == RANKS and test.p is not None:  # the z of their p
+        return NormalDist().inv_cdf(test.p / 2), math.inf
+    if test.se is None or look.improvement is None:
+        return None, None
+    return look.improvement / test.se, test.df
 
 
 # ---------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ablation.folder.standing import Standing, standing
 from ablation.plan.decision import Decision
-from ablation.plan.looks import Look
+from ablation.plan.looks import Look, look_from
 from ablation.runs.run import RunResult
 from ablation.runs.store import Records, attempt_dir, attempts_in
 from ablation.runs.untrusted import is_number, open_regular, printable, read_json
@@ -64,7 +64,7 @@ class Evidence:
     def looks(self) -> tuple[Look, ...]:
         """The looks of stage 4, adaptive plan; each as it was taken."""
         numbers = self.decisions[4].numbers if 4 in self.decisions else {}
-        return tuple(Look(**look) for look in numbers.get("looks", ()))
+        return tuple(look_from(look) for look in numbers.get("looks", ()))
 
     @property
     def verdict(self) -> str:

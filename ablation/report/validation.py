@@ -157,7 +157,7 @@ def excluded(evidence: Evidence, block: Block) -> str:
 
 def final_p(evidence: Evidence, block: Block) -> float | None:
     """The p-value of the final validation: over all looks, or of its one test."""
-    return repeated_ps(evidence, block)[-1] if evidence.looks else contrast(block, block.arms[0]).p
+    return repeated_ps(evidence.looks)[-1] if evidence.looks else contrast(block, block.arms[0]).p
 
 
 def p_line(evidence: Evidence, block: Block, found: Contrast) -> str:
@@ -245,7 +245,7 @@ def look_columns(evidence: Evidence) -> tuple[Column, ...]:
 
 
 def look_rows(evidence: Evidence, block: Block) -> Iterable[tuple]:
-    for look, p in zip(evidence.looks, repeated_ps(evidence, block), strict=True):
+    for look, p in zip(evidence.looks, repeated_ps(evidence.looks), strict=True):
         yield (
             look.n,
             look.n_max,

@@ -92,18 +92,10 @@ def phase_of(arm: Arm) -> str:
     return next(phase for phase, arms in PHASES.items() if arm in arms)
 
 
-# Refinements of the adaptive plan, as (weight, schedule). Chosen: with the default, three that
-# differ in both; or seven of the nine, with every weight and every schedule at least twice.
-DEFAULT_REFINEMENT = (WEIGHT, SCHEDULE)
-FEW_REFINEMENTS = ((0.05, "linear_decay"), (0.2, "cosine_decay"))
-MANY_REFINEMENTS = (
-    (0.05, "constant"),
-    (0.05, "linear_decay"),
-    (0.1, "linear_decay"),
-    (0.1, "cosine_decay"),
-    (0.2, "cosine_decay"),
-    (0.2, "constant"),
-)
+# Weights and schedules that the adaptive plan compares, the default first. Chosen: the others
+# differ from it, and from each other, in both.
+DEFAULT_CELL = (WEIGHT, SCHEDULE)
+CELLS = (DEFAULT_CELL, (0.05, "linear_decay"), (0.2, "cosine_decay"))
 
 
 def refinement_name(weight: float, schedule: str) -> str:
