@@ -258,8 +258,10 @@ def show_power(args, display: Display) -> int:
     """--plan_report: what the budget can decide. Nothing is launched or written."""
     from ablation.plan import power
 
-    _, _, e, gpus = target_of(args, display.print_line)
+    exp_dir, document, e, gpus = target_of(args, display.print_line)
     e = as_previewed(e, args, gpus, display.print_line)
+    m = materials_of(sitting_options(args), document, exp_dir, e)
+    e = with_first_costs(e, args, m, display.print_line)
     print(power.render(replace(e, budget_hours=args.max_budget_hours or e.budget_hours)))
     return exit_codes.DONE
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -145,6 +146,19 @@ def test_a_dry_run_goes_by_them_and_offers_to_measure(home):
     _, measured, _ = call("--staged", "--dry_run", *FIXED, "--preflight_file", "preflight.json")
     assert "First costs from preflight.json" in measured
     assert "start-up and validations 0.0" in measured
+
+
+def test_the_plan_report_goes_by_them(home):
+    Path("slow.py").write_text(FAKE.read_text().replace("/ 100\n", "/ 10\n"))
+    mine = ("--train_script", "slow.py", *FIXED[2:])  # ten times slower than its prior
+    assert asked(*mine, FAKE_SECONDS="6")[0] == 0
+    _, before, _ = call("--plan_report", *mine)
+    _, after, _ = call("--plan_report", *mine, "--preflight_file", "preflight.json")
+    assert "First costs from preflight.json" in after
+    full_run = re.compile(r"iterations \((.*?)\) a full run")
+    assert full_run.search(before)[1] != full_run.search(after)[1]
+    code, _, err = call("--plan_report", *FIXED, "--preflight_file", "preflight.json")
+    assert code == 1 and "trainer: measured" in err and len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
