@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import run_aux
+from ablation.execute import survey
 from ablation.execute.checklist import AFTER, ALLOWED_S, BEFORE
 from tests.support.processes import TOKEN, wait_until_gone
 
@@ -420,14 +422,67 @@ def test_where_memory_is_too_small_the_largest_pass_that_trains_is_found(two_gpu
     assert lines["baseline"]["remedy"] == "give --device_batch_size 8, with which it trained"
 
 
-def test_a_tool_that_fails_is_one_line(two_gpus):
+BROKEN_TOOLS = {
+    "echo 'GPU is lost'; exit 15": "nvidia-smi: exit code 15: GPU is lost",
+    "echo 'GPU 0: no idea'": "nvidia-smi: lists no GPU: GPU 0: no idea",
+    "echo '[Unknown Error], [Unknown Error], x'": "nvidia-smi: lists a GPU that it cannot name",
+}
+
+
+@pytest.mark.parametrize("script", BROKEN_TOOLS)
+def test_a_gpu_tool_that_fails_is_a_line(two_gpus, script):
     two_gpus()
-    Path("bin/nvidia-smi").write_text("#!/bin/sh\necho 'GPU is lost'; exit 15\n")
-    code, _, err = call("--preflight", *ON_GPUS)
-    assert code == 1
-    assert "GPU is lost" in err and len(err.splitlines()) == 1
-    code, _, lines = asked(*ON_GPUS, "--num_gpus", "1", FAKE_SECONDS="12")
+    Path("bin/nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+    code, _, lines = asked(*ON_GPUS)
+    assert (code, lines["GPUs"]["level"]) == (1, "fail")
+    assert BROKEN_TOOLS[script] in lines["GPUs"]["value"]
+    assert "give --num_gpus N" in lines["GPUs"]["remedy"]
+    assert [*lines] == [*BEFORE], "and what else can be seen"
+    assert [x["name"] for x in lines.values() if x["level"] == "fail"] == ["GPUs"]
+    code, _, lines = asked(*ON_GPUS, "--num_gpus", "1", FAKE_SECONDS="3")
     assert (code, lines["GPUs"]["level"]) == (0, "warn")
+    assert f"1 asked for: unknown ({BROKEN_TOOLS[script]}" in lines["GPUs"]["value"]
+    assert lines["other processes"]["value"] == "not told by nvidia-smi"
+
+
+def test_nothing_but_a_preflight_goes_on_where_gpus_cannot_be_counted(two_gpus):
+    two_gpus()
+    Path("bin/nvidia-smi").write_text("#!/bin/sh\nexit 15\n")
+    code, _, err = call("--staged", *ON_GPUS)
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "give --num_gpus N" in err
+
+
+def test_a_gpu_tool_that_hangs_takes_its_time_once(two_gpus, monkeypatch, capsys):
+    two_gpus()
+    Path("bin/nvidia-smi").write_text("#!/bin/sh\necho asked >> asked\nsleep 99\n")
+    monkeypatch.setattr("ablation.execute.machine.PATIENCE_S", 0.5)
+    assert run_aux.main(["--preflight", *ON_GPUS, "--gpus_per_run", "1"]) == 1
+    assert (
+        "fail  GPUs             not counted (nvidia-smi: did not answer" in capsys.readouterr()[0]
+    )
+    assert Path("asked").read_text() == "asked\n"
+    monkeypatch.setenv("FAKE_SECONDS", "3")
+    assert run_aux.main(["--preflight", *ON_GPUS, "--num_gpus", "1"]) == 0
+
+
+def test_a_gpu_tool_that_hangs_later_takes_its_time_once(two_gpus):
+    two_gpus(others="sleep 99")
+    began = time.monotonic()
+    assert [gpu.uuid for gpu in survey.gpu_states(1.0)] == ["GPU-a", "GPU-b"]
+    assert time.monotonic() - began < 3
+
+
+def test_gpus_without_a_tool_are_a_line(two_gpus, monkeypatch, capsys):
+    two_gpus()
+    Path("bin/nvidia-smi").unlink()
+    Path("dev").mkdir()
+    Path("dev/nvidia0").touch()
+    monkeypatch.setattr("ablation.execute.machine.ROOT_FOLDER", Path().resolve())
+    assert run_aux.main(["--preflight", *ON_GPUS]) == 1
+    out, err = capsys.readouterr()
+    assert "dev/nvidia0 is there, but no program nvidia-smi to ask" in out
+    assert not err
 
 
 # ---------------------------------------------------------------------------------------------

@@ -70,18 +70,19 @@ class Report:
 def preflight(
     e: Experiment, m: Materials, launcher_in: Callable[[Path], Launcher], where: Path,
     gpus: Sequence[str], results: Sequence[RunResult], show: Callable[[Sequence, str], None],
+    began_s: float,
 ) -> Report:  # fmt: skip
     """where: the folder of experiments; what is written lies in a folder of its own there, or above
-    it where it is not there yet, and is removed in the end. show: as `Display.progress`. Raises
-    console.Stopped where somebody stops it."""
-    began_s = time.monotonic()
+    it where it is not there yet, and is removed in the end. show: as `Display.progress`. began_s:
+    on the monotonic clock, the time allowed counts from then. Raises console.Stopped where somebody
+    stops it."""
     with told_as_fault() as fault:
         folder = Path(tempfile.mkdtemp(prefix=".preflight_", dir=existing(where))).resolve()
     if fault:
         line = Line("disk", **vars(failed(fault[0], "", exit_codes.FAULT)))
         return Report((line,), None, (), {}, time.monotonic() - began_s)
     try:
-        s = survey(e, m, folder, LOOK * allowed_s(e))
+        s = survey(e, m, folder, LOOK * allowed_s(e), gpus)
         lines, costs = lines_of(BEFORE, e, s), None
         if not exit_code(lines):
             deadline_s = began_s + allowed_s(e) - GRACE_S - MARGIN_S - END_S
@@ -147,9 +148,7 @@ def foreseen(
     return words, {**numbers, "smallest_effect": smallest, "unlike_the_prior": differing}
 
 
-def differences(
-    e: Experiment, costs: FirstCosts, results: Sequence[RunResult]
-) -> Iterator[str]:
+def differences(e: Experiment, costs: FirstCosts, results: Sequence[RunResult]) -> Iterator[str]:
     """What is more than OFF from the profile's prior, in words."""
     measured, before = replace(e, first_costs=costs), prior(e)
     both = [forecast(replace(x, budget_hours=1e5), results)[0] for x in (measured, before)]
