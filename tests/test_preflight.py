@@ -341,6 +341,40 @@ def test_ctrl_c_leaves_no_process_and_no_file(home, token):
     assert {path.name for path in home.iterdir()} - before == {"trace"}
 
 
+def test_what_a_killed_one_left_is_swept_by_the_next(home, token):
+    """And nothing of one that lives, of a link or of a folder that only has the name."""
+    begun = []
+    for name in ("killed", "lives"):
+        begun.append(start("--preflight", *FIXED, "--preflight_file", f"{name}.json",
+                           FAKE_SECONDS="300", FAKE_TRACE=str(home / name)))  # fmt: skip
+        while not Path(name).exists():
+            time.sleep(0.05)
+    killed, lives = begun
+    killed.kill()
+    killed.communicate()
+    Path(".preflight_link").symlink_to("shards", target_is_directory=True)
+    Path(".preflight_new").mkdir()
+    for name, content in (("old", None), ("other", '{"host": "elsewhere", "pid": 1}')):
+        folder = Path(f".preflight_{name}")
+        folder.mkdir()
+        if content:
+            (folder / "lock.json").write_text(content)
+            os.utime(folder / "lock.json", (0, 0))
+        os.utime(folder, (0, 0))
+    before = {path.name for path in home.glob(".preflight_*")}
+    assert len(before) == 6
+    assert asked(*FIXED)[0] == 0
+    left = {path.name for path in home.glob(".preflight_*")}
+    assert len(left) == 3 and {".preflight_link", ".preflight_new"} < left
+    assert len([*Path("shards").iterdir()]) == 2
+    lives.send_signal(signal.SIGTERM)
+    lives.communicate(timeout=30)
+    assert {path.name for path in home.glob(".preflight_*")} == {
+        ".preflight_link",
+        ".preflight_new",
+    }
+
+
 # ---------------------------------------------------------------------------------------------
 # GPUs, by a program nvidia-smi that knows two
 
