@@ -169,6 +169,12 @@ def test_an_arm_that_had_less_time_than_the_baseline_need_not_hang():
         assert after("dearest arm", dearest=(late,)).level == level
 
 
+def test_one_that_trains_too_slowly_does_not_hang():
+    for steps, words in ((0, "it hangs"), (6, "it trains, but too slowly")):
+        late = replace(result(BASELINE, status="timeout", seconds=22.0), steps_done=steps)
+        assert after("baseline", baseline=(late,), dearest=()).remedy.startswith(words)
+
+
 def test_a_stopped_arm_has_done_what_it_should():
     stopped = replace(run(HEADS), status="interrupted", val_loss=None)
     stopped = replace(stopped, reason=f"{checklist.STOPPED_HERE}, at step 10")

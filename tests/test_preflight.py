@@ -14,6 +14,7 @@ import pytest
 import run_aux
 from ablation.execute import survey
 from ablation.execute.checklist import AFTER, ALLOWED_S, BEFORE
+from ablation.execute.preflight import END_S, TO_DIE_S
 from tests.support.processes import TOKEN, wait_until_gone
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -273,6 +274,21 @@ def test_a_trainer_that_hangs_and_does_not_hear_ends_in_the_time_allowed(home, t
     assert [path.name for path in home.iterdir() if path.name.startswith(".")] == []
 
 
+def test_at_the_scale_of_gpus_it_ends_in_the_time_allowed_too(two_gpus, token, monkeypatch, capsys):
+    """Whatever does not end: runs on two GPUs at once, deaf to the order."""
+    two_gpus()
+    allowed_s = TO_DIE_S["gpu"] + END_S + 3
+    monkeypatch.setitem(ALLOWED_S, "gpu", allowed_s)
+    monkeypatch.setenv("FAKE_MISCHIEF", '{"": "stubborn"}')
+    began = time.monotonic()
+    code = run_aux.main(["--preflight", "--json", *ON_GPUS, "--gpus_per_run", "1"])
+    assert 3 < time.monotonic() - began < allowed_s
+    lines = {line["name"]: line for line in json.loads(capsys.readouterr()[0])["lines"]}
+    assert (code, lines["baseline"]["level"]) == (3, "fail")
+    assert lines["baseline"]["remedy"].startswith("it hangs")
+    assert wait_until_gone(os.environ[TOKEN]) == 0
+
+
 def test_a_run_that_does_not_hear_the_order_is_killed_within_its_grace(home, token):
     """Children in sessions of their own, which ignore SIGTERM."""
     slow = Path("slow.py")
@@ -336,7 +352,7 @@ def test_ctrl_c_leaves_no_process_and_no_file(home, token):
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=30)
     assert run.returncode == 130, out + err
-    assert "stopped; no run was in flight" in err
+    assert "stopped; its short runs are ended" in err
     assert wait_until_gone(os.environ[TOKEN]) == 0
     assert {path.name for path in home.iterdir()} - before == {"trace"}
 

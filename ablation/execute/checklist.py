@@ -77,8 +77,12 @@ ALLOWED_S = {"cpu": 30.0, "gpu": 180.0}  # of a profile for CPUs, for GPUs: the 
 MOST_STEPS, LEAST_STEPS = 20, 2
 
 
+def scale(e: Experiment) -> str:
+    return "gpu" if e.profile.gpus else "cpu"
+
+
 def allowed_s(e: Experiment) -> float:
-    return ALLOWED_S["gpu" if e.profile.gpus else "cpu"]
+    return ALLOWED_S[scale(e)]
 
 
 def steps_of(e: Experiment) -> int:
@@ -347,6 +351,8 @@ def remedy_of(r: RunResult, t: Trials) -> str:
         fits = f"give --device_batch_size {t.smaller}, with which it trained"
         return fits if t.smaller else "take a smaller --profile, or fewer runs side by side"
     if r.status == "timeout":
+        if r.steps_done:
+            return "it trains, but too slowly: again when nothing else runs, or a smaller --profile"
         return "it hangs, or this machine is too slow for the profile: take a smaller --profile"
     if r.status == "interrupted":
         return "the launcher's own words: mend --slurm_args, or the machine"

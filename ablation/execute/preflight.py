@@ -32,6 +32,7 @@ from ablation.execute.checklist import (
     first_costs,
     lines_of,
     prior,
+    scale,
 )
 from ablation.execute.launcher import Launcher
 from ablation.execute.lock import Lock, look_at
@@ -40,7 +41,7 @@ from ablation.execute.observed import Survey, Trials
 from ablation.execute.preview import announce
 from ablation.execute.survey import survey, told_as_fault
 from ablation.execute.trial import Track, try_out
-from ablation.execute.watcher import GRACE_S, MARGIN_S
+from ablation.execute.watcher import GRACE_S, MARGIN_S, UNKILLABLE_S
 from ablation.folder.first_costs import write_findings
 from ablation.folder.materials import Materials
 from ablation.plan.forecast import forecast, paid_s
@@ -50,7 +51,11 @@ from ablation.runs.run import RunResult, duration
 from ablation.runs.untrusted import printable_path
 from ablation.study.experiment import Experiment, FirstCosts
 
-END_S = 2.0  # for what follows the last run: the forecast, the file
+END_S = 3.0  # for what follows the last run: the forecast, the file
+TO_DIE_S = {  # that the last run may take for it; one that hangs in a GPU's driver takes longer
+    "cpu": GRACE_S + MARGIN_S,
+    "gpu": GRACE_S + 3 * MARGIN_S + UNKILLABLE_S,
+}
 LOOK = 0.05  # of the time allowed, for reading shards
 
 
@@ -88,7 +93,7 @@ def preflight(
         s = survey(e, m, folder, LOOK * allowed_s(e), gpus)
         lines, costs = lines_of(BEFORE, e, s), None
         if not exit_code(lines):
-            deadline_s = began_s + allowed_s(e) - GRACE_S - MARGIN_S - END_S
+            deadline_s = began_s + allowed_s(e) - TO_DIE_S[scale(e)] - END_S
             more, costs = tried(e, m, folder, launcher_in, gpus, deadline_s, s, show)
             lines += more
     words, numbers = foreseen(e, costs, results) if costs else ((), {})
