@@ -42,7 +42,7 @@ from ablation.cli import console, exit_codes
 from ablation.cli.arguments import Parser, a_path, plain_words
 from ablation.cli.checks import check_options
 from ablation.execute.display import Display
-from ablation.execute.machine import cores, visible_gpus
+from ablation.execute.machine import UNCOUNTED, NotCounted, cores, visible_gpus
 from ablation.execute.opening import (
     MachineFault,
     SittingOptions,
@@ -225,22 +225,26 @@ def check_can_begin(args, exp_dir: Path | None) -> None:
 
 
 def gpus_seen(args, document: dict | None) -> tuple[str, ...]:
-    """The GPUs of this machine, by name. Where they cannot be named: none, if no run needs one;
-    else ValueError."""
+    """The GPUs of this machine, by name. Where they cannot be counted: none, if no run needs one;
+    for a preflight, which says so, as many as the runs would take; else ValueError."""
     share = document["registered"]["share"] if document else {}
     elsewhere = (args.launcher or share.get("launcher")) == "slurm" or share.get("device") == "cpu"
     try:
         return visible_gpus(args.num_gpus)
-    except ValueError:
+    except NotCounted as unknown:
         if elsewhere:
             return ()
-        raise
+        if not args.preflight:
+            raise
+        meant = PROFILES[args.profile or "speedrun"].gpus
+        taken = share["processes"] * share["parallel_runs"] if share else meant
+        return (f"{UNCOUNTED} ({unknown.why})",) * max(taken, args.gpus_per_run or 1)
 
 
 def experiment_to_begin(args, gpus: Sequence[str], print_line) -> Experiment:
     """A new experiment of the profile asked for, or of the one that fits the GPUs."""
     name, why = profile_asked(args, len(gpus))
-    if why:
+    if why and not any(gpu.startswith(UNCOUNTED) for gpu in gpus):
         print_line(f"Profile {name}: {why}.")
     return new_experiment(name, len(gpus), cores())
 
@@ -269,8 +273,10 @@ def show_power(args, display: Display) -> int:
     """--plan_report: what the budget can decide. Nothing is launched or written."""
     from ablation.plan import power
 
-    _, _, e, gpus = target_of(args, display.print_line)
+    exp_dir, document, e, gpus = target_of(args, display.print_line)
     e = as_previewed(e, args, gpus, display.print_line)
+    m = materials_of(sitting_options(args), document, exp_dir, e)
+    e = with_first_costs(e, args, m, display.print_line)
     print(power.render(replace(e, budget_hours=args.max_budget_hours or e.budget_hours)))
     return exit_codes.DONE
 
@@ -316,6 +322,7 @@ def try_machine(args, words: Sequence[str], display: Display) -> int:
     """--preflight: short runs, what they say of this machine, and the forecast by them."""
     from ablation.execute import preflight
 
+    began_s = time.monotonic()
     options, file = sitting_options(args), args.preflight_file or NAME
     check_may_write(file)
     print_line, show = (silent, silent) if args.json else (display.print_line, display.progress)
@@ -325,7 +332,7 @@ def try_machine(args, words: Sequence[str], display: Display) -> int:
     m = materials_of(options, document, exp_dir, e)
     where = exp_dir.parent if exp_dir else args.output_dir or EXPERIMENTS
     launcher_in = partial(launcher_of, e, slurm_args)
-    report = preflight.preflight(e, m, launcher_in, where, gpus, results, show)
+    report = preflight.preflight(e, m, launcher_in, where, gpus, results, show, began_s)
     display.clear()
     return preflight.tell(report, e, m, file, words, args.json)
 
@@ -391,7 +398,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         display.clear()
         return refuse(error)
     except console.Stopped as stop:  # before the first launch or after the last
-        print("run_aux.py: stopped; no run was in flight", file=sys.stderr)
+        words = "its short runs are ended" if args.preflight else "no run was in flight"
+        print(f"run_aux.py: stopped; {words}", file=sys.stderr)
         return exit_codes.STOPPED + stop.number
 
 

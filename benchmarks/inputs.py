@@ -633,6 +633,7 @@ FLAGS = (
     "--screen",
     "--unet_skips",
     "--ignore_gate",
+    "--preflight",
     "--log_grad_norms",
     "--help",
 )
@@ -671,6 +672,7 @@ WITH_TEXT = (
     "--slurm_args",
     "--data_dir",
     "--train_script",
+    "--preflight_file",
     "--unknown",
     "-x",
 )
@@ -681,7 +683,7 @@ def command_line(rng: random.Random, *begin: str) -> list[str]:
     for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4, 6))):
         match rng.randrange(4):
             case 0:
-                words.append(rng.choice(FLAGS[:-2] if rng.random() < 0.98 else FLAGS))
+                words.append(rng.choice(FLAGS[:-1] if rng.random() < 0.98 else FLAGS))
             case 1:
                 words += [rng.choice(WITH_NUMBER), rng.choice(NUMBERS)]
             case 2:

@@ -28,6 +28,8 @@ from tests.support.invent import arm, experiment, result
 BASELINE, HEADS = Arm("baseline"), arm("aux_4_8", 4, 8)
 ON_CPU = experiment()
 ON_GPUS = experiment(profile=PROFILES["speedrun"], device="cuda", processes=8, cores=64)
+ON_A_CLUSTER = replace(ON_GPUS, share=replace(ON_GPUS.share, launcher="slurm"))
+ON_NODES = replace(ON_CPU, share=replace(ON_CPU.share, launcher="slurm"))
 GPU = GpuState("H100", "GPU-a", 80_000.0, 400.0, 1980.0, 1980.0, 60.0)
 FIT = Survey(
     host="h",
@@ -80,7 +82,13 @@ HELD = replace(GPU, used_mib=1025.0)
 BAD_SURVEYS = [  # check, experiment, what was seen otherwise, level, words of value or remedy
     ("machine", ON_CPU, {"busy": 0.31}, "warn", "what else computes"),
     ("machine", ON_CPU, {"busy": 0.3}, "pass", "0.3 busy"),
-    ("GPUs", ON_GPUS, {"gpus": ()}, "warn", "8 asked for"),
+    ("GPUs", ON_GPUS, {"gpus": ()}, "warn", "8 asked for: nvidia-smi tells nothing"),
+    ("GPUs", ON_GPUS, {"gpus": (), "gpu_fault": "unknown (x)"}, "warn", "asked for: unknown (x)"),
+    ("GPUs", ON_GPUS, {"gpu_fault": "x", "gpus_counted": False}, "fail", "give --num_gpus N"),
+    ("GPUs", ON_A_CLUSTER, {"gpus": ()}, "warn", "srun nvidia-smi"),
+    ("GPUs", ON_NODES, {"gpus": ()}, "pass", "none is used"),
+    ("GPU memory", ON_A_CLUSTER, {"gpus": ()}, "pass", "the nodes have them"),
+    ("other processes", ON_GPUS, {"gpus": ()}, "pass", "not told by nvidia-smi"),
     ("GPUs", ON_GPUS, {"gpus": (GPU, replace(GPU, name="A100")) * 4}, "warn", "4 x A100"),
     ("GPU memory", ON_GPUS, {"gpus": (GPU, HELD)}, "warn", "77.1 of 78.1 GiB free on GPU-a"),
     ("GPU memory", ON_GPUS, {"gpus": (replace(HELD, used_mib=GIB),)}, "pass", "free"),
@@ -159,6 +167,12 @@ def test_an_arm_that_had_less_time_than_the_baseline_need_not_hang():
     for seconds, level in ((9.0, "warn"), (9.3, "fail")):  # the baseline took 4.6 s
         late = result(HEADS, status="timeout", seconds=seconds, iterations=90)
         assert after("dearest arm", dearest=(late,)).level == level
+
+
+def test_one_that_trains_too_slowly_does_not_hang():
+    for steps, words in ((0, "it hangs"), (6, "it trains, but too slowly")):
+        late = replace(result(BASELINE, status="timeout", seconds=22.0), steps_done=steps)
+        assert after("baseline", baseline=(late,), dearest=()).remedy.startswith(words)
 
 
 def test_a_stopped_arm_has_done_what_it_should():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+import run_aux
+from ablation.execute import survey
 from ablation.execute.checklist import AFTER, ALLOWED_S, BEFORE
+from ablation.execute.preflight import END_S, TO_DIE_S
 from tests.support.processes import TOKEN, wait_until_gone
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -147,6 +151,19 @@ def test_a_dry_run_goes_by_them_and_offers_to_measure(home):
     assert "start-up and validations 0.0" in measured
 
 
+def test_the_plan_report_goes_by_them(home):
+    Path("slow.py").write_text(FAKE.read_text().replace("/ 100\n", "/ 10\n"))
+    mine = ("--train_script", "slow.py", *FIXED[2:])  # ten times slower than its prior
+    assert asked(*mine, FAKE_SECONDS="6")[0] == 0
+    _, before, _ = call("--plan_report", *mine)
+    _, after, _ = call("--plan_report", *mine, "--preflight_file", "preflight.json")
+    assert "First costs from preflight.json" in after
+    full_run = re.compile(r"iterations \((.*?)\) a full run")
+    assert full_run.search(before)[1] != full_run.search(after)[1]
+    code, _, err = call("--plan_report", *FIXED, "--preflight_file", "preflight.json")
+    assert code == 1 and "trainer: measured" in err and len(err.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -257,6 +274,21 @@ def test_a_trainer_that_hangs_and_does_not_hear_ends_in_the_time_allowed(home, t
     assert [path.name for path in home.iterdir() if path.name.startswith(".")] == []
 
 
+def test_at_the_scale_of_gpus_it_ends_in_the_time_allowed_too(two_gpus, token, monkeypatch, capsys):
+    """Whatever does not end: runs on two GPUs at once, deaf to the order."""
+    two_gpus()
+    allowed_s = TO_DIE_S["gpu"] + END_S + 3
+    monkeypatch.setitem(ALLOWED_S, "gpu", allowed_s)
+    monkeypatch.setenv("FAKE_MISCHIEF", '{"": "stubborn"}')
+    began = time.monotonic()
+    code = run_aux.main(["--preflight", "--json", *ON_GPUS, "--gpus_per_run", "1"])
+    assert 3 < time.monotonic() - began < allowed_s
+    lines = {line["name"]: line for line in json.loads(capsys.readouterr()[0])["lines"]}
+    assert (code, lines["baseline"]["level"]) == (3, "fail")
+    assert lines["baseline"]["remedy"].startswith("it hangs")
+    assert wait_until_gone(os.environ[TOKEN]) == 0
+
+
 def test_a_run_that_does_not_hear_the_order_is_killed_within_its_grace(home, token):
     """Children in sessions of their own, which ignore SIGTERM."""
     slow = Path("slow.py")
@@ -320,9 +352,43 @@ def test_ctrl_c_leaves_no_process_and_no_file(home, token):
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=30)
     assert run.returncode == 130, out + err
-    assert "stopped; no run was in flight" in err
+    assert "stopped; its short runs are ended" in err
     assert wait_until_gone(os.environ[TOKEN]) == 0
     assert {path.name for path in home.iterdir()} - before == {"trace"}
+
+
+def test_what_a_killed_one_left_is_swept_by_the_next(home, token):
+    """And nothing of one that lives, of a link or of a folder that only has the name."""
+    begun = []
+    for name in ("killed", "lives"):
+        begun.append(start("--preflight", *FIXED, "--preflight_file", f"{name}.json",
+                           FAKE_SECONDS="300", FAKE_TRACE=str(home / name)))  # fmt: skip
+        while not Path(name).exists():
+            time.sleep(0.05)
+    killed, lives = begun
+    killed.kill()
+    killed.communicate()
+    Path(".preflight_link").symlink_to("shards", target_is_directory=True)
+    Path(".preflight_new").mkdir()
+    for name, content in (("old", None), ("other", '{"host": "elsewhere", "pid": 1}')):
+        folder = Path(f".preflight_{name}")
+        folder.mkdir()
+        if content:
+            (folder / "lock.json").write_text(content)
+            os.utime(folder / "lock.json", (0, 0))
+        os.utime(folder, (0, 0))
+    before = {path.name for path in home.glob(".preflight_*")}
+    assert len(before) == 6
+    assert asked(*FIXED)[0] == 0
+    left = {path.name for path in home.glob(".preflight_*")}
+    assert len(left) == 3 and {".preflight_link", ".preflight_new"} < left
+    assert len([*Path("shards").iterdir()]) == 2
+    lives.send_signal(signal.SIGTERM)
+    lives.communicate(timeout=30)
+    assert {path.name for path in home.glob(".preflight_*")} == {
+        ".preflight_link",
+        ".preflight_new",
+    }
 
 
 # ---------------------------------------------------------------------------------------------
@@ -406,14 +472,67 @@ def test_where_memory_is_too_small_the_largest_pass_that_trains_is_found(two_gpu
     assert lines["baseline"]["remedy"] == "give --device_batch_size 8, with which it trained"
 
 
-def test_a_tool_that_fails_is_one_line(two_gpus):
+BROKEN_TOOLS = {
+    "echo 'GPU is lost'; exit 15": "nvidia-smi: exit code 15: GPU is lost",
+    "echo 'GPU 0: no idea'": "nvidia-smi: lists no GPU: GPU 0: no idea",
+    "echo '[Unknown Error], [Unknown Error], x'": "nvidia-smi: lists a GPU that it cannot name",
+}
+
+
+@pytest.mark.parametrize("script", BROKEN_TOOLS)
+def test_a_gpu_tool_that_fails_is_a_line(two_gpus, script):
     two_gpus()
-    Path("bin/nvidia-smi").write_text("#!/bin/sh\necho 'GPU is lost'; exit 15\n")
-    code, _, err = call("--preflight", *ON_GPUS)
-    assert code == 1
-    assert "GPU is lost" in err and len(err.splitlines()) == 1
-    code, _, lines = asked(*ON_GPUS, "--num_gpus", "1", FAKE_SECONDS="12")
+    Path("bin/nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+    code, _, lines = asked(*ON_GPUS)
+    assert (code, lines["GPUs"]["level"]) == (1, "fail")
+    assert BROKEN_TOOLS[script] in lines["GPUs"]["value"]
+    assert "give --num_gpus N" in lines["GPUs"]["remedy"]
+    assert [*lines] == [*BEFORE], "and what else can be seen"
+    assert [x["name"] for x in lines.values() if x["level"] == "fail"] == ["GPUs"]
+    code, _, lines = asked(*ON_GPUS, "--num_gpus", "1", FAKE_SECONDS="3")
     assert (code, lines["GPUs"]["level"]) == (0, "warn")
+    assert f"1 asked for: unknown ({BROKEN_TOOLS[script]}" in lines["GPUs"]["value"]
+    assert lines["other processes"]["value"] == "not told by nvidia-smi"
+
+
+def test_nothing_but_a_preflight_goes_on_where_gpus_cannot_be_counted(two_gpus):
+    two_gpus()
+    Path("bin/nvidia-smi").write_text("#!/bin/sh\nexit 15\n")
+    code, _, err = call("--staged", *ON_GPUS)
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "give --num_gpus N" in err
+
+
+def test_a_gpu_tool_that_hangs_takes_its_time_once(two_gpus, monkeypatch, capsys):
+    two_gpus()
+    Path("bin/nvidia-smi").write_text("#!/bin/sh\necho asked >> asked\nsleep 99\n")
+    monkeypatch.setattr("ablation.execute.machine.PATIENCE_S", 0.5)
+    assert run_aux.main(["--preflight", *ON_GPUS, "--gpus_per_run", "1"]) == 1
+    assert (
+        "fail  GPUs             not counted (nvidia-smi: did not answer" in capsys.readouterr()[0]
+    )
+    assert Path("asked").read_text() == "asked\n"
+    monkeypatch.setenv("FAKE_SECONDS", "3")
+    assert run_aux.main(["--preflight", *ON_GPUS, "--num_gpus", "1"]) == 0
+
+
+def test_a_gpu_tool_that_hangs_later_takes_its_time_once(two_gpus):
+    two_gpus(others="sleep 99")
+    began = time.monotonic()
+    assert [gpu.uuid for gpu in survey.gpu_states(1.0)] == ["GPU-a", "GPU-b"]
+    assert time.monotonic() - began < 3
+
+
+def test_gpus_without_a_tool_are_a_line(two_gpus, monkeypatch, capsys):
+    two_gpus()
+    Path("bin/nvidia-smi").unlink()
+    Path("dev").mkdir()
+    Path("dev/nvidia0").touch()
+    monkeypatch.setattr("ablation.execute.machine.ROOT_FOLDER", Path().resolve())
+    assert run_aux.main(["--preflight", *ON_GPUS]) == 1
+    out, err = capsys.readouterr()
+    assert "dev/nvidia0 is there, but no program nvidia-smi to ask" in out
+    assert not err
 
 
 # ---------------------------------------------------------------------------------------------

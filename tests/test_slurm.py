@@ -290,7 +290,17 @@ def test_a_preflight_is_made_of_jobs(cluster, home):
     assert code == 0, lines
     assert "(2 side by side): 10 steps in" in lines["baseline"]["value"]
     assert "after the order, 30 s allowed" in lines["stop"]["value"]
-    assert "on Slurm the nodes have them" in lines["GPUs"]["value"]
+    assert "those of the nodes were not looked at" in lines["GPUs"]["value"]
+
+
+def test_jobs_of_a_killed_preflight_are_cancelled_by_the_next(cluster, home):
+    arguments = ("--preflight", *PACKED, *FAKE, "--data_dir", "shards")
+    killed = start(cluster, home, *arguments, seconds=999)
+    until(lambda: list(home.rglob("claim.json")))
+    killed.kill()
+    killed.communicate()
+    assert cluster.command("squeue", "-h")
+    preflight(cluster, home, seconds=2)
 
 
 def test_a_partition_that_does_not_exist_is_a_line_of_the_preflight(cluster, home):

@@ -121,7 +121,7 @@ def check_goes_with(options: Namespace, by_hand: bool) -> None:
     needs = {  # option: whether it has something to say here, and with what it would
         "json": (options.status or options.preflight, "--status or --preflight"),
         "preflight": (runs and not options.dry_run, "runs to come, not with what shows them"),
-        "preflight_file": (runs, "--preflight, or with runs to come"),
+        "preflight_file": (runs or options.plan_report, "--preflight, or with runs to come"),
         "output_dir": (options.exp_dir is None, "a new experiment, without --exp_dir"),
         "plan": (not by_hand, "--staged, --stage or --plan_report"),
         "validation_runs": (not by_hand, "--staged, --stage or --plan_report"),

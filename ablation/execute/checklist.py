@@ -77,8 +77,12 @@ ALLOWED_S = {"cpu": 30.0, "gpu": 180.0}  # of a profile for CPUs, for GPUs: the 
 MOST_STEPS, LEAST_STEPS = 20, 2
 
 
+def scale(e: Experiment) -> str:
+    return "gpu" if e.profile.gpus else "cpu"
+
+
 def allowed_s(e: Experiment) -> float:
-    return ALLOWED_S["gpu" if e.profile.gpus else "cpu"]
+    return ALLOWED_S[scale(e)]
 
 
 def steps_of(e: Experiment) -> int:
@@ -106,7 +110,9 @@ ROOM_MIB = 1024  # of a GPU's memory in use: more than a display and a driver ta
 CLOCK_OFF_S = 5.0
 TOO_SLOW = 2.0  # times the time allowed
 ELSEWHERE = "not asked: on Slurm the nodes have them, this host need not"
+LOOK_THERE = "the short runs tell whether they train; for the rest, srun nvidia-smi on such a node"
 ON_A_CPU = "not asked on a CPU"
+UNTOLD = "not told by nvidia-smi"
 
 
 def machine(e: Experiment, s: Survey) -> Finding:
@@ -118,16 +124,19 @@ def machine(e: Experiment, s: Survey) -> Finding:
 
 
 def gpus(e: Experiment, s: Survey) -> Finding:
-    if e.share.launcher == "slurm":
-        return passed(ELSEWHERE)
     if e.share.device == "cpu":
         meant = f" (the profile {e.profile.name} is for {e.profile.machine})" * bool(e.profile.gpus)
         return passed(f"none is used{meant}")
+    if e.share.launcher == "slurm":
+        return warned("those of the nodes were not looked at", LOOK_THERE)
     needed, names = e.share.processes * e.share.parallel_runs, [gpu.name for gpu in s.gpus]
     kinds = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
+    if not s.gpus_counted:
+        return failed(s.gpu_fault, "mend that, or give --num_gpus N (0: the CPU)")
     if not s.gpus:
+        why = s.gpu_fault or "nvidia-smi tells nothing of them"
         remedy = "see nvidia-smi by hand; the short runs say whether they train"
-        return warned(f"{needed} asked for; nvidia-smi tells nothing of them", remedy)
+        return warned(f"{needed} asked for: {why}", remedy)
     if len({*names[:needed]}) > 1:
         remedy = "runs wait for the slowest: choose like ones with CUDA_VISIBLE_DEVICES"
         return warned(kinds, remedy)
@@ -135,15 +144,15 @@ def gpus(e: Experiment, s: Survey) -> Finding:
 
 
 def gpu_memory(e: Experiment, s: Survey) -> Finding:
-    if not asked_of_gpus(e, s):
-        return passed(ELSEWHERE if e.share.launcher == "slurm" else ON_A_CPU)
+    if why := not_asked(e):
+        return passed(why)
     known = [
         (gpu.total_mib - gpu.used_mib, gpu.used_mib, gpu.total_mib, gpu.uuid)
         for gpu in s.gpus
         if gpu.total_mib is not None and gpu.used_mib is not None
     ]
     if not known:
-        return passed("not told by nvidia-smi")
+        return passed(UNTOLD)
     free_mib, used_mib, total_mib, uuid = min(known)
     free = f"{free_mib / 1024:.1f} of {total_mib / 1024:.1f} GiB"
     if used_mib > ROOM_MIB:
@@ -153,8 +162,10 @@ def gpu_memory(e: Experiment, s: Survey) -> Finding:
 
 
 def other_processes(e: Experiment, s: Survey) -> Finding:
-    if not asked_of_gpus(e, s):
-        return passed(ELSEWHERE if e.share.launcher == "slurm" else ON_A_CPU)
+    if why := not_asked(e):
+        return passed(why)
+    if not s.gpus:
+        return passed(UNTOLD)
     held = [f"{other} on {g.uuid}" for g in s.gpus for other in g.others]
     if held:
         remedy = "wait for them, end them if they are yours, or name others: CUDA_VISIBLE_DEVICES"
@@ -162,8 +173,11 @@ def other_processes(e: Experiment, s: Survey) -> Finding:
     return passed("none on these GPUs")
 
 
-def asked_of_gpus(e: Experiment, s: Survey) -> bool:
-    return e.share.device == "cuda" and e.share.launcher == "local" and bool(s.gpus)
+def not_asked(e: Experiment) -> str:
+    """Why nothing is asked of GPUs; empty where it is."""
+    if e.share.launcher == "slurm":
+        return ELSEWHERE
+    return ON_A_CPU if e.share.device == "cpu" else ""
 
 
 def profile(e: Experiment, s: Survey) -> Finding:
@@ -337,6 +351,8 @@ def remedy_of(r: RunResult, t: Trials) -> str:
         fits = f"give --device_batch_size {t.smaller}, with which it trained"
         return fits if t.smaller else "take a smaller --profile, or fewer runs side by side"
     if r.status == "timeout":
+        if r.steps_done:
+            return "it trains, but too slowly: again when nothing else runs, or a smaller --profile"
         return "it hangs, or this machine is too slow for the profile: take a smaller --profile"
     if r.status == "interrupted":
         return "the launcher's own words: mend --slurm_args, or the machine"
@@ -456,8 +472,8 @@ def evenness(e: Experiment, s: Survey, t: Trials) -> Finding:
 
 
 def clocks(e: Experiment, s: Survey, t: Trials) -> Finding:
-    if e.share.device == "cpu" or e.share.launcher == "slurm":
-        return passed(ELSEWHERE if e.share.launcher == "slurm" else ON_A_CPU)
+    if why := not_asked(e):
+        return passed(why)
     known = [gpu for gpu in t.gpus if gpu.clock_mhz]
     if not known:
         return passed("nvidia-smi did not tell them while a run trained")

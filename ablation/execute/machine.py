@@ -64,8 +64,9 @@ class Answer:
 PATIENCE_S = 20.0  # nvidia-smi wakes eight sleeping GPUs in some ten
 
 
-def ask(*command: str, cwd: Path | None = None) -> Answer:
+def ask(*command: str, cwd: Path | None = None, patience_s: float | None = None) -> Answer:
     """Run a short program. FileNotFoundError where there is none of that name."""
+    patience_s = PATIENCE_S if patience_s is None else patience_s
     try:
         asked = subprocess.Popen(
             command,
@@ -83,14 +84,14 @@ def ask(*command: str, cwd: Path | None = None) -> Answer:
     except OSError as error:
         return Answer(failed=f"cannot be started ({error.strerror})")
     try:
-        out, err = asked.communicate(timeout=PATIENCE_S)
+        out, err = asked.communicate(timeout=patience_s)
     except BaseException as error:  # Ctrl-C too leaves no program behind
         with contextlib.suppress(ProcessLookupError):
             os.killpg(asked.pid, signal.SIGKILL)
         if not isinstance(error, subprocess.TimeoutExpired):
             raise
         # one that waits for a broken driver does not even die: it is not waited for
-        return Answer(failed=f"did not answer within {PATIENCE_S:g} s")
+        return Answer(failed=f"did not answer within {patience_s:.2g} s")
     if asked.returncode == 0:
         return Answer(out.strip())
     said = " ".join(line.strip() for line in (err.strip() or out.strip()).splitlines())
@@ -115,13 +116,23 @@ UNNAMED = re.compile(r"\[[^,]*\], ")  # "[Unknown Error], ...", "[GPU is lost], 
 # Where a driver shows its GPUs, whether or not nvidia-smi is installed
 SIGNS_OF_A_GPU = ("dev/nvidia[0-9]*", "proc/driver/nvidia/gpus/*")
 ROOT_FOLDER = Path("/")
-UNKNOWN = "unknown"  # the name of a GPU that is there by the user's word alone
+UNKNOWN = "unknown"  # begins the name of a GPU that is there by the user's word alone
+UNCOUNTED = "not counted"  # and of one that may be there, for all that is known
+
+
+class NotCounted(ValueError):
+    """How many GPUs there are is not known; `why`, in the tool's words."""
+
+    def __init__(self, why: str):
+        asked = "How many GPUs there are is not known: give --num_gpus N (0: the CPU)"
+        super().__init__(f"{why}. {asked}")
+        self.why = why
 
 
 def visible_gpus(asked: int | None = None) -> tuple[str, ...]:
     """Names of the GPUs that a trainer would see, without importing torch.
 
-    asked: of --num_gpus. Raises ValueError with the tool's words where it fails and nobody said
+    asked: of --num_gpus. Raises NotCounted with the tool's words where it fails and nobody said
     how many there are: a machine with GPUs must not be taken for one without.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -145,10 +156,8 @@ def visible_gpus(asked: int | None = None) -> tuple[str, ...]:
             return ()
         failed = f"{signs[0]} is there, but no program nvidia-smi to ask"
     if asked is None:
-        raise ValueError(
-            f"{failed}. How many GPUs there are is not known: give --num_gpus N (0: the CPU)"
-        )
-    return (UNKNOWN,) * asked
+        raise NotCounted(failed)
+    return (f"{UNKNOWN} ({failed})",) * asked
 
 
 def not_listed(rows: str, gpus: Sequence[Gpu]) -> str:

@@ -48,6 +48,8 @@ class Survey:
     processor: str
     busy: float  # cores that others compute on
     gpus: tuple[GpuState, ...] = ()
+    gpu_fault: str = ""  # why nothing is known of them
+    gpus_counted: bool = True  # false where nobody knows how many there are
     versions: dict[str, str] | None = None
     pinned: dict[str, str] | None = None  # by requirements.txt
     trainer: str = ""  # its files

@@ -7,6 +7,7 @@ prints the plan's forecast from what was measured. Nothing stays behind but pref
 costs `--staged --preflight_file F` registers.
 """
 
+import contextlib
 import json
 import shutil
 import socket
@@ -31,14 +32,16 @@ from ablation.execute.checklist import (
     first_costs,
     lines_of,
     prior,
+    scale,
 )
 from ablation.execute.launcher import Launcher
+from ablation.execute.lock import Lock, look_at
 from ablation.execute.machine import machine
 from ablation.execute.observed import Survey, Trials
 from ablation.execute.preview import announce
 from ablation.execute.survey import survey, told_as_fault
 from ablation.execute.trial import Track, try_out
-from ablation.execute.watcher import GRACE_S, MARGIN_S
+from ablation.execute.watcher import GRACE_S, MARGIN_S, UNKILLABLE_S
 from ablation.folder.first_costs import write_findings
 from ablation.folder.materials import Materials
 from ablation.plan.forecast import forecast, paid_s
@@ -48,7 +51,11 @@ from ablation.runs.run import RunResult, duration
 from ablation.runs.untrusted import printable_path
 from ablation.study.experiment import Experiment, FirstCosts
 
-END_S = 2.0  # for what follows the last run: the forecast, the file
+END_S = 3.0  # for what follows the last run: the forecast, the file
+TO_DIE_S = {  # that the last run may take for it; one that hangs in a GPU's driver takes longer
+    "cpu": GRACE_S + MARGIN_S,
+    "gpu": GRACE_S + 3 * MARGIN_S + UNKILLABLE_S,
+}
 LOOK = 0.05  # of the time allowed, for reading shards
 
 
@@ -70,27 +77,65 @@ class Report:
 def preflight(
     e: Experiment, m: Materials, launcher_in: Callable[[Path], Launcher], where: Path,
     gpus: Sequence[str], results: Sequence[RunResult], show: Callable[[Sequence, str], None],
+    began_s: float,
 ) -> Report:  # fmt: skip
     """where: the folder of experiments; what is written lies in a folder of its own there, or above
-    it where it is not there yet, and is removed in the end. show: as `Display.progress`. Raises
-    console.Stopped where somebody stops it."""
-    began_s = time.monotonic()
-    with told_as_fault() as fault:
-        folder = Path(tempfile.mkdtemp(prefix=".preflight_", dir=existing(where))).resolve()
-    if fault:
-        line = Line("disk", **vars(failed(fault[0], "", exit_codes.FAULT)))
-        return Report((line,), None, (), {}, time.monotonic() - began_s)
-    try:
-        s = survey(e, m, folder, LOOK * allowed_s(e))
+    it where it is not there yet, and is removed in the end. show: as `Display.progress`. began_s:
+    on the monotonic clock, the time allowed counts from then. Raises console.Stopped where somebody
+    stops it."""
+    with contextlib.ExitStack() as stack:
+        with told_as_fault() as fault:
+            folder = stack.enter_context(own_folder(existing(where)))
+        if fault:
+            line = Line("disk", **vars(failed(fault[0], "", exit_codes.FAULT)))
+            return Report((line,), None, (), {}, time.monotonic() - began_s)
+        sweep(folder, launcher_in)
+        s = survey(e, m, folder, LOOK * allowed_s(e), gpus)
         lines, costs = lines_of(BEFORE, e, s), None
         if not exit_code(lines):
-            deadline_s = began_s + allowed_s(e) - GRACE_S - MARGIN_S - END_S
+            deadline_s = began_s + allowed_s(e) - TO_DIE_S[scale(e)] - END_S
             more, costs = tried(e, m, folder, launcher_in, gpus, deadline_s, s, show)
             lines += more
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     words, numbers = foreseen(e, costs, results) if costs else ((), {})
     return Report(tuple(lines), costs, tuple(words), numbers, time.monotonic() - began_s)
+
+
+PREFIX = ".preflight_"
+LONG_AGO_S = 3600.0  # chosen: no preflight takes so long, with all that it may wait in a queue
+
+
+@contextlib.contextmanager
+def own_folder(where: Path) -> Iterator[Path]:
+    """A new folder, which tells whose it is, and is removed in the end."""
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=where)).resolve()
+    try:
+        with Lock(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(mine: Path, launcher_in: Callable[[Path], Launcher]) -> None:
+    """Remove what killed preflights left beside this one's folder, and end their runs."""
+    now = mine.stat().st_mtime  # made just now, by the disk's clock
+    for folder in mine.parent.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError, ValueError):
+            if folder.is_dir() and not folder.is_symlink() and is_abandoned(folder, now):
+                launcher = launcher_in(folder)
+                launcher.settle(folder)
+                for attempt in folder.glob("batch_*/*/run_*"):
+                    if handle := launcher.find(attempt):
+                        handle.stop("its preflight was killed")
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_abandoned(folder: Path, now: float) -> bool:
+    """Whether its owner is gone for certain, or for long."""
+    try:
+        _, lives, certain = look_at(folder / "lock.json", now)
+    except FileNotFoundError:  # it was only just made, or is being removed
+        lives = certain = False
+    return not lives and (certain or now - folder.stat().st_mtime > LONG_AGO_S)
 
 
 def existing(folder: Path) -> Path:
@@ -147,9 +192,7 @@ def foreseen(
     return words, {**numbers, "smallest_effect": smallest, "unlike_the_prior": differing}
 
 
-def differences(
-    e: Experiment, costs: FirstCosts, results: Sequence[RunResult]
-) -> Iterator[str]:
+def differences(e: Experiment, costs: FirstCosts, results: Sequence[RunResult]) -> Iterator[str]:
     """What is more than OFF from the profile's prior, in words."""
     measured, before = replace(e, first_costs=costs), prior(e)
     both = [forecast(replace(x, budget_hours=1e5), results)[0] for x in (measured, before)]

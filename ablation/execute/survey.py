@@ -18,17 +18,30 @@ from pathlib import Path
 from ablation.cli.arguments import plain_words
 from ablation.execute.before_run_1 import HEADER_BYTES, check_materials, read_shard
 from ablation.execute.command import check_torchrun
-from ablation.execute.machine import Gpu, as_cuda_sees, ask, cpu_name, listed_gpus, versions
+from ablation.execute.machine import (
+    UNCOUNTED,
+    UNKNOWN,
+    Gpu,
+    as_cuda_sees,
+    ask,
+    cpu_name,
+    listed_gpus,
+    versions,
+)
 from ablation.execute.observed import Data, Disk, GpuState, Survey
 from ablation.execute.trainer_check import has_check
 from ablation.folder.materials import ROOT, Materials, recorded_fingerprint, shards_in
 from ablation.runs.untrusted import printable, printable_path, read_json
 from ablation.study.experiment import Experiment
 
+ASLEEP_S, AWAKE_S = 20.0, 5.0  # that nvidia-smi may take for GPUs that nobody, that a run uses
 
-def survey(e: Experiment, m: Materials, folder: Path, look_s: float) -> Survey:
-    """folder: an empty one where experiments would lie. look_s: that shards may be read for."""
+
+def survey(e: Experiment, m: Materials, folder: Path, look_s: float, gpus: Sequence[str]) -> Survey:
+    """folder: an empty one where experiments would lie. look_s: that shards may be read for.
+    gpus: the names of those visible, or why they have none."""
     on_gpus = e.share.device == "cuda" and e.share.launcher == "local"
+    gpu_fault = next((name for name in gpus if name.startswith((UNKNOWN, UNCOUNTED))), "")
     with told_as_fault() as fault:
         code = m.code
     trainer_fault = "".join(fault)
@@ -43,7 +56,9 @@ def survey(e: Experiment, m: Materials, folder: Path, look_s: float) -> Survey:
         host=socket.gethostname(),
         processor=cpu_name(),
         busy=busy_cores(),
-        gpus=gpu_states() if on_gpus else (),
+        gpus=gpu_states(ASLEEP_S) if on_gpus and not gpu_fault else (),
+        gpu_fault=gpu_fault,
+        gpus_counted=not gpu_fault.startswith(UNCOUNTED),
         versions=versions(),
         pinned=pinned(),
         trainer="" if trainer_fault else ", ".join(code.names),
@@ -112,7 +127,7 @@ ABOUT_A_GPU = (  # a name comes last: it may hold anything
     *("index", "uuid", "memory.total", "memory.used", "clocks.sm", "clocks.max.sm"),
     *("temperature.gpu", "name"),
 )
-ABOUT_A_PROCESS = ("gpu_uuid", "pid", "used_memory", "process_name")
+APPS, ABOUT_A_PROCESS = "--query-compute-apps=", ("gpu_uuid", "pid", "used_memory", "process_name")
 AS_CSV = "--format=csv,noheader,nounits"
 SLOWING = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")  # newer drivers, older
 REASONS = {  # NVML's bits that take clocks away for a fault of the machine; not its power limit
@@ -123,13 +138,15 @@ REASONS = {  # NVML's bits that take clocks away for a fault of the machine; not
 }
 
 
-def gpu_states() -> tuple[GpuState, ...]:
-    """The GPUs that a trainer would see, as nvidia-smi tells; none where it fails."""
-    found = {row[1]: row for row in asked("--query-gpu=", ABOUT_A_GPU)}
+def gpu_states(patience_s: float) -> tuple[GpuState, ...]:
+    """The GPUs that a trainer would see, as nvidia-smi tells; none where it fails, less where it
+    takes longer than that in all."""
+    until_s = time.monotonic() + patience_s
+    found = {row[1]: row for row in asked("--query-gpu=", ABOUT_A_GPU, until_s)}
     rows = "\n".join(f"{row[0]}, {uuid}, {row[-1]}" for uuid, row in found.items())
-    gpus = listed_gpus(rows, said("-L")) if found else ()
+    gpus = listed_gpus(rows, said(until_s, "-L")) if found else ()
     seen = as_cuda_sees(gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    slowed, others = slowdowns(), processes()
+    slowed, others = (slowdowns(until_s), processes(until_s)) if seen else ({}, {})
     untold = [""] * len(ABOUT_A_GPU)
     return tuple(
         gpu_state(
@@ -139,16 +156,19 @@ def gpu_states() -> tuple[GpuState, ...]:
     )
 
 
-def asked(query: str, fields: Sequence[str]) -> list[list[str]]:
+def asked(query: str, fields: Sequence[str], until_s: float) -> list[list[str]]:
     """What nvidia-smi says of these fields, a whole row a line; nothing where it fails."""
-    lines = said(query + ",".join(fields), AS_CSV).splitlines()
+    lines = said(until_s, query + ",".join(fields), AS_CSV).splitlines()
     rows = [line.split(", ", len(fields) - 1) for line in lines]
     return [row for row in rows if len(row) == len(fields)]
 
 
-def said(*words: str) -> str:
+def said(until_s: float, *words: str) -> str:
+    """What nvidia-smi prints, until a time on the monotonic clock."""
+    if (left_s := until_s - time.monotonic()) <= 0:
+        return ""
     try:
-        answer = ask("nvidia-smi", *words)
+        answer = ask("nvidia-smi", *words, patience_s=left_s)
     except FileNotFoundError:
         return ""
     return "" if answer.failed else answer.text
@@ -169,10 +189,10 @@ def number(text: str) -> float | None:
         return None
 
 
-def slowdowns() -> dict[str, tuple[str, ...]]:
+def slowdowns(until_s: float) -> dict[str, tuple[str, ...]]:
     """What holds down the clocks, by GPU."""
     for field in SLOWING:
-        if rows := asked("--query-gpu=", ("uuid", field)):
+        if rows := asked("--query-gpu=", ("uuid", field), until_s):
             return {uuid: reasons_in(bits) for uuid, bits in rows}
     return {}
 
@@ -185,10 +205,10 @@ def reasons_in(bits: str) -> tuple[str, ...]:
     return tuple(words for bit, words in REASONS.items() if active & bit)
 
 
-def processes() -> dict[str, tuple[str, ...]]:
+def processes(until_s: float) -> dict[str, tuple[str, ...]]:
     """What computes on each GPU."""
     found: dict[str, tuple[str, ...]] = {}
-    for uuid, process, used, name in asked("--query-compute-apps=", ABOUT_A_PROCESS):
+    for uuid, process, used, name in asked(APPS, ABOUT_A_PROCESS, until_s):
         words = printable(f"{name} (process {process}, {used} MiB)", limit=120)
         found[uuid] = (*found.get(uuid, ()), words)
     return found

@@ -20,7 +20,7 @@ from ablation.execute.launcher import Command, Launcher
 from ablation.execute.observed import GpuState, Trials
 from ablation.execute.orchestrator import Limits, Orchestrator
 from ablation.execute.sitting import StopRequest
-from ablation.execute.survey import gpu_states
+from ablation.execute.survey import AWAKE_S, gpu_states
 from ablation.execute.watcher import GRACE_S, MARGIN_S
 from ablation.folder.materials import Materials
 from ablation.plan.costs import Costs
@@ -108,7 +108,7 @@ class Track:
 
     def tell_to_stop(self, o: Orchestrator) -> None:
         if self.e.share.device == "cuda" and self.e.share.launcher == "local":
-            self.gpus = gpu_states()
+            self.gpus = gpu_states(AWAKE_S)
         self.told_s = time.monotonic()
         o.order_stop(STOPPED_HERE)
 
