@@ -29,7 +29,6 @@ if __name__ == "__main__":  # before imports that another Python cannot read or 
 
     console.stop_quietly("run_aux.py")  # Ctrl-C while the rest is imported
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -39,8 +38,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ablation.cli import console, exit_codes
-from ablation.cli.arguments import Parser, a_path, plain_words
+from ablation.cli.arguments import plain_words
 from ablation.cli.checks import check_options
+from ablation.cli.options import build_parser
 from ablation.execute.display import Display
 from ablation.execute.machine import UNCOUNTED, NotCounted, cores, visible_gpus
 from ablation.execute.opening import (
@@ -68,96 +68,19 @@ from ablation.folder.registration import (
     read_document,
 )
 from ablation.plan.manual import every_seed_once
-from ablation.plan.next_step import PLANS
 from ablation.runs.run import RunResult
 from ablation.runs.store import read_records
 from ablation.runs.untrusted import printable
 from ablation.study.asked import (
-    TERMS_ASKED,
     UsageError,
     arms_asked,
     as_asked,
     new_experiment,
     profile_asked,
 )
-from ablation.study.experiment import STOP_ON, Experiment
-from ablation.study.heads import PHASES, QUESTION, SCHEDULE, WEIGHT
+from ablation.study.experiment import Experiment
+from ablation.study.heads import PHASES, SCHEDULE, WEIGHT
 from ablation.study.profiles import PROFILES
-
-# ---------------------------------------------------------------------------------------------
-# The command line
-
-
-STAGED = tuple(plan for plan in PLANS if plan != "manual")
-STOPS = f"adaptive: {', '.join(STOP_ON)} ({next(iter(STOP_ON))})"
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="run_aux.py",
-        once=("--experiment", "--phase", "--stage", "--seeds", "--best_layers", "--exp_dir"),
-        description=QUESTION,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=100),
-    )
-    what = parser.add_argument_group("what to do (one of)").add_mutually_exclusive_group()
-    what.add_argument("--staged", action="store_true", help="all four stages")
-    what.add_argument("--stage", type=int, metavar="N", help="stage N (1 to 4) and its decision")
-    what.add_argument("--experiment", metavar="ARMS", help="arms by name, comma-separated")
-    what.add_argument("--phase", metavar="PHASE", help="all arms of a phase of --list")
-    what.add_argument("--plan_report", action="store_true", help="what the budget can decide")
-    what.add_argument("--list", action="store_true", help="every arm, by phase")
-    what.add_argument("--status", action="store_true", help="where --exp_dir stands")
-
-    how = parser.add_argument_group("what to run")
-    how.add_argument("--profile", metavar="NAME", help=f"{', '.join(PROFILES)} (by the GPUs seen)")
-    how.add_argument("--max_budget_hours", type=float, metavar="H", help="machine hours in all")
-    how.add_argument("--plan", choices=STAGED, metavar="NAME", help="classic (default) or adaptive")
-    how.add_argument("--stop_on", choices=(*STOP_ON,), metavar="WHAT", help=STOPS)
-    how.add_argument("--screen", action="store_true", help="adaptive: short runs in stage 1, too")
-    how.add_argument("--full_iterations", type=int, metavar="N", help="length of a full run")
-    how.add_argument("--validation_runs", type=int, metavar="N", help="most pairs in stage 4")
-    how.add_argument("--runs", type=int, metavar="K", help="seeds per arm by hand (1)")
-    how.add_argument("--seeds", type=int_list, metavar="LIST", help="seeds by hand, as 1,2,3")
-    how.add_argument("--best_layers", type=int_list, metavar="L", help="stage 3 or 4 by hand: 4,8")
-    how.add_argument("--best_weight", type=float, metavar="W", help="stage 4 by hand: loss weight")
-    how.add_argument("--best_schedule", metavar="S", help="stage 4 by hand: weight schedule")
-    how.add_argument("--unet_skips", action="store_true", help="every model with U-net skips")
-    how.add_argument("--log_grad_norms", action="store_true", help="what heads add to gradients")
-    how.add_argument("--ignore_gate", action="store_true", help="go on past a STOP, on record")
-
-    terms = parser.add_argument_group("statistical terms, nats/token (the profile's)")
-    for name, (_, about) in TERMS_ASKED.items():
-        terms.add_argument(f"--{name}", type=float, metavar="X", help=about)
-    add_place(parser.add_argument_group("where and with what"))
-    look = parser.add_argument_group("before the first run")
-    look.add_argument("--dry_run", action="store_true", help="print commands and hours only")
-    look.add_argument("--preflight", action="store_true", help="try this machine, in minutes")
-    look.add_argument("--preflight_file", type=a_path, metavar="F", help="what that measured")
-    look.add_argument("--json", action="store_true", help="--status, --preflight for programs")
-    return parser
-
-
-def add_place(where: argparse._ArgumentGroup) -> None:
-    where.add_argument("--exp_dir", type=a_path, metavar="DIR", help="begin there, or go on")
-    where.add_argument("--output_dir", type=a_path, metavar="DIR", help="where experiments lie")
-    where.add_argument("--num_gpus", type=int, metavar="N", help="GPUs of a run (all; 0: CPU)")
-    where.add_argument("--gpus_per_run", type=int, metavar="K", help="pack runs, K GPUs each")
-    where.add_argument("--parallel_runs", type=int, metavar="K", help="pack K runs on a CPU")
-    where.add_argument("--launcher", choices=("local", "slurm"), metavar="L", help="local or slurm")
-    where.add_argument("--slurm_args", metavar="ARGS", help="for sbatch, as one word")
-    where.add_argument("--nodes_per_run", type=int, metavar="N", help="nodes of a Slurm run (1)")
-    where.add_argument("--device_batch_size", type=int, metavar="N", help="sequences per pass")
-    where.add_argument("--data_dir", type=a_path, metavar="DIR", help="token shards")
-    where.add_argument("--train_script", type=a_path, metavar="FILE", help="trainer (train_gpt.py)")
-    where.add_argument("--stall_timeout", type=float, metavar="MIN", help="silence allowed (10)")
-
-
-def int_list(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers as 1,2,3") from None
-
 
 # ---------------------------------------------------------------------------------------------
 # One function per verb
@@ -398,8 +321,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         display.clear()
         return refuse(error)
     except console.Stopped as stop:  # before the first launch or after the last
-        words = "its short runs are ended" if args.preflight else "no run was in flight"
-        print(f"run_aux.py: stopped; {words}", file=sys.stderr)
+        what = "its short runs are ended" if args.preflight else "no run was in flight"
+        print(f"run_aux.py: stopped; {what}", file=sys.stderr)
         return exit_codes.STOPPED + stop.number
 
 

@@ -23,7 +23,6 @@ from ablation.plan.next_step import (
 )
 from ablation.plan.power import as_meant
 from ablation.runs.run import STATUSES, machine_seconds
-from ablation.study.experiment import seed_of
 from ablation.study.heads import ARMS, PHASES
 from ablation.study.overrides import Override, Overrides
 from ablation.study.profiles import PROFILES, default_profile
@@ -351,8 +350,17 @@ def test_quick_runs_are_a_tenth_and_screening_runs_short():
 
 
 def test_every_stage_has_seeds_of_its_own():
-    first = [seed_of(stage.number, 0) for stage in PLANS["classic"]]
+    first = [experiment().seed(stage.number, 0) for stage in PLANS["classic"]]
     assert len(set(first)) == len(first)
+
+
+@pytest.mark.parametrize("plan", ["classic", "adaptive"])
+def test_a_repeat_with_another_first_seed_shares_no_seed(plan):
+    e = experiment(plan=plan, screen=True)
+    both = (e, replace(e, first_seed=10_000))
+    runs, repeat = ([p.run for p in forecast(each)[0]] for each in both)
+    assert [r.seed + 10_000 for r in runs] == [r.seed for r in repeat]
+    assert not {r.seed for r in runs} & {r.seed for r in repeat}
 
 
 def test_the_plan_asks_no_machine_no_clock_and_no_folder(monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections import Counter
 
 from ablation.study.asked import UsageError
+from ablation.study.experiment import MOST_FIRST_SEED
 from ablation.study.heads import ARMS, PHASES, check_choice
 from ablation.study.profiles import PROFILES
 
@@ -56,6 +57,8 @@ def check_numbers(options: Namespace) -> None:
         value = getattr(options, name)
         if value is not None and not 0 < value <= most:
             raise UsageError(f"--{name} {value:g}: give a number above 0, at most {most:g}")
+    if options.first_seed is not None and not 0 <= options.first_seed <= MOST_FIRST_SEED:
+        raise UsageError(f"--first_seed {options.first_seed}: give 0 to {MOST_FIRST_SEED}")
     if options.num_gpus is not None and not 0 <= options.num_gpus <= 10**5:
         raise UsageError(f"--num_gpus {options.num_gpus}: give 0 (the CPU) or more")
 

@@ -20,11 +20,12 @@ from pathlib import Path
 
 from ablation.folder.materials import ROOT, Materials, hash_of, read_code
 from ablation.plan.next_step import MAX_ATTEMPTS, PLANS
+from ablation.plan.stage import Stage
 from ablation.plan.validation import MAX_GIVEN_UP
 from ablation.runs.run import arm_from
 from ablation.runs.store import write_json
 from ablation.runs.untrusted import is_number, printable, read_json
-from ablation.study.experiment import STOP_ON, Experiment, FirstCosts, Share, seed_of
+from ablation.study.experiment import MOST_FIRST_SEED, STOP_ON, Experiment, FirstCosts, Share
 from ablation.study.heads import HYPOTHESIS, PHASES, QUESTION
 from ablation.study.profiles import PROFILES, Design, check_terms
 
@@ -49,7 +50,7 @@ DECIDING_FILES = (  # the files that a decision depends on, from the records on 
 
 AS_THEY_ARE = (  # fields of an Experiment that are registered under their names
     *("plan", "stop_on", "screen", "full_iterations", "validation_runs", "budget_hours"),
-    *("unet_skips", "log_grad_norms"),
+    *("first_seed", "unet_skips", "log_grad_norms"),
 )
 
 
@@ -63,7 +64,7 @@ def registered(e: Experiment, m: Materials, fingerprint: str | None = None) -> d
             "rule": stage.rule_text(e.profile.design),
             "num_iterations": e.iterations(stage.fraction),
             "arms": [asdict(replace(arm, unet_skips=e.unet_skips)) for arm in stage.arms or e.arms],
-            "seeds": list(e.seeds) if e.arms else seeds_of(stage.number),
+            "seeds": list(e.seeds) if e.arms else seeds_of(e, stage),
         }
         for stage in PLANS[e.plan]
     }
@@ -90,7 +91,7 @@ def registered(e: Experiment, m: Materials, fingerprint: str | None = None) -> d
             "pairs": PLANS[e.plan][-1].most_pairs,
             "pairs_given_up": MAX_GIVEN_UP,
         },
-        "spending": "Lan-DeMets, O'Brien-Fleming, by complete pairs over the most that fit",
+        "spending": "Lan-DeMets, alpha t^3, t: complete pairs over the most that fit",
         "share": asdict(e.share),
         "data": {"fingerprint": fingerprint or m.data_fingerprint},
         "code": {"hash": code.hash, "files": list(code.names)},
@@ -102,9 +103,10 @@ def rules_hash() -> str:
     return hash_of([ROOT / name for name in DECIDING_FILES])
 
 
-def seeds_of(stage: int) -> dict[str, int]:
-    """A stage takes its seeds from the first on, as many as it needs."""
-    return {"first": seed_of(stage, 0), "last": seed_of(stage + 1, 0) - 1}
+def seeds_of(e: Experiment, stage: Stage) -> dict[str, int]:
+    """Those that a stage may use: its own, or those of the stage that it is compared with."""
+    number = stage.seeds_of or stage.number
+    return {"first": e.seed(number, 0), "last": e.seed(number + 1, 0) - 1}
 
 
 def new_folder(output_dir: Path) -> Path:
@@ -346,6 +348,7 @@ FORM = {  # of what is registered, as far as decisions are made from it
     "profile.design": ((lambda v: isinstance(v, dict)), "give an object"),
     "stop_on": among(*STOP_ON),
     "screen": YES_OR_NO,
+    "first_seed": up_to(MOST_FIRST_SEED, least=0),
     "budget_hours": ((lambda v: is_number(v) and 0 < v <= 1e6), "give hours, from 0 to 1e6"),
     "full_iterations": up_to(10**9),
     "validation_runs": ((lambda v: v is None or up_to(10**4)[0](v)), "give up to 10000, or null"),
@@ -363,7 +366,8 @@ FORM = {  # of what is registered, as far as decisions are made from it
 }
 
 
-OLDER = {"screen": False}  # what registrations of older versions lack: they are shown all the same
+# What registrations of older versions lack; they are shown all the same.
+OLDER = {"screen": False, "first_seed": 0}
 
 
 def check_form(document: dict) -> None:

@@ -27,7 +27,7 @@ from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
 from ablation.plan.next_step import PLANS, Step, conclude
 from ablation.plan.stage import FINAL_STAGE
 from ablation.runs.run import RunConfig, duration
-from ablation.study.experiment import Experiment, Share, seed_of
+from ablation.study.experiment import Experiment, Share
 from ablation.study.heads import GRID, PLACEMENTS, SCHEDULES, WEIGHTS, aux, baseline
 from ablation.study.profiles import Profile
 
@@ -159,7 +159,7 @@ def outcome(e: Experiment, truth: Truth, cost_s: Callable[[RunConfig], float]) -
 
 def full_run(e: Experiment) -> RunConfig:
     """A full run of the baseline: the unit of cost."""
-    return RunConfig(FINAL_STAGE, baseline(), 0, seed_of(FINAL_STAGE, 0), e.iterations(1.0))
+    return RunConfig(FINAL_STAGE, baseline(), 0, e.seed(FINAL_STAGE, 0), e.iterations(1.0))
 
 
 VERDICTS = {  # field of a row: the verdict that it is the share of
@@ -185,8 +185,10 @@ def tally(scenario: str, plan: str, outcomes: Sequence[Outcome]) -> dict:
 
 
 def standard_error(p: float, n: int) -> float:
-    """Standard error of a share p of n."""
-    return math.sqrt(p * (1 - p) / n)
+    """Standard error of a share p of n, with two successes and two failures added (Agresti and
+    Coull 1998): none of 60 does not mean never."""
+    p = (p * n + 2) / (n + 4)
+    return math.sqrt(p * (1 - p) / (n + 4))
 
 
 # ---------------------------------------------------------------------------------------------

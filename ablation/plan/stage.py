@@ -8,7 +8,7 @@ from functools import cached_property
 from ablation.plan.costs import Costs
 from ablation.plan.decision import INCONCLUSIVE, Decision, baseline_losses, loss_lines
 from ablation.runs.run import Arm, RunConfig, RunResult
-from ablation.study.experiment import Experiment, seed_of
+from ablation.study.experiment import Experiment
 from ablation.study.heads import GRID, baseline
 from ablation.study.profiles import Design
 
@@ -65,7 +65,7 @@ class State:
         """A run of this stage, at its length, on the stage's seed of this number."""
         stage, e = self.stage, self.experiment
         iterations, arm = e.iterations(stage.fraction), replace(arm, unet_skips=e.unet_skips)
-        seed = seed_of(stage.seeds_of or stage.number, seed_number)
+        seed = e.seed(stage.seeds_of or stage.number, seed_number)
         return RunConfig(stage.number, arm, index, seed, iterations)
 
     def decided(self, verdict: str, title: str, **fields) -> Decision:

@@ -27,9 +27,11 @@ PLANS_OF = {  # option: the same of all that are not for every plan
     **{name: plans for name, (plans, _) in TERMS_ASKED.items()},
     "stop_on": ADAPTIVE,
     "screen": ADAPTIVE,
+    "first_seed": STAGED,
 }
 FIELDS_ASKED = (  # options that are fields of an Experiment
-    *("full_iterations", "validation_runs", "stop_on", "screen", "unet_skips", "log_grad_norms"),
+    *("full_iterations", "validation_runs", "stop_on", "screen"),
+    *("first_seed", "unet_skips", "log_grad_norms"),
 )
 
 

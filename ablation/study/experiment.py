@@ -41,6 +41,9 @@ STOP_ON = {  # what ends the pairs of the adaptive plan
 }
 
 
+MOST_FIRST_SEED = 2**32 - 10**4  # so that every seed is one that torch takes
+
+
 @dataclass(frozen=True)
 class Experiment:
     """What was asked. Together with the results on disk it determines every next step."""
@@ -56,6 +59,7 @@ class Experiment:
     overrides: Overrides = NOTHING_OVERRIDDEN
     stop_on: str = "any"  # plan "adaptive": a key of STOP_ON; forecasts assume "never"
     screen: bool = False  # plan "adaptive": stage 1 has runs
+    first_seed: int = 0  # added to every seed of the stages: 10000 makes an independent repeat
     unet_skips: bool = False  # in every arm, the baseline too
     log_grad_norms: bool = False  # of every run, at each validation
     first_costs: FirstCosts = FirstCosts()
@@ -63,12 +67,11 @@ class Experiment:
     def iterations(self, fraction: float) -> int:
         return max(1, round(self.full_iterations * fraction))
 
+    def seed(self, stage: int, number: int) -> int:
+        """Each stage has seeds of its own: what selected an arm never also confirms it."""
+        return self.first_seed + 1000 * stage + number
+
     def with_overrides(self, overrides: Overrides) -> "Experiment":
         """The same with these, in place of what it has; their budget is in force."""
         hours = overrides.budget_hours(self.budget_hours)
         return replace(self, overrides=overrides, budget_hours=hours)
-
-
-def seed_of(stage: int, number: int) -> int:
-    """Each stage has seeds of its own: what selected an arm never also confirms it."""
-    return 1000 * stage + number
