@@ -1,6 +1,7 @@
 """Which options does run_aux.py have?"""
 
 import argparse
+from functools import partial
 
 from ablation.cli.arguments import Parser, a_path
 from ablation.study.asked import STAGED, TERMS_ASKED
@@ -16,7 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="run_aux.py",
         once=("--experiment", "--phase", "--stage", "--seeds", "--best_layers", "--exp_dir"),
         description=QUESTION,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=100),
+        formatter_class=partial(argparse.HelpFormatter, max_help_position=30, width=100),
     )
     what = parser.add_argument_group("what to do (one of)").add_mutually_exclusive_group()
     what.add_argument("--staged", action="store_true", help="all four stages")
