@@ -387,8 +387,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         display.clear()
         return refuse(error)
     except console.Stopped as stop:  # before the first launch or after the last
-        words = "its short runs are ended" if args.preflight else "no run was in flight"
-        print(f"run_aux.py: stopped; {words}", file=sys.stderr)
+        ended = "its short runs are ended" if args.preflight else "no run was in flight"
+        print(f"run_aux.py: stopped; {ended}", file=sys.stderr)
         return exit_codes.STOPPED + stop.number
 
 
