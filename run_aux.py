@@ -387,8 +387,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         display.clear()
         return refuse(error)
     except console.Stopped as stop:  # before the first launch or after the last
-        ended = "its short runs are ended" if args.preflight else "no run was in flight"
-        print(f"run_aux.py: stopped; {ended}", file=sys.stderr)
+        what = "its short runs are ended" if args.preflight else "no run was in flight"
+        print(f"run_aux.py: stopped; {what}", file=sys.stderr)
         return exit_codes.STOPPED + stop.number
 
 
