@@ -629,9 +629,9 @@ FLAGS = (
     "--status",
     "--dry_run",
     "--json",
+    "--screen",
     "--unet_skips",
     "--ignore_gate",
-    "--screen",
     "--preflight",
     "--log_grad_norms",
     "--help",
@@ -643,7 +643,6 @@ WITH_NUMBER = (
     "--validation_runs",
     "--runs",
     "--best_weight",
-    "--first_seed",
     "--sigma0",
     "--delta_eq",
     "--delta_target",
@@ -655,6 +654,7 @@ WITH_NUMBER = (
     "--parallel_runs",
     "--nodes_per_run",
     "--device_batch_size",
+    "--first_seed",
     "--stall_timeout",
 )
 WITH_TEXT = (

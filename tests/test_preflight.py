@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from ablation.execute import survey
 from ablation.execute.checklist import AFTER, ALLOWED_S, BEFORE
 from ablation.execute.preflight import END_S, TO_DIE_S
 from ablation.plan import power
-from ablation.plan.costs import Costs
 from tests.support.processes import TOKEN, wait_until_gone
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -153,14 +153,14 @@ def test_a_dry_run_goes_by_them_and_offers_to_measure(home):
 
 
 def test_the_plan_report_goes_by_them(home, monkeypatch, capsys):
-    monkeypatch.setattr(power, "render", lambda e: f"{Costs(e).train_ratio} {Costs(e).rest_ratio}")
+    monkeypatch.setattr(power, "render", lambda e: json.dumps(asdict(e.first_costs)))
     assert asked(*FIXED, FAKE_SECONDS="6")[0] == 0
     costs = json.loads(Path("preflight.json").read_text())["first_costs"]
     by_them = ("--preflight_file", "preflight.json")
     assert run_aux.main(["--plan_report", *FIXED, *by_them]) == 0
     told, numbers = capsys.readouterr()[0].splitlines()
     assert told.startswith("First costs from preflight.json")
-    assert numbers == f"{costs['train_ratio']} {costs['rest_ratio']}" != "1.0 1.0"
+    assert json.loads(numbers) == costs
     assert run_aux.main(["--plan_report", *FIXED, "--unet_skips", *by_them]) == 1
     assert "unet_skips: measured false, now true" in capsys.readouterr()[1]
 
