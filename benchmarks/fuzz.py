@@ -409,7 +409,8 @@ def refusable(act: Callable, *args):
     try:
         return act(*args)
     except (ValueError, OSError) as error:
-        if type(error) not in (ValueError, json.JSONDecodeError) and not isinstance(error, OSError):
+        ours = (ValueError, json.JSONDecodeError, machine.NotCounted)
+        if type(error) not in ours and not isinstance(error, OSError):
             raise Found(TRACEBACK, f"a refusal that is a bug: {error!r}") from error
         return None
 

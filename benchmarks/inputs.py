@@ -655,6 +655,7 @@ WITH_NUMBER = (
     "--parallel_runs",
     "--nodes_per_run",
     "--device_batch_size",
+    "--first_seed",
     "--stall_timeout",
 )
 WITH_TEXT = (

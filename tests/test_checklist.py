@@ -117,6 +117,14 @@ CRASHED = {"baseline": (result(BASELINE, status="crashed", iterations=10),), "de
 SLOW_DISK = replace(FIT, data=Data("", "", read_s=0.061))
 FULL = replace(FIT, disk=Disk("/x", 99_999, 0.0))
 ONE_OF_TWO = {"baseline": (run(step_ms=100.0),), "dearest": ()}
+PACKED = replace(ON_GPUS, share=replace(ON_GPUS.share, processes=1, parallel_runs=8))
+
+
+def busy_gpu(before_mib, in_training_mib):
+    survey = replace(FIT, gpus=(replace(GPU, used_mib=before_mib),))
+    return {"survey": survey, "gpus": (replace(GPU, used_mib=in_training_mib),)}
+
+
 BAD_TRIALS = [
     ("baseline", ON_CPU, CRASHED, "fail", "crashed"),
     ("dearest arm", ON_CPU, {"dearest": ()}, "warn", "the time was up"),
@@ -130,6 +138,11 @@ BAD_TRIALS = [
     ("space", ON_CPU, {"survey": FULL}, "fail", "100 kB for logs"),
     ("memory", ON_CPU, {}, "pass", "not asked on a CPU"),
     ("memory", ON_GPUS, {"smaller": 16}, "warn", "give --device_batch_size 16"),
+    ("memory", PACKED, busy_gpu(400, 20_400), "pass", "19.5 by the run, at 64 sequences a pass"),
+    ("memory", PACKED, busy_gpu(400, 18_300), "pass", "fits: 256, reckoned from that"),
+    ("memory", PACKED, busy_gpu(400, 18_301), "pass", "fits: 128, reckoned from that"),
+    ("memory", PACKED, busy_gpu(20_400, 40_400), "pass", "fits: 128, reckoned from that"),
+    ("memory", PACKED, busy_gpu(20_400, 20_400), "pass", "the GPU's own word is not known"),
     ("evenness", ON_GPUS, {"ends": (run(), run(step_ms=61.9))}, "warn", "3.2% apart"),
     ("evenness", ON_GPUS, {"ends": (run(), run(step_ms=61.7))}, "pass", "2.8% apart"),
     ("evenness", ON_GPUS, {"ends": (run(), run(step_ms=70.0))}, "fail", "one card is slow"),
@@ -229,4 +242,4 @@ def test_a_plan_expects_its_first_costs_until_a_run_has_ended():
     fast, slower = (paid_s(e, forecast(e)[0]) for e in (ON_CPU, slow))
     assert 2 < slower / fast < 3
     measured = [run(HEADS, steps=100)]
-    assert Costs(slow, measured).train_ratio == Costs(ON_CPU, measured).train_ratio
+    assert Costs(slow, measured).wall_s(run().run) == Costs(ON_CPU, measured).wall_s(run().run)

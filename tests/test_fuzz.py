@@ -205,6 +205,13 @@ def test_equal_seeds_give_equal_inputs(generate):
     assert first == again != other
 
 
+def test_every_option_of_run_aux_is_drawn():
+    actions = run_aux.build_parser()._actions
+    options = {option for a in actions for option in a.option_strings if option.startswith("--")}
+    drawn = {*inputs.FLAGS, *inputs.WITH_NUMBER, *inputs.WITH_TEXT}
+    assert options - drawn == {"--plan_report"}, "which takes seconds each time"
+
+
 def test_what_is_found_does_not_depend_on_what_came_before(shop, monkeypatch):
     judges_without("non_finite", b"")(monkeypatch)
     whole = fuzz.some(1, range(200), shop, PATIENT_S).findings

@@ -2,11 +2,11 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ import run_aux
 from ablation.execute import survey
 from ablation.execute.checklist import AFTER, ALLOWED_S, BEFORE
 from ablation.execute.preflight import END_S, TO_DIE_S
+from ablation.plan import power
 from tests.support.processes import TOKEN, wait_until_gone
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,17 +152,17 @@ def test_a_dry_run_goes_by_them_and_offers_to_measure(home):
     assert "start-up and validations 0.0" in measured
 
 
-def test_the_plan_report_goes_by_them(home):
-    Path("slow.py").write_text(FAKE.read_text().replace("/ 100\n", "/ 10\n"))
-    mine = ("--train_script", "slow.py", *FIXED[2:])  # ten times slower than its prior
-    assert asked(*mine, FAKE_SECONDS="6")[0] == 0
-    _, before, _ = call("--plan_report", *mine)
-    _, after, _ = call("--plan_report", *mine, "--preflight_file", "preflight.json")
-    assert "First costs from preflight.json" in after
-    full_run = re.compile(r"iterations \((.*?)\) a full run")
-    assert full_run.search(before)[1] != full_run.search(after)[1]
-    code, _, err = call("--plan_report", *FIXED, "--preflight_file", "preflight.json")
-    assert code == 1 and "trainer: measured" in err and len(err.splitlines()) == 1
+def test_the_plan_report_goes_by_them(home, monkeypatch, capsys):
+    monkeypatch.setattr(power, "render", lambda e: json.dumps(asdict(e.first_costs)))
+    assert asked(*FIXED, FAKE_SECONDS="6")[0] == 0
+    costs = json.loads(Path("preflight.json").read_text())["first_costs"]
+    by_them = ("--preflight_file", "preflight.json")
+    assert run_aux.main(["--plan_report", *FIXED, *by_them]) == 0
+    told, numbers = capsys.readouterr()[0].splitlines()
+    assert told.startswith("First costs from preflight.json")
+    assert json.loads(numbers) == costs
+    assert run_aux.main(["--plan_report", *FIXED, "--unet_skips", *by_them]) == 1
+    assert "unet_skips: measured false, now true" in capsys.readouterr()[1]
 
 
 @pytest.mark.parametrize(

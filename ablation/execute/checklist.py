@@ -427,26 +427,29 @@ def memory(e: Experiment, s: Survey, t: Trials) -> Finding:
     if t.smaller:
         remedy = f"give --device_batch_size {t.smaller}"
         return warned(f"{e.profile.device_batch_size} sequences a pass do not fit", remedy)
+    idle = {gpu.uuid: gpu.used_mib or 0.0 for gpu in s.gpus}
     known = [
-        (gpu.used_mib / gpu.total_mib, gpu.used_mib, gpu.total_mib)
+        (gpu.used_mib / gpu.total_mib, gpu.used_mib, gpu.total_mib, idle.get(gpu.uuid, 0.0))
         for gpu in t.gpus
-        if gpu.used_mib and gpu.total_mib
+        if gpu.used_mib and gpu.total_mib and gpu.used_mib > idle.get(gpu.uuid, 0.0)
     ]
     if not known:
         return passed(f"{peak}the GPU's own word is not known")
-    _, used_mib, total_mib = max(known)  # of the fullest
+    _, used_mib, total_mib, idle_mib = max(known)  # of the fullest
+    own_mib = used_mib - idle_mib
     share = e.profile.batch_size // e.share.processes
     ran = min(e.profile.device_batch_size, share)
-    most = largest_pass(share, ran, used_mib, RESERVE * total_mib)
+    most = largest_pass(share, ran, own_mib, RESERVE * total_mib - idle_mib)
     used = f"{used_mib / 1024:.1f} of {total_mib / 1024:.1f} GiB in use"
+    used += f", {own_mib / 1024:.1f} by the run,"
     by = "" if most == ran else ", reckoned from that in proportion"
     return passed(f"{peak}{used} at {ran} sequences a pass; the largest that fits: {most}{by}")
 
 
-def largest_pass(share: int, ran: int, used_mib: float, room_mib: float) -> int:
-    """The most sequences a pass that divide a process's share and should fit: memory grows at most
-    in proportion to them."""
-    fits = [n for n in range(ran, share + 1) if share % n == 0 and used_mib * n / ran <= room_mib]
+def largest_pass(share: int, ran: int, own_mib: float, room_mib: float) -> int:
+    """The most sequences a pass that divide a process's share and should fit: what a run takes
+    grows at most in proportion to them. room_mib: what is free without it, less a reserve."""
+    fits = [n for n in range(ran, share + 1) if share % n == 0 and own_mib * n / ran <= room_mib]
     return max(fits, default=ran)
 
 
