@@ -288,12 +288,15 @@ def power(effect: float, n_per_arm: int, sigma: float, alpha: float = 0.05) -> f
         raise ValueError(f"power needs a standard deviation above 0, not {sigma!r}")
     if n_per_arm < 2:
         return 0.0
+    return _t_power(abs(effect) / (sigma * math.sqrt(2 / n_per_arm)), 2 * n_per_arm - 2, alpha)
+
+
+def _t_power(shift: float, df: float, alpha: float) -> float:
+    """Probability that a noncentral t lies beyond the two-sided critical values of t."""
     from scipy.special import stdtrit
     from scipy.stats import nct
 
-    df = 2 * n_per_arm - 2
     critical = -float(stdtrit(df, alpha / 2))
-    shift = abs(effect) / (sigma * math.sqrt(2 / n_per_arm))
     lower = nct.cdf(-critical, df, shift)  # NaN far out, where it is nothing
     return float(nct.sf(critical, df, shift)) + (float(lower) if math.isfinite(lower) else 0.0)
 
@@ -316,6 +319,33 @@ def runs_needed(
     """The fewest runs an arm with that power; None where `most` do not suffice."""
     ns = range(2, most + 1)  # power grows with n
     first = bisect_left(ns, target_power, key=lambda n: power(effect, n, sigma, alpha))
+    return ns[first] if first < len(ns) else None
+
+
+def paired_power(effect: float, n: int, sd: float, alpha: float = 0.05) -> float:
+    """Power of the two-sided paired t test with n pairs, whose differences have this sd."""
+    finite([effect, sd])
+    if sd <= 0:
+        raise ValueError(f"power needs a standard deviation above 0, not {sd!r}")
+    return _t_power(abs(effect) / sd * math.sqrt(n), n - 1, alpha) if n >= 2 else 0.0
+
+
+def paired_mde80(sd: float, n: int, alpha: float = 0.05) -> float | None:
+    """Minimum detectable effect of n pairs whose differences have this sd, as `mde80`."""
+    finite([sd])
+    if n < 2:
+        return None
+    from scipy.special import stdtrit
+
+    return float(stdtrit(n - 1, 1 - alpha / 2) + stdtrit(n - 1, 0.8)) * sd / math.sqrt(n)
+
+
+def pairs_needed(
+    effect: float, sd: float, target_power: float = 0.8, alpha: float = 0.05, most: int = 1000
+) -> int | None:
+    """The fewest pairs with that power; None where `most` do not suffice."""
+    ns = range(2, most + 1)
+    first = bisect_left(ns, target_power, key=lambda n: paired_power(effect, n, sd, alpha))
     return ns[first] if first < len(ns) else None
 
 

@@ -227,7 +227,7 @@ ARM_NOTES = (
     f" they differ in seeds, and in length. Stages that select are {SELECTS}."
 )
 MULTIPLE = "Several arms against one baseline: p of the table are not corrected for their number."
-SEQUENTIAL = "The plan looked after every pair: its decision allows for that, a nominal p does not."
+SEQUENTIAL = "The plan looked as pairs came: its decision allows for that, a nominal p does not."
 
 
 def arm_row(block: Block, group: ArmRuns) -> tuple:

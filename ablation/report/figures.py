@@ -415,7 +415,7 @@ def gradient_pair(evidence: Evidence):
         for block in blocks_of(evidence):
             for group in block.arms if block.stage == stage else ():
                 sides = matched(block, group) or ()
-                base, norms = ([mean_grad_norms(evidence, side) for side in sides] or [{}, {}])
+                base, norms = [mean_grad_norms(evidence, side) for side in sides] or [{}, {}]
                 if base.keys() & norms.keys() and depth(base) == depth(norms):
                     return block, base, group, norms
     logged = "runs logged none (--log_grad_norms)"
