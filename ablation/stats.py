@@ -288,15 +288,12 @@ def power(effect: float, n_per_arm: int, sigma: float, alpha: float = 0.05) -> f
         raise ValueError(f"power needs a standard deviation above 0, not {sigma!r}")
     if n_per_arm < 2:
         return 0.0
-    return _t_power(abs(effect) / (sigma * math.sqrt(2 / n_per_arm)), 2 * n_per_arm - 2, alpha)
-
-
-def _t_power(shift: float, df: float, alpha: float) -> float:
-    """Probability that a noncentral t lies beyond the two-sided critical values of t."""
     from scipy.special import stdtrit
     from scipy.stats import nct
 
+    df = 2 * n_per_arm - 2
     critical = -float(stdtrit(df, alpha / 2))
+    shift = abs(effect) / (sigma * math.sqrt(2 / n_per_arm))
     lower = nct.cdf(-critical, df, shift)  # NaN far out, where it is nothing
     return float(nct.sf(critical, df, shift)) + (float(lower) if math.isfinite(lower) else 0.0)
 
@@ -323,17 +320,26 @@ def runs_needed(
 
 
 def paired_power(effect: float, n: int, sd: float, alpha: float = 0.05) -> float:
-    """Power of the two-sided paired t test with n pairs, whose differences have this sd."""
+    """Power of the two-sided paired t test with n pairs whose differences have this sd, as `power`.
+    It is 0 at level 0. ValueError unless sd is above 0."""
     finite([effect, sd])
     if sd <= 0:
         raise ValueError(f"power needs a standard deviation above 0, not {sd!r}")
-    return _t_power(abs(effect) / sd * math.sqrt(n), n - 1, alpha) if n >= 2 else 0.0
+    if n < 2 or alpha <= 0:
+        return 0.0
+    from scipy.special import stdtrit
+    from scipy.stats import nct
+
+    critical, shift = -float(stdtrit(n - 1, alpha / 2)), abs(effect) / (sd / math.sqrt(n))
+    lower = nct.cdf(-critical, n - 1, shift)  # NaN far out, where it is nothing
+    return float(nct.sf(critical, n - 1, shift)) + (float(lower) if math.isfinite(lower) else 0.0)
 
 
 def paired_mde80(sd: float, n: int, alpha: float = 0.05) -> float | None:
-    """Minimum detectable effect of n pairs whose differences have this sd, as `mde80`."""
+    """Minimum detectable effect of n pairs whose differences have this sd, as `mde80`; None for
+    n < 2, and at level 0."""
     finite([sd])
-    if n < 2:
+    if n < 2 or alpha <= 0:
         return None
     from scipy.special import stdtrit
 
