@@ -71,6 +71,14 @@ class Evidence:
         """The adaptive plan's verdict as it fell, whatever later looks saw. Empty before one."""
         return self.decisions[4].numbers.get("verdict", "") if 4 in self.decisions else ""
 
+    @property
+    def empty_stages(self) -> dict[int, str]:
+        """Why a stage asks for no runs, by its number, where one does not."""
+        e, stages = self.standing.experiment, self.standing.stages
+        with_runs = {r.run.stage for r in self.records.results}
+        found = {stage.number: stage.why_empty(e) for stage in stages}
+        return {n: why for n, why in found.items() if why and n not in with_runs}
+
     def stage_name(self, number: int) -> str:
         if not number:
             return "Runs by hand"

@@ -257,6 +257,7 @@ def draw_placement(ax, k: int, base: ArmRuns, group: ArmRuns) -> str:
     if words := ", ".join(filter(None, ("the others' zero" if is_base else "", words))):
         where = (k + 0.4 if found else k, 0.1)  # beside the bar, if there is one
         at = {"transform": ax.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+        at["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
         ax.text(*where, words, rotation=90, fontsize=11, **at)
     ax.plot([k] * len(improvements), improvements, **A_RUN)
     return colour
@@ -276,7 +277,7 @@ def draw_taps(ax, groups: Sequence[ArmRuns], numbers: Sequence[int], n_layer: in
     ax.set_yticks(range(1, n_layer, 2), minor=True)
     ax.set_xticks(range(len(groups)), labels)
     ax.set_xlim(-0.6, len(groups) - 0.4)
-    ax.set_xlabel("tap layers of the heads; n: seeds on which they are compared")
+    ax.set_xlabel("tap layers of the heads; n: seeds compared")
     ax.grid(axis="y", which="both", alpha=0.3)
 
 
