@@ -30,8 +30,14 @@ from ablation.study.profiles import PROFILES, TRAINER_FLAGS
 BEFORE = "94d8d97"  # without gains, biases and weight decay; five equal steps in Muon
 SIZE = replace(
     PROFILES["speedrun"],  # for its learning rates
-    **{"data_dir": PROFILES["mini"].data_dir, "vocab_size": 256, "val_tokens": 65_536},
-    **{"n_layer": 6, "n_head": 2, "model_dim": 128, "sequence_length": 128, "batch_size": 16},
+    data_dir=PROFILES["mini"].data_dir,
+    n_layer=6,
+    n_head=2,
+    model_dim=128,
+    vocab_size=256,
+    sequence_length=128,
+    batch_size=16,
+    val_tokens=65_536,
 )
 ITERATIONS = 150
 

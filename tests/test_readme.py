@@ -14,13 +14,15 @@ from ablation.execute import sitting
 from ablation.execute.command import build_command
 from ablation.plan import power
 from ablation.plan.classic import CLASSIC_RULES, N_PAIRS
-from ablation.plan.forecast import forecast
+from ablation.plan.forecast import forecast, of_stage
 from ablation.plan.next_step import MAX_ATTEMPTS, PLANS
 from ablation.runs.log import SUMMARY_FIELDS
 from ablation.runs.run import RunConfig
 from ablation.study import heads
+from ablation.study.asked import TERMS_ASKED
+from ablation.study.experiment import STOP_ON
 from ablation.study.heads import SHORT
-from ablation.study.profiles import PROFILES, default_profile
+from ablation.study.profiles import PROFILES, TERMS, default_profile
 from run_aux import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,28 +49,21 @@ def rule_rows():
         yield f"| {STAGE_OF.get(name, 4)} | {rule} |"
 
 
-def runs_of(e, stage: int, improvement: float) -> list:
-    """The runs of a stage of the longest course, where every arm improves by so much."""
-    loss = lambda run: 3.3 - improvement * len(run.arm.layers) + run.seed / 1e9  # noqa: E731
-    return [p.run for p in forecast(e, loss=loss)[0] if p.run.stage == stage]
-
-
 def adaptive_runs():
     """What the table says of each stage's runs, counted in what the plan asks for."""
     e = power.as_meant(PROFILES["speedrun"])
-    design, words = e.profile.design, ("no", "one", "two", "three", "four", "five")
-    screening, layers = runs_of(e, 1, 0.0), runs_of(e, 2, 0.0)
+    words = ("no", "one", "two", "three", "four", "five")
+    planned = forecast(replace(e, screen=True))[0]
+    screening, layers, cells = ([p.run for p in of_stage(planned, k)] for k in (1, 2, 3))
     arms = [f"`{name}`" for name in dict.fromkeys(r.arm.name for r in screening if r.arm.layers)]
     again = sum(run.index > 0 for run in layers)
-    once = len(layers) - again - 1
-    few, many = (len(runs_of(e, 3, gain)) for gain in (0.0, 1.0))
-    weight, schedule = heads.DEFAULT_REFINEMENT
+    weight, schedule = heads.DEFAULT_CELL
     return {
-        1: f"{len(screening)} short: baseline twice, {', '.join(arms)}",
-        2: f"{len(layers)}: baseline and {words[once]} placements once,"
-        f" the {words[again]} best again",
-        3: f"{few} or {many} cells around weight {weight:g}, {schedule}",
-        4: f"pairs, from {design.first_look} on a look after each",
+        1: f"none; with `--screen` {len(screening)} short: baseline twice, {', '.join(arms)}",
+        2: f"{len(layers)}: {words[len(layers) - again]} placements once, the {words[again]} best"
+        " again on a second seed",
+        3: f"{len(cells)}, on stage 2's first seed: cells around weight {weight:g}, {schedule}",
+        4: f"pairs, from {e.profile.design.first_look} on a look after each",
     }
 
 
@@ -76,6 +71,12 @@ def adaptive_rows():
     for stage in PLANS["adaptive"]:
         rule = stage.rule_text(PROFILES["speedrun"].design)
         yield f"| {stage.number} {stage.name} | {adaptive_runs()[stage.number]} | {rule} |"
+
+
+def term_rows():
+    for name, (plans, about) in TERMS_ASKED.items():
+        fit = TERMS[name][1].removeprefix("give ")
+        yield f"| `--{name}` | {about} | {fit} | {' and '.join(plans)} |"
 
 
 def profile_rows():
@@ -147,9 +148,9 @@ def test_every_argument_and_every_number_of_the_trainer_is_in_the_contract():
 
 
 def test_what_heads_cost_is_what_was_measured():
-    """The page rounds what benchmarks/RESULTS.md has of aux_4_8 with the shared unembedding."""
+    """The page rounds what benchmarks/RESULTS.md has of aux_4_8 without options."""
     results = (ROOT / "benchmarks" / "RESULTS.md").read_text()
-    row = r"^\| `aux_4_8` \| ([\d.]+) \| shared \| [\d.]+ \| ([\d.]+) \([^)]*\) \| ([\d.]+) "
+    row = r"^\| `aux_4_8` \| ([\d.]+) \| - \| [\d.]+ \| ([\d.]+) \([^)]*\) \| ([\d.]+) "
     measured = [tuple(map(float, found)) for found in re.findall(row, results, re.MULTILINE)]
     cells_of = re.compile(r"^\| (?:`mini`|width).*?((?: \| [\d.]+){4}) \|$", re.MULTILINE)
     told = cells_of.findall(PAGES["docs/trainers.md"])
@@ -160,6 +161,11 @@ def test_what_heads_cost_is_what_was_measured():
 
 def test_the_sample_sizes_are_those_of_the_plan_report():
     assert "\n".join(power.sample_size_rows(PROFILES["speedrun"])) in ALL
+
+
+def test_the_terms_and_stops_are_those_of_the_command_line():
+    assert "\n".join(term_rows()) in ALL
+    assert {"any", *re.findall(r"`--stop_on (\w+)`", ALL)} == STOP_ON.keys()
 
 
 def test_every_command_of_the_pages_is_understood(monkeypatch):

@@ -44,11 +44,12 @@ from ablation.study.profiles import Design
 RULE_TEXTS = {  # by stage: shown beside the decisions, registered, and in docs/plans.md
     1: "drop an arm if it diverges or improvement < -{drop:g} nats/token; STOP if all are dropped",
     2: "the lower mean of the two best, each with the same two seeds; STOP if all diverge",
-    3: "the lowest mean of three cells, compared within seeds (rho {rho:g})",
+    3: "the lowest mean of three cells, the default one by stage 2; within seeds, rho {rho:g}",
     4: (
         "improves if the sequential interval lies above 0, harmful if below; no meaningful effect"
-        " if the equivalence interval lies inside ±{delta_eq:g}; target met if its lower end >="
-        " {delta_target:g} nats/token"
+        " if the equivalence interval lies inside ±{delta_eq:g}; target met if the lower end >="
+        " {delta_target:g} nats/token. Of two intervals the shorter one: pairs, with {pairing:g} of"
+        " alpha, and Welch, with the rest"
     ),
 }
 
