@@ -255,7 +255,7 @@ def look_facts(tested: Tested, configuration: str) -> tuple[str, ...]:
         f"Baseline: {losses_text(tested.baseline)}",
         f"Best:     {losses_text(tested.best)}",
         f"Improvement: {estimate}, {span}",
-        f"Nominal {p_text(last.p)}; {look}",
+        f"Nominal {p_text(last.decides.p)} ({last.decides.name}); {look}",
     )
 
 

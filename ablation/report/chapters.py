@@ -46,12 +46,17 @@ from ablation.runs.untrusted import is_count, is_number
 SELECTS = "exploratory and biased: what is picked as the best of several looks better than it is"
 
 
+RECORDED = "Recorded by the version that ran it, and not checked:"
+
+
 def answer(evidence: Evidence) -> Iterator[Content]:
     """The latest decision, and no more than the data carry."""
     done = sum(r.status == "ok" for r in evidence.records.latest().values())
     step = evidence.standing.step
     if step is None:
         yield Paragraph(f"No decision is shown: see the top. {done} run(s) have finished.")
+        for n in sorted(evidence.recorded)[-1:]:
+            yield Paragraph(f"{RECORDED} {evidence.stage_name(n)}: {evidence.recorded[n].title}.")
         return
     ended = f"Ended: {step.ended}."
     state = ended if step.ended else "NOT FINISHED: the plan has not come to an end."
@@ -208,6 +213,9 @@ def decided(evidence: Evidence) -> Iterator[Content]:
         yield Paragraph(f"{evidence.stage_name(stage.number)}: {title}", Role.ITEM)
         rule = field(evidence.registered, "stages", str(stage.number), "rule")
         yield Paragraph(f"rule: {decision.rule if decision else simple(rule)}", Role.RULE)
+        if recorded := evidence.recorded.get(stage.number):
+            yield Paragraph(f"{RECORDED} {recorded.title}", Role.NOTE)
+            yield from (Paragraph(line, Role.NOTE) for line in recorded.lines)
         if decision is None:
             continue
         yield from (Paragraph(line, Role.NOTE) for line in (*decision.because, *decision.facts))
@@ -232,7 +240,9 @@ ARM_NOTES = (
     f" Stages are not pooled: they differ in seeds, or in length. Stages that select are {SELECTS}."
 )
 MULTIPLE = "Several arms against one baseline: p of the table are not corrected for their number."
-SEQUENTIAL = "The plan looked as pairs came: its decision allows for that, a nominal p does not."
+SEQUENTIAL = (
+    "The plan looked as pairs came, and within them: its decision allows for that, this p does not."
+)
 
 
 def arm_row(block: Block, group: ArmRuns, base: ArmRuns | None) -> tuple:
