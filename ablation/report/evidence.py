@@ -85,6 +85,8 @@ class Evidence:
     @property
     def empty_stages(self) -> dict[int, str]:
         """Why a stage asks for no runs, by its number, where one does not."""
+        if self.changed:  # another version may have asked for some
+            return {}
         e, stages = self.standing.experiment, self.standing.stages
         with_runs = {r.run.stage for r in self.records.results}
         found = {stage.number: stage.why_empty(e) for stage in stages}
