@@ -350,6 +350,15 @@ def paired_mde80(sd: float, n: int, alpha: float = 0.05) -> float | None:
     return float(stdtrit(n - 1, 1 - alpha / 2) + stdtrit(n - 1, 0.8)) * sd / math.sqrt(n)
 
 
+def pairs_needed(
+    effect: float, sd: float, target_power: float = 0.8, alpha: float = 0.05, most: int = 1000
+) -> int | None:
+    """The fewest pairs with that power; None where `most` do not suffice."""
+    ns = range(2, most + 1)
+    first = bisect_left(ns, target_power, key=lambda n: paired_power(effect, n, sd, alpha))
+    return ns[first] if first < len(ns) else None
+
+
 # ---------------------------------------------------------------------------------------------
 # Looking more than once: group-sequential bounds
 

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
+from ablation import stats
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT
 from ablation.report import figures
-from ablation.report.comparisons import blocks_of
+from ablation.report.comparisons import blocks_of, final_block, reference
 from ablation.report.drawing import BETTER, BLACK, WORSE, NothingToDraw, plain_matplotlib
 from ablation.report.evidence import read_experiment
 from ablation.report.figures import FIGURES, picture
@@ -95,14 +96,17 @@ def test_bars_reach_from_the_baseline_to_the_arm_on_shared_seeds(experiment, req
     figure, seen = figure_of(figures.draw_comparison, x), set()
     for ax, block in zip(figure.axes, blocks_of(x), strict=True):
         bars = bars_by_row(ax)
-        base = {r.run.seed: r.val_loss for r in block.baseline.ok} if block.baseline else {}
+        other, base = reference(x, block), {}
+        if other:
+            base = {r.run.seed: r.val_loss for r in other.ok}
         for y, group in enumerate(block.groups):
             mine = {r.run.seed: r.val_loss for r in group.ok}
             shared = sorted(base.keys() & mine.keys())
             said = words(ax)[y]
             assert f"n = {len(mine)}" in said
             assert ("✕" in said) == any(r.status != "ok" for r in group.runs)
-            if not group.arm.layers or not shared:
+            same = other and group.arm.configuration == other.arm.configuration
+            if same or not shared:
                 assert group.label not in bars and not {"+", MINUS} & set(said)
                 continue
             start = np.mean([base[seed] for seed in shared])
@@ -122,7 +126,11 @@ def test_each_panel_names_its_arms_from_above_and_its_stage(classic):
     for ax, block in zip(figure.axes, blocks_of(classic), strict=True):
         assert [t.get_text() for t in ax.get_yticklabels()] == [g.label for g in block.groups]
         assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the baseline on top
-        assert ax.get_title(loc="left").startswith(block.title)
+        title = ax.get_title(loc="left")
+        assert title.startswith(block.title)
+        assert ("no baseline: compared with dive_constant + dive_w0p1" in title) == (
+            block.stage == 3
+        )
     assert "best: layers 4,8" in figure.axes[-1].get_title(loc="left")
     assert figure.axes[-1].get_xlabel() == "final val loss (nats/token); left is better"
 
@@ -148,22 +156,52 @@ def test_the_baselines_mean_is_a_line_and_its_sd_a_band(classic):
     assert (low, high) == pytest.approx((np.mean(base) - sd, np.mean(base) + sd))
 
 
-def test_the_legend_says_what_colours_and_bands_mean(classic):
-    for draw in (figures.draw_comparison, figures.draw_layers):
-        (legend,) = figure_of(draw, classic).legends
-        labels = [text.get_text() for text in legend.get_texts()]
-        handles = dict(zip(labels, legend.legend_handles, strict=True))
+def legend_of(figure) -> dict:
+    """Handles of a figure's legend, by their label."""
+    (legend,) = figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    return dict(zip(labels, legend.legend_handles, strict=True))
+
+
+def test_the_legend_says_what_colours_and_bands_mean(classic, adaptive):
+    for draw, line in (
+        (figures.draw_comparison, "baseline's mean, or of what the title names"),
+        (figures.draw_layers, "baseline's mean"),
+    ):
+        handles = legend_of(figure_of(draw, classic))
         assert colour_of(handles["arm, same seeds: better"]) == to_rgb(BETTER)
         assert colour_of(handles["arm, same seeds: worse"]) == to_rgb(WORSE)
-        assert "baseline ± sd of its runs (n > 1)" in handles
+        assert handles[line].get_color() == BLACK
+    assert "baseline ± sd of its runs (n > 1)" in legend_of(
+        figure_of(figures.draw_comparison, classic)
+    )
+    chosen = legend_of(figure_of(figures.draw_layers, adaptive))
+    assert "aux_4_8" in chosen and not any("baseline" in label for label in chosen)
 
 
-def test_an_arm_without_a_baseline_of_its_seeds_has_its_mean_and_no_bar(classic):
-    figure = figure_of(figures.draw_comparison, classic)
-    ax = figure.axes[2]  # stage 3 has no baseline
-    means = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "|"]
-    assert means == pytest.approx([np.mean(g.losses) for g in blocks_of(classic)[2].groups])
-    assert not bars_by_row(ax)
+def test_an_arm_without_anything_of_its_seeds_has_its_mean_and_no_bar(classic):
+    ax = figure_of(figures.draw_comparison, classic).axes[2]  # stage 3 has no baseline
+    *_, fresh = blocks_of(classic)[2].groups
+    assert fresh.label == "validation_0 … validation_3"
+    (mean,) = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "|"]
+    assert mean == pytest.approx(np.mean(fresh.losses))
+    assert set(bars_by_row(ax)) == {
+        *("dive_cosine_decay", "dive_linear_decay", "dive_w0p05", "dive_w0p2")
+    }
+
+
+def test_cells_start_at_the_configuration_of_stage_2_on_its_seed(adaptive):
+    """Stage 3 of the adaptive plan has no run of it, and no baseline."""
+    block = blocks_of(adaptive)[1]
+    assert block.stage == 3
+    base = reference(adaptive, block)
+    assert {r.run.stage for r in base.runs} == {2}
+    assert {r.run.seed for r in base.runs} == {r.run.seed for g in block.groups for r in g.runs}
+    ax = figure_of(figures.draw_comparison, adaptive).axes[1]
+    (loss,) = base.losses
+    starts = [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == "-"]
+    assert starts == [loss] * len(block.groups) == [bar.get_x() for bar in bars_by_row(ax).values()]
+    assert "compared with aux_4_8 of stage 2" in ax.get_title(loc="left")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -176,7 +214,9 @@ def test_heights_are_improvements_over_the_baseline_of_the_same_seed(experiment,
     effect, taps = figure_of(figures.draw_layers, x).axes
     base = losses(x, "baseline")
     names = {"4": ["aux_4"], "6": ["aux_6", "aux_6_repeat"], "8": ["aux_8"], "4, 8": ["aux_4_8"]}
-    labels = [t.get_text() for t in taps.get_xticklabels()]
+    labels = [t.get_text().splitlines()[0] for t in taps.get_xticklabels()]
+    numbers = [t.get_text().splitlines()[1] for t in taps.get_xticklabels()]
+    assert numbers == [f"n = {len(improvements)}" for _, improvements in points(effect)]
     wide = [p for p in effect.patches if p.get_width() == pytest.approx(0.6)]
     bars = {labels[round(p.get_x() + 0.3)]: p for p in wide}
     assert set(bars) == set(labels)
@@ -192,6 +232,22 @@ def test_heights_are_improvements_over_the_baseline_of_the_same_seed(experiment,
         assert colour_of(bar) == to_rgb(BETTER if np.mean(expected) > 0 else WORSE)
     assert colour_of(bars["8"]) == to_rgb(WORSE) and bars["8"].get_height() < 0
     assert effect.get_ylabel() == "improvement\n(nats/token)"
+
+
+def test_without_a_baseline_placements_are_beside_the_one_chosen_on_its_seeds(adaptive):
+    effect, taps = figure_of(figures.draw_layers, adaptive).axes
+    base = losses(adaptive, "aux_4_8")
+    labels = [t.get_text() for t in taps.get_xticklabels()]
+    assert labels == ["4\nn = 1", "6\nn = 2", "8\nn = 1", "4, 8"]
+    drawn = [sorted(improvements) for _, improvements in points(effect)]
+    for name, improvements in zip(("aux_4", "aux_6", "aux_8"), drawn, strict=False):
+        mine = losses(adaptive, name)
+        assert improvements == pytest.approx(sorted(base[seed] - mine[seed] for seed in mine))
+    assert drawn[3] == [] and words(effect) == ["the others' zero"]
+    title = effect.get_title(loc="left")
+    assert "no baseline: compared with aux_4_8, the best of these" in title
+    assert figures.ON_OTHER_SEEDS in title
+    assert not [p for p in effect.patches if colour_of(p) == to_rgb(BLACK)]  # no sd of a baseline
 
 
 def test_what_an_improvement_is_not_of_is_said_beside_its_bar(classic, by_hand):
@@ -271,18 +327,53 @@ def by_label(ax) -> dict:
     return dict(zip(labels, handles, strict=True))
 
 
-def test_every_look_is_drawn_with_both_intervals_and_its_bound(adaptive):
-    (ax,) = figure_of(figures.draw_verdict, adaptive).axes
-    looks, found = adaptive.looks, by_label(ax)
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory):
+    """Runs of one seed are alike, so the test of pairs is the sharper one."""
+    e = adaptive_plan()
+    e = replace(e, profile=replace(e.profile, design=replace(e.profile.design, pairing=0.8)))
+    world = {"scale": 0.2, "sd": 0.002, "seed_sd": 0.02}
+    return read_experiment(make(tmp_path_factory.mktemp("alike"), e, **world))
+
+
+def differences(x) -> list[float]:
+    """Baseline - arm of each pair of stage 4, in the order of the seeds."""
+    base, best = losses(x, "final_baseline"), losses(x, "final_best")
+    return [base[seed] - best[seed] for seed in sorted(base.keys() & best.keys())]
+
+
+@pytest.mark.parametrize("experiment", ["classic", "adaptive", "alike"])
+def test_every_pair_is_a_point_at_its_difference(experiment, request):
+    x = request.getfixturevalue(experiment)
+    above, *_ = figure_of(figures.draw_verdict, x).axes
+    ((at, heights),) = points(above)
+    assert at == list(range(1, len(heights) + 1))
+    assert heights == pytest.approx(differences(x)[: len(heights)])
+    assert len(heights) == (x.looks[-1].n if x.looks else 7)  # classic: a pair was given up
+
+
+@pytest.mark.parametrize(
+    ("experiment", "label"),
+    [
+        ("adaptive", "improvement; the interval is Welch's"),
+        ("alike", "improvement; the interval is that of pairs"),
+    ],
+)
+def test_every_look_is_drawn_with_both_levels_of_the_interval_that_counts(
+    experiment, label, request
+):
+    x = request.getfixturevalue(experiment)
+    _, ax = figure_of(figures.draw_verdict, x).axes
+    looks, found = x.looks, by_label(ax)
     ns = [look.n for look in looks]
-    dots = found["improvement"]
+    dots = found[label]
     assert list(dots.get_xdata()) == ns
     assert list(dots.get_ydata()) == pytest.approx([look.improvement for look in looks])
-    for label, ends in (
-        ("sequential 95% interval", [(look.low, look.high) for look in looks]),
-        ("sequential 90% interval, for equivalence", [(k.eq_low, k.eq_high) for k in looks]),
+    for about, ends in (
+        ("sequential 95 % interval", [(look.low, look.high) for look in looks]),
+        ("sequential 90 % interval, for equivalence", [(k.eq_low, k.eq_high) for k in looks]),
     ):
-        segments = found[label].lines[2][0].get_segments()
+        segments = found[about].lines[2][0].get_segments()
         assert np.array(segments)[:, :, 0] == pytest.approx(np.array([(n, n) for n in ns]))
         assert np.array(segments)[:, :, 1] == pytest.approx(np.array(ends))
     bound = found["bound: improves above, harmful below"]
@@ -292,15 +383,38 @@ def test_every_look_is_drawn_with_both_intervals_and_its_bound(adaptive):
     assert list(below.get_ydata()) == pytest.approx([-r for r in reach])
 
 
-def test_the_regions_are_those_of_the_design(adaptive):
-    (ax,) = figure_of(figures.draw_verdict, adaptive).axes
-    found, d = by_label(ax), adaptive.design
-    assert list(found[f"target: {d.delta_target:g}"].get_ydata()) == [d.delta_target] * 2
-    band = found[f"no meaningful effect: within ±{d.delta_eq:g}"].get_extents()
-    low, high = ax.transData.inverted().transform(band)[:, 1]
-    assert (low, high) == pytest.approx((-d.delta_eq, d.delta_eq))
-    assert ax.get_xlabel() == f"complete pairs (at most {adaptive.looks[0].n_max})"
-    assert ax.get_ylabel() == "improvement (nats/token)"
+def test_the_look_at_which_the_verdict_fell_is_ringed(adaptive, alike):
+    about = "the look at which the verdict fell"
+    _, ax = figure_of(figures.draw_verdict, alike).axes
+    fell = next(look for look in alike.looks if look.verdict)
+    ring = by_label(ax)[about]
+    assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([fell.n], [fell.improvement])
+    _, ax = figure_of(figures.draw_verdict, adaptive).axes
+    assert about not in by_label(ax)  # inconclusive
+
+
+@pytest.mark.parametrize("experiment", ["classic", "adaptive"])
+def test_the_regions_are_those_of_the_design(experiment, request):
+    x = request.getfixturevalue(experiment)
+    figure, d = figure_of(figures.draw_verdict, x), x.design
+    for ax in figure.axes:
+        found = by_label(ax)
+        assert list(found[f"target: {d.delta_target:g}"].get_ydata()) == [d.delta_target] * 2
+        band = found[f"no meaningful effect: within ±{d.delta_eq:g}"].get_extents()
+        low, high = ax.transData.inverted().transform(band)[:, 1]
+        assert (low, high) == pytest.approx((-d.delta_eq, d.delta_eq))
+    assert figure.axes[0].get_ylabel() == "difference of a pair\n(nats/token)"
+    most = f"(at most {x.looks[0].n_max})" if x.looks else "and their mean"
+    assert figure.axes[-1].get_xlabel().endswith(most)
+
+
+def test_a_plan_that_tests_once_has_its_interval_beside_its_pairs(classic):
+    (ax,) = figure_of(figures.draw_verdict, classic).axes
+    bar = by_label(ax)["improvement, with Welch's 95 % interval"]
+    ((low_end, high_end),) = bar.lines[2][0].get_segments()
+    c = stats.compare(*(g.losses for g in final_block(classic).groups))
+    assert (low_end[1], high_end[1]) == pytest.approx((c.ci_low, c.ci_high))
+    assert low_end[0] == len(differences(classic)) + 1  # after the last pair
 
 
 @pytest.mark.parametrize("verdict", [IMPROVES, HARMFUL, NO_EFFECT])
@@ -309,7 +423,7 @@ def test_the_title_is_the_decisions(adaptive, verdict):
     told = replace(adaptive.decisions[4], title=f"{verdict} at look 2, below target")
     step = replace(adaptive.standing.step, decisions={**adaptive.decisions, 4: told})
     x = replace(adaptive, standing=replace(adaptive.standing, step=step))
-    (ax,) = figure_of(figures.draw_verdict, x).axes
+    ax, _ = figure_of(figures.draw_verdict, x).axes
     title, about = ax.get_title(loc="left").splitlines()
     last = x.looks[-1]
     assert title == told.title
@@ -318,14 +432,31 @@ def test_the_title_is_the_decisions(adaptive, verdict):
     )
 
 
-def test_a_ranked_look_has_a_point_and_no_interval(tmp_path):
-    failures = {"final_best/run_1": ("diverged",)}
+def test_a_pair_of_which_a_run_diverged_is_marked_and_ranks_have_no_interval(tmp_path):
+    failures = {"final_best/run_1": ("diverged",), "final_baseline/run_2": ("diverged",)}
     x = read_experiment(make(tmp_path, adaptive_plan(), failures=failures))
-    (ax,) = figure_of(figures.draw_verdict, x).axes
-    found = by_label(ax)
-    assert "improvement" not in found
-    ranked = found["improvement of runs that finished; ranks decide"]
+    above, ax = figure_of(figures.draw_verdict, x).axes
+    marked = by_label(above)
+    assert list(marked["the arm diverged"].get_xdata()) == [2]  # worse than any loss: below all
+    assert list(marked["the arm diverged"].get_ydata()) == [0]
+    assert list(marked["the baseline diverged"].get_xdata()) == [3]
+    assert list(marked["the baseline diverged"].get_ydata()) == [1]
+    ((at, _),) = points(above)
+    assert at == [k for k in range(1, x.looks[-1].n + 1) if k not in (2, 3)]
+    assert not any("interval" in label for label in by_label(ax))
+    ranked = by_label(ax)["improvement of runs that finished; ranks decide"]
     assert list(ranked.get_ydata()) == pytest.approx([look.improvement for look in x.looks])
+
+
+def test_looks_at_an_arm_that_always_diverged_are_marked(tmp_path):
+    failures = {f"final_best/run_{k}": ("diverged",) for k in range(9)}
+    x = read_experiment(make(tmp_path, adaptive_plan(), failures=failures))
+    above, ax = figure_of(figures.draw_verdict, x).axes
+    assert not points(above) and len(by_label(above)["the arm diverged"].get_xdata()) == (
+        x.looks[-1].n
+    )
+    looks = by_label(ax)["a look: no pair of which both finished; ranks decide"]
+    assert list(looks.get_xdata()) == [look.n for look in x.looks]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -384,7 +515,8 @@ def test_texts_from_files_are_drawn_printable_and_in_silence(by_hand, recwarn, c
     evil = "\x1b[2J\x07 $x^{$ 漢字 🧪 \ud800\n" + "x" * 5000
     results = [
         replace(r, run=replace(r.run, arm=replace(r.run.arm, schedule=evil)))
-        if r.run.arm.name == "aux_6" else r
+        if r.run.arm.name == "aux_6"
+        else r
         for r in by_hand.records.results
         if r.run.arm.name in ("aux_6", "baseline")
     ]

@@ -74,10 +74,16 @@ class Look:
     @property
     def decides(self) -> Test:
         """The test by whose interval the verdict falls, or would fall: the shorter one."""
-        by_reach = {
-            test.eq_reach if self.verdict == NO_EFFECT else test.reach: test for test in self.tests
-        }
-        return by_reach[shortest(by_reach)]
+        return self.shorter(for_equivalence=self.verdict == NO_EFFECT)
+
+    def shorter(self, for_equivalence: bool) -> Test:
+        """The test of the shorter interval; the first one, Welch's or of ranks, where none has."""
+
+        def length(test: Test) -> float:
+            reach = test.eq_reach if for_equivalence else test.reach
+            return math.inf if reach is None else reach
+
+        return min(self.tests, key=length)
 
     @property
     def reach(self) -> float | None:

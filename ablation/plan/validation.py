@@ -255,7 +255,7 @@ def look_facts(tested: Tested, configuration: str) -> tuple[str, ...]:
         f"Baseline: {losses_text(tested.baseline)}",
         f"Best:     {losses_text(tested.best)}",
         f"Improvement: {estimate}, {span}",
-        f"Nominal {p_text(last.p)}; {look}",
+        f"Nominal {p_text(last.decides.p)} ({last.decides.name}); {look}",
     )
 
 
@@ -303,10 +303,15 @@ def needed_for(tested: Tested, design: Design) -> tuple[float, int] | None:
     last = tested.last
     if last.low is None or last.improvement is None:
         return None
-    sd = math.sqrt(stats.pooled_variance([tested.baseline, tested.best], 0.0, 0.0))
+    sides, share = (tested.baseline, tested.best), design.pairing
     effect = max(abs(last.improvement), design.delta_eq)
-    needed = stats.runs_needed(effect, sd)
-    return None if needed is None else (effect, needed)
+    sd = math.sqrt(stats.pooled_variance(sides, 0.0, 0.0))
+    needed = [stats.runs_needed(effect, sd, alpha=(1 - share) * design.alpha)]
+    if share and (se := stats.paired(*sides).se):
+        sd = se * math.sqrt(last.n)  # of the differences within pairs
+        needed.append(stats.pairs_needed(effect, sd, alpha=share * design.alpha))
+    fewest = min((n for n in needed if n is not None), default=None)
+    return None if fewest is None else (effect, fewest)
 
 
 def still_to_come(state: State, n: int, effect: float, needed: int) -> str:

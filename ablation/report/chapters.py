@@ -18,6 +18,8 @@ from ablation.report.comparisons import (
     final_block,
     race,
     ratio,
+    reference,
+    within_seeds,
 )
 from ablation.report.content import (
     Content,
@@ -44,12 +46,17 @@ from ablation.runs.untrusted import is_count, is_number
 SELECTS = "exploratory and biased: what is picked as the best of several looks better than it is"
 
 
+RECORDED = "Recorded by the version that ran it, and not checked:"
+
+
 def answer(evidence: Evidence) -> Iterator[Content]:
     """The latest decision, and no more than the data carry."""
     done = sum(r.status == "ok" for r in evidence.records.latest().values())
     step = evidence.standing.step
     if step is None:
         yield Paragraph(f"No decision is shown: see the top. {done} run(s) have finished.")
+        for n in sorted(evidence.recorded)[-1:]:
+            yield Paragraph(f"{RECORDED} {evidence.stage_name(n)}: {evidence.recorded[n].title}.")
         return
     ended = f"Ended: {step.ended}."
     state = ended if step.ended else "NOT FINISHED: the plan has not come to an end."
@@ -113,6 +120,8 @@ def asked(evidence: Evidence) -> Iterator[Content]:
     ]
     numbers = [str(stage.number) for stage in evidence.standing.stages]
     stages = [(f"stage {n}", stage_line(field(r, "stages", n))) for n in numbers]
+    empty = {f"stage {n}": why for n, why in evidence.empty_stages.items()}
+    stages = [(name, f"{line}; {empty[name]}" if name in empty else line) for name, line in stages]
     yield Pairs((*rows, *stages))
 
 
@@ -204,6 +213,9 @@ def decided(evidence: Evidence) -> Iterator[Content]:
         yield Paragraph(f"{evidence.stage_name(stage.number)}: {title}", Role.ITEM)
         rule = field(evidence.registered, "stages", str(stage.number), "rule")
         yield Paragraph(f"rule: {decision.rule if decision else simple(rule)}", Role.RULE)
+        if recorded := evidence.recorded.get(stage.number):
+            yield Paragraph(f"{RECORDED} {recorded.title}", Role.NOTE)
+            yield from (Paragraph(line, Role.NOTE) for line in recorded.lines)
         if decision is None:
             continue
         yield from (Paragraph(line, Role.NOTE) for line in (*decision.because, *decision.facts))
@@ -223,38 +235,45 @@ ARM_COLUMNS = columns(
 ARM_NOTES = (
     "n: runs that finished; mean and sd: of their val loss. seeds: those of which arm and baseline"
     " both have an outcome; the rest is of these alone. improvem.: baseline mean - mean,"
-    " nats/token, with its Welch interval; p: Welch, two-sided; d: Cohen's. Stages are not pooled:"
-    f" they differ in seeds, and in length. Stages that select are {SELECTS}."
+    " nats/token, with its Welch interval; p: Welch, two-sided; d: Cohen's. Where a stage has no"
+    " baseline, its arms are compared with the configuration that a note names, and not tested."
+    f" Stages are not pooled: they differ in seeds, or in length. Stages that select are {SELECTS}."
 )
 MULTIPLE = "Several arms against one baseline: p of the table are not corrected for their number."
-SEQUENTIAL = "The plan looked after every pair: its decision allows for that, a nominal p does not."
+SEQUENTIAL = (
+    "The plan looked as pairs came, and within them: its decision allows for that, this p does not."
+)
 
 
-def arm_row(block: Block, group: ArmRuns) -> tuple:
+def arm_row(block: Block, group: ArmRuns, base: ArmRuns | None) -> tuple:
     found, (mean, sd) = contrast(block, group), group.mean_sd()
-    difference = found.comparison
+    difference, beside = found.comparison, within_seeds(base, group)
     return (
         group.label,
         len(group.losses),
         number(mean, ".4f"),
         number(sd, ".4f"),
-        found.seeds or None,
-        number(difference and difference.improvement, "+.4f"),
+        found.seeds or (beside and len(beside.arm)),
+        number(beside.improvement if beside else None, "+.4f"),
         difference and span(difference.ci_low, difference.ci_high),
         None if found.p is None else bare_p(found.p),
         number(difference and difference.cohens_d, "+.1f"),
     )
 
 
-def arm_notes(evidence: Evidence, block: Block) -> Iterable[str]:
+def arm_notes(evidence: Evidence, block: Block, base: ArmRuns | None) -> Iterable[str]:
     """What a dash means, what a mean leaves out, which configuration a name is."""
     reasons: dict[str, list[str]] = {}
+    another = base is not None and base is not block.baseline
     for group in block.groups:
         left_out = group.lost and f"{group.lost}, not in the mean"
         one = "n = 1, no sd" if group is block.baseline and len(group.losses) == 1 else ""
-        apart = not_compared(block, group)
-        for why in filter(None, (contrast(block, group).why, left_out, one, apart)):
+        dash = "" if another else contrast(block, group).why
+        for why in filter(None, (dash, left_out, one, not_compared(block, group))):
             reasons.setdefault(why, []).append(group.label)
+    if base and another:
+        of = f"{base.label} of stage {base.runs[0].run.stage}"
+        yield f"No baseline of this stage and length ran: compared with {of}, on the same seeds."
     yield from (f"{', '.join(names)}: {why}." for why, names in reasons.items())
     yield from (f"{group.label} = {group.arm.label}" for group in block.arms)
     if sum(bool(g.losses) for g in block.arms) > 1 and len(block.baseline_losses) > 1:
@@ -278,10 +297,13 @@ def not_compared(block: Block, group: ArmRuns) -> str:
 def compared(evidence: Evidence) -> Iterator[Content]:
     """Every arm against the baseline of its block."""
     yield Paragraph(ARM_NOTES)
+    for stage, why in evidence.empty_stages.items():
+        yield Paragraph(f"{evidence.stage_name(stage)}: {why}", Role.SUBHEADING)
     for block in blocks_of(evidence):
+        base = reference(evidence, block)
         yield Paragraph(block.title, Role.SUBHEADING)
-        yield Table(ARM_COLUMNS, tuple(arm_row(block, group) for group in block.groups))
-        yield from (Paragraph(note, Role.NOTE) for note in arm_notes(evidence, block))
+        yield Table(ARM_COLUMNS, tuple(arm_row(block, group, base) for group in block.groups))
+        yield from (Paragraph(note, Role.NOTE) for note in arm_notes(evidence, block, base))
 
 
 TIME_NOTES = (

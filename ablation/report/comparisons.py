@@ -225,6 +225,54 @@ def paired_losses(baseline: ArmRuns, group: ArmRuns) -> tuple[list[float], list[
     return [base[seed] for seed in seeds], [arm[seed] for seed in seeds]
 
 
+@dataclass(frozen=True)
+class WithinSeeds:
+    """Final losses of an arm and of what it is compared with, on the seeds that both finished."""
+
+    base: tuple[float, ...]  # by seed, one at least
+    arm: tuple[float, ...]
+
+    @property
+    def improvements(self) -> list[float]:
+        return [b - a for b, a in zip(self.base, self.arm, strict=True)]
+
+    @property
+    def improvement(self) -> float:
+        return stats.mean_sd(self.improvements)[0]
+
+
+def within_seeds(base: ArmRuns | None, group: ArmRuns) -> WithinSeeds | None:
+    """None where there is no such seed, or nothing but the arm itself to compare it with."""
+    if base is None or base.arm.configuration == group.arm.configuration:
+        return None
+    losses, mine = paired_losses(base, group)
+    return WithinSeeds(tuple(losses), tuple(mine)) if mine else None
+
+
+def reference(evidence: Evidence, block: Block) -> ArmRuns | None:
+    """What the arms of a block are compared with: its baseline; in a stage without one, the
+    configuration that an earlier stage chose, or else the stage itself: its runs so far on seeds of
+    the block. None where there is no such."""
+    if block.baseline:
+        return block.baseline
+    decided = sorted(evidence.decisions.items())
+    earlier = [d.chosen for n, d in decided if n < block.stage and d.chosen]
+    its_own = [d.chosen for n, d in decided if n == block.stage and d.chosen]
+    choice = next(iter([*earlier[-1:], *its_own]), None)
+    seeds = {r.run.seed for g in block.groups for r in g.runs}
+    runs = [
+        r
+        for r in evidence.records.latest().values()
+        if choice
+        and r.run.arm.configuration == choice.configuration
+        and r.run.num_iterations == block.num_iterations
+        and r.run.stage <= block.stage
+        and r.run.seed in seeds
+        and not r.run.arm.name.startswith(FRESH)
+    ]
+    return ArmRuns(tuple(runs)) if runs else None
+
+
 def repeated_ps(looks: Sequence[Look]) -> list[float]:
     """The repeated p-value at each look, over the looks so far: of all its tests."""
     ns, n_maxes = [look.n for look in looks], [look.n_max for look in looks]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from ablation.folder.registration import digest_of
 from ablation.folder.standing import Standing, standing
 from ablation.plan.decision import Decision
 from ablation.plan.looks import Look, look_from
@@ -19,6 +20,15 @@ from ablation.runs.run import RunResult
 from ablation.runs.store import Records, attempt_dir, attempts_in
 from ablation.runs.untrusted import is_number, open_regular, printable, read_json
 from ablation.study.profiles import Design
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A decision in the words of the version that ran the experiment; not made anew, so only told
+    as what the folder says."""
+
+    title: str
+    lines: tuple[str, ...]  # its reasons and facts
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,7 @@ class Evidence:
     circumstances: Mapping[tuple[str, int], Mapping[str, str]]  # (run, attempt): as FIXED
     grad_norms: Mapping[str, tuple["GradNorms", ...]]  # run: what its log says, where it does
     notes: tuple[str, ...]  # what could not be read
+    recorded: Mapping[int, "Recorded"]  # by stage, where decisions are not made anew
 
     @property
     def exp_dir(self) -> Path:
@@ -70,6 +81,16 @@ class Evidence:
     def verdict(self) -> str:
         """The adaptive plan's verdict as it fell, whatever later looks saw. Empty before one."""
         return self.decisions[4].numbers.get("verdict", "") if 4 in self.decisions else ""
+
+    @property
+    def empty_stages(self) -> dict[int, str]:
+        """Why a stage asks for no runs, by its number, where one does not."""
+        if self.changed:  # another version may have asked for some
+            return {}
+        e, stages = self.standing.experiment, self.standing.stages
+        with_runs = {r.run.stage for r in self.records.results}
+        found = {stage.number: stage.why_empty(e) for stage in stages}
+        return {n: why for n, why in found.items() if why and n not in with_runs}
 
     def stage_name(self, number: int) -> str:
         if not number:
@@ -155,7 +176,37 @@ def read_experiment(exp_dir: Path) -> Evidence:
         circumstances=circumstances,
         grad_norms=read_grad_norms(exp_dir, found.records),
         notes=tuple(notes),
+        recorded=recorded_in(found),
     )
+
+
+def recorded_in(found: Standing) -> dict[int, Recorded]:
+    """What staged_ablation_results.json says was decided, by stage: of an experiment whose deciding
+    files are another version's; of one whose registration was edited, nothing."""
+    document = found.document
+    if not found.changed or digest_of(document["registered"]) != document["hash"]:
+        return {}
+    try:
+        results = read_json(found.exp_dir / "staged_ablation_results.json")
+    except (ValueError, OSError):
+        return {}
+    if field(results, "experiment_id") != document["experiment_id"]:
+        return {}
+    decisions = {
+        stage.number: field(results, "stages", str(stage.number), "decision")
+        for stage in found.stages
+    }
+    return {
+        n: Recorded(title, (*texts(field(decision, "because")), *texts(field(decision, "facts"))))
+        for n, decision in decisions.items()
+        if isinstance(title := field(decision, "title"), str)
+    }
+
+
+def texts(value) -> tuple[str, ...]:
+    """The first texts of a list; of anything else none."""
+    listed = value[:MOST_COUNTED] if isinstance(value, list) else []
+    return tuple(line for line in listed if isinstance(line, str))
 
 
 @dataclass(frozen=True)

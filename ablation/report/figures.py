@@ -7,7 +7,7 @@ import io
 import math
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,11 +18,11 @@ from ablation.report.comparisons import (
     ArmRuns,
     Block,
     blocks_of,
-    contrast,
     depth,
     matched,
     mean_grad_norms,
-    paired_losses,
+    reference,
+    within_seeds,
 )
 from ablation.report.drawing import (
     A_MEAN,
@@ -41,8 +41,8 @@ from ablation.report.drawing import (
     with_margin,
 )
 from ablation.report.evidence import Evidence, GradNorms
+from ablation.report.verdict import draw_verdict
 from ablation.runs.untrusted import printable
-from ablation.study.profiles import Design
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,24 +82,27 @@ def picture(draw: Callable[[Evidence], "Figure"], evidence: Evidence) -> Picture
 
 
 def place(error: Exception) -> str:
-    """The innermost line of this file that an exception came through, in words."""
-    mine = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == __file__]
-    return f"{Path(__file__).name}, line {mine[-1].lineno}"
+    """The innermost line of this room that an exception came through, in words."""
+    room, lines = Path(__file__).parent, traceback.extract_tb(error.__traceback__)
+    mine = [line for line in lines if Path(line.filename).parent == room]
+    return f"{Path(mine[-1].filename).name}, line {mine[-1].lineno}"
 
 
 # ---------------------------------------------------------------------------------------------
 # Improvements: by stage, and by placement of the heads
 
 
-def legend_entries(*more) -> list:
-    """The legend of both figures of improvements; bars pale, so that the runs on them stand out."""
+def legend_entries(line: str, *more, band: bool) -> list:
+    """The legend of both figures of improvements; bars pale, so that the runs on them stand out.
+    line: what arms are compared with; band: whether an sd of it is drawn."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
+    sd = Patch(color=BLACK, alpha=0.12, label="baseline ± sd of its runs (n > 1)")
     return [
         Line2D([], [], label="one run", **A_RUN),
-        Line2D([], [], color=BLACK, label="baseline's mean"),
-        Patch(color=BLACK, alpha=0.12, label="baseline ± sd of its runs (n > 1)"),
+        Line2D([], [], color=BLACK, label=line),
+        *([sd] if band else []),
         Patch(color=BETTER, alpha=0.5, label="arm, same seeds: better"),
         Patch(color=WORSE, alpha=0.5, label="arm, same seeds: worse"),
         *more,
@@ -111,8 +114,9 @@ def draw_comparison(evidence: Evidence):
 
     A bar from zero would hide every effect (0.02 of 3.28), and a cut one would exaggerate it. So
     bars start at the baseline's mean on the same seeds: their length is the improvement, which has
-    a true zero, while the axis still reads as val loss. Without a baseline of their seeds there
-    are only points and their mean.
+    a true zero, while the axis still reads as val loss. In a stage without a baseline they start at
+    the configuration chosen before; without a run of their seeds there are only points and their
+    mean.
     """
     blocks = [b for b in blocks_of(evidence) if any(g.losses for g in b.groups)]
     if not blocks:
@@ -121,34 +125,55 @@ def draw_comparison(evidence: Evidence):
     figure, axes = new_figure(
         (9, sum(heights) + 0.75 * len(blocks) + 1.2), len(blocks), 1, height_ratios=heights
     )
-    for ax, block in zip(axes[:, 0], blocks, strict=True):
-        draw_block(ax, block)
-        about = f"\nbest: {plain(block.arms[0].arm.label)}" if len(block.arms) == 1 else ""
-        ax.set_title(block.title + about)
+    bases = [reference(evidence, block) for block in blocks]
+    for ax, block, base in zip(axes[:, 0], blocks, bases, strict=True):
+        draw_block(ax, block, base)
+        ax.set_title("\n".join([block.title, *about_block(block, base)]))
     axes[-1, 0].set_xlabel(f"final {LOSS}; left is better")
     from matplotlib.lines import Line2D
 
-    lone = Line2D([], [], label="mean, no baseline of its seeds", **A_MEAN)
-    more = (lone,) if any(alone(b, g) for b in blocks for g in b.arms) else ()
-    figure.legend(handles=legend_entries(*more), loc="outside lower center", ncols=3)
+    lone = Line2D([], [], label="mean, nothing of its seeds to compare with", **A_MEAN)
+    lonely = any(alone(x, g) for b, x in zip(blocks, bases, strict=True) for g in b.arms)
+    other = any(base and not b.baseline for b, base in zip(blocks, bases, strict=True))
+    line = "baseline's mean" + (", or of what the title names" if other else "")
+    entries = legend_entries(line, *([lone] if lonely else []), band=True)
+    figure.legend(handles=entries, loc="outside lower center", ncols=2 if other else 3)
     return figure
 
 
-def draw_block(ax, block: Block) -> None:
-    base, base_sd = block.baseline.mean_sd() if block.baseline else (None, None)
-    if base is not None:
-        ax.axvline(base, color=BLACK, linewidth=1.5)
-    if base is not None and base_sd is not None:
-        ax.axvspan(base - base_sd, base + base_sd, color=BLACK, alpha=0.12, linewidth=0)
+def about_block(block: Block, base: ArmRuns | None) -> Iterator[str]:
+    """Which arm it is, where there is one; what arms are compared with, where it is no baseline."""
+    if len(block.arms) == 1:
+        yield f"best: {plain(block.arms[0].arm.label)}"
+    if base and base is not block.baseline:
+        stages = {r.run.stage for r in base.runs} - {block.stage}
+        of = f" of stage {min(stages)}" if stages else ""
+        yield f"no baseline: compared with {plain(base.label)}{of}"
+
+
+ON_OTHER_SEEDS = "n differs: these means do not rest on the same seeds"
+
+
+def draw_block(ax, block: Block, base: ArmRuns | None) -> None:
+    """base: what its arms are compared with, on the seeds that both finished."""
+    mean, sd = block.baseline.mean_sd() if block.baseline else (None, None)
+    if mean is not None:
+        ax.axvline(mean, color=BLACK, linewidth=1.5)
+    if mean is not None and sd is not None:
+        ax.axvspan(mean - sd, mean + sd, color=BLACK, alpha=0.12, linewidth=0)
     for y, group in enumerate(block.groups):
-        c, words = contrast(block, group).comparison, [f"n = {len(group.losses)}"]
-        if c:
-            colour = BETTER if c.improvement > 0 else WORSE
-            reach = {"left": c.mean_baseline, "height": 0.6}
-            ax.barh(y, -c.improvement, color=colour, alpha=0.5, **reach)
-            shared = f", {c.n_arm} seed(s) shared" if c.n_arm < len(group.losses) else ""
-            words = [signed(c.improvement), words[0] + shared]
-        elif alone(block, group):
+        found, words = within_seeds(base, group), [f"n = {len(group.losses)}"]
+        if found:
+            colour = BETTER if found.improvement > 0 else WORSE
+            start = stats.mean_sd(found.base)[0]
+            reach = {"left": start, "height": 0.6}
+            ax.barh(y, -found.improvement, color=colour, alpha=0.5, **reach)
+            if mean is None:  # its own line: arms that differ in their seeds have no common one
+                ax.plot([start, start], [y - 0.38, y + 0.38], color=BLACK, linewidth=1.5)
+            few = len(found.arm) < len(group.losses)
+            shared = f", {len(found.arm)} seed(s) shared" if few else ""
+            words = [signed(found.improvement), words[0] + shared]
+        elif alone(base, group):
             ax.plot([group.mean_sd()[0]], [y], **A_MEAN)
         if group.losses:
             apart = 0.15 if len(group.losses) > 2 else 0  # so that equal losses stay countable
@@ -166,68 +191,106 @@ def draw_block(ax, block: Block) -> None:
     ax.ticklabel_format(axis="x", useOffset=False)
 
 
-def alone(block: Block, group: ArmRuns) -> bool:
-    """An arm with finished runs, and none of the baseline to hold them against."""
-    return bool(group.arm.layers and group.losses) and not contrast(block, group).comparison
+def alone(base: ArmRuns | None, group: ArmRuns) -> bool:
+    """An arm with finished runs, and none of another configuration to hold them against."""
+    is_base = base is not None and base.arm.configuration == group.arm.configuration
+    return bool(group.arm.layers and group.losses) and not is_base and not within_seeds(base, group)
 
 
-def placements(blocks: Sequence[Block]) -> tuple[Block, ArmRuns, list[ArmRuns]]:
-    """The block that tells most about layers, its baseline, and its arms of one weight and
-    schedule, by depth."""
+def placements(evidence: Evidence) -> tuple[Block, ArmRuns, list[ArmRuns]]:
+    """The block that tells most about layers, what its arms are compared with, and its arms of one
+    weight and schedule, by depth."""
     for stage in (2, 0, 1):  # full runs about layers, runs by hand, short runs
-        for block in blocks:
+        for block in blocks_of(evidence):
             usable = [g for g in block.arms if g.losses or g.diverged]
-            base = block.baseline
+            base = reference(evidence, block)
             if block.stage == stage and base and base.losses and usable:
                 settings = Counter((g.arm.weight, g.arm.schedule) for g in usable)
                 most = settings.most_common(1)[0][0]
                 chosen = [g for g in usable if (g.arm.weight, g.arm.schedule) == most]
                 taps = sorted(chosen, key=lambda g: (len(g.arm.layers), sum(g.arm.layers)))
                 return block, base, taps
-    raise NothingToDraw("needs a finished baseline and an arm's outcome, of one stage and length")
+    raise NothingToDraw(
+        "needs an arm's outcome, and a finished baseline or a choice to compare it with, of one"
+        " stage and length"
+    )
 
 
 def draw_layers(evidence: Evidence):
     """Improvement by placement, each run against the baseline's of its seed, over a map of which
-    layers are tapped: one head, two, more."""
-    block, base, groups = placements(blocks_of(evidence))
-    base_sd = base.mean_sd()[1]
-    n_layer = evidence.standing.experiment.profile.n_layer
+    layers are tapped: one head, two, more. A stage without a baseline is shown beside the placement
+    that it chose, which is the best by chance too: bars are mostly below zero."""
+    block, base, groups = placements(evidence)
+    found = {group.key: within_seeds(base, group) for group in groups}
     figure, axes = new_figure(
-        (max(7, 3 + 0.8 * len(groups)), 7), 2, 1, sharex=True, height_ratios=(3, 2)
+        (max(7, 3 + 0.8 * len(groups)), 7.5), 2, 1, sharex=True, height_ratios=(3, 2)
     )
     effect, taps = axes[:, 0]
     effect.axhline(0, color=BLACK, linewidth=1.5)
+    base_sd = base.mean_sd()[1] if base is block.baseline else None
     if base_sd is not None:
         effect.axhspan(-base_sd, base_sd, color=BLACK, alpha=0.12, linewidth=0)
     for k, group in enumerate(groups):
-        c = contrast(block, group).comparison
-        colour = BLACK if c is None else BETTER if c.improvement > 0 else WORSE
-        if c:
-            effect.bar(k, c.improvement, width=0.6, color=colour, alpha=0.5)
-        if words := left_out(group, c.n_arm if c else 0):
-            where = (k + 0.4 if c else k, 0.1)  # beside the bar, if there is one
-            at = {"transform": effect.get_xaxis_transform(), "ha": "center", "va": "bottom"}
-            effect.text(*where, words, rotation=90, fontsize=11, **at)
-        improvements = [b - a for b, a in zip(*paired_losses(base, group), strict=True)]
-        effect.plot([k] * len(improvements), improvements, **A_RUN)
+        colour = draw_placement(effect, k, base, group)
         taps.plot([k] * len(group.arm.layers), group.arm.layers, "-o", color=colour, markersize=10)
     effect.use_sticky_edges = False  # room on both sides of zero
     effect.autoscale_view(scalex=False)
-    arm = groups[0].arm
-    effect.set_title(f"{block.title}\nweight {arm.weight:g}, {plain(arm.schedule)}")
+    effect.set_title("\n".join(about_placements(block, base, groups)))
     effect.set_ylabel("improvement\n(nats/token)")
-    taps.set_ylabel("tap layer")
-    taps.set_ylim(0.3, n_layer - 0.3)
-    taps.set_yticks(range(2, n_layer, 2))
-    taps.set_yticks(range(1, n_layer, 2), minor=True)
-    taps.set_xticks(range(len(groups)), [", ".join(map(str, g.arm.layers)) for g in groups])
-    taps.set_xlim(-0.6, len(groups) - 0.4)
-    taps.set_xlabel("tap layers of the heads")
-    taps.grid(axis="y", which="both", alpha=0.3)
+    numbers = [len(pairs.arm) if (pairs := found[g.key]) else 0 for g in groups]
+    draw_taps(taps, groups, numbers, evidence.standing.experiment.profile.n_layer)
     figure.align_ylabels()
-    figure.legend(handles=legend_entries(), loc="outside lower center", ncols=2)
+    line = "baseline's mean" if base is block.baseline else plain(base.label)
+    entries = legend_entries(line, band=base_sd is not None)
+    figure.legend(handles=entries, loc="outside lower center", ncols=2)
     return figure
+
+
+def draw_placement(ax, k: int, base: ArmRuns, group: ArmRuns) -> str:
+    """The bar and points of one placement, with what they leave out; returns its colour."""
+    found, is_base = within_seeds(base, group), base.arm.configuration == group.arm.configuration
+    improvements = found.improvements if found else []
+    colour = BLACK if not found else BETTER if found.improvement > 0 else WORSE
+    if found:
+        ax.bar(k, found.improvement, width=0.6, color=colour, alpha=0.5)
+    words = left_out(group, len(group.losses) if is_base else len(improvements))
+    if words := ", ".join(filter(None, ("the others' zero" if is_base else "", words))):
+        where = (k + 0.4 if found else k, 0.1)  # beside the bar, if there is one
+        at = {"transform": ax.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+        at["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+        ax.text(*where, words, rotation=90, fontsize=11, **at)
+    ax.plot([k] * len(improvements), improvements, **A_RUN)
+    return colour
+
+
+def draw_taps(ax, groups: Sequence[ArmRuns], numbers: Sequence[int], n_layer: int) -> None:
+    """Axes of the map of layers; numbers: of seeds on which each placement is compared."""
+    labels = [
+        f"{', '.join(map(str, group.arm.layers))}\nn = {n}"
+        if n
+        else ", ".join(map(str, group.arm.layers))
+        for group, n in zip(groups, numbers, strict=True)
+    ]
+    ax.set_ylabel("tap layer")
+    ax.set_ylim(0.3, n_layer - 0.3)
+    ax.set_yticks(range(2, n_layer, 2))
+    ax.set_yticks(range(1, n_layer, 2), minor=True)
+    ax.set_xticks(range(len(groups)), labels)
+    ax.set_xlim(-0.6, len(groups) - 0.4)
+    ax.set_xlabel("tap layers of the heads; n: seeds compared")
+    ax.grid(axis="y", which="both", alpha=0.3)
+
+
+def about_placements(block: Block, base: ArmRuns, groups: Sequence[ArmRuns]) -> Iterator[str]:
+    """The title's lines: what is drawn, compared with what, on which seeds."""
+    arm = groups[0].arm
+    yield block.title
+    yield f"weight {arm.weight:g}, {plain(arm.schedule)}"
+    if base is not block.baseline:
+        yield f"no baseline: compared with {plain(base.label)}, the best of these"
+    others = [g for g in groups if g.arm.configuration != base.arm.configuration]
+    if len({frozenset(g.seeds & base.seeds) for g in others}) > 1:
+        yield ON_OTHER_SEEDS
 
 
 def left_out(group: ArmRuns, compared: int) -> str:
@@ -272,7 +335,8 @@ def draw_curves(evidence: Evidence):
     for panels, block in zip(axes, blocks, strict=True):
         for ax, column in zip(panels, (STEP, TIME), strict=True):
             draw_panel(ax, block, styles, column)
-        panels[0].set_title(block.title)
+        seeds = {frozenset(r.run.seed for r in g.ok) for g in block.groups if g.ok}
+        panels[0].set_title("\n".join([block.title, *[ON_OTHER_SEEDS][: len(seeds) > 1]]))
         panels[0].set_ylabel(LOSS)
         panels[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     axes[-1, 0].set_xlabel("steps")
@@ -334,78 +398,6 @@ def draw_curve(ax, group: ArmRuns, colour: str, dashes: str, column: int) -> Non
 
 
 # ---------------------------------------------------------------------------------------------
-# The verdict
-
-
-def draw_verdict(evidence: Evidence):
-    """The improvement and its sequential intervals, look by look.
-
-    A verdict falls where an interval lies on one side of zero: where the estimate is beyond the
-    bound, which is the same. Early intervals are many times as wide as late ones, so the axis is
-    cut at what the later half of the looks needs.
-    """
-    if not evidence.is_sequential:
-        raise NothingToDraw("only the adaptive plan looks more than once")
-    if evidence.changed:
-        raise NothingToDraw("no decision can be shown; see the top of the report")
-    if not evidence.looks:
-        raise NothingToDraw("stage 4 has had no look yet")
-    figure, ((ax,),) = new_figure((9, 5.5), 1, 1)
-    draw_regions(ax, evidence.design)
-    draw_looks(ax, evidence)
-    ax.set_xlabel(f"complete pairs (at most {evidence.looks[0].n_max})")
-    ax.set_ylabel("improvement (nats/token)")
-    ax.set_title(verdict_title(evidence))
-    figure.legend(loc="outside lower center", ncols=2)
-    return figure
-
-
-def draw_regions(ax, d: Design) -> None:
-    about = f"no meaningful effect: within ±{d.delta_eq:g}"
-    ax.axhspan(-d.delta_eq, d.delta_eq, color=BLACK, alpha=0.1, linewidth=0, label=about)
-    ax.axhline(0, color=BLACK, linewidth=1.5)
-    target = {"color": PALETTE[2], "linewidth": 2, "linestyle": "--"}
-    ax.axhline(d.delta_target, label=f"target: {d.delta_target:g}", **target)
-
-
-def draw_looks(ax, evidence: Evidence) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    looks = [look for look in evidence.looks if look.low is not None]
-    ns, middle = [look.n for look in looks], [look.improvement for look in looks]
-    reach = [r for look in looks if (r := look.reach) is not None]
-    eq_reach = [look.eq_reach for look in looks]
-    if looks:
-        bound = {"color": WORSE, "linestyle": ":", "linewidth": 2, "marker": "_", "markersize": 14}
-        ax.plot(ns, reach, label="bound: improves above, harmful below", **bound)
-        ax.plot(ns, [-r for r in reach], **bound)
-        bar, about = {"fmt": "none", "color": BETTER}, "sequential {:.0%} interval{}"
-        wide = about.format(1 - evidence.design.alpha, "")
-        narrow = about.format(1 - 2 * evidence.design.alpha, ", for equivalence")
-        ax.errorbar(ns, middle, eq_reach, alpha=0.35, elinewidth=9, label=narrow, **bar)
-        ax.errorbar(ns, middle, reach, elinewidth=2, capsize=5, label=wide, **bar)
-        ax.plot(ns, middle, "o", color=BETTER, markersize=8, label="improvement")
-    every = [(look.n, look.improvement) for look in evidence.looks if look.improvement is not None]
-    if other := [point for point in every if point[0] not in ns]:
-        about = "improvement of runs that finished; ranks decide"
-        about = "improvement, no spread" if evidence.looks[-1].p is None else about
-        ax.plot(*zip(*other, strict=True), markersize=8, label=about, **A_RUN)
-    d, later = evidence.design, looks[len(looks) // 2 :]
-    ends = (end for look in later for end in (look.low, look.high) if end is not None)
-    shown = [0, -d.delta_eq, d.delta_eq, d.delta_target, *(y for _, y in every)]
-    ax.set_ylim(*with_margin([*shown, *ends]))
-    ax.set_xlim(evidence.looks[0].n - 0.6, evidence.looks[-1].n + 0.6)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
-def verdict_title(evidence: Evidence) -> str:
-    look, decision = evidence.looks[-1], evidence.decisions[4]
-    arm = plain(decision.chosen.label) if decision.chosen else "the arm"
-    estimate = "a whole arm diverged" if look.improvement is None else signed(look.improvement)
-    return f"{decision.title}\n{arm}: {estimate} at n = {look.n} pairs"
-
-
-# ---------------------------------------------------------------------------------------------
 # Gradients
 
 
@@ -415,7 +407,7 @@ def gradient_pair(evidence: Evidence):
         for block in blocks_of(evidence):
             for group in block.arms if block.stage == stage else ():
                 sides = matched(block, group) or ()
-                base, norms = ([mean_grad_norms(evidence, side) for side in sides] or [{}, {}])
+                base, norms = [mean_grad_norms(evidence, side) for side in sides] or [{}, {}]
                 if base.keys() & norms.keys() and depth(base) == depth(norms):
                     return block, base, group, norms
     logged = "runs logged none (--log_grad_norms)"

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from ablation import stats
 from ablation.plan.decision import p_text
-from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT
+from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, PAIRS, RANKS, WELCH, Look, Test
 from ablation.report.comparisons import (
     ArmRuns,
     Block,
@@ -32,6 +33,7 @@ from ablation.report.content import (
     span,
 )
 from ablation.report.evidence import Evidence
+from ablation.study.profiles import Design
 
 SEED = 0  # of the bootstrap and of Dunnett's integration; chosen: the same report again
 
@@ -74,7 +76,8 @@ def primary_interval(evidence: Evidence, found: Contrast) -> tuple[Ends | None, 
     that finished are then only the better ones."""
     kind = level(evidence.design.alpha)
     if evidence.looks:
-        return ends(evidence.looks[-1].low, evidence.looks[-1].high), f"sequential {kind}"
+        last = evidence.looks[-1]
+        return ends(last.low, last.high), f"sequential {kind}"
     if found.ranked or not found.comparison:
         return None, kind
     return ends(found.comparison.ci_low, found.comparison.ci_high), kind
@@ -93,7 +96,7 @@ def validated(evidence: Evidence) -> Iterator[Content]:
     verdict = "none shown: see the top" if evidence.changed else "none yet"
     verdict += "; p and intervals are nominal, and do not allow for looking early"
     verdict = evidence.decisions[4].title if 4 in evidence.decisions else verdict
-    rows = [("verdict", verdict), ("configuration", versus)]
+    rows = [("verdict", verdict + how_it_fell(evidence)), ("configuration", versus)]
     found = contrast(block, block.arms[0])
     rows += effect_rows(evidence, block, found)
     rows += [("p", p_line(evidence, block, found))]
@@ -104,7 +107,16 @@ def validated(evidence: Evidence) -> Iterator[Content]:
     yield Pairs(tuple(rows))
     if evidence.looks:
         yield Paragraph(LOOK_NOTES, Role.CAPTION)
-        yield Table(look_columns(evidence), tuple(look_rows(evidence, block)))
+        yield Table(look_columns(evidence), tuple(look_rows(evidence)))
+
+
+BY = {WELCH: "Welch's interval", PAIRS: "the interval of pairs", RANKS: "ranks"}
+
+
+def how_it_fell(evidence: Evidence) -> str:
+    """By which of the tests the verdict fell, as the end of a sentence; empty without a verdict."""
+    fell = next((look for look in evidence.looks if look.verdict), None)
+    return f"; it fell at {fell.n} pairs by {BY[fell.decides.name]}" if fell else ""
 
 
 def effect_rows(evidence: Evidence, block: Block, found: Contrast) -> Iterable[tuple[str, str]]:
@@ -120,6 +132,8 @@ def effect_rows(evidence: Evidence, block: Block, found: Contrast) -> Iterable[t
         return
     of_looks = f" over all looks, at look {len(evidence.looks)}" if evidence.looks else ""
     yield "interval", f"{span(*interval)}, {kind}{of_looks}"
+    if evidence.looks:
+        yield from test_rows(evidence.looks[-1])
     if null := excluded(evidence, block):
         yield "excluded", null
     if equivalence := equivalence_interval(evidence, block):
@@ -127,6 +141,21 @@ def effect_rows(evidence: Evidence, block: Block, found: Contrast) -> Iterable[t
         inside = "inside" if -delta_eq < low and high < delta_eq else "not inside"
         about = f"{level(2 * evidence.design.alpha)}: {inside} ±{delta_eq:g} (delta_eq)"
         yield "equivalence", f"{span(low, high)}, {about}"
+
+
+def test_rows(look: Look) -> Iterable[tuple[str, str]]:
+    """The interval of each test of a look, where there are several: the shorter one counts."""
+    shorter = look.shorter(for_equivalence=False)
+    for test in look.tests if len(look.tests) > 1 else ():
+        counts = "; the shorter one counts" if test is shorter else ""
+        within = span(*interval_of(look, test)) if test.reach is not None else "none: no spread"
+        yield test.name, f"{within}, {test.share:g} of alpha{counts}"
+
+
+def interval_of(look: Look, test: Test) -> Ends:
+    """The sequential interval of one of the tests of a look; it has one."""
+    assert look.improvement is not None and test.reach is not None
+    return look.improvement - test.reach, look.improvement + test.reach
 
 
 def equivalence_interval(evidence: Evidence, block: Block) -> Ends | None:
@@ -161,12 +190,16 @@ def final_p(evidence: Evidence, block: Block) -> float | None:
 
 
 def p_line(evidence: Evidence, block: Block, found: Contrast) -> str:
-    test = "exact worst-rank test" if found.ranked else "Welch"
     if not evidence.looks:
+        test = "exact worst-rank test" if found.ranked else "Welch"
         return f"{p_text(final_p(evidence, block))}, two-sided, {test}"
+    last = evidence.looks[-1]
+    names = {RANKS: "exact worst-rank test"}
+    tests = [test for test in last.tests if test.p is not None] or last.tests[:1]
+    nominal = ", ".join(f"{p_text(test.p)} ({names.get(test.name, test.name)})" for test in tests)
     return (
         f"repeated {p_text(final_p(evidence, block))}, over {len(evidence.looks)} look(s); nominal"
-        f" {p_text(evidence.looks[-1].p)} ({test}), as if there had been one look"
+        f" {nominal}, as if it had been the only look and test"
     )
 
 
@@ -180,7 +213,7 @@ def sensitivity_rows(evidence: Evidence, block: Block) -> Iterable[tuple[str, st
     """Other statistics of the same runs; none of them decides."""
     base, group = block.groups
     sides = paired_losses(base, group)
-    if sides[0]:
+    if sides[0] and not test_of_pairs(evidence):
         test = stats.paired(*sides, evidence.design.alpha)
         about = f"{span(test.ci_low, test.ci_high)}, {p_text(test.p)}, n = {len(sides[0])} pairs"
         yield "paired t", f"{test.improvement:+.4f}, {about} (sensitivity)"
@@ -189,22 +222,64 @@ def sensitivity_rows(evidence: Evidence, block: Block) -> Iterable[tuple[str, st
     yield "BCa bootstrap", f"{span(*(bca or (None, None)))} ({about})"
 
 
+def test_of_pairs(evidence: Evidence) -> Test | None:
+    """The test of pairs at the last look, where it is one of those that decide; else it is one more
+    statistic of the same runs."""
+    tests = evidence.looks[-1].tests if evidence.looks else ()
+    return next((test for test in tests if test.name == PAIRS and test.se is not None), None)
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What one test could have found, at its share of the level and with the spread seen."""
+
+    test: str
+    spread: str
+    mde80: float | None
+    powers: tuple[float, ...]  # at each of `effects_of`
+
+
+def effects_of(design: Design) -> dict[str, float]:
+    """The effects whose power is told, in nats/token."""
+    return {"delta_eq": design.delta_eq, "delta_target": design.delta_target}
+
+
+def by_welch(sides: tuple[list[float], list[float]], design: Design, alpha: float) -> Resolution:
+    """What Welch's test could have found."""
+    n, sd = min(map(len, sides)), math.sqrt(stats.pooled_variance(sides, 0.0, 0.0))
+    powers = (stats.power(effect, n, sd, alpha) for effect in effects_of(design).values())
+    spread = f"{sd:.4f} of runs, pooled; {design.sigma0:g} was expected"
+    return Resolution("Welch's test", spread, stats.mde80(sd, n, alpha), tuple(powers))
+
+
+def by_pairs(n: int, se: float, design: Design, alpha: float) -> Resolution:
+    """What the test of n pairs could have found; se: of the mean of their differences."""
+    sd = se * math.sqrt(n)
+    powers = (stats.paired_power(effect, n, sd, alpha) for effect in effects_of(design).values())
+    spread = f"{sd:.4f} of differences within pairs"
+    return Resolution("the test of pairs", spread, stats.paired_mde80(sd, n, alpha), tuple(powers))
+
+
 def resolution_rows(evidence: Evidence, block: Block) -> Iterable[tuple[str, str]]:
-    """What so many runs could have found, with the spread that they had."""
+    """What so many runs could have found, with the spread that they had: by the sharper test."""
     base, arm = block.groups
-    design, losses = evidence.design, (base.losses, arm.losses)
-    n = min(map(len, losses))
-    if n < 2 or stats.compare(*losses).se is None:
+    design, sides = evidence.design, (base.losses, arm.losses)
+    n, share = min(map(len, sides)), evidence.looks[-1].tests[0].share if evidence.looks else 1.0
+    if n < 2 or stats.compare(*sides).se is None:
         return
-    sd = math.sqrt(stats.pooled_variance(losses, 0.0, 0.0))
-    yield "sd", f"{sd:.4f} of runs, pooled; {design.sigma0:g} was expected"
-    mde80 = stats.mde80(sd, n, design.alpha)
-    yield "MDE80", f"{mde80:.4f} nats/token, for n = {n} with this sd"
+    found = [by_welch(sides, design, share * design.alpha)]
+    if (pairs := test_of_pairs(evidence)) and pairs.se:
+        found.append(by_pairs(n, pairs.se, design, pairs.share * design.alpha))
+    yield "sd", "; ".join(each.spread for each in found)
+    sharper = min(found, key=lambda each: each.mde80 or math.inf)
+    of, at = (f", by {sharper.test}", ", by the sharper test") if len(found) > 1 else ("", "")
+    yield "MDE80", f"{number(sharper.mde80, '.4f')} nats/token, for n = {n} with this sd{of}"
+    most = map(max, zip(*(each.powers for each in found), strict=True))
     powers = (
-        f"{stats.power(effect, n, sd, design.alpha):.3f} at {effect:g} ({name})"
-        for name, effect in (("delta_eq", design.delta_eq), ("delta_target", design.delta_target))
+        f"{power:.3f} at {effect:g} ({name})"
+        for power, (name, effect) in zip(most, effects_of(design).items(), strict=True)
     )
-    yield "power", f"{', '.join(powers)}, for n = {n} with this sd and one look"
+    yield "power", f"{', '.join(powers)}, for n = {n} with this sd and one look{at}"
 
 
 def time_rows(evidence: Evidence, block: Block) -> Iterable[tuple[str, str]]:
@@ -232,27 +307,30 @@ def time_rows(evidence: Evidence, block: Block) -> Iterable[tuple[str, str]]:
 
 
 LOOK_NOTES = (
-    "Every look. most: pairs that the budget allowed then. The sequential intervals reach from the"
-    " improvement as far as the next two columns say, to both sides: at the level of the verdict,"
-    " and at that of equivalence."
+    "Every look. most: pairs that the budget allowed then. ±: how far sequential intervals reach"
+    " from the effect to both sides, at the level of the verdict and at that of equivalence. test:"
+    " whose they are, the shorter ones; of it is the nominal p."
 )
 
 
 def look_columns(evidence: Evidence) -> tuple[Column, ...]:
-    reaches = (f"reach {level(evidence.design.alpha)}", f"reach {level(2 * evidence.design.alpha)}")
+    reaches = (f"± {level(evidence.design.alpha)}", f"± {level(2 * evidence.design.alpha)}")
     p_values = ("nominal p", "repeated p")
-    return columns("pairs", "most", "improvem.", *reaches, *p_values, "verdict", left=("verdict",))
+    titles = ("pairs", "most", "effect", *reaches, "test", *p_values, "verdict")
+    return columns(*titles, left=("test", "verdict"))
 
 
-def look_rows(evidence: Evidence, block: Block) -> Iterable[tuple]:
+def look_rows(evidence: Evidence) -> Iterable[tuple]:
     for look, p in zip(evidence.looks, repeated_ps(evidence.looks), strict=True):
+        decides = look.decides
         yield (
             look.n,
             look.n_max,
             number(look.improvement, "+.4f"),
             number(look.reach, ".4f"),
             number(look.eq_reach, ".4f"),
-            None if look.p is None else bare_p(look.p),
+            decides.name,
+            None if decides.p is None else bare_p(decides.p),
             bare_p(p),
             ", ".join(filter(None, (look.verdict, look.label))),
         )

@@ -31,9 +31,13 @@ def fall(x: float) -> float:
     return 0.42 * (1 - x) ** 1.1 + 0.8 * math.exp(-15 * x) + 6 * math.exp(-60 * x) - 7e-7
 
 
-def train(run, attempt=1, status="ok", reason="", start_s=0.0, sd=0.0013, scale=1.0) -> RunResult:
-    """An invented run with a speedrun's shape of curve, noise and cost."""
+def train(
+    run, attempt=1, status="ok", reason="", start_s=0.0, sd=0.0013, seed_sd=0.0, scale=1.0
+) -> RunResult:
+    """An invented run with a speedrun's shape of curve, noise and cost. seed_sd: of what all runs
+    of a seed have in common."""
     noise = random.Random(f"{run.arm.name} {run.seed}").gauss(0, sd)
+    noise += random.Random(run.seed).gauss(0, seed_sd)
     arm, total = run.arm, run.num_iterations
     effect = (
         EFFECTS.get(arm.layers, 0.0)
