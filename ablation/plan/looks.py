@@ -73,11 +73,14 @@ class Look:
 
     @property
     def decides(self) -> Test:
-        """The test by whose interval the verdict falls, or would fall: the shorter one."""
-        by_reach = {
-            test.eq_reach if self.verdict == NO_EFFECT else test.reach: test for test in self.tests
-        }
-        return by_reach[shortest(by_reach)]
+        """The test by whose interval the verdict falls, or would fall: the shorter one; the first
+        where none has an interval."""
+
+        def reach_of(test: Test) -> float:
+            reach = test.eq_reach if self.verdict == NO_EFFECT else test.reach
+            return math.inf if reach is None else reach
+
+        return min(self.tests, key=reach_of)
 
     @property
     def reach(self) -> float | None:
