@@ -29,6 +29,7 @@ from ablation.plan.looks import (
     verdict_of,
 )
 from ablation.plan.validation import Validation
+from ablation.report.comparisons import repeated_ps
 from ablation.study.profiles import Design
 from tests.support.invent import noisy_pairs, pairs_of
 
@@ -344,6 +345,18 @@ def test_a_budget_that_lowers_n_max_spends_the_rest_of_alpha_sooner():
         assert z == pytest.approx(stats.bounds((3, 4, 5, 6), spent)[-1])
         assert z < kept[3].tests[kind].z
     assert lowered[3].low > kept[3].low
+
+
+@pytest.mark.parametrize("w", [0.0, 0.2, 0.8])
+def test_the_repeated_p_is_below_alpha_exactly_where_a_verdict_fell(w):
+    design, fell = replace(DESIGN, pairing=w, delta_eq=1e-9), 0
+    for seed in range(12):
+        pairs = noisy_pairs(6, 0.0016, seed=seed, rho=0.5 * (seed % 2))
+        pairs[2:3] = pairs_of([3.3], [None]) if seed % 5 == 4 else pairs[2:3]  # ranks decide
+        looks = looks_at(pairs, [7] * 6, design)
+        fell += bool(looks[-1].verdict)
+        assert [p <= design.alpha for p in repeated_ps(looks)] == [bool(k.verdict) for k in looks]
+    assert 2 <= fell <= 10
 
 
 # ---------------------------------------------------------------------------------------------
