@@ -180,18 +180,106 @@ def test_interval_and_equivalence_keep_their_levels_in_simulation():
 
 
 # ---------------------------------------------------------------------------------------------
-# Sensitivity, many arms, failures
+# Pairs
 
 
-def test_paired_is_scipys():
-    x, y = [3.30, 3.31, 3.29, 3.32], [3.29, 3.25, 3.27, 3.28]
-    ours, reference = a.paired(x, y), stats.ttest_rel(x, y)
-    assert ours.p == pytest.approx(reference.pvalue)
-    assert ours.ci_low == pytest.approx(reference.confidence_interval().low)
-    assert a.paired([3.3], [3.2]) == a.Paired(pytest.approx(0.1), None, None, None)
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.floats(2, 5), st.floats(2, 5)), min_size=2, max_size=9), st.data())
+def test_paired_is_scipys(pairs, data):
+    x, y = zip(*pairs, strict=True)
+    assume(spread([b - a for b, a in pairs]))
+    alpha = data.draw(st.sampled_from([0.05, 0.1, 0.4]))
+    ours, reference = a.paired(x, y, alpha), stats.ttest_rel(x, y)
+    assert ours.improvement / ours.se == pytest.approx(reference.statistic, rel=1e-7, abs=1e-9)
+    assert ours.df == reference.df
+    assert ours.p == pytest.approx(reference.pvalue, rel=1e-7, abs=1e-12)
+    found = (ours.ci_low, ours.ci_high)
+    assert found == pytest.approx(tuple(reference.confidence_interval(1 - alpha)), abs=1e-9)
+
+
+def test_pairs_are_undefined_where_all_differ_by_the_same():
+    assert a.paired([3.3], [3.2]) == a.Paired(pytest.approx(0.1))
     assert a.paired([3.3, 3.4, 3.5], [3.2, 3.3, 3.4]).p is None  # one difference, thrice
+    assert a.paired([3.3, 3.4, 3.5], [3.2, 3.3, 3.4]).ci_low is None  # not an interval of no width
     with pytest.raises(ValueError, match="3 and 2"):
         a.paired([1, 2, 3], [1, 2])
+
+
+def test_what_pairs_share_does_not_widen_their_interval():
+    """Unlike Welch's: a seed that is 1 nat worse is worse for both."""
+    x, y = [3.30, 3.31, 3.29, 3.32], [3.29, 3.25, 3.27, 3.28]
+    bad = [0.0, 1.0, 0.0, -1.0]
+    moved = [[loss + by for loss, by in zip(side, bad, strict=True)] for side in (x, y)]
+    assert a.paired(*moved).se == pytest.approx(a.paired(x, y).se)
+    assert a.compare(*moved).se > 10 * a.compare(x, y).se
+
+
+# ---------------------------------------------------------------------------------------------
+# Means of arms that do not share all seeds
+
+
+def by_generalized_least_squares(runs, rho):
+    """(X' V^-1 X)^-1 X' V^-1 y with V = rho where two runs share a seed, and 1 on the diagonal:
+    the best linear unbiased estimates by their definition (Aitken 1936)."""
+    arms, seeds, y = zip(*runs, strict=True)
+    names = list(dict.fromkeys(arms))
+    x = np.array([[float(arm == name) for name in names] for arm in arms])
+    same = np.array([[float(s == t) for t in seeds] for s in seeds])
+    inverse = np.linalg.inv(rho * same + (1 - rho) * np.eye(len(y)))
+    means = np.linalg.solve(x.T @ inverse @ x, x.T @ inverse @ np.array(y))
+    return dict(zip(names, means, strict=True))
+
+
+every_run = st.sampled_from([(arm, seed) for arm in "abcd" for seed in range(4)])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(every_run, min_size=1, max_size=12, unique=True),
+    st.sampled_from([0.0, 0.01, 0.3, 0.5, 0.9, 0.99]),
+    st.integers(0, 1000),
+)
+def test_arm_means_are_the_best_linear_unbiased_ones(ran, rho, seed):
+    noise = np.random.default_rng(seed).normal(3.3, 0.05, len(ran))
+    runs = [(arm, of_seed, float(loss)) for (arm, of_seed), loss in zip(ran, noise, strict=True)]
+    assert a.arm_means(runs, rho) == pytest.approx(by_generalized_least_squares(runs, rho))
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.3, 0.5, 0.9, 0.98])
+def test_a_second_seed_counts_for_less_the_more_seeds_matter(rho):
+    """One arm with two seeds among others with the first: (1-l) first + l second, l = (1-rho)/2."""
+    runs = [("twice", 1, 3.30), ("once", 1, 3.31), ("other", 1, 3.27), ("twice", 2, 3.40)]
+    share = (1 - rho) / 2
+    found = a.arm_means(runs, rho)
+    twice = (1 - share) * 3.30 + share * 3.40
+    assert found["once"] - found["twice"] == pytest.approx(3.31 - twice)
+    assert found["other"] - found["twice"] == pytest.approx(3.27 - twice)
+
+
+def test_arm_means_without_a_correlation_are_plain_means():
+    runs = [("x", 1, 3.0), ("x", 2, 4.0), ("y", 1, 3.2), ("z", 9, 3.1)]
+    assert a.arm_means(runs, 0.0) == pytest.approx({"x": 3.5, "y": 3.2, "z": 3.1})
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
+def test_arm_means_of_equal_seeds_are_plain_means(rho):
+    runs = [("x", 1, 3.0), ("y", 1, 3.2), ("x", 2, 4.0), ("y", 2, 4.4)]
+    assert a.arm_means(runs, rho) == pytest.approx({"x": 3.5, "y": 3.8})
+
+
+@pytest.mark.parametrize("rho", [-0.01, 1.0, 1.5, math.nan])
+def test_a_correlation_that_is_none_is_refused(rho):
+    with pytest.raises(ValueError, match=rf"\[0, 1\), not {rho!r}"):
+        a.arm_means([("x", 1, 3.0)], rho)
+
+
+def test_arm_means_refuse_a_loss_that_is_not_finite():
+    with pytest.raises(ValueError, match="finite"):
+        a.arm_means([("x", 1, 3.0), ("y", 1, math.inf)], 0.5)
+
+
+# ---------------------------------------------------------------------------------------------
+# Resampling, many arms, failures
 
 
 def test_bootstrap_is_repeatable_and_near_welch():
@@ -418,18 +506,24 @@ def test_the_power_of_t_is_scipys_also_far_out(df, shift, alpha):
 # Sequential bounds
 
 
+def obrien_fleming_spending(t: float, alpha: float) -> float:
+    """One-sided alpha spent by information fraction t, 2 (1 - Phi(z_{alpha/2} / sqrt(t))) (Lan and
+    DeMets 1983): the convention of the published bounds below."""
+    return 2 * stats.norm.sf(stats.norm.isf(alpha / 2) / math.sqrt(min(1.0, t))) if t > 0 else 0.0
+
+
 def pocock_spending(t: float, alpha: float) -> float:
     """One-sided alpha spent by information fraction t, alpha ln(1 + (e - 1) t), for bounds that are
-    nearly the same at every look (Lan and DeMets 1983): another way to spend than the project's."""
+    nearly the same at every look (Lan and DeMets 1983)."""
     return alpha * math.log(1 + (math.e - 1) * min(1.0, max(0.0, t)))
 
 
 @pytest.mark.parametrize(
     ("spending", "published"),
     [
-        (a.obrien_fleming_spending, (4.333, 2.963, 2.359, 2.014)),
+        (obrien_fleming_spending, (4.333, 2.963, 2.359, 2.014)),
         (pocock_spending, (2.368, 2.368, 2.358, 2.350)),
-        (a.obrien_fleming_spending, (4.877, 3.357, 2.680, 2.290, 2.031)),
+        (obrien_fleming_spending, (4.877, 3.357, 2.680, 2.290, 2.031)),
         (pocock_spending, (2.438, 2.427, 2.410, 2.397, 2.386)),
     ],
 )
@@ -439,13 +533,20 @@ def test_bounds_match_the_published_ones(spending, published):
     assert a.bounds(looks, spent) == pytest.approx(published, abs=5.1e-4)
 
 
-@pytest.mark.parametrize("spending", [a.obrien_fleming_spending, pocock_spending])
 @pytest.mark.parametrize("alpha", [0.025, 0.05, 0.5])
-def test_spending_starts_at_nothing_grows_and_ends_at_alpha(spending, alpha):
-    assert spending(0, alpha) == spending(-0.1, alpha) == 0.0
-    spent = [spending(k / 50, alpha) for k in range(51)]
+def test_spending_starts_at_nothing_grows_and_ends_at_alpha(alpha):
+    assert a.cubic_spending(0, alpha) == a.cubic_spending(-0.1, alpha) == 0.0
+    assert a.cubic_spending(-2.0, alpha) == 0.0
+    spent = [a.cubic_spending(k / 50, alpha) for k in range(51)]
     assert spent == sorted(spent)
-    assert spent[-1] == spending(1.2, alpha) == pytest.approx(alpha)
+    assert spent[-1] == a.cubic_spending(1.2, alpha) == pytest.approx(alpha)
+
+
+def test_three_of_nine_pairs_spend_a_27th_and_six_eight():
+    assert a.cubic_spending(3 / 9, 0.027) == pytest.approx(0.001)
+    assert a.cubic_spending(6 / 9, 0.027) == pytest.approx(0.008)
+    strict, lax = obrien_fleming_spending(1 / 3, 0.025), pocock_spending(1 / 3, 0.025)
+    assert strict < a.cubic_spending(1 / 3, 0.025) / 5 < lax / 5
 
 
 @pytest.mark.parametrize("ns", [(4, 5, 9), (1, 2, 3), (4, 30, 31)])
@@ -464,7 +565,7 @@ def test_bounds_spend_alpha_by_the_multivariate_normal(ns):
 def test_forty_looks_spend_alpha_in_simulation_look_by_look():
     rng = np.random.default_rng(40)
     ns = np.arange(4, 44)
-    spent = [a.obrien_fleming_spending(n / 43, 0.025) for n in ns]
+    spent = [a.cubic_spending(n / 43, 0.025) for n in ns]
     bounds = np.array(a.bounds(ns.tolist(), spent))
     walks = rng.standard_normal((100_000, 43)).cumsum(axis=1)
     crossed = np.logical_or.accumulate(walks[:, 3:] / np.sqrt(ns) > bounds, axis=1).mean(axis=0)
@@ -489,7 +590,7 @@ def test_a_single_look_is_the_fixed_test():
 def test_bounds_spend_alpha_in_simulation(first, last):
     rng = np.random.default_rng(first * 100 + last)
     ns = tuple(range(first, last + 1))
-    spent = [a.obrien_fleming_spending(n / last, 0.025) for n in ns]
+    spent = [a.cubic_spending(n / last, 0.025) for n in ns]
     bounds = np.array(a.bounds(ns, spent))
     walks = rng.standard_normal((200_000, last)).cumsum(axis=1)
     z = walks[:, first - 1 :] / np.sqrt(np.array(ns))
@@ -500,7 +601,7 @@ def test_bounds_after_a_lowered_n_max_spend_what_was_left():
     """Planned for 20 pairs; after the look at 6 the budget leaves 9. No level is lost or won."""
     rng = np.random.default_rng(9)
     ns, n_maxes = range(4, 10), (20, 20, 20, 9, 9, 9)
-    spent = [a.obrien_fleming_spending(n / m, 0.025) for n, m in zip(ns, n_maxes, strict=True)]
+    spent = [a.cubic_spending(n / m, 0.025) for n, m in zip(ns, n_maxes, strict=True)]
     bounds = np.array(a.bounds(ns, spent))
     assert tuple(bounds[:3]) == a.bounds((4, 5, 6), spent[:3])  # what was, stays
     walks = rng.standard_normal((400_000, 9)).cumsum(axis=1)[:, 3:]
@@ -549,7 +650,7 @@ def test_bounds_of_close_and_of_distant_looks_are_as_exact(ns):
 
 
 @pytest.mark.parametrize("ns", [(1, 2, 3, 4), (4, 5, 60), range(4, 15), range(4, 44), (300, 301)])
-@pytest.mark.parametrize("spending", [a.obrien_fleming_spending, pocock_spending])
+@pytest.mark.parametrize("spending", [a.cubic_spending, pocock_spending])
 def test_more_nodes_move_no_bound(ns, spending, monkeypatch):
     spent = [spending(n / max(ns), 0.025) for n in ns]
     found, legendre = a.bounds(ns, spent), a._legendre
@@ -580,13 +681,18 @@ def test_a_level_that_is_no_probability_is_refused(bad):
 
 
 def test_a_new_look_costs_one_integration_and_no_earlier_one():
-    spent = [a.obrien_fleming_spending(n / 33, 0.0247) for n in range(4, 34)]  # asked nowhere else
+    spent = [a.cubic_spending(n / 33, 0.0247) for n in range(4, 34)]  # asked nowhere else
     a.bounds(range(4, 33), spent[:-1])
     before = a._surviving.cache_info().misses
     a.bounds(range(4, 34), spent)
     assert a._surviving.cache_info().misses == before + 1
     a.bounds(range(4, 34), spent)
     assert a._surviving.cache_info().misses == before + 1
+
+
+def alone(ts, dfs):
+    """A test that has all of the level."""
+    return [a.Family(1.0, ts, dfs)]
 
 
 @pytest.mark.parametrize(
@@ -597,52 +703,67 @@ def test_a_new_look_costs_one_integration_and_no_earlier_one():
 @pytest.mark.parametrize("df", [3.7, 20.0, math.inf])
 def test_repeated_p_is_alpha_where_the_bound_is_just_met(ns, n_maxes, alpha, df):
     fractions = [n / m for n, m in zip(ns, n_maxes, strict=True)]
-    z = a.bounds(ns, [a.obrien_fleming_spending(f, alpha / 2) for f in fractions])[-1]
+    z = a.bounds(ns, [a.cubic_spending(f, alpha / 2) for f in fractions])[-1]
     ts, dfs = [0.0] * len(ns), [df] * len(ns)
     ts[-1] = a.t_critical(z, df)
-    assert a.repeated_p(ns, n_maxes, ts, dfs) == pytest.approx(alpha, rel=1e-3)
+    assert a.repeated_p(ns, n_maxes, alone(ts, dfs)) == pytest.approx(alpha, rel=1e-3)
     ts[-1] = -a.t_critical(z, df)
-    assert a.repeated_p(ns, n_maxes, ts, dfs) == pytest.approx(alpha, rel=1e-3)
+    assert a.repeated_p(ns, n_maxes, alone(ts, dfs)) == pytest.approx(alpha, rel=1e-3)
     ts[-1] = a.t_critical(z + 0.01, df)
-    assert a.repeated_p(ns, n_maxes, ts, dfs) < alpha
+    assert a.repeated_p(ns, n_maxes, alone(ts, dfs)) < alpha
     ts[-1] = a.t_critical(z - 0.01, df)
-    assert a.repeated_p(ns, n_maxes, ts, dfs) > alpha
+    assert a.repeated_p(ns, n_maxes, alone(ts, dfs)) > alpha
 
 
 def test_repeated_p_of_a_single_look_is_the_t_tests():
     x, y = [3.30, 3.31, 3.29, 3.32], [3.29, 3.28, 3.30, 3.28]
     c = a.compare(x, y)
-    found = a.repeated_p((4,), (4,), [c.improvement / c.se], [c.df])
+    found = a.repeated_p((4,), (4,), alone([c.improvement / c.se], [c.df]))
     assert found == pytest.approx(c.p, rel=1e-3)
     assert found >= c.p  # resolved from above
 
 
 def test_repeated_p_at_its_ends():
     two = (4, 5), (10, 10)
-    assert a.repeated_p(*two, [0.0, 0.0], [6, 8]) == 1.0
-    assert a.repeated_p(*two, [0.0, 1e9], [6, 8]) == 1e-6
-    assert a.repeated_p(*two, [None, None], [None, None]) == 1.0
-    assert a.repeated_p((), (), [], []) == 1.0
+    assert a.repeated_p(*two, alone([0.0, 0.0], [6, 8])) == 1.0
+    assert a.repeated_p(*two, alone([0.0, 1e9], [6, 8])) == 1e-6
+    assert a.repeated_p(*two, alone([None, None], [None, None])) == 1.0
+    assert a.repeated_p((), (), []) == 1.0
     with pytest.raises(ValueError, match="zip"):
-        a.repeated_p(*two, [0.0], [6])
+        a.repeated_p(*two, alone([0.0], [6]))
 
 
 def test_repeated_p_is_the_smallest_of_its_looks_and_never_rises():
     ns, n_maxes, ts = (4, 5, 6), (12, 12, 12), [3.0, 5.0, 2.0]
-    alone = [
-        a.repeated_p(ns, n_maxes, [t if j == k else None for j, t in enumerate(ts)], [8] * 3)
-        for k in range(3)
-    ]
-    assert a.repeated_p(ns, n_maxes, ts, [8] * 3) == pytest.approx(min(alone), rel=1e-3)
-    so_far = [a.repeated_p(ns[:k], n_maxes[:k], ts[:k], [8] * k) for k in (1, 2, 3)]
+    singly = [[t if j == k else None for j, t in enumerate(ts)] for k in range(3)]
+    smallest = min(a.repeated_p(ns, n_maxes, alone(one, [8] * 3)) for one in singly)
+    assert a.repeated_p(ns, n_maxes, alone(ts, [8] * 3)) == pytest.approx(smallest, rel=1e-3)
+    so_far = [a.repeated_p(ns[:k], n_maxes[:k], alone(ts[:k], [8] * k)) for k in (1, 2, 3)]
     assert so_far[0] >= so_far[1] == pytest.approx(so_far[2], rel=1e-3)
 
 
 def test_repeated_p_falls_as_t_grows_and_is_never_below_the_nominal_p():
     ts = [0.1, 1.0, 2.0, 4.0, 8.0]
-    repeated = [a.repeated_p((4, 5), (12, 12), [0.0, t], [8, 8]) for t in ts]
+    repeated = [a.repeated_p((4, 5), (12, 12), alone([0.0, t], [8, 8])) for t in ts]
     assert repeated == sorted(repeated, reverse=True)
     assert all(r >= 2 * stats.t.sf(t, 8) for r, t in zip(repeated, ts, strict=True))
+
+
+@pytest.mark.parametrize("share", [0.2, 0.8])
+def test_repeated_p_of_two_tests_is_that_of_the_first_to_cross_at_its_share(share):
+    """A test with a share of the level needs as much more of it as it has less of it."""
+    ns, n_maxes, dfs = (3, 4), (9, 9), [2, 3]
+    ts, weak = [2.0, 9.0], [0.3, 0.4]
+
+    def together(first, second):
+        families = [a.Family(share, first, dfs), a.Family(1 - share, second, [5.1, 6.3])]
+        return a.repeated_p(ns, n_maxes, families)
+
+    all_of_it = a.repeated_p(ns, n_maxes, alone(ts, dfs))
+    assert together(ts, weak) == pytest.approx(all_of_it / share, rel=1e-3)
+    all_of_it = a.repeated_p(ns, n_maxes, alone(ts, [5.1, 6.3]))
+    assert together([None, None], ts) == pytest.approx(all_of_it / (1 - share), rel=1e-3)
+    assert together(ts, ts) == min(together(ts, weak), together(weak, ts))
 
 
 def test_repeated_p_is_at_most_alpha_in_at_most_alpha_of_the_experiments():
@@ -651,8 +772,8 @@ def test_repeated_p_is_at_most_alpha_in_at_most_alpha_of_the_experiments():
     ns, maxes, dfs = (4, 6, 8), (8, 8, 8), (math.inf,) * 3
     z = rng.standard_normal((2000, 8)).cumsum(axis=1)[:, [3, 5, 7]] / np.sqrt(ns)
     promising = z[np.abs(z).max(axis=1) > 1.9]  # the rest cannot be below .05
-    found = sum(a.repeated_p(ns, maxes, walk, dfs) <= 0.05 for walk in promising.tolist())
-    spent = [a.obrien_fleming_spending(n / 8, 0.025) for n in ns]
+    found = sum(a.repeated_p(ns, maxes, alone(walk, dfs)) <= 0.05 for walk in promising.tolist())
+    spent = [a.cubic_spending(n / 8, 0.025) for n in ns]
     assert found == (np.abs(z) >= np.array(a.bounds(ns, spent))).any(axis=1).sum()
     assert found / 2000 <= 0.05 + 4 * math.sqrt(0.05 * 0.95 / 2000)
 

@@ -182,12 +182,14 @@ def decide_layers(state: State) -> Decision:
 
 
 def at_full_length(state: State) -> list[RunResult]:
-    """Every outcome of stages 2 and 3 so far: full runs of a configuration with heads."""
+    """Every outcome of stages 2 and 3 so far: full runs of a configuration with heads. In an order
+    of their own: that in which they came must not decide, not even by rounding."""
     full = state.experiment.iterations(1.0)
-    return [
+    found = [
         r for r in state.history
         if r.run.stage > 1 and r.has_outcome and r.run.num_iterations == full and r.run.arm.layers
     ]  # fmt: skip
+    return sorted(found, key=lambda r: (r.run.stage, r.run.index, r.run.arm.name))
 
 
 def decide_hyperparameters(state: State) -> Decision:

@@ -71,6 +71,11 @@ class Validation:
         """The last look leaves nothing open that more pairs could add to."""
         return bool(self.looks) and settled(self.looks[-1], with_label=self.stop_on == "label")
 
+    @property
+    def has_nothing_to_beat(self) -> bool:
+        """No baseline had finished by the first look: a verdict needs one, whatever it costs."""
+        return bool(self.looks) and not losses_of(self.pairs)[0]
+
     def _looks(self, limits: Sequence[int]) -> list[Look]:
         equivalence = self.stop_on != "superiority"
         return looks_at(self.pairs, limits, self.design, equivalence, self.pairs_per_batch)
@@ -128,7 +133,8 @@ def pairs_until_settled(state: State) -> list[RunConfig]:
     if state.experiment.stop_on == "never":
         count = n_max
     else:
-        goes_on = not validation.is_settled and validation.given_up <= MAX_GIVEN_UP
+        ends = validation.is_settled or validation.has_nothing_to_beat
+        goes_on = not ends and validation.given_up <= MAX_GIVEN_UP
         first = state.design.first_look
         target = batch_end(n + 1, first, validation.pairs_per_batch) if goes_on else n
         count = min(target, max(n, n_max)) + validation.given_up

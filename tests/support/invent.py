@@ -12,6 +12,7 @@ from ablation.study.overrides import Override
 from ablation.study.profiles import PROFILES
 
 BASELINE = Arm("baseline")
+BEST = Arm("final_best", (4, 8), 0.1, "constant")
 
 
 def arm(name: str, *layers: int, weight=0.1, schedule="constant") -> Arm:
@@ -99,3 +100,26 @@ def decided(plan: str, number: int, results=(), expected=(), **fields) -> Decisi
     """What a stage of a plan decides in such a state."""
     state = state_of(plan, number, results, expected, **fields)
     return state.stage.decide(state)
+
+
+def pairs_of(baseline, best) -> list[tuple[RunResult, RunResult]]:
+    """Pairs of stage 4 in order, of these losses; None is a run that diverged."""
+
+    def run(an_arm, k, loss):
+        status = "diverged" if loss is None else "ok"
+        return result(an_arm, loss, status=status, stage=4, index=k)
+
+    both = zip(baseline, best, strict=True)
+    return [(run(BASELINE, k, b), run(BEST, k, a)) for k, (b, a) in enumerate(both)]
+
+
+def noisy_pairs(n, improvement, sd=0.0013, seed=0, rho=0.0) -> list[tuple[RunResult, RunResult]]:
+    """Pairs whose observed improvement is exactly this, at the last one. rho: correlation of the
+    losses of a pair."""
+    import numpy as np
+
+    noise = np.random.default_rng(seed).standard_normal((3, n))
+    noise -= noise.mean(axis=1, keepdims=True) if n else 0.0
+    noise = np.sqrt(1 - rho) * noise[:2] + np.sqrt(rho) * noise[2]
+    baseline, best = 3.28 + sd * noise - [[0.0], [improvement]]
+    return pairs_of(baseline.tolist(), best.tolist())
