@@ -113,8 +113,12 @@ def test_inconclusive_says_what_it_would_still_take():
     assert decision.title == UNDECIDED
     baseline, best = ([r.val_loss for r in side] for side in zip(*pairs, strict=True))
     sd = math.sqrt((np.var(baseline, ddof=1) + np.var(best, ddof=1)) / 2)
-    effect = max(abs(decision.numbers["improvement"]), DESIGN.delta_eq)
-    needed = stats.runs_needed(effect, sd)
+    of_pairs = np.std(np.subtract(baseline, best), ddof=1)
+    effect, share = max(abs(decision.numbers["improvement"]), DESIGN.delta_eq), DESIGN.pairing
+    needed = min(
+        stats.runs_needed(effect, sd, alpha=(1 - share) * DESIGN.alpha),
+        stats.pairs_needed(effect, of_pairs, alpha=share * DESIGN.alpha),
+    )
     assert decision.numbers["runs_needed"] == needed
     hours = f"{(needed - 4) * 1800 / 3600:.1f} h"
     assert f"{needed} runs per arm: {needed - 4} more pairs, {hours}" in " ".join(decision.because)

@@ -489,7 +489,7 @@ def test_paired_power_at_no_effect_is_the_level_and_without_a_level_nothing():
         a.paired_power(0.1, 4, 0.0)
     for n in (3, 5, 20):
         found = a.paired_power(a.paired_mde80(0.0013, n), n, 0.0013)
-        assert found == pytest.approx(0.8, abs=0.03 if n < 5 else 0.005)
+        assert found == pytest.approx(0.8, abs=1e-6)
 
 
 @pytest.mark.parametrize("df", [1, 2, 8, 26, 1998])
