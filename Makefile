@@ -7,6 +7,9 @@ PY = .venv/bin/python
 # A stamp, not a folder: it exists only after every pinned requirement was installed.
 READY = .venv/.installed
 
+# On any machine the same: two runs at a time on the CPU, and at most eight pairs in stage 4.
+SMALL = --num_gpus 0 --parallel_runs 2 --validation_runs 8
+
 .PHONY: help run test lint
 
 help:
@@ -16,7 +19,7 @@ help:
 
 run: $(READY)
 	$(PY) data/prepare.py
-	@$(PY) run_aux.py --staged --profile mini --plan adaptive; code=$$?; \
+	@$(PY) run_aux.py --staged --profile mini --plan adaptive $(SMALL); code=$$?; \
 	case $$code in 1|2) exit $$code;; esac; \
 	$(PY) analyze_aux.py || exit; \
 	exit $$code
