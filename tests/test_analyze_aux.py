@@ -18,7 +18,7 @@ import scipy.stats
 import analyze_aux
 from ablation import stats
 from ablation.folder.registration import changes, digest_of, read_document
-from ablation.plan.looks import NO_EFFECT, Look
+from ablation.plan.looks import NO_EFFECT, Look, look_from
 from ablation.plan.next_step import next_step
 from ablation.report import chapters, comparisons, content, evidence, figures, files, validation
 from ablation.report.text import render
@@ -34,6 +34,7 @@ REPORT, *FIGURES = (
     *("verdict.png", "gradient_flow.png"),
 )
 ALWAYS = set(FIGURES[:3])
+DECIDED = {*ALWAYS, "verdict.png"}
 
 
 def analyze(exp_dir: Path) -> str:
@@ -155,16 +156,38 @@ def test_stages_are_not_pooled_and_fresh_runs_stay_apart_from_those_that_selecte
     assert row(arms, "validation_0 … validation_3")[1] == "4"
 
 
-def test_where_there_is_no_baseline_a_dash_says_so(full):
-    arms = chapter(full[1], "Arms against their baseline")
-    assert set(row(arms, "validation_0 … validation_3")[4:]) == {content.DASH}
-    assert "no baseline of this stage and length ran" in arms
+def test_where_there_is_no_baseline_arms_are_beside_what_was_chosen_and_not_tested(full):
+    exp_dir, text = full
+    arms = chapter(text, "Arms against their baseline")
+    assert set(row(arms, "validation_0 … validation_3")[4:]) == {content.DASH}  # other seeds
+    (default,), (loss,) = losses_of(exp_dir, "dive_w0p1"), losses_of(exp_dir, "dive_w0p2")
+    cells = row(arms, "dive_w0p2")
+    assert cells[4:] == ["1", f"{default - loss:+.4f}", *[content.DASH] * 3]
+    note = "No baseline of this stage and length ran: compared with dive_constant + dive_w0p1"
+    assert f"{note} of stage 3, on the same seeds." in flat(arms)
     assert "n = 1: no interval, p or d" in arms
 
 
+def test_before_a_choice_a_stage_without_a_baseline_has_dashes(tmp_path):
+    arms = chapter(report(make(tmp_path, adaptive_plan(), most=3)), "Arms against their baseline")
+    assert set(row(arms, "aux_4")[4:]) == {content.DASH}
+    assert "no baseline of this stage and length ran" in arms
+
+
+def test_a_stage_without_runs_says_why(small_effect, tmp_path):
+    why = "no runs without --screen: stage 2 drops an arm that diverges"
+    arms = chapter(small_effect[1], "Arms against their baseline")
+    assert arms.count("Stage 1, screening") == 1
+    assert f"Stage 1, screening: {why}\n" in arms
+    assert entry(small_effect[1], "stage 1").endswith(f"; {why}")
+    screened = report(make(tmp_path, adaptive_plan(screen=True), most=6))
+    arms = chapter(screened, "Arms against their baseline")
+    assert why not in screened and row(arms, "screen_baseline")[1] == "2"
+
+
 def test_figures_of_a_whole_experiment_are_pictures(full):
-    assert drawn(full[0]) == ALWAYS
-    assert all(is_png(full[0] / name) for name in ALWAYS)
+    assert drawn(full[0]) == DECIDED
+    assert all(is_png(full[0] / name) for name in DECIDED)
 
 
 def test_again_is_the_same_report_and_the_screen_gets_conclusion_and_paths(full, capsys):
@@ -269,10 +292,47 @@ def test_a_changed_folder_is_called_so_at_the_top_and_no_decision_is_shown(full,
     top = text.partition("The answer")[0]
     assert f"Beware: {words}" in " ".join(top.split())
     assert "No decision is shown: see the top. 36 run(s) have finished." in text
-    assert not re.search("PROCEED to|AUX HEADS|^  registered:|Ended", text, re.MULTILINE)
+    assert not re.search("^  registered:|Ended", text, re.MULTILINE)
+    recorded = "Recorded by the version that ran it, and not checked:"
+    told = flat(text)
+    assert (f"{recorded} Stage 4, final validation: AUX HEADS HELP" in told) == (edit is edit_rules)
+    assert told.count("AUX HEADS HELP") == told.count(f"{recorded} AUX HEADS HELP") + (
+        edit is edit_rules
+    )
     assert document["registered"]["hypothesis"] in " ".join(text.split())
     assert row(chapter(text, "Arms against their baseline"), "final_best")[1] == "8"
     assert drawn(exp_dir) == ALWAYS
+
+
+OLDER_LOOK = {"n": 4, "n_max": 9, "improvement": 0.01, "z": 4.0, "q": 3.5, "low": None}
+RECORDS = {  # staged_ablation_results.json of another version: what of stage 4 is told
+    "older looks": (
+        {"title": "improves", "because": ["why"], "facts": [], "numbers": {"looks": [OLDER_LOOK]}},
+        "improves",
+    ),
+    "no texts": ({"title": "harmful", "because": "x", "facts": [1, None, {}]}, "harmful"),
+    "no title": ({"title": 7}, None),
+    "no decision": (None, None),
+    "unprintable": ({"title": "im\x1b[2Jproves\u202e"}, "im"),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_what_another_version_decided_is_told_as_recorded_whatever_its_form(full, tmp_path, name):
+    exp_dir = shutil.copytree(full[0], tmp_path / "copy")
+    document, (decision, title) = read_document(exp_dir), RECORDS[name]
+    edit_rules(document)
+    (exp_dir / "experiment_configs.json").write_text(json.dumps(document))
+    results = {"experiment_id": document["experiment_id"], "stages": {"4": {"decision": decision}}}
+    (exp_dir / "staged_ablation_results.json").write_text(json.dumps(results))
+    text = report(exp_dir)
+    assert all(line.isprintable() for line in text.splitlines())
+    stage_4 = flat(chapter(text, "Decisions, with their rules")).partition("Stage 4")[2]
+    recorded = "Recorded by the version that ran it, and not checked:"
+    assert (f"{recorded} {title}" in stage_4) == (title is not None)
+    results["experiment_id"] = "another"
+    (exp_dir / "staged_ablation_results.json").write_text(json.dumps(results))
+    assert "Recorded" not in report(exp_dir)
 
 
 def test_a_changed_folder_of_the_adaptive_plan_has_tables_and_no_verdict(small_effect, tmp_path):
@@ -351,9 +411,7 @@ def test_several_arms_by_hand_are_compared_without_a_rule(tmp_path):
     assert "not corrected" in text
     baseline, *arms = (losses_of(exp_dir, name) for name in names)
     ps = scipy.stats.dunnett(*arms, control=baseline, rng=np.random.default_rng(0)).pvalue
-    listed = ", ".join(
-        f"{name} {content.bare_p(p)}" for name, p in zip(names[1:], ps, strict=True)
-    )
+    listed = ", ".join(f"{name} {content.bare_p(p)}" for name, p in zip(names[1:], ps, strict=True))
     assert f"Dunnett's p, for 3 arms, assuming one sd: {listed}." in text
     assert row(chapter(text, "Arms against their baseline"), "aux_4_8_w0p2")[1] == "3"
     assert drawn(exp_dir) == ALWAYS
@@ -363,7 +421,7 @@ def test_figures_that_cannot_be_drawn_are_named_and_old_ones_removed(tmp_path):
     exp_dir = make(tmp_path, manual("aux_6"))
     (exp_dir / "layer_ablation.png").write_bytes(b"stale")
     text = analyze(exp_dir)
-    assert "layer_ablation.png: not drawn: needs a finished baseline" in text
+    assert "layer_ablation.png: not drawn: needs an arm's outcome, and a finished baseline" in text
     assert "layer_ablation.png" not in drawn(exp_dir)
 
 
@@ -458,7 +516,7 @@ def entry(text: str, name: str) -> str:
 
 def looks_of(exp_dir: Path) -> list[Look]:
     document = json.loads((exp_dir / "staged_ablation_results.json").read_text())
-    return [Look(**v) for v in document["stages"]["4"]["decision"]["numbers"]["looks"]]
+    return [look_from(v) for v in document["stages"]["4"]["decision"]["numbers"]["looks"]]
 
 
 def test_every_statistic_of_the_final_validation_is_that_of_aux_stats(small_effect):
@@ -472,44 +530,111 @@ def test_every_statistic_of_the_final_validation_is_that_of_aux_stats(small_effe
     span = content.span
     assert entry(final, "interval").startswith(f"{span(last.low, last.high)}, sequential 95 %")
     assert entry(final, "equivalence").startswith(f"{span(last.eq_low, last.eq_high)}, 90 %")
-    each = [stats.compare(baseline[: k.n], best[: k.n]) for k in looks]
-    repeated = stats.repeated_p(
-        [k.n for k in looks],
-        [k.n_max for k in looks],
-        [e.improvement / e.se for e in each],
-        [e.df for e in each],
-    )
+    families = []
+    for test, share in ((stats.compare, 1 - d.pairing), (stats.paired, d.pairing)):
+        each = [test(baseline[: k.n], best[: k.n]) for k in looks]
+        ts, dfs = [e.improvement / e.se for e in each], [e.df for e in each]
+        families.append(stats.Family(share, ts, dfs))
+    repeated = stats.repeated_p([k.n for k in looks], [k.n_max for k in looks], families)
+    pair = stats.paired(baseline, best)
     assert f"repeated p = {repeated:.4f}, over {len(looks)} look(s)" in entry(final, "p")
-    assert f"nominal p = {c.p:.4f} (Welch)" in entry(final, "p")
+    assert f"nominal p = {c.p:.4f} (Welch), p = {pair.p:.4f} (pairs)" in entry(final, "p")
     sides = (("baseline", c.mean_baseline, c.sd_baseline), ("arm", c.mean_arm, c.sd_arm))
     for name, mean, sd in sides:
         assert entry(final, name) == f"n = {n}, mean {mean:.4f}, sd {sd:.4f}"
-    pair = stats.paired(baseline, best)
-    assert f"{span(pair.ci_low, pair.ci_high)}, p = {pair.p:.4f}" in entry(final, "paired t")
+    assert "  paired t:" not in final  # it is one of the tests that decide
     rng = np.random.default_rng(validation.SEED)
     bca = stats.bootstrap_interval(baseline, best, rng)
     assert entry(final, "BCa bootstrap").startswith(span(*bca))
-    s = math.sqrt(stats.pooled_variance([baseline, best], 0, 0))
-    assert entry(final, "MDE80").startswith(f"{stats.mde80(s, n):.4f} nats/token, for n = {n}")
+    s, sd = math.sqrt(stats.pooled_variance([baseline, best], 0, 0)), pair.se * math.sqrt(n)
+    of_welch, of_pairs = (1 - d.pairing) * d.alpha, d.pairing * d.alpha
+    mde80 = min(stats.mde80(s, n, of_welch), stats.paired_mde80(sd, n, of_pairs))
+    assert entry(final, "MDE80").startswith(f"{mde80:.4f} nats/token, for n = {n}")
     for delta in (d.delta_eq, d.delta_target):
-        assert f"{stats.power(delta, n, s):.3f} at {delta:g}" in entry(final, "power")
+        powers = stats.power(delta, n, s, of_welch), stats.paired_power(delta, n, sd, of_pairs)
+        assert f"{max(powers):.3f} at {delta:g}" in entry(final, "power")
+
+
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory):
+    """Runs of one seed are alike, so the test of pairs is the sharper one."""
+    e = adaptive_plan()
+    e = replace(e, profile=replace(e.profile, design=replace(e.profile.design, pairing=0.8)))
+    world = {"scale": 0.2, "sd": 0.002, "seed_sd": 0.02}
+    exp_dir = make(tmp_path_factory.mktemp("alike"), e, **world)
+    return exp_dir, report(exp_dir)
+
+
+@pytest.mark.parametrize(("world", "counts"), [("small_effect", "Welch"), ("alike", "pairs")])
+def test_both_intervals_are_told_with_their_shares_and_the_shorter_one_counts(
+    world, counts, request
+):
+    exp_dir, text = request.getfixturevalue(world)
+    x, final = evidence.read_experiment(exp_dir), chapter(text, "Final validation")
+    last, spans = x.looks[-1], {}
+    assert [test.name for test in last.tests] == ["Welch", "pairs"]
+    for test in last.tests:
+        spans[test.name] = content.span(
+            last.improvement - test.reach, last.improvement + test.reach
+        )
+        told = f"{spans[test.name]}, {test.share:g} of alpha"
+        shorter = "; the shorter one counts" if test.name == counts else ""
+        assert entry(final, test.name) == told + shorter
+    assert entry(final, "interval").startswith(f"{spans[counts]}, sequential 95 %")
+    assert {row[5] for row in look_rows(final)} == {counts}
+
+
+def test_it_is_said_by_which_test_a_verdict_fell(alike, null, small_effect):
+    x = evidence.read_experiment(alike[0])
+    n = next(look.n for look in x.looks if look.verdict)
+    assert entry(alike[1], "verdict").endswith(f"; it fell at {n} pairs by the interval of pairs")
+    assert entry(null[1], "verdict").endswith("pairs by Welch's interval")
+    assert entry(small_effect[1], "verdict") == "inconclusive"
+
+
+def test_where_pairs_are_sharper_so_is_what_they_can_find(alike):
+    final = chapter(alike[1], "Final validation")
+    baseline, best = final_losses(alike[0])
+    pair, n = stats.paired(baseline, best), len(baseline)
+    sd = pair.se * math.sqrt(n)
+    mde80 = stats.paired_mde80(sd, n, 0.8 * 0.05)
+    assert entry(final, "MDE80").startswith(f"{mde80:.4f} nats/token, for n = {n}")
+    assert entry(final, "MDE80").endswith("by the test of pairs")
+    assert f"{stats.paired_power(0.005, n, sd, 0.8 * 0.05):.3f} at 0.005" in entry(final, "power")
+    assert f"{sd:.4f} of differences within pairs" in entry(final, "sd")
+
+
+def test_where_no_level_is_spent_on_pairs_they_are_a_sensitivity_check(tmp_path):
+    e = adaptive_plan()
+    e = replace(e, profile=replace(e.profile, design=replace(e.profile.design, pairing=0.0)))
+    exp_dir = make(tmp_path, e, scale=0.2, sd=0.004)
+    final = chapter(report(exp_dir), "Final validation")
+    pair = stats.paired(*final_losses(exp_dir))
+    span = content.span(pair.ci_low, pair.ci_high)
+    assert f"{span}, p = {pair.p:.4f}" in entry(final, "paired t")
+    assert "of alpha" not in final and "(pairs)" not in final
+
+
+def look_rows(final: str) -> list[list[str]]:
+    """The cells of each row of the table of looks."""
+    lines = final.partition("repeated p  verdict")[2].splitlines()[2:]
+    return [re.split(r"\s{2,}", line.strip()) for line in lines if line.strip()]
 
 
 def test_every_look_is_listed_with_its_repeated_p_never_rising(small_effect):
     exp_dir, text = small_effect
-    lines = chapter(text, "Final validation").partition("repeated p  verdict")[2].splitlines()[2:]
-    rows = [re.split(r"\s{2,}", line.strip()) for line in lines if line.strip()]
-    looks = looks_of(exp_dir)
+    rows, looks = look_rows(chapter(text, "Final validation")), looks_of(exp_dir)
     assert [int(r[0]) for r in rows] == [look.n for look in looks]
     assert [r[3] for r in rows] == [f"{look.high - look.improvement:.4f}" for look in looks]
-    ps = [float(r[6].lstrip("<")) for r in rows]
+    assert [r[6] for r in rows] == [content.bare_p(look.decides.p) for look in looks]
+    ps = [float(r[7].lstrip("<")) for r in rows]
     assert ps == sorted(ps, reverse=True)
 
 
-def test_a_repeated_p_is_below_alpha_exactly_where_a_bound_was_crossed(small_effect, null):
-    for exp_dir, _ in (small_effect, null):
+def test_a_repeated_p_is_below_alpha_exactly_where_a_bound_was_crossed(small_effect, null, alike):
+    for exp_dir, _ in (small_effect, null, alike):
         x = evidence.read_experiment(exp_dir)
-        ps = comparisons.repeated_ps(x, comparisons.final_block(x))
+        ps = comparisons.repeated_ps(x.looks)
         for k, p in enumerate(ps, 1):
             crossed = any(look.low > 0 or look.high < 0 for look in x.looks[:k])
             assert (p <= 0.05) == crossed
@@ -584,7 +709,7 @@ def test_an_arm_that_always_diverges_is_told_without_its_losses(tmp_path):
 
 
 def test_stage_4_underway_claims_nothing(tmp_path):
-    text = report(make(tmp_path, adaptive_plan(), most=26))
+    text = report(make(tmp_path, adaptive_plan(), most=12))
     final = chapter(text, "Final validation")
     assert entry(final, "verdict").startswith("none yet; p and intervals are nominal")
     assert "repeated" not in final and "NOT FINISHED" in text
@@ -593,7 +718,7 @@ def test_stage_4_underway_claims_nothing(tmp_path):
 def test_numbers_of_selecting_stages_are_marked(small_effect):
     arms = chapter(small_effect[1], "Arms against their baseline")
     titles = [line for line in arms.splitlines() if line.startswith("  Stage ")]
-    assert [("exploratory, biased" in title) for title in titles] == [True, True, True, False]
+    assert [("exploratory, biased" in title) for title in titles] == [False, True, True, False]
 
 
 def test_deviations_name_overrides_failures_and_other_machines(tmp_path):
@@ -772,7 +897,7 @@ def test_an_output_dir_gets_all_that_is_written(full, drawn_once, tmp_path, caps
     elsewhere = tmp_path / "not there yet" / "out"
     assert analyze_aux.main(["--exp_dir", str(exp_dir), "--output_dir", str(elsewhere)]) == 0
     assert (elsewhere / REPORT).read_text() == text
-    assert drawn(elsewhere) == ALWAYS
+    assert drawn(elsewhere) == DECIDED
     assert contents(exp_dir) == before
     assert str(elsewhere / REPORT) in capsys.readouterr().out
 
@@ -834,17 +959,17 @@ def test_nothing_is_written_through_a_link(full, drawn_once, tmp_path):
         (exp_dir / name).symlink_to(secret)
     assert analyze(exp_dir) == full[1].replace(full[0].name, "copy")
     assert secret.read_text() == "theirs"
-    assert drawn(exp_dir) == ALWAYS and not (exp_dir / REPORT).is_symlink()
-    assert not (exp_dir / "verdict.png").is_symlink()  # nothing to draw: the link is gone
+    assert drawn(exp_dir) == DECIDED and not (exp_dir / REPORT).is_symlink()
+    assert not (exp_dir / "gradient_flow.png").is_symlink()  # nothing to draw: the link is gone
 
 
 def test_what_only_has_the_name_of_a_figure_is_left_alone(full, drawn_once, tmp_path, capsys):
     exp_dir = shutil.copytree(full[0], tmp_path / "copy")
-    (exp_dir / "verdict.png").mkdir()  # there is nothing to draw
+    (exp_dir / "gradient_flow.png").mkdir()  # there is nothing to draw
     (exp_dir / "training_curves.png").unlink()
     (exp_dir / "training_curves.png").mkdir()
     assert analyze_aux.main(["--exp_dir", str(exp_dir)]) == 1
-    assert (exp_dir / "verdict.png").is_dir() and (exp_dir / "training_curves.png").is_dir()
+    assert (exp_dir / "gradient_flow.png").is_dir() and (exp_dir / "training_curves.png").is_dir()
     text = (exp_dir / REPORT).read_text()
     assert entry(text, "training_curves.png") == "not written: Is a directory"
     assert entry(text, "val_loss_comparison.png") == "drawn"
@@ -867,7 +992,7 @@ def test_a_bug_in_a_figure_is_named_and_the_rest_is_there(
     broken = {**figures.FIGURES, "training_curves.png": lambda x: 1 / 0}
     monkeypatch.setattr(figures, "FIGURES", broken)
     assert analyze_aux.main(["--exp_dir", str(exp_dir)]) == 1
-    assert drawn(exp_dir) == ALWAYS - {"training_curves.png"}  # the old one would be stale
+    assert drawn(exp_dir) == DECIDED - {"training_curves.png"}  # the old one would be stale
     why = entry((exp_dir / REPORT).read_text(), "training_curves.png")
     assert re.fullmatch(
         r"not drawn: ZeroDivisionError: division by zero \(figures.py, line \d+\)", why

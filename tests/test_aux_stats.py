@@ -444,6 +444,15 @@ def test_runs_needed_is_the_smallest_n(d, target):
     assert n == 2 or a.power(d, n - 1, 1.0) < target
 
 
+@pytest.mark.parametrize(("effect", "sd"), [(0.005, 0.0034), (0.002, 0.0034), (0.01, 0.001)])
+def test_pairs_needed_is_the_smallest_n(effect, sd):
+    n = a.pairs_needed(effect, sd, alpha=0.04)
+    assert a.paired_power(effect, n, sd, 0.04) >= 0.8
+    assert n == 2 or a.paired_power(effect, n - 1, sd, 0.04) < 0.8
+    assert a.pairs_needed(effect, sd, alpha=0.04, most=n) == n
+    assert n == 2 or a.pairs_needed(effect, sd, alpha=0.04, most=n - 1) is None
+
+
 def test_runs_needed_beyond_the_most_is_none():
     n = a.runs_needed(0.002, 0.0013)
     assert a.runs_needed(0.002, 0.0013, most=n) == n
