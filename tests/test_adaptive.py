@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 
 from ablation import stats
+from ablation.plan import next_step as plan
 from ablation.plan.adaptive import dropped_by_screening, two_best
 from ablation.plan.costs import Costs
 from ablation.plan.forecast import Planned, placeholder
@@ -23,7 +24,7 @@ from ablation.plan.looks import (
     UNRESOLVED,
     looks_at,
 )
-from ablation.plan.next_step import MAX_ATTEMPTS, conclude, next_step, pairs_begun
+from ablation.plan.next_step import MAX_ATTEMPTS, PLANS, conclude, next_step, pairs_begun
 from ablation.plan.validation import MAX_GIVEN_UP, decide_looks
 from ablation.runs.run import machine_seconds
 from ablation.study.heads import CELLS, DEFAULT_CELL, SCHEDULES, WEIGHTS, refinement_name
@@ -596,6 +597,20 @@ def test_a_default_cell_that_stage_2_lost_to_crashes_is_run_in_stage_3():
     by_hand = {"layers": [4, 8], "weight": 0.1, "schedule": "constant"}
     step = next_step(overridden(e, "by_hand", 3, by_hand), results)
     assert [(run.arm.weight, run.arm.schedule) for run in step.runs] == [*CELLS]
+
+
+def test_stage_3_asks_for_the_same_runs_before_and_after_they_were_done():
+    e = adaptive_experiment()
+    _, step, results = carry_out(e)
+    (stage,) = (stage for stage in PLANS["adaptive"] if stage.number == 3)
+    asked = []
+    for stages in ((1, 2), (1, 2, 3)):
+        so_far = [r for r in results if r.run.stage in stages]
+        standing = {r.run.key: r for r in so_far}
+        state = plan.state_of(e, stage, step.decisions[2].chosen, step.decisions, so_far, standing)
+        asked.append(state.runs_asked_for)
+        assert len(state.stage_results) == (2 if 3 in stages else 0)
+    assert asked[0] == asked[1] == of_stage([r.run for r in results], 3)
 
 
 def test_a_placement_that_diverges_in_stage_2_is_dropped_at_the_price_of_one_run():

@@ -558,4 +558,5 @@ def test_runs_that_finished_are_level_by_the_equivalence_interval_of_their_look(
     for factor, level in ((1.001, True), (0.999, False)):
         at_delta = replace(design, delta_eq=factor * excluded)
         assert level_among_finished(last, finished, at_delta) == level
-    assert not level_among_finished(last, finished[:1], replace(design, delta_eq=99.0))
+    for too_few in ([], finished[:1]):  # no variance, no interval
+        assert not level_among_finished(last, too_few, replace(design, delta_eq=99.0))

@@ -187,7 +187,7 @@ def at_full_length(state: State) -> list[RunResult]:
     full = state.experiment.iterations(1.0)
     found = [
         r for r in state.history
-        if r.run.stage > 1 and r.has_outcome and r.run.num_iterations == full and r.run.arm.layers
+        if r.has_outcome and r.run.num_iterations == full and r.run.arm.layers
     ]  # fmt: skip
     return sorted(found, key=lambda r: (r.run.stage, r.run.index, r.run.arm.name))
 

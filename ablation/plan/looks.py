@@ -276,7 +276,7 @@ def ranked_look(pairs: Sequence[Pair], n_max: int, tests: Sequence[Test]) -> Loo
 def level_among_finished(last: Look, finished: Sequence[Pair], design: Design) -> bool:
     """Whether baseline and best are equivalent at the look's bounds, in the pairs of which both
     finished: asked where runs diverged and ranks show nothing."""
-    if last.p is None or len(finished) < 2:
+    if last.p is None or not finished:
         return False
     tests = [replace(test, name=WELCH if test.name == RANKS else test.name) for test in last.tests]
     look = interval_look(finished, last.n_max, tests, design)
