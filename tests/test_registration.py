@@ -180,7 +180,9 @@ def test_everything_that_a_verdict_rests_on_is_inside_the_hash(materials, tmp_pa
     stages = fixed["stages"].values()
     assert all(stage["rule"] and stage["arms"] for stage in stages)
     ranges = [range(s["seeds"]["first"], s["seeds"]["last"] + 1) for s in stages]
-    assert len(set().union(*ranges)) == sum(map(len, ranges))  # disjoint
+    assert ranges[2] == ranges[1]  # stage 3 is compared with stage 2, seed by seed
+    others = [*ranges[:2], *ranges[3:]]
+    assert len(set().union(*others)) == sum(map(len, others))  # disjoint
 
 
 @pytest.mark.parametrize(
