@@ -416,15 +416,24 @@ def test_worst_rank_at_its_ends():
 # Power
 
 
-def test_power_against_simulation():
+@pytest.mark.parametrize(("n", "effect"), [(2, 4.0), (3, 3.0), (5, 1.5), (9, 1.0)])
+@pytest.mark.parametrize("alpha", [0.05, 0.01])
+def test_power_against_simulation(n, effect, alpha):
+    """Of Welch's test itself, whose degrees of freedom few runs leave to chance."""
     rng = np.random.default_rng(3)
-    x, y = rng.normal(0, 1, (20_000, 5)), rng.normal(-1.5, 1, (20_000, 5))
-    found = (stats.ttest_ind(x, y, axis=1).pvalue < 0.05).mean()
-    assert a.power(1.5, 5, 1.0) == pytest.approx(found, abs=0.012)
+    x, y = rng.normal(0, 1, (40_000, n)), rng.normal(-effect, 1, (40_000, n))
+    found = (stats.ttest_ind(x, y, axis=1, equal_var=False).pvalue < alpha).mean()
+    assert a.power(effect, n, 1.0, alpha) == pytest.approx(found, abs=0.009)  # 3.6 se
 
 
-def test_power_at_no_effect_is_the_level_and_grows():
-    assert a.power(0.0, 6, 1.0) == pytest.approx(0.05)
+def test_power_of_many_runs_is_that_of_the_pooled_test():
+    critical, shift = stats.t.isf(0.025, 198), 0.4 / math.sqrt(2 / 100)
+    assert a.power(0.4, 100, 1.0) == pytest.approx(stats.nct.sf(critical, 198, shift), abs=1e-4)
+
+
+def test_power_at_no_effect_is_at_most_the_level_and_grows():
+    levels = [a.power(0.0, n, 1.0) for n in (2, 3, 6, 30)]
+    assert levels == sorted(levels) and levels[-1] == pytest.approx(0.05, abs=2e-4)
     grows = [a.power(0.003, n, 0.0013) for n in range(2, 20)]
     assert grows == sorted(grows)
     assert a.power(1.0, 8, 0.0013) == pytest.approx(1.0)
@@ -464,7 +473,7 @@ def test_runs_needed_beyond_the_most_is_none():
 @given(st.floats(0, 1e4), st.integers(2, 200))
 @settings(deadline=None)
 def test_power_is_a_probability_whatever_the_sign(d, n):
-    assert 0.05 - 1e-9 <= a.power(d, n, 1.0) <= 1 + 1e-9
+    assert a.power(0.0, n, 1.0) - 1e-9 <= a.power(d, n, 1.0) <= 1 + 1e-9
     assert a.power(-d, n, 1.0) == a.power(d, n, 1.0)
 
 
@@ -475,10 +484,10 @@ def test_power_without_runs_or_without_a_standard_deviation():
 
 
 def test_mde80_has_power_80():
-    for n in (4, 8, 14, 40):
-        assert a.power(a.mde80(0.0013, n), n, 0.0013) == pytest.approx(0.8, abs=0.004)
-    # by hand: t.975 = 2.1448 and t.8 = 0.8681 with 14 degrees of freedom
-    assert a.mde80(2.0, 8) == pytest.approx((2.1448 + 0.8681) * 2 * 0.5, abs=2e-4)
+    for n in (2, 3, 8, 40):
+        assert a.power(a.mde80(0.0013, n), n, 0.0013) == pytest.approx(0.8, abs=1e-6)
+    # with many runs, the published (t.975 + t.8) s sqrt(2/n)
+    assert a.mde80(2.0, 100) == pytest.approx((1.97202 + 0.84345) * 2 * math.sqrt(0.02), rel=1e-3)
     assert a.mde80(0.0013, 1) is None
     assert a.mde80(0.0, 5) == 0.0
 

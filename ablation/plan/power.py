@@ -397,7 +397,7 @@ def resolution(e: Experiment, n: int) -> str:
         f"{span([f'{test.power(effect, n):.2f}' for test in tests])} at {effect:g}"
         for effect in (design.delta_eq, design.delta_target)
     ]
-    mde80 = span([f"{test.mde80(n):.4f}" for test in tests])
+    mde80 = span([f"{test.mde80(n):.3g}" for test in tests])
     return f"{n} pairs fit; MDE80 {mde80} nats/token; power {', '.join(powers)}"
 
 
