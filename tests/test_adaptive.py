@@ -632,6 +632,19 @@ def test_the_plan_stops_when_every_arm_diverges_in_stage_2():
     assert step.at_gate and step.ended == "STOP: every arm diverged"
 
 
+def test_no_placement_is_run_again_before_each_was_run_once():
+    """On a packed machine a slot is free while the last one still trains: it may be the best."""
+    e = adaptive_experiment(parallel_runs=8)
+    _, _, results = carry_out(e)
+    first = [r for r in results if (r.run.stage, r.run.index) == (2, 0)]
+    for last in first:
+        others = [r for r in first if r is not last]
+        step = next_step(e, others, frozenset({last.run.name}))
+        assert not step.runs and not step.ended
+        assert next_step(e, others).runs == (last.run,)
+    assert [run.index for run in next_step(e, first).runs] == [1, 1]
+
+
 def test_a_second_run_that_fails_for_good_ends_no_plan():
     launched, step, _ = carry_out(
         adaptive_experiment(),
