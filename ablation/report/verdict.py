@@ -53,7 +53,7 @@ def draw_verdict(evidence: Evidence):
         above.set_xlabel("pairs, in the order of their seeds, and their mean")
     above.set_ylim(*with_margin([-evidence.design.delta_eq, evidence.design.delta_eq, *values]))
     above.set_xlim(0.4, n + (0.6 if looks else 1.6))
-    above.set_xticks(range(1, n + 1, 1 if n <= 20 else 5))
+    above.set_xticks([k for k in range(1, n + 1) if n <= 20 or k == 1 or k % 10 == 0])
     above.set_ylabel("difference of a pair\n(nats/token)")
     above.set_title(verdict_title(evidence, block))
     figure.align_ylabels()
@@ -96,7 +96,8 @@ def draw_pairs(ax, block: Block) -> list[float]:
     pairs = pairs_of(block)
     both = [(k, b.final_loss - a.final_loss) for k, b, a in pairs if b.status == a.status == "ok"]
     if both:
-        ax.plot(*zip(*both, strict=True), markersize=8, label="one pair: baseline - arm", **A_RUN)
+        size = {"markersize": 8 if len(both) <= 30 else 5, "label": "one pair: baseline - arm"}
+        ax.plot(*zip(*both, strict=True), **size, **A_RUN)
     lost = {  # a run that diverged is worse than any loss
         "the arm diverged": (0, WORSE, [k for k, _, a in pairs if a.status == "diverged"]),
         "the baseline diverged": (1, BETTER, [k for k, b, _ in pairs if b.status == "diverged"]),
@@ -145,7 +146,7 @@ def draw_looks(ax, evidence: Evidence) -> None:
         ax.plot(without, [0] * len(without), "x", color=BLACK, label=about, zorder=5, **cross)
     fell = next((look for look in evidence.looks if look.verdict), None)
     if fell and fell.improvement is not None:
-        ring = {"markersize": 17, "markerfacecolor": "none", "markeredgewidth": 2}
+        ring = {"markersize": 17, "markerfacecolor": "none", "markeredgewidth": 2, "clip_on": False}
         about = "the look at which the verdict fell"
         ax.plot([fell.n], [fell.improvement], "o", color=BLACK, label=about, **ring)
     d, later = evidence.design, looks[len(looks) // 2 :]
@@ -157,20 +158,23 @@ def draw_looks(ax, evidence: Evidence) -> None:
 def draw_intervals(ax, looks: list[Look], d: Design) -> None:
     ns, middle = [look.n for look in looks], [look.improvement for look in looks]
     reach = [look.reach or 0.0 for look in looks]
-    bound = {"color": WORSE, "linestyle": ":", "linewidth": 2, "marker": "_", "markersize": 14}
+    thin = min(1.0, 20 / len(looks))  # of 20 looks and fewer, each is told apart
+    bound = {"color": WORSE, "linestyle": ":", "linewidth": 2, "marker": "_"}
+    bound["markersize"] = 14 * thin
     ax.plot(ns, reach, label="bound: improves above, harmful below", **bound)
     ax.plot(ns, [-r for r in reach], **bound)
     bar = {"fmt": "none", "color": BETTER}
     wide = f"sequential {level(d.alpha)} interval"
     narrow = f"sequential {level(2 * d.alpha)} interval, for equivalence"
     eq_reach = [look.eq_reach for look in looks]
-    ax.errorbar(ns, middle, eq_reach, alpha=0.35, elinewidth=9, label=narrow, **bar)
-    ax.errorbar(ns, middle, reach, elinewidth=2, capsize=5, label=wide, **bar)
+    ax.errorbar(ns, middle, eq_reach, alpha=0.35, elinewidth=9 * thin, label=narrow, **bar)
+    ax.errorbar(ns, middle, reach, elinewidth=2 * thin, capsize=5 * thin, label=wide, **bar)
     for name, (marker, whose) in MARKERS.items():
         mine = [(look.n, look.improvement) for look in looks if look.decides.name == name]
         if mine:
             about = f"improvement; the interval is {whose}"
-            ax.plot(*zip(*mine, strict=True), marker, color=BETTER, markersize=8, label=about)
+            size = {"markersize": max(3.0, 8 * thin), "label": about}
+            ax.plot(*zip(*mine, strict=True), marker, color=BETTER, **size)
 
 
 def verdict_title(evidence: Evidence, block: Block) -> str:
