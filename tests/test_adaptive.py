@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ablation import stats
+from ablation import sequential, stats
 from ablation.plan import next_step as plan
 from ablation.plan.adaptive import dropped_by_screening, two_best
 from ablation.plan.costs import Costs
@@ -773,7 +773,7 @@ def test_a_budget_that_shrinks_lowers_n_max_and_nothing_raises_it():
     for kind, share in enumerate((0.8, 0.2)):
         spent = [share * 0.025 * (k["n"] / k["n_max"]) ** 3 for k in wasted["looks"]]
         assert spent[-1] == pytest.approx(share * 0.025)
-        bounds = stats.bounds([k["n"] for k in wasted["looks"]], spent)
+        bounds = sequential.bounds([k["n"] for k in wasted["looks"]], spent)
         assert [k["tests"][kind]["z"] for k in wasted["looks"]] == pytest.approx(list(bounds))
 
 

@@ -16,7 +16,7 @@ import pytest
 import scipy.stats
 
 import analyze_aux
-from ablation import stats
+from ablation import sequential, stats
 from ablation.folder.registration import changes, digest_of, read_document
 from ablation.plan.looks import NO_EFFECT, Look, look_from
 from ablation.plan.next_step import next_step
@@ -534,8 +534,8 @@ def test_every_statistic_of_the_final_validation_is_that_of_aux_stats(small_effe
     for test, share in ((stats.compare, 1 - d.pairing), (stats.paired, d.pairing)):
         each = [test(baseline[: k.n], best[: k.n]) for k in looks]
         ts, dfs = [e.improvement / e.se for e in each], [e.df for e in each]
-        families.append(stats.Family(share, ts, dfs))
-    repeated = stats.repeated_p([k.n for k in looks], [k.n_max for k in looks], families)
+        families.append(sequential.Family(share, ts, dfs))
+    repeated = sequential.repeated_p([k.n for k in looks], [k.n_max for k in looks], families)
     pair = stats.paired(baseline, best)
     assert f"repeated p = {repeated:.4f}, over {len(looks)} look(s)" in entry(final, "p")
     assert f"nominal p = {c.p:.4f} (Welch), p = {pair.p:.4f} (pairs)" in entry(final, "p")

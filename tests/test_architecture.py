@@ -12,12 +12,13 @@ ROOT = Path(__file__).resolve().parents[1]
 DOORS = {  # room: the rooms whose files it may import, beside its own
     "runs": set(),
     "stats": set(),
+    "sequential": set(),
     "study": {"runs"},
-    "plan": {"study", "runs", "stats"},
+    "plan": {"study", "runs", "stats", "sequential"},
     "cli": {"study", "runs"},
     "folder": {"plan", "study", "runs"},
     "execute": {"folder", "plan", "study", "runs", "cli"},
-    "report": {"folder", "plan", "study", "runs", "stats"},
+    "report": {"folder", "plan", "study", "runs", "stats", "sequential"},
 }
 REPORT_MAY_ASK = {"plan.decision", "plan.looks"}  # of the plan's files
 PROGRAMS = {"run_aux", "analyze_aux", "staged_analysis_helper"}

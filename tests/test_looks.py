@@ -8,7 +8,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from ablation import stats
+from ablation import sequential
 from ablation.plan.looks import (
     BELOW,
     HARMFUL,
@@ -187,7 +187,7 @@ def looks_by_the_formula(baseline, best, n_maxes, w, alpha):
             of_tests = []
             for share, se, df in tests:
                 spent = [cubic(k, n_maxes[k - 1], share * level) for k in range(3, n + 1)]
-                z = stats.bounds(range(3, n + 1), spent)[-1]
+                z = sequential.bounds(range(3, n + 1), spent)[-1]
                 of_tests.append(reach_by_the_formula(z, se, df))
             reaches.append(min(of_tests))
         found.append((n, (b - a).mean(), *reaches))
@@ -287,7 +287,7 @@ def crossed(improvement_of_pairs, w, ns, alpha):
     found = np.zeros(len(baseline), dtype=bool)
     fractions = [n / ns[-1] for n in ns]
     of_welch, of_pairs = (
-        stats.bounds(ns, [share * alpha / 2 * t**3 for t in fractions]) for share in (1 - w, w)
+        sequential.bounds(ns, [share * alpha / 2 * t**3 for t in fractions]) for share in (1 - w, w)
     )
     for n, z_welch, z_pairs in zip(ns, of_welch, of_pairs, strict=True):
         b, a = baseline[:, :n], best[:, :n]
@@ -342,7 +342,7 @@ def test_a_budget_that_lowers_n_max_spends_the_rest_of_alpha_sooner():
     for kind, share in enumerate((0.8, 0.2)):
         spent = [cubic(n, 10, share * 0.025) for n in (3, 4, 5)] + [share * 0.025]
         z = lowered[3].tests[kind].z
-        assert z == pytest.approx(stats.bounds((3, 4, 5, 6), spent)[-1])
+        assert z == pytest.approx(sequential.bounds((3, 4, 5, 6), spent)[-1])
         assert z < kept[3].tests[kind].z
     assert lowered[3].low > kept[3].low
 
@@ -549,7 +549,7 @@ def test_runs_that_finished_are_level_by_the_equivalence_interval_of_their_look(
     for share, test in ((1 - w, scipy.stats.ttest_ind), (w, scipy.stats.ttest_rel)):
         if share:
             spent = [cubic(n, 8, share * 0.05) for n in range(3, 9)]
-            q = stats.bounds(range(3, 9), spent)[-1]
+            q = sequential.bounds(range(3, 9), spent)[-1]
             how = {"equal_var": False} if test is scipy.stats.ttest_ind else {}
             level = 1 - 2 * scipy.stats.norm.sf(q)
             interval.append(test(baseline, best, **how).confidence_interval(level))

@@ -42,6 +42,7 @@ def files_of(room: str, *without: str) -> tuple[str, ...]:
 DECIDING_FILES = (  # the files that a decision depends on, from the records on disk to its text
     *files_of("runs"),
     "ablation/stats.py",
+    "ablation/sequential.py",
     *files_of("study", "asked.py"),
     *files_of("plan", "forecast.py", "power.py"),
     *files_of("folder", "materials.py", "results.py"),

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ablation import stats
+from ablation import sequential, stats
 from ablation.runs.run import RunResult
 from ablation.study.profiles import Design
 
@@ -48,7 +48,7 @@ class Test:
     def _times_se(self, bound: float) -> float | None:
         if self.se is None or self.df is None:
             return None
-        return stats.t_critical(bound, self.df) * self.se
+        return sequential.t_critical(bound, self.df) * self.se
 
 
 @dataclass(frozen=True)
@@ -183,9 +183,10 @@ def bound_of(ns: Sequence[int], n_maxes: Sequence[int], alpha: float) -> float:
     spent sooner; what was spent stays spent.
     """
     spent = [
-        stats.cubic_spending(n / max(n, n_max), alpha) for n, n_max in zip(ns, n_maxes, strict=True)
+        sequential.cubic_spending(n / max(n, n_max), alpha)
+        for n, n_max in zip(ns, n_maxes, strict=True)
     ]
-    return stats.bounds(ns, spent)[-1]
+    return sequential.bounds(ns, spent)[-1]
 
 
 def take_look(pairs: Sequence[Pair], n_max: int, earlier: Sequence[Look], design: Design) -> Look:
@@ -263,7 +264,7 @@ def ranked_look(pairs: Sequence[Pair], n_max: int, tests: Sequence[Test]) -> Loo
     (welch, *others), n = tests, len(pairs)
     baseline, best = losses_of(pairs)
     test = stats.worst_rank(baseline, best, n - len(baseline), n - len(best))
-    level = 2 * stats.upper_tail(welch.z)
+    level = 2 * sequential.upper_tail(welch.z)
     verdict = ""
     if test.p is not None and test.p <= level and baseline:  # else there is nothing to beat
         verdict = IMPROVES if test.favours_arm else HARMFUL

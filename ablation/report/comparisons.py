@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
-from ablation import stats
+from ablation import sequential, stats
 from ablation.plan.looks import RANKS, Look, Test
 from ablation.report.evidence import Evidence, GradNorms
 from ablation.runs.run import STATUSES, Arm, RunResult
@@ -279,13 +279,15 @@ def repeated_ps(looks: Sequence[Look]) -> list[float]:
     kinds = range(len(looks[0].tests)) if looks else ()  # Welch or ranks, and pairs
     tests = [[t_of(look, look.tests[kind]) for look in looks] for kind in kinds]
 
-    def families(k: int) -> list[stats.Family]:
+    def families(k: int) -> list[sequential.Family]:
         return [
-            stats.Family(looks[0].tests[kind].share, *zip(*tests[kind][:k], strict=True))
+            sequential.Family(looks[0].tests[kind].share, *zip(*tests[kind][:k], strict=True))
             for kind in kinds
         ]
 
-    return [stats.repeated_p(ns[:k], n_maxes[:k], families(k)) for k in range(1, len(looks) + 1)]
+    return [
+        sequential.repeated_p(ns[:k], n_maxes[:k], families(k)) for k in range(1, len(looks) + 1)
+    ]
 
 
 def t_of(look: Look, test: Test) -> tuple[float | None, float | None]:
