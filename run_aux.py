@@ -72,8 +72,15 @@ from ablation.plan.next_step import PLANS
 from ablation.runs.run import RunResult
 from ablation.runs.store import read_records
 from ablation.runs.untrusted import printable
-from ablation.study.asked import UsageError, arms_asked, as_asked, new_experiment, profile_asked
-from ablation.study.experiment import Experiment
+from ablation.study.asked import (
+    TERMS_ASKED,
+    UsageError,
+    arms_asked,
+    as_asked,
+    new_experiment,
+    profile_asked,
+)
+from ablation.study.experiment import STOP_ON, Experiment
 from ablation.study.heads import PHASES, QUESTION, SCHEDULE, WEIGHT
 from ablation.study.profiles import PROFILES
 
@@ -82,7 +89,7 @@ from ablation.study.profiles import PROFILES
 
 
 STAGED = tuple(plan for plan in PLANS if plan != "manual")
-STOP_ON = "adaptive: any (default) or superiority"
+STOPS = f"adaptive: {', '.join(STOP_ON)} ({next(iter(STOP_ON))})"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -105,7 +112,8 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--profile", metavar="NAME", help=f"{', '.join(PROFILES)} (by the GPUs seen)")
     how.add_argument("--max_budget_hours", type=float, metavar="H", help="machine hours in all")
     how.add_argument("--plan", choices=STAGED, metavar="NAME", help="classic (default) or adaptive")
-    how.add_argument("--stop_on", choices=("any", "superiority"), metavar="WHAT", help=STOP_ON)
+    how.add_argument("--stop_on", choices=(*STOP_ON,), metavar="WHAT", help=STOPS)
+    how.add_argument("--screen", action="store_true", help="adaptive: short runs in stage 1, too")
     how.add_argument("--full_iterations", type=int, metavar="N", help="length of a full run")
     how.add_argument("--validation_runs", type=int, metavar="N", help="most pairs in stage 4")
     how.add_argument("--runs", type=int, metavar="K", help="seeds per arm by hand (1)")
@@ -117,6 +125,9 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--log_grad_norms", action="store_true", help="what heads add to gradients")
     how.add_argument("--ignore_gate", action="store_true", help="go on past a STOP, on record")
 
+    terms = parser.add_argument_group("statistical terms, nats/token (the profile's)")
+    for name, (_, about) in TERMS_ASKED.items():
+        terms.add_argument(f"--{name}", type=float, metavar="X", help=about)
     add_place(parser.add_argument_group("where and with what"))
     look = parser.add_argument_group("before the first run")
     look.add_argument("--dry_run", action="store_true", help="print commands and hours only")

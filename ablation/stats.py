@@ -319,6 +319,33 @@ def runs_needed(
     return ns[first] if first < len(ns) else None
 
 
+def paired_power(effect: float, n: int, sd: float, alpha: float = 0.05) -> float:
+    """Power of the two-sided paired t test with n pairs whose differences have this sd, as `power`.
+    It is 0 at level 0. ValueError unless sd is above 0."""
+    finite([effect, sd])
+    if sd <= 0:
+        raise ValueError(f"power needs a standard deviation above 0, not {sd!r}")
+    if n < 2 or alpha <= 0:
+        return 0.0
+    from scipy.special import stdtrit
+    from scipy.stats import nct
+
+    critical, shift = -float(stdtrit(n - 1, alpha / 2)), abs(effect) / (sd / math.sqrt(n))
+    lower = nct.cdf(-critical, n - 1, shift)  # NaN far out, where it is nothing
+    return float(nct.sf(critical, n - 1, shift)) + (float(lower) if math.isfinite(lower) else 0.0)
+
+
+def paired_mde80(sd: float, n: int, alpha: float = 0.05) -> float | None:
+    """Minimum detectable effect of n pairs whose differences have this sd, as `mde80`; None for
+    n < 2, and at level 0."""
+    finite([sd])
+    if n < 2 or alpha <= 0:
+        return None
+    from scipy.special import stdtrit
+
+    return float(stdtrit(n - 1, 1 - alpha / 2) + stdtrit(n - 1, 0.8)) * sd / math.sqrt(n)
+
+
 # ---------------------------------------------------------------------------------------------
 # Looking more than once: group-sequential bounds
 

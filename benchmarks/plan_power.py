@@ -15,7 +15,8 @@ names the scenario, the worst has none, and the others lie between: placement, w
 count a third each, in evenly spaced levels, whose order is drawn anew in each replicate
 (--scattered: 36 evenly spaced effects in any order, with nothing in common between neighbours). In
 `harmful` the best one does .010 of harm and the worst .020; in `null` and `delta_eq` all are alike.
-Noise: normal, independent between runs; sd .004/.0024/.0013 at 20/50/100 % of a run, and
+Noise: normal, independent between runs (--rho: losses of one seed and one length correlate, but not
+in successive halving); sd .004/.0024/.0013 at 20/50/100 % of a run, and
 correlation .34/.70 of a run's noise at 20/50 % with that at its end (1,311 public runs of
 modded-nanogpt in 102 groups of the same code). `noisy` scenarios have 3/1.3 of all that.
 
@@ -94,8 +95,8 @@ def by_next_step(e: Experiment):
 def bash_loop(truth: Truth) -> Outcome:
     """The baseline and 27 configurations once (three of the placements); the lowest loss wins. Its
     claim: heads help if the winner is below the one baseline run, by however little."""
-    losses = [truth.loss(configuration) for configuration in GRID[:27]]
-    improved = min(losses) < truth.loss(())
+    losses = [truth.loss(configuration, 0) for configuration in GRID[:27]]
+    improved = min(losses) < truth.loss((), 0)
     return Outcome(IMPROVES if improved else UNDECIDED, 28.0)
 
 
@@ -137,8 +138,8 @@ def oracle(truth: Truth) -> Outcome:
 
 def fixed_test(truth: Truth, configuration: tuple, pairs: int) -> str:
     """Welch, two-sided .05; if that finds nothing, TOST at .05 against delta_eq."""
-    baseline = [truth.loss(()) for _ in range(pairs)]
-    arm = [truth.loss(configuration) for _ in range(pairs)]
+    baseline = [truth.loss((), seed) for seed in range(1, pairs + 1)]
+    arm = [truth.loss(configuration, seed) for seed in range(1, pairs + 1)]
     comparison = stats.compare(baseline, arm)
     if comparison.p < SPEEDRUN.design.alpha:
         return IMPROVES if comparison.improvement > 0 else HARMFUL
@@ -161,18 +162,19 @@ PLANS = {
 # Replicates
 
 
-def replicates_of(task: tuple[Scenario, str, int, range]) -> list[Outcome]:
-    scenario, plan, seed, numbers = task
-    return [PLANS[plan](Truth(scenario, f"{seed}/{scenario.name}/{k}")) for k in numbers]
+def replicates_of(task: tuple[Scenario, str, int, float, range]) -> list[Outcome]:
+    scenario, plan, seed, rho, numbers = task
+    return [PLANS[plan](Truth(scenario, f"{seed}/{scenario.name}/{k}", rho)) for k in numbers]
 
 
 def rows_of(
-    scenarios: Sequence[Scenario], plans: Sequence[str], replicates: int, seed: int, jobs: int
-) -> Iterator[dict]:
+    scenarios: Sequence[Scenario], plans: Sequence[str], replicates: int, seed: int, jobs: int,
+    rho: float = 0.0,
+) -> Iterator[dict]:  # fmt: skip
     """A row for each scenario and plan, in this order, as soon as it is there."""
     chunks = [range(k, min(k + 50, replicates)) for k in range(0, replicates, 50)]
     keys = [(scenario, plan) for scenario in scenarios for plan in plans]
-    tasks = [(scenario, plan, seed, chunk) for scenario, plan in keys for chunk in chunks]
+    tasks = [(scenario, plan, seed, rho, chunk) for scenario, plan in keys for chunk in chunks]
     with Pool(jobs) as pool:
         parts = pool.imap(replicates_of, tasks)
         for scenario, plan in keys:
@@ -197,12 +199,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--worlds", default="", metavar="A,B", help="these only: --worlds=-.003")
     parser.add_argument("--plans", default="", metavar="A,B", help="these only")
     parser.add_argument("--scattered", action="store_true", help="cells have nothing in common")
+    parser.add_argument("--rho", type=float, default=0.0, help="correlation within seeds (0)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     args = parser.parse_args(argv)
     try:
         if args.replicates < 1 or args.jobs < 1:
             raise ValueError("--replicates and --jobs: give 1 or more")
+        if not 0 <= args.rho < 1:
+            raise ValueError(f"--rho {args.rho:g}: give 0 to below 1")
         scenarios = [SCENARIOS[name] for name in chosen(args.worlds, SCENARIOS, "--worlds")]
         plans = chosen(args.plans, PLANS, "--plans")
     except ValueError as error:
@@ -212,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         scenarios = [replace(scenario, ranks=power.scattered_ranks) for scenario in scenarios]
     rows = []
     began = time.perf_counter()
-    for row in rows_of(scenarios, plans, args.replicates, args.seed, args.jobs):
+    for row in rows_of(scenarios, plans, args.replicates, args.seed, args.jobs, args.rho):
         rows.append(row)
         if row["plan"] == plans[-1]:
             print(f"\n{row['world']}")

@@ -890,10 +890,10 @@ def test_without_matplotlib_there_is_a_report_and_the_remedy(tmp_path):
     assert "pip install -r requirements.txt" in text and "aux_4" in text
 
 
-def test_a_registration_without_its_design_is_one_line(tmp_path, capsys):
+def test_a_registration_with_another_design_is_one_line(tmp_path, capsys):
     exp_dir = make(tmp_path, most=1)
     document = read_document(exp_dir)
     document["registered"]["profile"]["design"] = {"alpha": "x"}
     (exp_dir / "experiment_configs.json").write_text(json.dumps(document))
     assert analyze_aux.main(["--exp_dir", str(exp_dir)]) == 1
-    assert "profile.design is" in capsys.readouterr().err
+    assert "profile.design.alpha 'x': give a level" in capsys.readouterr().err

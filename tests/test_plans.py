@@ -3,6 +3,7 @@
 import itertools
 import os
 import random
+import re
 import time
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ablation.plan.costs import Costs
-from ablation.plan.forecast import forecast, span_s
+from ablation.plan.forecast import forecast, pairs_of, span_s, too_few_pairs
 from ablation.plan.next_step import (
     MAX_ATTEMPTS,
     PLANS,
@@ -20,6 +21,7 @@ from ablation.plan.next_step import (
     pairs_begun,
     result_that_stands,
 )
+from ablation.plan.power import as_meant
 from ablation.runs.run import STATUSES, machine_seconds
 from ablation.study.experiment import seed_of
 from ablation.study.heads import ARMS, PHASES
@@ -27,6 +29,7 @@ from ablation.study.overrides import Override, Overrides
 from ablation.study.profiles import PROFILES, default_profile
 from tests.support.invent import experiment, overridden, result, with_share
 
+MINI = PROFILES["mini"]
 GOOD = {(): 3.3, (4,): 3.2, (6,): 3.1, (8,): 3.15, (4, 8): 3.0, (3, 6, 9): 3.25}
 HYPER = {0.05: 0.01, 0.1: 0.0, 0.2: 0.02, "constant": 0.0, "linear_decay": -0.02}
 
@@ -550,3 +553,43 @@ def test_what_a_stage_asks_for_is_made_out_once(plan, monkeypatch):
     monkeypatch.setitem(PLANS, plan, rows)
     conclude(next_step(e, results))
     assert asked == [1, 2, 3, 4]
+
+
+# ---------------------------------------------------------------------------------------------
+# A budget in which nothing can be concluded
+
+
+@pytest.mark.parametrize(
+    ("share", "validation_runs", "needed"),
+    [
+        ({}, None, MINI.design.first_look),
+        ({}, 2, 2),
+        ({"parallel_runs": 3}, None, MINI.design.first_look),
+        ({"parallel_runs": 8}, None, MINI.design.first_look),
+        ({"launcher": "slurm", "nodes": 2, "processes": 2}, None, MINI.design.first_look),
+    ],
+)
+def test_a_budget_without_a_first_look_is_refused_with_the_one_that_has_it(
+    share, validation_runs, needed
+):
+    e = experiment(plan="adaptive", budget_hours=0.001, validation_runs=validation_runs, **share)
+    why = too_few_pairs(e)
+    assert f"a budget of 0.001 h leaves 0 pair(s) for stage 4, and a verdict takes {needed}" in why
+    hours = float(re.search(r"give --max_budget_hours ([\d.]+) or more", why)[1])
+    enough, less = (replace(e, budget_hours=h) for h in (hours, 0.8 * hours))
+    assert pairs_of(forecast(enough)[0]) >= needed
+    assert not too_few_pairs(enough)
+    assert too_few_pairs(less)
+
+
+@pytest.mark.parametrize("plan", ["classic", "manual"])
+def test_only_a_sequential_test_needs_a_first_look(plan):
+    by_hand = {"arms": (ARMS["baseline"],), "seeds": (1,)} if plan == "manual" else {}
+    e = experiment(plan=plan, budget_hours=0.001, **by_hand)
+    assert not too_few_pairs(e)
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+def test_every_profile_has_the_hours_for_its_own_first_look(profile):
+    e = as_meant(profile)
+    assert not too_few_pairs(e)

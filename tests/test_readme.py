@@ -19,8 +19,10 @@ from ablation.plan.next_step import MAX_ATTEMPTS, PLANS
 from ablation.runs.log import SUMMARY_FIELDS
 from ablation.runs.run import RunConfig
 from ablation.study import heads
+from ablation.study.asked import TERMS_ASKED
+from ablation.study.experiment import STOP_ON
 from ablation.study.heads import SHORT
-from ablation.study.profiles import PROFILES, default_profile
+from ablation.study.profiles import PROFILES, TERMS, default_profile
 from run_aux import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,6 +71,12 @@ def adaptive_rows():
     for stage in PLANS["adaptive"]:
         rule = stage.rule_text(PROFILES["speedrun"].design)
         yield f"| {stage.number} {stage.name} | {adaptive_runs()[stage.number]} | {rule} |"
+
+
+def term_rows():
+    for name, (plans, about) in TERMS_ASKED.items():
+        fit = TERMS[name][1].removeprefix("give ")
+        yield f"| `--{name}` | {about} | {fit} | {' and '.join(plans)} |"
 
 
 def profile_rows():
@@ -153,6 +161,11 @@ def test_what_heads_cost_is_what_was_measured():
 
 def test_the_sample_sizes_are_those_of_the_plan_report():
     assert "\n".join(power.sample_size_rows(PROFILES["speedrun"])) in ALL
+
+
+def test_the_terms_and_stops_are_those_of_the_command_line():
+    assert "\n".join(term_rows()) in ALL
+    assert {"any", *re.findall(r"`--stop_on (\w+)`", ALL)} == STOP_ON.keys()
 
 
 def test_every_command_of_the_pages_is_understood(monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import analyze_aux
 from ablation.execute.machine import machine
 from ablation.folder import registration
 from ablation.folder.materials import ROOT, Materials
@@ -51,12 +52,23 @@ CHANGED = {  # field that the refusal has to name: what is asked instead
     "full_iterations": replace(ADAPTIVE, full_iterations=101),
     "validation_runs": replace(ADAPTIVE, validation_runs=3),
     "stop_on": replace(ADAPTIVE, stop_on="superiority"),
+    "screen": replace(ADAPTIVE, screen=True),
     "plan": replace(ADAPTIVE, plan="classic"),
     "profile.name": replace(ADAPTIVE, profile=PROFILES["small"]),
     "profile.muon_lr": replace(ADAPTIVE, profile=replace(MINI, muon_lr=0.5)),
-    "profile.design.delta_eq": replace(
-        ADAPTIVE, profile=replace(MINI, design=replace(MINI.design, delta_eq=0.5))
-    ),
+    **{
+        f"profile.design.{name}": replace(
+            ADAPTIVE, profile=replace(MINI, design=replace(MINI.design, **{name: value}))
+        )
+        for name, value in (
+            ("sigma0", 0.02),
+            ("delta_eq", 0.05),
+            ("delta_target", 0.07),
+            ("alpha", 0.01),
+            ("pairing", 0.0),
+            ("rho", 0.0),
+        )
+    },
     "budget_hours": replace(ADAPTIVE, budget_hours=1.0),
     "unet_skips": replace(ADAPTIVE, unet_skips=True),
     "log_grad_norms": replace(ADAPTIVE, log_grad_norms=True),
@@ -183,6 +195,56 @@ def test_a_registration_that_was_edited_is_refused(field, value, materials, tmp_
     found = standing(exp_dir)
     assert "edited since" in found.changed[0]
     assert found.step is None
+
+
+def test_the_terms_and_ends_that_were_asked_for_are_those_of_who_goes_on(materials, tmp_path):
+    design = replace(MINI.design, sigma0=0.02, pairing=0.0, rho=0.0, alpha=0.01)
+    e = replace(ADAPTIVE, profile=replace(MINI, design=design), screen=True, stop_on="label")
+    exp_dir = begin(e, materials, tmp_path / "experiments", facts(e))
+    assert standing(exp_dir).experiment == e
+    check_unchanged(read_document(exp_dir), registered(e, materials), exp_dir)
+
+
+def test_an_older_registration_is_shown_and_nobody_goes_on_with_it(
+    materials, tmp_path, monkeypatch, capsys
+):
+    """It lacks the terms and options that came later, has one that is gone, and other rules."""
+    with monkeypatch.context() as older:
+        older.setattr(registration, "rules_hash", lambda: "0" * 64)
+        fixed = registered(ADAPTIVE, materials)
+        design = fixed["profile"]["design"]
+        design["power"] = 0.9
+        for missing, of in (("pairing", design), ("rho", design), ("screen", fixed)):
+            del of[missing]
+        older.setattr(registration, "registered", lambda e, m: fixed)
+        exp_dir = begin(ADAPTIVE, materials, tmp_path / "experiments", facts(ADAPTIVE))
+    found = standing(exp_dir)
+    assert found.experiment == ADAPTIVE and found.step is None
+    assert len(found.changed) == 1 and "files that decide are not those" in found.changed[0]
+    assert analyze_aux.main(["--exp_dir", str(exp_dir)]) == 0
+    assert "files that decide are not those" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="cannot be gone on with: the files that decide") as no:
+        check_unchanged(read_document(exp_dir), registered(ADAPTIVE, materials), exp_dir)
+    assert "\n" not in str(no.value)
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        ({"alpha": 0.5}, "profile.design.alpha 0.5: give a level"),
+        ({"pairing": 0.9}, "profile.design.pairing 0.9: give a share"),
+        ({"rho": "x" * 300}, "profile.design.rho 'xxx"),
+        ({"delta_eq": 0.06}, "profile.design.delta_eq 0.06: give less than delta_target"),
+    ],
+)
+def test_registered_terms_that_cannot_be_are_one_line(terms, words, materials, tmp_path):
+    exp_dir = begin(ADAPTIVE, materials, tmp_path / "experiments", facts(ADAPTIVE))
+    document = json.loads((exp_dir / "experiment_configs.json").read_text())
+    document["registered"]["profile"]["design"] |= terms
+    (exp_dir / "experiment_configs.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=words) as refused:
+        read_document(exp_dir)
+    assert len(str(refused.value)) < 400 and "start a new experiment" in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -355,6 +355,12 @@ def test_list_shows_every_arm(home):
         (["--staged", "--train_script", "nothing.py"], ["nothing.py"]),
         (["--staged", "--exp_dir", "shards"], ["shards", "experiment_configs.json"]),
         (["--status", "--exp_dir", "nowhere"], ["nowhere"]),
+        (["--staged", "--screen"], ["--screen", "--plan adaptive"]),
+        (["--staged", "--plan", "adaptive", "--alpha", "2"], ["--alpha 2", "below 0.5"]),
+        (
+            ["--staged", "--plan", "adaptive", "--max_budget_hours", "0.03"],
+            ["a budget of 0.03 h leaves 0 pair(s)", "give --max_budget_hours 0.0"],
+        ),
     ],
 )
 def test_a_mistake_gets_one_line_that_names_it(home, arguments, parts):

@@ -39,7 +39,7 @@ from ablation.folder.registration import (
     registered,
     registered_trainer,
 )
-from ablation.plan.forecast import forecast
+from ablation.plan.forecast import forecast, too_few_pairs
 from ablation.plan.next_step import next_step, pairs_begun
 from ablation.runs.run import RunResult
 from ablation.runs.store import read_records
@@ -98,6 +98,8 @@ def begin(
     """Register a new experiment, in exp_dir or in a new folder of output_dir; then sit."""
     m = materials_of(options, None, exp_dir, e)
     check_materials(m, e)
+    if options.stage is None and (why := too_few_pairs(e)):
+        raise ValueError(why)
     check_torchrun()
     check_with_trainer(e, m, exp_dir or output_dir)
     facts = facts_of(e, gpus)
@@ -197,9 +199,7 @@ def as_decided(
     return e
 
 
-def warnings_for(
-    on_record: Experiment, e: Experiment, results: Sequence[RunResult]
-) -> list[str]:
+def warnings_for(on_record: Experiment, e: Experiment, results: Sequence[RunResult]) -> list[str]:
     """What a person may expect of a resume that is not so. on_record: before this command."""
     found = []
     if e.budget_hours > on_record.budget_hours and pairs_begun(results) >= 0:

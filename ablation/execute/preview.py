@@ -7,7 +7,7 @@ from pathlib import Path
 from ablation.cli.arguments import pasteable
 from ablation.execute.command import build_command, extra_environment
 from ablation.folder.materials import Materials
-from ablation.plan.forecast import Planned, forecast, of_stage, paid_s
+from ablation.plan.forecast import Planned, forecast, of_stage, paid_s, too_few_pairs
 from ablation.plan.next_step import PLANS, Step
 from ablation.runs.run import RunResult, duration, machine_seconds
 from ablation.study.experiment import Experiment
@@ -35,7 +35,9 @@ def announce(
     print_line(f"  total: {duration(total_s)} of the budget of {duration(3600 * e.budget_hours)}")
     for cut in last.budget_cuts:
         print_line(f"  cut by the budget: {cut}")
-    if last.stage and last.stage < 4:
+    if not results and (why := too_few_pairs(e)):
+        print_line(f"  No verdict: {why}.")
+    elif last.stage and last.stage < 4:
         print_line(
             f"  The budget ends in stage {last.stage}, before the final validation. To finish: a"
             " smaller --profile, a smaller --full_iterations, or a larger --max_budget_hours."

@@ -24,12 +24,13 @@ from ablation.plan.validation import MAX_GIVEN_UP
 from ablation.runs.run import arm_from
 from ablation.runs.store import write_json
 from ablation.runs.untrusted import is_number, printable, read_json
-from ablation.study.experiment import Experiment, FirstCosts, Share, seed_of
+from ablation.study.experiment import STOP_ON, Experiment, FirstCosts, Share, seed_of
 from ablation.study.heads import HYPOTHESIS, PHASES, QUESTION
-from ablation.study.profiles import PROFILES
+from ablation.study.profiles import PROFILES, Design, check_terms
 
 # ---------------------------------------------------------------------------------------------
 # Registration: what is fixed before the first run
+
 
 def files_of(room: str, *without: str) -> tuple[str, ...]:
     """The files of a room, by their paths in the checkout."""
@@ -43,6 +44,12 @@ DECIDING_FILES = (  # the files that a decision depends on, from the records on 
     *files_of("study", "asked.py"),
     *files_of("plan", "forecast.py", "power.py"),
     *files_of("folder", "materials.py", "results.py"),
+)
+
+
+AS_THEY_ARE = (  # fields of an Experiment that are registered under their names
+    *("plan", "stop_on", "screen", "full_iterations", "validation_runs", "budget_hours"),
+    *("unet_skips", "log_grad_norms"),
 )
 
 
@@ -72,16 +79,10 @@ def registered(e: Experiment, m: Materials, fingerprint: str | None = None) -> d
             "a diverged run is an outcome and stays in every comparison; a crashed or hung run is"
             f" repeated with its seed, {MAX_ATTEMPTS} attempts in all, each paid for"
         ),
-        "plan": e.plan,
-        "stop_on": e.stop_on,
+        **{name: getattr(e, name) for name in AS_THEY_ARE},
         "profile": {k: v for k, v in asdict(e.profile).items() if k != "device_batch_size"},
-        "full_iterations": e.full_iterations,
-        "validation_runs": e.validation_runs,
-        "budget_hours": e.budget_hours,
         "arms": [asdict(arm) for arm in e.arms],  # by hand
         "seeds": list(e.seeds),  # by hand
-        "unet_skips": e.unet_skips,
-        "log_grad_norms": e.log_grad_norms,
         "first_costs": asdict(e.first_costs),
         "stages": stages,
         "counts": {
@@ -342,7 +343,9 @@ FORM = {  # of what is registered, as far as decisions are made from it
     "data.fingerprint": A_TEXT,
     "profile.name": among(*PROFILES),
     "plan": among(*PLANS),
-    "stop_on": among("any", "superiority"),
+    "profile.design": ((lambda v: isinstance(v, dict)), "give an object"),
+    "stop_on": among(*STOP_ON),
+    "screen": YES_OR_NO,
     "budget_hours": ((lambda v: is_number(v) and 0 < v <= 1e6), "give hours, from 0 to 1e6"),
     "full_iterations": up_to(10**9),
     "validation_runs": ((lambda v: v is None or up_to(10**4)[0](v)), "give up to 10000, or null"),
@@ -360,12 +363,15 @@ FORM = {  # of what is registered, as far as decisions are made from it
 }
 
 
+OLDER = {"screen": False}  # what registrations of older versions lack: they are shown all the same
+
+
 def check_form(document: dict) -> None:
     """Raise ValueError for the first field that no experiment can have registered."""
     check_fields(document, FREE_FORM)
     if not isinstance(document["registered"], dict):
         raise ValueError("registered: give an object")
-    check_fields(document["registered"], FORM)
+    check_fields(OLDER | document["registered"], FORM)
     for value in document["registered"]["arms"]:
         if not any(arm_from(value) in arms for arms in PHASES.values()):
             raise ValueError(f"arms: {printable(repr(value)[:200], limit=60)}: no arm of ours")
@@ -386,19 +392,29 @@ def experiment_of(document: dict) -> Experiment:
     """The experiment that a folder registered. Raises ValueError or KeyError for a document that
     cannot be one."""
     check_form(document)
-    fixed = document["registered"]
+    fixed = OLDER | document["registered"]
     profile = PROFILES[fixed["profile"]["name"]]
     return Experiment(
-        profile=replace(profile, device_batch_size=document["device_batch_size"]),
-        plan=fixed["plan"],
-        budget_hours=fixed["budget_hours"],
-        full_iterations=fixed["full_iterations"],
-        validation_runs=fixed["validation_runs"],
+        profile=replace(
+            profile,
+            device_batch_size=document["device_batch_size"],
+            design=design_from(fixed["profile"]["design"], profile.design),
+        ),
         share=Share(**{f.name: fixed["share"][f.name] for f in fields(Share)}),
         arms=tuple(map(arm_from, fixed["arms"])),
         seeds=tuple(fixed["seeds"]),
-        stop_on=fixed["stop_on"],
-        unet_skips=fixed["unet_skips"],
-        log_grad_norms=fixed["log_grad_norms"],
         first_costs=FirstCosts(**fixed["first_costs"]),
+        **{name: fixed[name] for name in AS_THEY_ARE},
     )
+
+
+def design_from(terms: dict, now: Design) -> Design:
+    """The registered statistical terms. Another version's may lack some, which are then those of
+    now, or have others: such a folder is shown, and nobody goes on with it (`changes`)."""
+    known = {field.name for field in fields(Design)} & terms.keys()
+    design = replace(now, **{name: terms[name] for name in known})
+    try:
+        check_terms(design)
+    except ValueError as error:
+        raise ValueError(f"profile.design.{error}") from None
+    return design

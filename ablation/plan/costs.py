@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
+from functools import cached_property
 
 from ablation.runs.run import RunConfig, RunResult
 from ablation.study.experiment import Experiment
@@ -22,17 +23,28 @@ class Costs:
 
     def __init__(self, experiment: Experiment, results: Sequence[RunResult] = ()):
         self.experiment = experiment
-        done, first = [r for r in results if r.status == "ok"], experiment.first_costs
-        self.measured: dict[tuple, list[float]] = {}
-        train, rest = [], []
-        for result in done:
-            self.measured.setdefault(self._key(result.run), []).append(result.wall_s)
-            prior_train, prior_rest = self.prior(result.run)
-            train_s = result.trained_ms / 1000
-            train.append(train_s / prior_train)
-            rest.append(max(0.0, result.wall_s - train_s) / prior_rest)
-        self.train_ratio = statistics.median(train or [first.train_ratio])
-        self.rest_ratio = statistics.median(rest or [first.rest_ratio])
+        self.done = [r for r in results if r.status == "ok"]
+
+    # Worked out when asked for: a plan makes many of these, and most are of stages that are over.
+
+    @cached_property
+    def measured(self) -> dict[tuple, list[float]]:
+        """Seconds by the clock, by configuration and length."""
+        found: dict[tuple, list[float]] = {}
+        for result in self.done:
+            found.setdefault(self._key(result.run), []).append(result.wall_s)
+        return found
+
+    @cached_property
+    def train_ratio(self) -> float:
+        ratios = [r.trained_ms / 1000 / self.prior(r.run)[0] for r in self.done]
+        return statistics.median(ratios or [self.experiment.first_costs.train_ratio])
+
+    @cached_property
+    def rest_ratio(self) -> float:
+        rests = [(r, max(0.0, r.wall_s - r.trained_ms / 1000)) for r in self.done]
+        ratios = [rest_s / self.prior(r.run)[1] for r, rest_s in rests]
+        return statistics.median(ratios or [self.experiment.first_costs.rest_ratio])
 
     @staticmethod
     def _key(run: RunConfig) -> tuple:

@@ -1,10 +1,12 @@
 """What is still to come?  The plan carried out with placeholder losses: runs, hours, cuts."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ablation.plan.costs import Costs
-from ablation.plan.next_step import Step, next_step
+from ablation.plan.next_step import PLANS, Step, next_step
+from ablation.plan.stage import FINAL_STAGE
 from ablation.runs.run import RunConfig, RunResult, machine_seconds
 from ablation.study.experiment import Experiment
 from ablation.study.heads import SCHEDULE, WEIGHT
@@ -28,6 +30,11 @@ def span_s(planned: Sequence[Planned]) -> float:
 def of_stage(planned: Sequence[Planned], number: int) -> list[Planned]:
     """Those of a stage, in order."""
     return [p for p in planned if p.run.stage == number]
+
+
+def pairs_of(planned: Sequence[Planned]) -> int:
+    """How many pairs of stage 4 there are."""
+    return len(of_stage(planned, FINAL_STAGE)) // 2
 
 
 def paid_s(e: Experiment, planned: Sequence[Planned]) -> float:
@@ -82,6 +89,32 @@ def forecast(
     longest = replace(e, overrides=e.overrides.ungated, stop_on="never")
     loss = loss or (lambda run: scale * placeholder_loss(run))
     return simulate(longest, results, loss)
+
+
+def too_few_pairs(e: Experiment) -> str:
+    """Why a new experiment can conclude nothing: its sequential test would end before its first
+    look; with what can be done about it. Empty where it can."""
+    if not PLANS[e.plan][-1].sequential:
+        return ""
+    first = e.profile.design.first_look
+    needed, fit = min(first, e.validation_runs or first), pairs_of(forecast(e)[0])
+    if fit >= needed:
+        return ""
+    no_limit = replace(e, budget_hours=1e9, validation_runs=needed)
+    hours = rounded_up(paid_s(e, forecast(no_limit)[0]) / 3600)
+    while pairs_of(forecast(replace(e, budget_hours=hours))[0]) < needed:
+        hours = rounded_up(1.02 * hours)  # runs side by side: whole rounds are set aside for pairs
+    return (
+        f"a budget of {e.budget_hours:g} h leaves {fit} pair(s) for stage 4, and a verdict takes"
+        f" {needed}: give --max_budget_hours {hours:g} or more, or runs with fewer"
+        " --full_iterations"
+    )
+
+
+def rounded_up(x: float) -> float:
+    """The next number of two digits."""
+    digits = 1 - math.floor(math.log10(x))
+    return round(math.ceil(x * 10**digits) / 10**digits, max(0, digits))
 
 
 def longest_course(e: Experiment) -> list[Planned]:

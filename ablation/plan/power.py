@@ -13,6 +13,7 @@ Improvement = mean val_loss(baseline) - mean val_loss(arm), nats/token: positive
 
 import math
 import random
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from multiprocessing import Pool
 from ablation import stats
 from ablation.plan.classic import CLASSIC_RULES
 from ablation.plan.costs import Costs
-from ablation.plan.forecast import Planned, forecast, of_stage, paid_s, simulate
+from ablation.plan.forecast import Planned, forecast, of_stage, paid_s, pairs_of, simulate
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
 from ablation.plan.next_step import PLANS, Step, conclude
 from ablation.plan.stage import FINAL_STAGE
@@ -92,11 +93,16 @@ def plain_scenario(name: str, best: float, worst: float, sigma: float) -> Scenar
 
 
 class Truth:
-    """One replicate of a scenario: the ranks of its configurations, and a source of noise."""
+    """One replicate of a scenario: the ranks of its configurations, and a source of noise.
 
-    def __init__(self, scenario: Scenario, seed: str):
-        self.scenario, self.rng = scenario, random.Random(seed)
+    rho: correlation of the losses of one seed and one length, from 0 to below 1. They share an
+    effect of the seed with variance rho; what is left is each run's own.
+    """
+
+    def __init__(self, scenario: Scenario, seed: str, rho: float = 0.0):
+        self.scenario, self.rng, self.rho = scenario, random.Random(seed), rho
         self.rank = dict(zip(GRID, scenario.ranks(self.rng), strict=True))
+        self.of_seed: dict[tuple[int, float], float] = {}  # effect in sd, by seed and length
 
     def improvement(self, configuration: tuple, fraction: float = 1.0) -> float:
         """The true improvement, nats/token. A configuration outside the grid (layers 3,6,9) is a
@@ -105,10 +111,15 @@ class Truth:
             return 0.0
         return self.scenario.improvement(self.rank.get(configuration, 0.5), fraction)
 
-    def loss(self, configuration: tuple, fraction: float = 1.0) -> float:
-        """The loss that a new run would end with after this fraction, noise included."""
+    def loss(self, configuration: tuple, seed: int, fraction: float = 1.0) -> float:
+        """The loss that a new run of this seed would end with after this fraction, with noise."""
         sd = self.scenario.sigma * next(sd for f, (sd, _) in NOISE.items() if fraction <= f + 0.01)
-        return BASELINE_LOSS - self.improvement(configuration, fraction) + self.rng.gauss(0, sd)
+        noise = self.rng.gauss(0, sd * math.sqrt(1 - self.rho))
+        if self.rho:
+            if (seed, fraction) not in self.of_seed:
+                self.of_seed[seed, fraction] = self.rng.gauss(0, 1)
+            noise += sd * math.sqrt(self.rho) * self.of_seed[seed, fraction]
+        return BASELINE_LOSS - self.improvement(configuration, fraction) + noise
 
 
 # ---------------------------------------------------------------------------------------------
@@ -138,9 +149,11 @@ class Outcome:
 def outcome(e: Experiment, truth: Truth, cost_s: Callable[[RunConfig], float]) -> Outcome:
     """What a plan comes to in a replicate. Every run takes what cost_s says."""
     full = e.iterations(1.0)
-    planned, step = simulate(
-        e, (), lambda run: truth.loss(run.arm.configuration, run.num_iterations / full), cost_s
-    )
+
+    def loss(run: RunConfig) -> float:
+        return truth.loss(run.arm.configuration, run.seed, run.num_iterations / full)
+
+    planned, step = simulate(e, (), loss, cost_s)
     return Outcome(verdict_in(conclude(step)), paid_s(e, planned) / cost_s(full_run(e)))
 
 
@@ -179,7 +192,7 @@ def standard_error(p: float, n: int) -> float:
 # ---------------------------------------------------------------------------------------------
 # The report
 
-REPLICATES = 200  # chosen: standard errors below .036, in seconds
+REPLICATES = 100  # chosen: standard errors of at most .05, in 3 s on two cores
 TABLE_POWER = 0.8  # chosen, as usual (Cohen 1988); the power of `stats.runs_needed`
 
 
@@ -199,7 +212,8 @@ def scenarios_for(e: Experiment) -> list[Scenario]:
 
 def outcomes_of(task: tuple[Experiment, Scenario, list[str]]) -> list[Outcome]:
     e, scenario, seeds = task
-    return [outcome(e, Truth(scenario, seed), Costs(e)) for seed in seeds]
+    rho, cost_s = e.profile.design.rho, Costs(e)
+    return [outcome(e, Truth(scenario, seed, rho), cost_s) for seed in seeds]
 
 
 def operating_characteristics(
@@ -241,21 +255,83 @@ def pair_hours(e: Experiment) -> float:
     return sum(map(Costs(e), runs)) / 3600
 
 
-def sample_sizes(e: Experiment) -> list[tuple[float, int, float]]:
-    """(effect in nats/token, runs per arm, hours of both arms) for power .8, two-sided .05; without
-    the effects that a thousand runs would not show."""
-    design = e.profile.design
+@dataclass(frozen=True)
+class LastTest:
+    """Stage 4's test, looked at once: Welch's at its share of alpha, and for the adaptive plan the
+    paired t test at the rest; the shorter of their two intervals counts."""
+
+    sigma: float  # of a final loss between seeds
+    alpha: float
+    pairing: float  # share of alpha for pairs; 0: Welch alone
+    rho: float  # correlation within a seed, assumed
+
+    @property
+    def sd(self) -> float:
+        """Of differences within a seed."""
+        return self.sigma * math.sqrt(2 * (1 - self.rho))
+
+    def power(self, effect: float, n: int) -> float:
+        """Power with n pairs, at least: that of the better test."""
+        for_pairs = self.pairing * self.alpha
+        return max(
+            stats.power(effect, n, self.sigma, self.alpha - for_pairs),
+            stats.paired_power(effect, n, self.sd, for_pairs),
+        )
+
+    def mde80(self, n: int) -> float:
+        """Minimum detectable effect of n >= 2 pairs at power .8, at most."""
+        for_pairs = self.pairing * self.alpha
+        found = (
+            stats.mde80(self.sigma, n, self.alpha - for_pairs),
+            stats.paired_mde80(self.sd, n, for_pairs),
+        )
+        return min(mde80 for mde80 in found if mde80 is not None)
+
+    def pairs_needed(self, effect: float) -> int | None:
+        """The fewest pairs with power .8; None where a thousand do not suffice."""
+        ns = range(2, 1001)  # power grows with n
+        first = bisect_left(ns, TABLE_POWER, key=lambda n: self.power(effect, n))
+        return ns[first] if first < len(ns) else None
+
+
+def last_tests(e: Experiment) -> tuple[LastTest, LastTest]:
+    """Stage 4's test where runs of a seed are independent, and where they correlate as registered:
+    a guess, until somebody measures it."""
+    d = e.profile.design
+    pairing = d.pairing if PLANS[e.plan][-1].sequential else 0.0
+    independent = LastTest(d.sigma0, d.alpha, pairing, 0.0)
+    return independent, replace(independent, rho=d.rho)
+
+
+def assumed(e: Experiment) -> str:
+    """The two assumptions of `last_tests`, in words."""
+    return f"runs of a seed independent, or correlated by {e.profile.design.rho:g}"
+
+
+Sizes = tuple[int | None, int | None]
+
+
+def sample_sizes(e: Experiment) -> list[tuple[float, Sizes]]:
+    """(effect in nats/token, pairs for power .8 by each of `last_tests`), without the effects that
+    a thousand pairs would not show."""
+    design, (first, second) = e.profile.design, last_tests(e)
     multiples = (design.delta_eq * k for k in (0.2, 0.4, 0.6, 1, 2))
     effects = sorted({*multiples, design.delta_target})
-    needed = [(effect, stats.runs_needed(effect, design.sigma0)) for effect in effects]
-    return [(effect, n, n * pair_hours(e)) for effect, n in needed if n is not None]
+    rows = [(x, (first.pairs_needed(x), second.pairs_needed(x))) for x in effects]
+    return [(effect, sizes) for effect, sizes in rows if any(sizes)]
+
+
+def size_cells(e: Experiment, sizes: Sizes) -> list[str]:
+    """Pairs, and the hours of both arms."""
+    return [f"{n} ({n * pair_hours(e):.1f} h)" if n else "more than 1000" for n in sizes]
 
 
 def sample_size_rows(profile: Profile) -> list[str]:
     """Rows of the table of `sample_sizes` in docs/plans.md, on the machine the profile is for."""
+    e = as_meant(profile)
     return [
-        f"| {effect:.3f} | {n} | {hours:.1f} |"
-        for effect, n, hours in sample_sizes(as_meant(profile))
+        f"| {effect:.3f} | {' | '.join(size_cells(e, sizes))} |"
+        for effect, sizes in sample_sizes(e)
     ]
 
 
@@ -274,6 +350,7 @@ def as_meant(profile: Profile, plan: str = "adaptive") -> Experiment:
 def render(e: Experiment, replicates: int = REPLICATES, seed: int = 0) -> str:
     """The whole report. Takes a few seconds, for the counts."""
     design, ways = e.profile.design, courses(e)
+    test = "two intervals, one look" if last_tests(e)[0].pairing else "Welch, one look"
     lines = [
         f"What can {e.budget_hours:g} hours decide? Plan {e.plan}, profile {e.profile.name},"
         f" {e.full_iterations} iterations ({duration(Costs(e)(full_run(e)))}) a full run",
@@ -284,15 +361,14 @@ def render(e: Experiment, replicates: int = REPLICATES, seed: int = 0) -> str:
         "Runs and hours",
         *course_table(e, ways),
         "",
-        "Stage 4, all its pairs used (Welch, one look)",
+        f"Stage 4, all its pairs used ({test}; {assumed(e)})",
         *(f"  {name}: {resolution(e, pairs_of(way))}" for name, way in ways.items()),
         "",
-        f"Pairs that an effect takes (Welch, one look, power {TABLE_POWER:g})",
-        f"  {'effect':>8}{'runs per arm':>14}{'hours':>8}",
-        *(f"  {x:>8.4g}{n:>14}{hours:>8.1f}" for x, n, hours in sample_sizes(e)),
+        f"Pairs that an effect takes ({test}, power {TABLE_POWER:g})",
+        *size_table(e),
         "",
         f"What the plan concludes, in {replicates} invented experiments each (± standard error;"
-        f" seed {seed})",
+        f" seed {seed}; correlation within seeds {design.rho:g} (registered))",
         *verdict_table(operating_characteristics(e, replicates, seed)),
     ]
     return "\n".join(lines)
@@ -314,22 +390,29 @@ def course_table(e: Experiment, ways: Mapping[str, Sequence[Planned]]) -> list[s
     return [f"  {name:<20}" + "".join(f"{c:>24}" for c in cells) for name, cells in rows.items()]
 
 
-def pairs_of(planned: Sequence[Planned]) -> int:
-    """How many pairs of stage 4 there are."""
-    return len(of_stage(planned, FINAL_STAGE)) // 2
+def size_table(e: Experiment) -> list[str]:
+    """The rows of `sample_sizes`, under a heading."""
+    heads = ("effect", "independent", f"correlated by {e.profile.design.rho:g}")
+    rows = [heads, *((f"{x:.4g}", *size_cells(e, sizes)) for x, sizes in sample_sizes(e))]
+    return [f"  {effect:>8}{first:>22}{second:>22}" for effect, first, second in rows]
 
 
 def resolution(e: Experiment, n: int) -> str:
-    """What n pairs can find, in words."""
+    """What n pairs can find, in words, by each of `last_tests`."""
     if n < 2:
         return f"{n} pair(s) fit: nothing can be concluded; give more hours or shorter runs"
-    design = e.profile.design
+    design, tests = e.profile.design, last_tests(e)
     powers = [
-        f"power {stats.power(effect, n, design.sigma0, design.alpha):.3f} at {effect:g}"
+        f"{span([f'{test.power(effect, n):.2f}' for test in tests])} at {effect:g}"
         for effect in (design.delta_eq, design.delta_target)
     ]
-    mde80 = stats.mde80(design.sigma0, n, design.alpha)
-    return f"{n} pairs fit; MDE80 {mde80:.4f} nats/token; {', '.join(powers)}"
+    mde80 = span([f"{test.mde80(n):.4f}" for test in tests])
+    return f"{n} pairs fit; MDE80 {mde80} nats/token; power {', '.join(powers)}"
+
+
+def span(numbers: Sequence[str]) -> str:
+    """From the first to the last; one where they are equal."""
+    return " to ".join(dict.fromkeys(numbers))
 
 
 def verdict_table(rows: Sequence[dict], by: str = "world") -> list[str]:

@@ -151,26 +151,11 @@ def read_experiment(exp_dir: Path) -> Evidence:
         circumstances[name, attempt] = {k: v for k, v in words.items() if v is not None}
     return Evidence(
         standing=found,
-        design=design_from(exp_dir, found.document["registered"]),
+        design=found.experiment.profile.design,
         circumstances=circumstances,
         grad_norms=read_grad_norms(exp_dir, found.records),
         notes=tuple(notes),
     )
-
-
-def design_from(exp_dir: Path, fixed: dict) -> Design:
-    """The registered terms: those of the profile in the code may be others by now."""
-    value = field(fixed, "profile", "design")
-    try:
-        design = Design(**value)
-        known = all(is_number(v) and 0 < v < 1e9 for v in vars(design).values())
-        if not known or design.alpha >= 0.5:
-            raise TypeError
-        return design
-    except TypeError:
-        path = exp_dir / "experiment_configs.json"
-        what = printable(in_words(value) or "missing", limit=40)
-        raise ValueError(f"{path}: profile.design is {what}; start a new experiment") from None
 
 
 @dataclass(frozen=True)

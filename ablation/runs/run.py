@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from ablation.runs.untrusted import is_count, is_number
@@ -28,7 +29,7 @@ class Arm:
     description: str = ""
     unet_skips: bool = False  # of the model, baseline included: gradients have shortcuts anyway
 
-    @property
+    @cached_property  # this, and the key of a run, are asked for again at every step of a plan
     def configuration(self) -> tuple:
         """What tells arms of one experiment apart; of different names with one configuration are
         one arm. U-net skips are the same for all of them."""
@@ -67,7 +68,7 @@ class RunConfig:
     def name(self) -> str:
         return f"{self.arm.name}/run_{self.index}"
 
-    @property
+    @cached_property
     def key(self) -> tuple:
         """What was trained, under which name. Results count for a run of the same key only: under
         the name final_best, say, another choice of layers would be another run."""
@@ -131,7 +132,7 @@ class RunResult:
     def wall_s(self) -> float:
         return self.end_s - self.start_s
 
-    @property
+    @cached_property
     def interval(self) -> "Interval":
         return Interval(self.clock, self.start_s, self.end_s, self.nodes)
 

@@ -5,12 +5,32 @@ experiment, from what was registered.
 """
 
 from argparse import Namespace
+from collections.abc import Iterable
 from dataclasses import replace
 
 from ablation.runs.run import Arm
 from ablation.study.experiment import Experiment, Share
 from ablation.study.heads import ARMS, PHASES
-from ablation.study.profiles import PROFILES, Profile, default_profile
+from ablation.study.profiles import PROFILES, Design, Profile, check_terms, default_profile
+
+ADAPTIVE, STAGED = ("adaptive",), ("classic", "adaptive")
+TERMS_ASKED = {  # option, a field of Design: the plans that it changes something in, what it is
+    # The classic plan's rules have their own level and target; power and report use the others.
+    "sigma0": (STAGED, "sd of a final loss between seeds"),
+    "delta_eq": (STAGED, "smallest improvement of interest"),
+    "delta_target": (ADAPTIVE, "improvement hoped for"),
+    "alpha": (ADAPTIVE, "level of the verdict, two-sided"),
+    "pairing": (ADAPTIVE, "share of alpha for pairs"),
+    "rho": (ADAPTIVE, "correlation within a seed"),
+}
+PLANS_OF = {  # option: the same of all that are not for every plan
+    **{name: plans for name, (plans, _) in TERMS_ASKED.items()},
+    "stop_on": ADAPTIVE,
+    "screen": ADAPTIVE,
+}
+FIELDS_ASKED = (  # options that are fields of an Experiment
+    *("full_iterations", "validation_runs", "stop_on", "screen", "unet_skips", "log_grad_norms"),
+)
 
 
 class UsageError(ValueError):
@@ -52,11 +72,9 @@ def new_experiment(profile: str, gpus: int, cores: int) -> Experiment:
 def as_asked(e: Experiment, options: Namespace, gpus: int) -> Experiment:
     """The experiment with everything put in that the options name. Raises UsageError for what
     cannot go together, ValueError for a share that cannot be divided."""
-    if options.profile:
+    if options.profile not in (None, e.profile.name):
         e = replace(e, profile=PROFILES[options.profile])
-    for name in ("full_iterations", "validation_runs", "stop_on", "unet_skips", "log_grad_norms"):
-        if getattr(options, name) not in (None, False):
-            e = replace(e, **{name: getattr(options, name)})
+    e = replace(e, **given(options, FIELDS_ASKED))
     if arms := arms_asked(options):
         e = replace(e, plan="manual", arms=arms, seeds=e.seeds or (42,))
     elif is_staged(options):
@@ -64,12 +82,39 @@ def as_asked(e: Experiment, options: Namespace, gpus: int) -> Experiment:
         e = replace(e, plan=plan, arms=(), seeds=())
     if options.runs or options.seeds:
         e = replace(e, seeds=options.seeds or tuple(range(42, 42 + options.runs)))
-    if options.stop_on and e.plan != "adaptive":
-        raise UsageError(f"--stop_on {options.stop_on}: it is for --plan adaptive; leave it out")
+    check_plan(options, e.plan)
+    if options.validation_runs == 1 and e.plan in ADAPTIVE:
+        raise UsageError("--validation_runs 1: a single pair concludes nothing; give 2 or more")
     e = replace(e, share=share_asked(options, e.share, gpus, e.profile))
     per_process = max(1, e.profile.batch_size // e.share.processes)
     sequences = options.device_batch_size or min(e.profile.device_batch_size, per_process)
-    return replace(e, profile=replace(e.profile, device_batch_size=sequences))
+    design = design_asked(options, e.profile.design)
+    return replace(e, profile=replace(e.profile, device_batch_size=sequences, design=design))
+
+
+def given(options: Namespace, names: Iterable[str]) -> dict:
+    """Those of these options that the command line names; a share of 0 is one."""
+    values = {name: getattr(options, name) for name in names}
+    return {name: v for name, v in values.items() if v is not None and v is not False}
+
+
+def check_plan(options: Namespace, plan: str) -> None:
+    """Raise UsageError for an option that would change nothing in this plan."""
+    for name, value in given(options, PLANS_OF).items():
+        if plan not in PLANS_OF[name]:
+            words = f"--{name}" if value is True else f"--{name} {value}"
+            plans = " or ".join(PLANS_OF[name])
+            raise UsageError(f"{words}: it is for --plan {plans}; leave it out")
+
+
+def design_asked(options: Namespace, design: Design) -> Design:
+    """The statistical terms with those that the options name. Raises UsageError, as above."""
+    design = replace(design, **given(options, TERMS_ASKED))
+    try:
+        check_terms(design)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from None
+    return design
 
 
 def is_staged(options: Namespace) -> bool:

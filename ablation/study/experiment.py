@@ -34,6 +34,13 @@ class FirstCosts:
     rest_ratio: float = 1.0  # of start-up and validation
 
 
+STOP_ON = {  # what ends the pairs of the adaptive plan
+    "any": "any verdict",
+    "label": "any verdict, and of an improvement the label too: target met, or below",
+    "superiority": "improves or harmful: no equivalence stop before the last pair",
+}
+
+
 @dataclass(frozen=True)
 class Experiment:
     """What was asked. Together with the results on disk it determines every next step."""
@@ -47,8 +54,7 @@ class Experiment:
     arms: tuple[Arm, ...] = ()  # plan "manual" only
     seeds: tuple[int, ...] = ()  # plan "manual" only
     overrides: Overrides = NOTHING_OVERRIDDEN
-    stop_on: str = "any"  # plan "adaptive": "superiority" leaves equivalence stops out; forecasts
-    # assume "never"
+    stop_on: str = "any"  # plan "adaptive": a key of STOP_ON; forecasts assume "never"
     screen: bool = False  # plan "adaptive": stage 1 has runs
     unet_skips: bool = False  # in every arm, the baseline too
     log_grad_norms: bool = False  # of every run, at each validation

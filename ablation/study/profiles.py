@@ -1,6 +1,9 @@
 """At which scale does everything run?  Model, data, optimizer, costs, statistical terms."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from ablation.runs.untrusted import is_number, printable
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,28 @@ class Design:
     pairing: float = 0.2  # share of alpha that stage 4 spends on differences within seeds; the rest
     # on Welch's test. .8 where rho was measured at .8 or more (one-sided 95 % bound)
     rho: float = 0.5  # correlation of the final losses of one seed, for selection
+
+
+ABOVE_0 = (lambda value: 1e-9 <= value <= 1e3), "give a number above 0, from 1e-9 to 1000"
+TERMS: dict[str, tuple[Callable[[float], bool], str]] = {  # what can be meant, and in words
+    **dict.fromkeys(("sigma0", "delta_eq", "delta_target", "drop", "nu0", "speedup"), ABOVE_0),
+    "alpha": ((lambda level: 1e-6 <= level < 0.5), "give a level from 1e-6 to below 0.5"),
+    "first_look": ((lambda n: type(n) is int and 2 <= n <= 10**4), "give 2 to 10000 pairs"),
+    "pairing": ((lambda share: 0 <= share <= 0.8), "give a share from 0 to 0.8"),
+    "rho": ((lambda rho: 0 <= rho < 1), "give a correlation from 0 to below 1"),
+}
+
+
+def check_terms(design: Design) -> None:
+    """Raise ValueError, with the name of the field first, for terms that cannot be meant."""
+    for name, (is_fit, remedy) in TERMS.items():
+        value = getattr(design, name)
+        if not (is_number(value) and is_fit(value)):
+            raise ValueError(f"{name} {printable(repr(value)[:200], limit=60)}: {remedy}")
+    if design.delta_eq >= design.delta_target:
+        raise ValueError(
+            f"delta_eq {design.delta_eq:g}: give less than delta_target, {design.delta_target:g}"
+        )
 
 
 @dataclass(frozen=True)
