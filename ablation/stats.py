@@ -163,6 +163,11 @@ def arm_means(losses: Sequence[tuple[Named, Hashable, float]], rho: float) -> di
     """
     if not 0 <= rho < 1:
         raise ValueError(f"rho must be in [0, 1), not {rho!r}")
+    return dict(_arm_means(tuple(losses), rho))
+
+
+@lru_cache(maxsize=1 << 8)  # a plan asks again at every step
+def _arm_means(losses: tuple[tuple[Named, Hashable, float], ...], rho: float) -> dict[Named, float]:
     import numpy as np
 
     arms = list(dict.fromkeys(arm for arm, _, _ in losses))
@@ -288,14 +293,8 @@ def power(effect: float, n_per_arm: int, sigma: float, alpha: float = 0.05) -> f
         raise ValueError(f"power needs a standard deviation above 0, not {sigma!r}")
     if n_per_arm < 2:
         return 0.0
-    from scipy.special import stdtrit
-    from scipy.stats import nct
-
-    df = 2 * n_per_arm - 2
-    critical = -float(stdtrit(df, alpha / 2))
     shift = abs(effect) / (sigma * math.sqrt(2 / n_per_arm))
-    lower = nct.cdf(-critical, df, shift)  # NaN far out, where it is nothing
-    return float(nct.sf(critical, df, shift)) + (float(lower) if math.isfinite(lower) else 0.0)
+    return power_of_t(shift, 2 * n_per_arm - 2, alpha)
 
 
 def mde80(s: float, n: int, alpha: float = 0.05) -> float | None:
@@ -327,12 +326,17 @@ def paired_power(effect: float, n: int, sd: float, alpha: float = 0.05) -> float
         raise ValueError(f"power needs a standard deviation above 0, not {sd!r}")
     if n < 2 or alpha <= 0:
         return 0.0
-    from scipy.special import stdtrit
-    from scipy.stats import nct
+    return power_of_t(abs(effect) / (sd / math.sqrt(n)), n - 1, alpha)
 
-    critical, shift = -float(stdtrit(n - 1, alpha / 2)), abs(effect) / (sd / math.sqrt(n))
-    lower = nct.cdf(-critical, n - 1, shift)  # NaN far out, where it is nothing
-    return float(nct.sf(critical, n - 1, shift)) + (float(lower) if math.isfinite(lower) else 0.0)
+
+def power_of_t(shift: float, df: int, alpha: float) -> float:
+    """P(|T| > the two-sided critical value) of a noncentral t: effect / se is the shift."""
+    from scipy.special import nctdtr, stdtrit
+
+    critical = -float(stdtrit(df, alpha / 2))
+    below, lower = (float(nctdtr(df, shift, t)) for t in (critical, -critical))
+    below, lower = (0.0 if math.isnan(p) else p for p in (below, lower))  # far out, both nothing
+    return 1 - below + lower
 
 
 def paired_mde80(sd: float, n: int, alpha: float = 0.05) -> float | None:

@@ -45,6 +45,13 @@ MIDDLE = replace(  # between mini and the GPU profiles: the 124M model's vocabul
 )
 SIZES = {p.name: p for p in (PROFILES["mini"], MIDDLE, PROFILES["small"], PROFILES["speedrun"])}
 PLACEMENTS = {"aux_6": (6,), "aux_4_8": (4, 8), "aux_3_6_9": (3, 6, 9)}
+OPTIONS = {  # of heads, as docs/trainers.md has them: by what the table calls them
+    "": (),
+    "own unembedding": ("--aux_unembedding", "own"),
+    "one layer": ("--aux_one_layer",),
+    "stop at 2/3": ("--aux_stop_frac", "0.667"),
+    "2 tokens ahead": ("--aux_tokens_ahead", "2"),
+}
 
 # ---------------------------------------------------------------------------------------------
 # The count
@@ -57,7 +64,7 @@ class Setting:
     arm: str = "baseline"
     layers: tuple[int, ...] = ()
     token_fraction: float = 1.0
-    unembedding: str = "shared"
+    option: str = ""  # a key of OPTIONS
 
 
 def flops_per_step(p: Profile, s: Setting, with_muon: bool = True) -> float:
@@ -76,7 +83,8 @@ def flops_per_step(p: Profile, s: Setting, with_muon: bool = True) -> float:
     D, V, T = p.model_dim, p.vocab_size, p.sequence_length
     positions = p.batch_size * T
     main = p.n_layer * (6 * 12 * D**2 + 6 * T * D) + 6 * V * D
-    heads = len(s.layers) * s.token_fraction * 6 * (D**2 + V * D)
+    trained = {"one layer": 1, "stop at 2/3": 2 * len(s.layers) / 3}.get(s.option, len(s.layers))
+    heads = trained * s.token_fraction * 6 * (D**2 + V * D)
 
     def polar_express(r: int, c: int) -> int:
         return 5 * (4 * r**2 * c + 2 * r**3)
@@ -95,14 +103,14 @@ def trainer_flags(p: Profile, s: Setting, data_dir: Path, num_iterations: int) -
     flags |= {
         "aux_head_layers": ",".join(map(str, s.layers)),
         "aux_token_fraction": s.token_fraction,
-        "aux_unembedding": s.unembedding,
         "data_dir": data_dir,
         "num_iterations": num_iterations,
         "val_tokens": p.sequence_length,
         "val_loss_every": num_iterations,
         "device": "cuda" if p.gpus else "cpu",
     }
-    return [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    named = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    return [*named, *OPTIONS[s.option]]
 
 
 def write_random_shards(
@@ -199,7 +207,7 @@ def row(p: Profile, s: Setting, times: list[float], ratios: list[float], peak_mi
         "profile": p.name,
         "arm": s.arm,
         "token_fraction": s.token_fraction if s.layers else None,
-        "unembedding": s.unembedding if s.layers else None,
+        "option": s.option,
         "step_ms": round(statistics.median(times), 3),
         "ratio": round(middle, 4),
         "ratio_quartiles": [round(low, 4), round(high, 4)],
@@ -268,19 +276,17 @@ def main(argv=None) -> int:
         print(f"median {middle:.3f}, quartiles {low:.3f} to {high:.3f}, {len(ratios)} pairs")
         return 0
     rows = []
-    print("| arm | positions | unembedding | step, ms | ratio (quartiles) | by FLOPs | peak, MiB |")
+    print("| arm | positions | option | step, ms | ratio (quartiles) | by FLOPs | peak, MiB |")
     print("|---|---|---|---|---|---|---|")
-    settings = [
-        Setting(arm, PLACEMENTS[arm], fraction, unembedding)
-        for arm in args.arms.split(",")
-        for fraction in (0.125, 1.0)
-        for unembedding in ("shared", "own")
-    ]
+    arms = args.arms.split(",")
+    settings = [Setting(arm, PLACEMENTS[arm], share) for arm in arms for share in (0.125, 1.0)]
+    arm = "aux_4_8" if "aux_4_8" in arms else arms[0]
+    settings += [Setting(arm, PLACEMENTS[arm], 0.125, option) for option in OPTIONS if option]
     for r in measure(p, settings, args.turns, args.steps):
         rows.append(r)
         spread = "{:.3f} to {:.3f}".format(*r["ratio_quartiles"])
         print(
-            f"| `{r['arm']}` | {r['token_fraction'] or '-'} | {r['unembedding'] or '-'} |"
+            f"| `{r['arm']}` | {r['token_fraction'] or '-'} | {r['option'] or '-'} |"
             f" {r['step_ms']:.1f} | {r['ratio']:.3f} ({spread}) | {r['flops_ratio']:.3f} |"
             f" {r['peak_mib']:.0f} |",
             flush=True,

@@ -135,7 +135,7 @@ def foreseen(
     pairs = sum(p.run.stage == FINAL_STAGE for p in planned) // 2
     pairs = len(e.seeds) if e.plan == "manual" else pairs
     smallest = power.resolution(measured, pairs)
-    words.append(f"  smallest effect to be found: {smallest} ({power.assumed(e)})")
+    words.append(f"  smallest effect to be found: {smallest} ({power.last_test_in_words(e)})")
     differing = list(differences(e, costs, results))
     words += [f"  unlike the profile's prior: {line}" for line in differing]
     hours = {

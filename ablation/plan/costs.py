@@ -36,15 +36,17 @@ class Costs:
         return found
 
     @cached_property
-    def train_ratio(self) -> float:
-        ratios = [r.trained_ms / 1000 / self.prior(r.run)[0] for r in self.done]
-        return statistics.median(ratios or [self.experiment.first_costs.train_ratio])
-
-    @cached_property
-    def rest_ratio(self) -> float:
-        rests = [(r, max(0.0, r.wall_s - r.trained_ms / 1000)) for r in self.done]
-        ratios = [rest_s / self.prior(r.run)[1] for r, rest_s in rests]
-        return statistics.median(ratios or [self.experiment.first_costs.rest_ratio])
+    def ratios(self) -> tuple[float, float]:
+        """Median (training, remainder) as multiples of the prior."""
+        first = self.experiment.first_costs
+        if not self.done:
+            return first.train_ratio, first.rest_ratio
+        train, rest = [], []
+        for r in self.done:
+            prior_train, prior_rest = self.prior(r.run)
+            train.append(r.trained_ms / 1000 / prior_train)
+            rest.append(max(0.0, r.wall_s - r.trained_ms / 1000) / prior_rest)
+        return statistics.median(train), statistics.median(rest)
 
     @staticmethod
     def _key(run: RunConfig) -> tuple:
@@ -72,4 +74,5 @@ class Costs:
         if walls := self.measured.get(self._key(run)):
             return statistics.median(walls)
         train, rest = self.prior(run)
-        return train * self.train_ratio + rest * self.rest_ratio
+        train_ratio, rest_ratio = self.ratios
+        return train * train_ratio + rest * rest_ratio

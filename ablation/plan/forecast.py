@@ -135,8 +135,8 @@ def placeholder_loss(run: RunConfig) -> float:
 def placeholder(planned: Planned, attempt: int, val_loss: float, costs: Costs) -> RunResult:
     """The result that stands for a run that is still to come."""
     e, run = costs.experiment, planned.run
-    train, rest = costs.prior(run)
-    share = train * costs.train_ratio / (train * costs.train_ratio + rest * costs.rest_ratio)
+    train, rest = (s * ratio for s, ratio in zip(costs.prior(run), costs.ratios, strict=True))
+    share = train / (train + rest)
     return RunResult(
         run=run,
         attempt=attempt,
