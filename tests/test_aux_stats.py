@@ -386,6 +386,34 @@ def test_mde80_has_power_80():
     assert a.mde80(0.0, 5) == 0.0
 
 
+@pytest.mark.parametrize(("dz", "n"), [(0.2, 199), (0.5, 34), (0.8, 15)])
+def test_pairs_that_an_effect_takes_are_the_published_ones(dz, n):
+    """Differences of means in sd of differences, power .8 at two-sided .05 (G*Power)."""
+    assert a.paired_power(dz, n, 1.0) >= 0.8 > a.paired_power(dz, n - 1, 1.0)
+    assert a.paired_power(-2 * dz, n, 2.0) == a.paired_power(dz, n, 1.0)
+
+
+def test_paired_power_at_no_effect_is_the_level_and_without_a_level_nothing():
+    assert a.paired_power(0.0, 6, 1.0, 0.01) == pytest.approx(0.01)
+    assert a.paired_power(9.0, 6, 1.0, 0.0) == a.paired_power(9.0, 1, 1.0) == 0.0
+    assert a.paired_mde80(1.0, 6, 0.0) is None and a.paired_mde80(1.0, 1) is None
+    with pytest.raises(ValueError, match="above 0"):
+        a.paired_power(0.1, 4, 0.0)
+    for n in (3, 5, 20):
+        found = a.paired_power(a.paired_mde80(0.0013, n), n, 0.0013)
+        assert found == pytest.approx(0.8, abs=0.03 if n < 5 else 0.005)
+
+
+@pytest.mark.parametrize("df", [1, 2, 8, 26, 1998])
+@pytest.mark.parametrize("shift", [0.0, 0.5, 3.0, 30.0, 38.0, 1e4, 1e9])
+@pytest.mark.parametrize("alpha", [1e-6, 0.01, 0.05, 0.4])
+def test_the_power_of_t_is_scipys_also_far_out(df, shift, alpha):
+    critical = stats.t.isf(alpha / 2, df)
+    lower = np.nan_to_num(stats.nct.cdf(-critical, df, shift))
+    expected = stats.nct.sf(critical, df, shift) + lower
+    assert a.power_of_t(shift, df, alpha) == pytest.approx(expected, abs=1e-9)
+
+
 # ---------------------------------------------------------------------------------------------
 # Sequential bounds
 

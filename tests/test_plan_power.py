@@ -1,6 +1,7 @@
 """The simulation behind --plan_report and benchmarks/plan_power.py: truth, noise, plans, rates."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -12,9 +13,10 @@ import pytest
 from ablation import stats
 from ablation.plan import power
 from ablation.plan.costs import Costs
-from ablation.plan.forecast import of_stage, paid_s
+from ablation.plan.forecast import forecast, of_stage, paid_s, pairs_of
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
 from ablation.plan.power import (
+    LastTest,
     Scenario,
     Truth,
     additive_ranks,
@@ -22,6 +24,7 @@ from ablation.plan.power import (
     plain_scenario,
     scattered_ranks,
 )
+from ablation.runs.run import duration
 from ablation.study.experiment import Experiment
 from ablation.study.heads import GRID, aux
 from ablation.study.profiles import PROFILES
@@ -105,6 +108,37 @@ def test_noise_has_the_published_sd(fraction, sd):
     truth = Truth(WORLDS["null"], "0")
     losses = [truth.loss((), seed, fraction) for seed in range(20_000)]
     assert statistics.stdev(losses) == pytest.approx(sd, rel=0.02)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.3, 0.9])
+def test_losses_of_a_seed_correlate_by_rho_and_no_others_do(rho):
+    truth, seeds = Truth(WORLDS["null"], "0", rho), range(20_000)
+    first, same, short = (
+        [truth.loss(which, seed, fraction) for seed in seeds]
+        for which, fraction in (((), 1.0), (GRID[3], 1.0), ((), 0.2))
+    )
+    for losses, sd in ((first, 0.0013), (same, 0.0013), (short, 0.004)):
+        assert statistics.stdev(losses) == pytest.approx(sd, rel=0.03)
+    assert statistics.correlation(first, same) == pytest.approx(rho, abs=0.02)
+    assert statistics.correlation(first, short) == pytest.approx(0, abs=0.02)
+    assert statistics.correlation(first, [*same[1:], same[0]]) == pytest.approx(0, abs=0.02)
+
+
+def test_without_correlation_a_seed_changes_nothing():
+    one, other = Truth(WORLDS["null"], "0"), Truth(WORLDS["null"], "0")
+    assert [one.loss((), 7) for _ in range(9)] == [other.loss((), seed) for seed in range(9)]
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5])
+def test_a_replicate_has_the_correlation_that_is_registered(rho, monkeypatch):
+    seen = []
+    monkeypatch.setattr(power, "outcome", lambda e, truth, cost_s: seen.append(truth.rho))
+    e = as_meant(PROFILES["speedrun"])
+    design = replace(e.profile.design, rho=rho)
+    e = replace(e, profile=replace(e.profile, design=design))
+    power.outcomes_of((e, WORLDS["null"], ["0", "1"]))
+    assert seen == [rho, rho]
+    assert f"correlation within seeds {rho:g} (registered)" in power.concluded(e, 60, 0)
 
 
 def test_noise_of_a_run_has_the_published_correlation_with_its_end():
@@ -278,18 +312,16 @@ def test_bad_input_is_one_line(args, said, capsys):
 @pytest.mark.parametrize("plan", ["classic", "adaptive"])
 def test_the_report_has_its_parts(profile, plan):
     text = power.render(as_meant(PROFILES[profile], plan), replicates=2)
-    for part in ("Runs and hours", "MDE80", "power", "runs per arm", "± standard error", "seed 0"):
+    for part in ("Runs and hours", "MDE80", "power", "independent", "± standard error", "seed 0"):
         assert part in text
     assert max(map(len, text.splitlines())) <= 125
 
 
 def test_the_report_says_how_many_pairs_fit():
     text = power.render(budget_of_full_runs(28), replicates=2)
-    small, plain = (line for line in text.splitlines() if "pairs fit" in line)
+    (line,) = (line for line in text.splitlines() if "pairs fit" in line)
     stage_4 = next(line for line in text.splitlines() if "final validation" in line)
-    for line in (small, plain):
-        n = int(line.split(":")[1].split()[0])
-        assert f"{2 * n} runs" in stage_4
+    assert f"{2 * int(line.split()[0])} runs" in stage_4
 
 
 def test_a_budget_for_nothing_is_said():
@@ -301,25 +333,66 @@ def test_runs_side_by_side_are_paid_once():
     alone, packed = (
         with_share(budget_of_full_runs(28), parallel_runs=parallel_runs) for parallel_runs in (1, 8)
     )
-    alone_s, packed_s = (
-        paid_s(e, of_stage(power.courses(e)["small effect"], 1)) for e in (alone, packed)
-    )
+    alone_s, packed_s = (paid_s(e, of_stage(forecast(e)[0], 2)) for e in (alone, packed))
     assert packed_s < alone_s
-    pairs = [power.pairs_of(power.courses(e)["small effect"]) for e in (alone, packed)]
+    pairs = [pairs_of(forecast(e)[0]) for e in (alone, packed)]
     assert pairs[1] > 2 * pairs[0]
 
 
-def test_sample_sizes_are_the_fewest_with_that_power():
-    e = as_meant(PROFILES["speedrun"])
-    rows = power.sample_sizes(e)
-    assert [effect for effect, _, _ in rows] == pytest.approx(
-        [0.001, 0.002, 0.003, 0.005, 0.01, 0.02]
+@pytest.mark.parametrize(
+    ("plan", "names"),
+    [("classic", ["independent"]), ("adaptive", ["independent", "correlated by 0.5"])],
+)
+def test_sample_sizes_are_the_fewest_with_that_power(plan, names):
+    e = as_meant(PROFILES["speedrun"], plan)
+    rows, tests = power.sample_sizes(e), power.last_tests(e)
+    assert [effect for effect, _ in rows] == pytest.approx([0.001, 0.002, 0.003, 0.005, 0.01, 0.02])
+    assert [*tests] == names
+    for effect, sizes in rows:
+        for test, n in zip(tests.values(), sizes, strict=True):
+            assert test.power(effect, n) >= 0.8
+            assert n == 2 or test.power(effect, n - 1) < 0.8
+
+
+WELCH, PAIRS, BOTH = (LastTest(0.0013, 0.05, pairing, 0.5) for pairing in (0.0, 0.8, 0.2))
+
+
+@pytest.mark.parametrize("n", [2, 3, 9, 30])
+@pytest.mark.parametrize("effect", [0.0005, 0.003])
+def test_the_last_test_has_the_power_of_the_better_of_its_two(effect, n):
+    sd = 0.0013 * math.sqrt(2 * (1 - 0.5))  # of differences within a seed
+    assert WELCH.power(effect, n) == stats.power(effect, n, 0.0013, 0.05)
+    for test, of_welch, of_pairs in ((PAIRS, 0.01, 0.04), (BOTH, 0.04, 0.01)):
+        both = (
+            stats.power(effect, n, 0.0013, of_welch),
+            stats.paired_power(effect, n, sd, of_pairs),
+        )
+        assert test.power(effect, n) == pytest.approx(max(both))
+    assert WELCH.mde80(n) == stats.mde80(0.0013, n)
+    least = min(stats.mde80(0.0013, n, 0.01), stats.paired_mde80(sd, n, 0.04))
+    assert PAIRS.mde80(n) == pytest.approx(least)
+
+
+def test_pairs_that_correlate_promise_more_and_both_promises_are_told():
+    e = as_meant(PROFILES["mini"])
+    independent, correlated = power.last_tests(e).values()
+    assert correlated.pairs_needed(0.01) < independent.pairs_needed(0.01) / 3
+    assert f"{independent.power(0.034, 6):.2f} to {correlated.power(0.034, 6):.2f} at 0.034" in (
+        power.resolution(e, 6)
     )
-    sigma = e.profile.design.sigma0
-    for effect, n, hours in rows:
-        assert stats.power(effect, n, sigma) >= 0.8
-        assert n == 2 or stats.power(effect, n - 1, sigma) < 0.8
-        assert hours == pytest.approx(n * power.pair_hours(e))
+    said = power.last_test_in_words(e)
+    assert said == "two intervals, one look; runs of a seed independent, or correlated by 0.9"
+    alone = replace(e, profile=replace(e.profile, design=replace(e.profile.design, pairing=0.0)))
+    assert power.last_test_in_words(alone) == "Welch, one look; runs of a seed independent"
+
+
+def test_an_effect_that_a_thousand_pairs_would_not_show_is_told_as_such():
+    assert PAIRS.pairs_needed(1e-6) is None
+    e = as_meant(PROFILES["mini"])
+    assert power.size_cells(e, (None, 3)) == [
+        "more than 1000",
+        f"3 ({duration(3 * power.pair_s(e))})",
+    ]
 
 
 def budget_of_full_runs(n) -> Experiment:

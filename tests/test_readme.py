@@ -121,6 +121,8 @@ def test_numbers_of_the_pages_are_those_of_the_code():
     design, words = PROFILES["speedrun"].design, ("two", "three", "four")
     level = f"(two-sided {design.alpha:g}, power {power.TABLE_POWER:g}, sd {design.sigma0:g}"
     assert level in PAGES["docs/plans.md"]
+    assumed = " | ".join(power.last_tests(power.as_meant(PROFILES["speedrun"])))
+    assert f"| effect, nats/token | runs of a seed {assumed} |" in PAGES["docs/plans.md"]
     nine, three = {9: "Nine"}[sitting.FAULT_ATTEMPTS], words[sitting.FAULT_RUNS - 2]
     assert f"{nine} attempts at {three} or more runs" in PAGES["docs/promises.md"]
     few, many = (

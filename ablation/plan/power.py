@@ -357,11 +357,18 @@ def render(e: Experiment, replicates: int = REPLICATES, seed: int = 0) -> str:
         f"Pairs that an effect takes (power {TABLE_POWER:g})",
         *size_table(e),
         "",
-        f"What the plan concludes, in {replicates} invented experiments each (± standard error;"
-        f" seed {seed}; correlation within seeds {design.rho:g} (registered))",
+        concluded(e, replicates, seed),
         *verdict_table(operating_characteristics(e, replicates, seed)),
     ]
     return "\n".join(lines)
+
+
+def concluded(e: Experiment, replicates: int, seed: int) -> str:
+    """The heading of the counted table."""
+    return (
+        f"What the plan concludes, in {replicates} invented experiments each (± standard error;"
+        f" seed {seed};\ncorrelation within seeds {e.profile.design.rho:g} (registered))"
+    )
 
 
 def course_table(e: Experiment, planned: Sequence[Planned]) -> list[str]:
