@@ -1,37 +1,39 @@
-"""How often does which plan conclude what, in scenarios whose truth is known?
+"""How often does which plan conclude what, in worlds whose truth is known?
 
     python benchmarks/plan_power.py --replicates 2000 --json plan_power.json
     python benchmarks/plan_power.py --replicates 2000 --worlds=-.003 --plans "adaptive superiority"
-    python benchmarks/plan_power.py --replicates 2000 --scattered
+    python benchmarks/plan_power.py --set graded --plans adaptive --rho .9 --pairing .2
 
 Simulates each plan within a budget of 28 full runs of the speedrun profile (5100 iterations), and
 prints verdict rates with standard errors and the cost in full runs. The adaptive and the classic
 plan are `next_step` itself, as it runs experiments; the others are written here. --json writes rows
-{"world", "plan", "p_improves", "p_harmful", "p_equivalent", "p_inconclusive", "runs_mean",
-"runs_max", "replicates"}.
+{"world", "plan", "p_right", "p_improves", "p_harmful", "p_equivalent", "p_inconclusive",
+"runs_mean", "runs_max", "replicates"}.
 
-Truth: 36 configurations (4 placements x 3 weights x 3 schedules). The best has the effect that
-names the scenario, the worst has none, and the others lie between: placement, weight and schedule
-count a third each, in evenly spaced levels, whose order is drawn anew in each replicate
-(--scattered: 36 evenly spaced effects in any order, with nothing in common between neighbours). In
-`harmful` the best one does .010 of harm and the worst .020; in `null` and `delta_eq` all are alike.
-Noise: normal, independent between runs (--rho: losses of one seed and one length correlate, but not
-in successive halving); sd .004/.0024/.0013 at 20/50/100 % of a run, and
-correlation .34/.70 of a run's noise at 20/50 % with that at its end (1,311 public runs of
-modded-nanogpt in 102 groups of the same code). `noisy` scenarios have 3/1.3 of all that.
+A verdict is right where it calls a null or harm so (no meaningful effect; harmful), or finds the
+improvement of the best configuration; where that lies above 0 and not above delta_eq, improves and
+no meaningful effect are both right. The last table is the mean over the worlds, without those that
+are beside the sets.
 
-A replicate of a scenario has the same truth for every plan, and depends on --seed, the scenario and
-its own number only: any number of --jobs gives the same rows.
+Truth and noise: worlds.py, by --set or by name. --scattered gives the project's worlds 36 evenly
+spaced effects in any order, with nothing in common between neighbours; --rho correlates the losses
+of one seed and one length. Neither rho nor other tails or sds reach the choices of successive
+halving, only its test.
+
+A replicate of a world has the same truth for every plan, and depends on --seed, the world and its
+own number only: any number of --jobs gives the same rows.
 """
 
 import argparse
 import json
 import math
 import os
+import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -44,44 +46,25 @@ sys.path.insert(0, str(ROOT))
 from ablation import stats
 from ablation.plan import power
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
-from ablation.plan.power import NOISE, Outcome, Scenario, Truth, as_meant, plain_scenario
+from ablation.plan.power import NOISE, VERDICTS, Outcome, Truth, as_meant
 from ablation.runs.run import RunConfig
 from ablation.study.experiment import Experiment
 from ablation.study.heads import GRID
 from ablation.study.overrides import NOTHING_OVERRIDDEN
-from ablation.study.profiles import PROFILES
+from ablation.study.profiles import PROFILES, TERMS
+from benchmarks.worlds import BESIDE, PROJECT, SETS, WORLDS, Replicate, World
 
 SPEEDRUN = PROFILES["speedrun"]
-SIGMA = SPEEDRUN.design.sigma0
 RUN_S = 900.0  # of a full run; every arm costs the same, a short run in proportion
 BUDGET = 28  # full runs
-
-SCENARIOS = {
-    scenario.name: scenario
-    for scenario in (
-        # name, best and worst in the end, best and worst at 20 %, sd of a final loss
-        Scenario("null", 0.0, 0.0, 0.0, 0.0, SIGMA),
-        Scenario("delta_eq", *[SPEEDRUN.design.delta_eq] * 4, SIGMA),
-        Scenario("helps early only", 0.0, 0.0, 0.030, 0.0, SIGMA),
-        plain_scenario("-.003", 0.003, 0.0, SIGMA),
-        plain_scenario("-.010", 0.010, 0.0, SIGMA),
-        plain_scenario("-.020", 0.020, 0.0, SIGMA),
-        plain_scenario("harmful", -0.010, -0.020, SIGMA),
-        # the prefix-token record: .067 worse at step 250, better in the end
-        Scenario("early-reversal", 0.010, 0.0, -0.067, -0.067, SIGMA),
-        Scenario("rank reversal", 0.010, 0.0, 0.0, 0.010, SIGMA),
-        plain_scenario("noisy", 0.010, 0.0, 0.003),
-        Scenario("delta_eq noisy", *[SPEEDRUN.design.delta_eq] * 4, 0.003),
-    )
-}
 
 # ---------------------------------------------------------------------------------------------
 # Plans: from a truth to a verdict and its cost
 
 
-def staged(plan: str, **changes) -> Experiment:
-    e = as_meant(SPEEDRUN, plan)
-    return replace(e, budget_hours=BUDGET * RUN_S / 3600, **changes)
+def staged(plan: str, pairing: float = SPEEDRUN.design.pairing, **changes) -> Experiment:
+    profile = replace(SPEEDRUN, design=replace(SPEEDRUN.design, pairing=pairing))
+    return replace(as_meant(profile, plan), budget_hours=BUDGET * RUN_S / 3600, **changes)
 
 
 def cost_s(run: RunConfig) -> float:
@@ -137,9 +120,12 @@ def oracle(truth: Truth) -> Outcome:
 
 
 def fixed_test(truth: Truth, configuration: tuple, pairs: int) -> str:
-    """Welch, two-sided .05; if that finds nothing, TOST at .05 against delta_eq."""
-    baseline = [truth.loss((), seed) for seed in range(1, pairs + 1)]
-    arm = [truth.loss(configuration, seed) for seed in range(1, pairs + 1)]
+    """Welch, two-sided .05; if that finds nothing, TOST at .05 against delta_eq. Runs that diverge
+    are left out: no example to follow."""
+    baseline, arm = (
+        [loss for seed in range(1, pairs + 1) if (loss := truth.loss(which, seed)) < math.inf]
+        for which in ((), configuration)
+    )
     comparison = stats.compare(baseline, arm)
     if comparison.p < SPEEDRUN.design.alpha:
         return IMPROVES if comparison.improvement > 0 else HARMFUL
@@ -148,38 +134,83 @@ def fixed_test(truth: Truth, configuration: tuple, pairs: int) -> str:
     return NO_EFFECT if inside else UNDECIDED
 
 
-PLANS = {
-    "bash loop": bash_loop,
-    "classic": by_next_step(staged("classic")),
-    "classic without gates": by_next_step(staged("classic", overrides=NOTHING_OVERRIDDEN.ungated)),
-    "successive halving": successive_halving,
-    "oracle": oracle,
-    "adaptive": by_next_step(staged("adaptive")),
-    "adaptive superiority": by_next_step(staged("adaptive", stop_on="superiority")),
-}
+Plan = Callable[[Truth], Outcome]
+
+
+@cache
+def plans(pairing: float = SPEEDRUN.design.pairing) -> dict[str, Plan]:
+    """pairing: share of alpha that the adaptive plan spends on differences within seeds."""
+    any_verdict = staged("adaptive", pairing)
+    ungated = NOTHING_OVERRIDDEN.ungated
+    return {
+        "bash loop": bash_loop,
+        "classic": by_next_step(staged("classic")),
+        "classic without gates": by_next_step(staged("classic", overrides=ungated)),
+        "successive halving": successive_halving,
+        "oracle": oracle,
+        "adaptive": by_next_step(any_verdict),
+        "adaptive superiority": by_next_step(replace(any_verdict, stop_on="superiority")),
+    }
+
 
 # ---------------------------------------------------------------------------------------------
 # Replicates
 
 
-def replicates_of(task: tuple[Scenario, str, int, float, range]) -> list[Outcome]:
-    scenario, plan, seed, rho, numbers = task
-    return [PLANS[plan](Truth(scenario, f"{seed}/{scenario.name}/{k}", rho)) for k in numbers]
+@dataclass(frozen=True)
+class Setting:
+    """What all replicates have in common."""
+
+    seed: int = 0
+    rho: float = 0.0  # correlation of the losses of one seed
+    pairing: float = SPEEDRUN.design.pairing
+
+
+def replicates_of(task: tuple[World, str, Setting, range]) -> list[Outcome]:
+    world, name, setting, numbers = task
+    plan = plans(setting.pairing)[name]
+    return [
+        plan(Replicate(world, f"{setting.seed}/{world.name}/{k}", setting.rho)) for k in numbers
+    ]
 
 
 def rows_of(
-    scenarios: Sequence[Scenario], plans: Sequence[str], replicates: int, seed: int, jobs: int,
-    rho: float = 0.0,
-) -> Iterator[dict]:  # fmt: skip
-    """A row for each scenario and plan, in this order, as soon as it is there."""
+    worlds: Sequence[World], names: Sequence[str], replicates: int, setting: Setting, jobs: int
+) -> Iterator[dict]:
+    """A row for each world and plan, in this order, as soon as it is there."""
     chunks = [range(k, min(k + 50, replicates)) for k in range(0, replicates, 50)]
-    keys = [(scenario, plan) for scenario in scenarios for plan in plans]
-    tasks = [(scenario, plan, seed, rho, chunk) for scenario, plan in keys for chunk in chunks]
+    keys = [(world, name) for world in worlds for name in names]
+    tasks = [(world, name, setting, chunk) for world, name in keys for chunk in chunks]
     with Pool(jobs) as pool:
         parts = pool.imap(replicates_of, tasks)
-        for scenario, plan in keys:
-            outcomes = [outcome for _ in chunks for outcome in next(parts)]
-            yield power.tally(scenario.name, plan, outcomes)
+        for world, name in keys:
+            row = power.tally(world.name, name, [o for _ in chunks for o in next(parts)])
+            right = [field for field, verdict in VERDICTS.items() if verdict in world.right]
+            yield {**row, "p_right": math.fsum(row[field] for field in right)}
+
+
+SHARES = ("p_right", *VERDICTS)  # fields of a row
+
+
+def means(rows: Sequence[dict]) -> list[dict]:
+    """A row for each plan: the mean of its rows, and the most that a run of it took."""
+    by_plan: dict[str, list[dict]] = {}
+    for row in rows:
+        by_plan.setdefault(row["plan"], []).append(row)
+    return [
+        {
+            "plan": plan,
+            **{name: statistics.fmean(r[name] for r in own) for name in (*SHARES, "runs_mean")},
+            "runs_max": max(r["runs_max"] for r in own),
+            "replicates": sum(r["replicates"] for r in own),
+        }
+        for plan, own in by_plan.items()
+    ]
+
+
+def show(title: str, rows: Sequence[dict]) -> None:
+    print(f"\n{title}")
+    print("\n".join(power.verdict_table(rows, by="plan", shares=SHARES)), flush=True)
 
 
 def chosen(text: str, known: Sequence[str], option: str) -> list[str]:
@@ -189,6 +220,23 @@ def chosen(text: str, known: Sequence[str], option: str) -> list[str]:
     return names
 
 
+def asked_for(args: argparse.Namespace) -> tuple[list[World], list[str]]:
+    """Worlds and plans. Raises ValueError for what cannot be meant."""
+    if args.replicates < 1 or args.jobs < 1:
+        raise ValueError("--replicates and --jobs: give 1 or more")
+    for name in ("rho", "pairing"):
+        value, (is_fit, remedy) = getattr(args, name), TERMS[name]
+        if not is_fit(value):
+            raise ValueError(f"--{name} {value:g}: {remedy}")
+    names = args.worlds or ",".join(world.name for world in SETS[args.set])
+    worlds = [WORLDS[name] for name in chosen(names, WORLDS, "--worlds")]
+    if args.scattered:
+        if other := next((world.name for world in worlds if world not in PROJECT), None):
+            raise ValueError(f"--scattered: not for world {other!r}; give --set project")
+        worlds = [replace(world, ranks=power.scattered_ranks) for world in worlds]
+    return worlds, chosen(args.plans, plans(), "--plans")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Verdict rates and cost of plans in worlds whose truth is known.",
@@ -196,32 +244,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--replicates", type=int, default=2000, help="of each world and plan")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
+    parser.add_argument("--set", choices=SETS, default="project", help="of worlds (project)")
     parser.add_argument("--worlds", default="", metavar="A,B", help="these only: --worlds=-.003")
     parser.add_argument("--plans", default="", metavar="A,B", help="these only")
     parser.add_argument("--scattered", action="store_true", help="cells have nothing in common")
     parser.add_argument("--rho", type=float, default=0.0, help="correlation within seeds (0)")
+    pairing = SPEEDRUN.design.pairing
+    parser.add_argument("--pairing", type=float, default=pairing, help=f"adaptive ({pairing:g})")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     args = parser.parse_args(argv)
     try:
-        if args.replicates < 1 or args.jobs < 1:
-            raise ValueError("--replicates and --jobs: give 1 or more")
-        if not 0 <= args.rho < 1:
-            raise ValueError(f"--rho {args.rho:g}: give 0 to below 1")
-        scenarios = [SCENARIOS[name] for name in chosen(args.worlds, SCENARIOS, "--worlds")]
-        plans = chosen(args.plans, PLANS, "--plans")
+        worlds, names = asked_for(args)
     except ValueError as error:
         print(f"plan_power.py: error: {error}", file=sys.stderr)
         return 1
-    if args.scattered:
-        scenarios = [replace(scenario, ranks=power.scattered_ranks) for scenario in scenarios]
+    setting = Setting(args.seed, args.rho, args.pairing)
     rows = []
     began = time.perf_counter()
-    for row in rows_of(scenarios, plans, args.replicates, args.seed, args.jobs, args.rho):
+    for row in rows_of(worlds, names, args.replicates, setting, args.jobs):
         rows.append(row)
-        if row["plan"] == plans[-1]:
-            print(f"\n{row['world']}")
-            print("\n".join(power.verdict_table(rows[-len(plans) :], by="plan")), flush=True)
+        if row["plan"] == names[-1]:
+            show(row["world"], rows[-len(names) :])
+    beside = {world.name for world in BESIDE}
+    if among := [row for row in rows if row["world"] not in beside]:
+        show(f"mean over {len(among) // len(names)} world(s)", means(among))
     print(f"\n{time.perf_counter() - began:.0f} s with {args.jobs} processes")
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")

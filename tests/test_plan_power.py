@@ -29,11 +29,12 @@ from ablation.study.experiment import Experiment
 from ablation.study.heads import GRID, aux
 from ablation.study.profiles import PROFILES
 from benchmarks import plan_power
-from benchmarks.plan_power import BUDGET, PLANS, SCENARIOS, cost_s, fixed_test, next_noise
+from benchmarks.plan_power import BUDGET, cost_s, fixed_test, next_noise, plans
+from benchmarks.worlds import WORLDS
 from tests.support.invent import with_share
 
 ROW = {
-    *("world", "plan", "p_improves", "p_harmful", "p_equivalent", "p_inconclusive"),
+    *("world", "plan", "p_right", "p_improves", "p_harmful", "p_equivalent", "p_inconclusive"),
     *("runs_mean", "runs_max", "replicates"),
 }
 
@@ -42,7 +43,7 @@ def rates(scenario, plan, replicates, **changes):
     """A row of the benchmark, in this process."""
     e = plan_power.staged(plan, **changes)
     outcomes = [
-        power.outcome(e, Truth(SCENARIOS[scenario], f"test/{scenario}/{k}"), cost_s)
+        power.outcome(e, Truth(WORLDS[scenario], f"test/{scenario}/{k}"), cost_s)
         for k in range(replicates)
     ]
     return power.tally(scenario, plan, outcomes)
@@ -75,7 +76,7 @@ def test_additive_ranks_add_up_over_placement_weight_and_schedule():
 
 def test_the_best_configuration_has_the_effect_that_names_the_scenario():
     for name in ("-.003", "-.010", "-.020"):
-        truth = Truth(SCENARIOS[name], "0")
+        truth = Truth(WORLDS[name], "0")
         improvements = [truth.improvement(which) for which in GRID]
         assert max(improvements) == pytest.approx(-float(name))
         assert min(improvements) == pytest.approx(0.0)
@@ -97,21 +98,21 @@ def test_effects_move_from_the_early_to_the_late_ones():
 
 
 def test_rank_reversal_turns_the_order_around():
-    truth = Truth(SCENARIOS["rank reversal"], "0")
+    truth = Truth(WORLDS["rank reversal"], "0")
     late = sorted(GRID, key=truth.improvement)
     assert truth.improvement(late[0], 0.2) > truth.improvement(late[-1], 0.2)
 
 
 @pytest.mark.parametrize(("fraction", "sd"), [(1000 / 5100, 0.004), (0.5, 0.0024), (1.0, 0.0013)])
 def test_noise_has_the_published_sd(fraction, sd):
-    truth = Truth(SCENARIOS["null"], "0")
+    truth = Truth(WORLDS["null"], "0")
     losses = [truth.loss((), seed, fraction) for seed in range(20_000)]
     assert statistics.stdev(losses) == pytest.approx(sd, rel=0.02)
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.3, 0.9])
 def test_losses_of_a_seed_correlate_by_rho_and_no_others_do(rho):
-    truth, seeds = Truth(SCENARIOS["null"], "0", rho), range(20_000)
+    truth, seeds = Truth(WORLDS["null"], "0", rho), range(20_000)
     first, same, short = (
         [truth.loss(which, seed, fraction) for seed in seeds]
         for which, fraction in (((), 1.0), (GRID[3], 1.0), ((), 0.2))
@@ -124,7 +125,7 @@ def test_losses_of_a_seed_correlate_by_rho_and_no_others_do(rho):
 
 
 def test_without_correlation_a_seed_changes_nothing():
-    one, other = Truth(SCENARIOS["null"], "0"), Truth(SCENARIOS["null"], "0")
+    one, other = Truth(WORLDS["null"], "0"), Truth(WORLDS["null"], "0")
     assert [one.loss((), 7) for _ in range(9)] == [other.loss((), seed) for seed in range(9)]
 
 
@@ -135,13 +136,13 @@ def test_a_replicate_has_the_correlation_that_is_registered(rho, monkeypatch):
     e = as_meant(PROFILES["speedrun"])
     design = replace(e.profile.design, rho=rho)
     e = replace(e, profile=replace(e.profile, design=design))
-    power.outcomes_of((e, SCENARIOS["null"], ["0", "1"]))
+    power.outcomes_of((e, WORLDS["null"], ["0", "1"]))
     assert seen == [rho, rho]
     assert f"correlation within seeds {rho:g} (registered)" in power.concluded(e, 60, 0)
 
 
 def test_noise_of_a_run_has_the_published_correlation_with_its_end():
-    truth = Truth(SCENARIOS["null"], "0")
+    truth = Truth(WORLDS["null"], "0")
     at_20 = [next_noise(truth, 0.2, 0.0, None) for _ in range(40_000)]
     at_50 = [next_noise(truth, 0.5, 0.2, z) for z in at_20]
     final = [next_noise(truth, 1.0, 0.5, z) for z in at_50]
@@ -154,31 +155,22 @@ def test_noise_of_a_run_has_the_published_correlation_with_its_end():
 # Plans
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
-@pytest.mark.parametrize("plan", PLANS)
-def test_no_plan_spends_more_than_the_budget(plan, scenario):
-    for k in range(3):
-        found = PLANS[plan](Truth(SCENARIOS[scenario], f"{k}"))
-        assert 0 < found.runs <= BUDGET
-        assert found.verdict in power.VERDICTS.values()
-
-
 def test_the_gate_of_the_classic_plan_stops_after_four_short_runs():
-    found = PLANS["classic"](Truth(SCENARIOS["-.020"], "0"))
+    found = plans()["classic"](Truth(WORLDS["-.020"], "0"))
     assert (found.verdict, found.runs) == (UNDECIDED, pytest.approx(4 * 1000 / 5100))
 
 
 def test_the_bash_loop_claims_whatever_wins():
-    claims = [PLANS["bash loop"](Truth(SCENARIOS["null"], f"{k}")) for k in range(100)]
+    claims = [plans()["bash loop"](Truth(WORLDS["null"], f"{k}")) for k in range(100)]
     assert sum(found.verdict == IMPROVES for found in claims) > 90
-    assert PLANS["bash loop"](Truth(SCENARIOS["harmful"], "0")).verdict == UNDECIDED
+    assert plans()["bash loop"](Truth(WORLDS["harmful"], "0")).verdict == UNDECIDED
 
 
 def test_successive_halving_follows_the_early_ranks():
     """With next to no noise it finds the best of all; where ranks turn around, it loses it."""
     kept = []
     for name in ("-.010", "rank reversal"):
-        scenario = replace(SCENARIOS[name], sigma=1e-6)
+        scenario = replace(WORLDS[name], sigma=1e-6)
         truth = Truth(scenario, "0")
         seen = []
         truth.loss = lambda which, seed, fraction=1.0, t=truth, s=seen: (
@@ -204,7 +196,7 @@ def test_a_fixed_test_with_too_much_noise_is_inconclusive():
 
 
 def test_the_oracle_tests_the_best_configuration():
-    found = PLANS["oracle"](Truth(replace(SCENARIOS["-.003"], sigma=1e-5), "0"))
+    found = plans()["oracle"](Truth(replace(WORLDS["-.003"], sigma=1e-5), "0"))
     assert (found.verdict, found.runs) == (IMPROVES, 28.0)
 
 
@@ -271,11 +263,26 @@ def test_rows_have_the_agreed_fields_and_equal_seeds_give_equal_rows(tmp_path, c
     for row in rows:
         assert row.keys() == ROW
         assert sum(row[name] for name in power.VERDICTS) == pytest.approx(1.0)
+        assert row["p_right"] == row["p_equivalent" if row["world"] == "null" else "p_improves"]
         assert row["replicates"] == 60
-    assert "±" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "±" in out and "right" in out and "mean over 2 world(s)" in out
     assert run_main(tmp_path, *asked, "--jobs", "3")[1] == rows
     assert run_main(tmp_path, *asked, "--jobs", "1", "--seed", "1")[1] != rows
-    assert run_main(tmp_path, *asked, "--jobs", "1", "--rho", ".9")[1] != rows
+    other = ["--worlds", "graded .003", "--plans", "adaptive", "--rho", ".6", "--pairing", ".5"]
+    rows = run_main(tmp_path, *other, "--jobs", "1")[1]
+    assert run_main(tmp_path, *other, "--jobs", "2")[1] == rows
+    for name, value in (("--rho", "0"), ("--pairing", "0")):
+        assert run_main(tmp_path, *other, name, value)[1] != rows
+
+
+def test_a_set_is_all_of_its_worlds_and_those_beside_have_no_mean(tmp_path, capsys):
+    asked = ["--plans", "bash loop", "--replicates", "2"]
+    for name, count, mean in (("graded", 16, "mean over 16"), ("beside", 10, None)):
+        code, rows = run_main(tmp_path, "--set", name, *asked)
+        assert (code, len(rows)) == (0, count)
+        assert (mean or "") in (out := capsys.readouterr().out)
+        assert ("mean over" in out) == (mean is not None)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +292,9 @@ def test_rows_have_the_agreed_fields_and_equal_seeds_give_equal_rows(tmp_path, c
         (["--plans", "x"], "--plans 'x': give some of bash loop"),
         (["--replicates", "0"], "give 1 or more"),
         (["--jobs", "0"], "give 1 or more"),
-        (["--rho", "1"], "--rho 1: give 0 to below 1"),
+        (["--rho", "1"], "--rho 1: give a correlation from 0 to below 1"),
+        (["--pairing", ".9"], "--pairing 0.9: give a share from 0 to 0.8"),
+        (["--set", "graded", "--scattered"], "'graded .003'; give --set project"),
     ],
 )
 def test_bad_input_is_one_line(args, said, capsys):

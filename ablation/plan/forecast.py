@@ -49,8 +49,8 @@ def simulate(
     wall_s: Callable[[RunConfig], float] | None = None,
 ) -> tuple[list[Planned], Step]:
     """The plan carried out from these results on, as the orchestrator would: the runs in order, and
-    the last step. A run ends with the loss that `loss` says, and takes what the plan expects, or
-    what wall_s says."""
+    the last step. A run ends with the loss that `loss` says (not finite: it diverges), and
+    takes what the plan expects, or what wall_s says."""
     results, planned = list(results), []
     clock_s = 0.0
     attempts: dict[str, int] = {}
@@ -140,13 +140,13 @@ def placeholder(planned: Planned, attempt: int, val_loss: float, costs: Costs) -
     return RunResult(
         run=run,
         attempt=attempt,
-        status="ok",
+        status="ok" if math.isfinite(val_loss) else "diverged",
         reason="placeholder",
         clock=f"job {run.name} {attempt}" if e.share.paid_each else "forecast",
         start_s=planned.start_s,
         end_s=planned.start_s + planned.wall_s,
         nodes=e.share.nodes,
-        val_loss=val_loss,
+        val_loss=val_loss if math.isfinite(val_loss) else None,
         steps_done=run.num_iterations,
         train_time_ms=1000 * share * planned.wall_s,
         step_avg_ms=1000 * share * planned.wall_s / run.num_iterations,

@@ -406,15 +406,17 @@ def span(numbers: Sequence[str]) -> str:
     return " to ".join(dict.fromkeys(numbers))
 
 
-def verdict_table(rows: Sequence[dict], by: str = "world") -> list[str]:
-    """A line for each row of `tally`, under a heading."""
+def verdict_table(
+    rows: Sequence[dict], by: str = "world", shares: Sequence[str] = tuple(VERDICTS)
+) -> list[str]:
+    """A line for each row of `tally`, under a heading. shares: fields of the columns."""
     width = 2 + max(len(row[by]) for row in rows)
-    heads = [verdict.removeprefix("p_") for verdict in VERDICTS]
+    heads = [name.removeprefix("p_") for name in shares]
     lines = [f"  {by:<{width}}" + "".join(f"{head:>15}" for head in heads) + "  full runs (most)"]
     for row in rows:
         cells = [
             f"{row[name]:.3f} ± {standard_error(row[name], row['replicates']):.3f}"
-            for name in VERDICTS
+            for name in shares
         ]
         runs = f"{row['runs_mean']:8.1f} ({row['runs_max']:.1f})"
         lines.append(f"  {row[by]:<{width}}" + "".join(f"{cell:>15}" for cell in cells) + runs)
