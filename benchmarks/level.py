@@ -25,7 +25,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ablation import stats
+from ablation import sequential
 from ablation.plan.power import standard_error
 from ablation.study.profiles import PROFILES
 
@@ -59,7 +59,7 @@ def t_by_df(n: int, z: float) -> tuple[np.ndarray, np.ndarray]:
     """(-1/df, critical t) over the df that Welch's test can have with n runs an arm; between these
     it is next to linear, and looking it up is faster than a quantile for each replicate."""
     dfs = 1 / np.linspace(1 / (n - 1), 1 / (2 * n - 2), 129)
-    return -1 / dfs, np.array([stats.t_critical(z, df) for df in dfs])
+    return -1 / dfs, np.array([sequential.t_critical(z, df) for df in dfs])
 
 
 def reaches(
@@ -71,10 +71,12 @@ def reaches(
     of_baseline, of_arm = first_ones(baseline)[1], first_ones(arm)[1]
     reach = np.full((len(mean), len(looks)), np.inf)
     for part, is_paired in ((1 - share, False), (share, True)):
-        spent = [stats.cubic_spending(n / limit, part * alpha) for n in looks]
-        for k, (n, z) in enumerate(zip(looks, stats.bounds(looks.tolist(), spent), strict=True)):
+        spent = [sequential.cubic_spending(n / limit, part * alpha) for n in looks]
+        for k, (n, z) in enumerate(
+            zip(looks, sequential.bounds(looks.tolist(), spent), strict=True)
+        ):
             if is_paired:
-                t, variance = stats.t_critical(z, n - 1), of_pairs[:, n - 1]
+                t, variance = sequential.t_critical(z, n - 1), of_pairs[:, n - 1]
             else:
                 b, a = of_baseline[:, n - 1], of_arm[:, n - 1]
                 t = np.interp(-(b**2 + a**2) / ((b + a) ** 2 * (n - 1)), *t_by_df(int(n), z))
