@@ -1,6 +1,6 @@
 """Does stage 4 keep its level whatever the noise is like?  Its sequential test alone, simulated.
 
-    python benchmarks/level.py                                        # half a minute on one core
+    python benchmarks/level.py                                        # 40 s of one core
     python benchmarks/level.py --replicates 10000 --seed 1 --json level.json
 
 Counts how often a look of the adaptive plan's stage 4 comes to an error of either kind: a verdict,
