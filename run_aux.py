@@ -62,6 +62,7 @@ from ablation.folder.overrides import (
 )
 from ablation.folder.registration import (
     EXPERIMENTS,
+    check_version,
     experiment_of,
     is_new,
     newest_experiment,
@@ -224,6 +225,7 @@ def as_it_stands(
     """The experiment with what was decided instead of a rule, by this command too; its results."""
     results: Sequence[RunResult] = ()
     if exp_dir and document:
+        check_version(document, exp_dir)
         results = read_records(exp_dir, document["experiment_id"]).results
         e = e.with_overrides(read_overrides(exp_dir))
     return with_new_overrides(e, options.overrides, results), results

@@ -18,7 +18,7 @@ from ablation.folder.materials import Materials
 from ablation.folder.registration import seeds_of
 from ablation.plan.next_step import PLANS
 from ablation.runs.run import RunConfig
-from ablation.study.experiment import Experiment
+from ablation.study.experiment import MOST_FIRST_SEED, Experiment
 from ablation.study.heads import (
     ALL_SCHEDULES,
     ARMS,
@@ -74,7 +74,8 @@ def test_the_flags_of_every_arm_go_through_the_trainers_own_parser_and_checks(pr
     for e in shares(profile):
         world = train_gpt.World(0, e.share.processes, torch.device("cpu"))
         for arm in EVERY_ARM:
-            run = RunConfig(1, arm, 0, seeds_of(4)["last"], e.full_iterations)
+            last = replace(e, first_seed=MOST_FIRST_SEED).seed(4, 999)
+            run = RunConfig(1, arm, 0, last, e.full_iterations)
             args = as_the_trainer_reads(e, run)
             train_gpt.check_arguments(args, world)
             assert args.aux_head_layers == arm.layers
@@ -152,7 +153,9 @@ def test_a_choice_by_hand_is_let_through_where_the_trainer_would(layers, schedul
 def test_seeds_of_the_stages_and_of_a_plan_by_hand_are_in_the_trainers_range():
     world = train_gpt.World(0, 1, torch.device("cpu"))
     e = experiment()
-    ends = [n for plan in PLANS.values() for s in plan for n in seeds_of(s.number).values()]
+    experiments = (e, replace(e, first_seed=MOST_FIRST_SEED))
+    stages = [stage for plan in PLANS.values() for stage in plan]
+    ends = [n for each in experiments for s in stages for n in seeds_of(each, s).values()]
     for seed in (*ends, 0, before_run_1.SEEDS - 1):
         train_gpt.check_arguments(
             as_the_trainer_reads(e, RunConfig(0, EVERY_ARM[0], 0, seed, 5)), world

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import analyze_aux
+import run_aux
 from ablation.execute.machine import machine
 from ablation.folder import registration
 from ablation.folder.materials import ROOT, Materials
@@ -228,6 +229,8 @@ def test_an_older_registration_is_shown_and_nobody_goes_on_with_it(
     with pytest.raises(ValueError, match="cannot be gone on with: the files that decide") as no:
         check_unchanged(read_document(exp_dir), registered(ADAPTIVE, materials), exp_dir)
     assert "\n" not in str(no.value)
+    assert run_aux.main(["--exp_dir", str(exp_dir), "--staged", "--dry_run"]) == 1
+    assert capsys.readouterr().err == f"run_aux.py: error: {no.value}\n"
 
 
 @pytest.mark.parametrize(

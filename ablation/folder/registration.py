@@ -146,10 +146,15 @@ def digest_of(fixed: dict) -> str:
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def check_unchanged(document: dict, fixed: dict, exp_dir: Path) -> None:
-    """Raise ValueError that names every registered field that differs from what is asked now."""
+def check_version(document: dict, exp_dir: Path) -> None:
+    """Raise ValueError for an experiment of another version: its next runs would be other ones."""
     if changed := changes(document):
         raise ValueError(f"{exp_dir} cannot be gone on with: {'; '.join(changed)}")
+
+
+def check_unchanged(document: dict, fixed: dict, exp_dir: Path) -> None:
+    """Raise ValueError that names every registered field that differs from what is asked now."""
+    check_version(document, exp_dir)
     now = json.loads(json.dumps(fixed))
     differing = [
         f"{path.lstrip('.')}: registered {printable_value(was)}, now {printable_value(is_now)}"
