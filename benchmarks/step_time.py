@@ -1,6 +1,6 @@
 """What do auxiliary heads cost?  Step time and memory of arms, beside what counting FLOPs predicts.
 
-    python benchmarks/step_time.py --profile mini                  # any CPU
+    python benchmarks/step_time.py --profile mini --options        # any CPU
     python benchmarks/step_time.py --profile middle                # a CPU, 50,304 tokens
     python benchmarks/step_time.py --profile speedrun              # a GPU; also small
     python benchmarks/step_time.py --profile mini --against REV    # steps/s beside an older trainer
@@ -254,6 +254,7 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--profile", choices=SIZES, default="mini")
     parser.add_argument("--arms", default=",".join(PLACEMENTS), help="of " + ", ".join(PLACEMENTS))
+    parser.add_argument("--options", action="store_true", help="of heads, each with aux_4_8")
     parser.add_argument("--turns", type=int, default=15, help="of each arm and the baseline")
     parser.add_argument("--steps", type=int, default=1, help="in a turn")
     parser.add_argument("--against", metavar="REV", help="compare with the trainer of a revision")
@@ -280,8 +281,9 @@ def main(argv=None) -> int:
     print("|---|---|---|---|---|---|---|")
     arms = args.arms.split(",")
     settings = [Setting(arm, PLACEMENTS[arm], share) for arm in arms for share in (0.125, 1.0)]
-    arm = "aux_4_8" if "aux_4_8" in arms else arms[0]
-    settings += [Setting(arm, PLACEMENTS[arm], 0.125, option) for option in OPTIONS if option]
+    if args.options:
+        arm = "aux_4_8" if "aux_4_8" in arms else arms[0]
+        settings += [Setting(arm, PLACEMENTS[arm], 0.125, option) for option in OPTIONS if option]
     for r in measure(p, settings, args.turns, args.steps):
         rows.append(r)
         spread = "{:.3f} to {:.3f}".format(*r["ratio_quartiles"])
