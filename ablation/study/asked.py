@@ -106,7 +106,8 @@ def check_plan(options: Namespace, plan: str) -> None:
         if plan not in PLANS_OF[name]:
             words = f"--{name}" if value is True else f"--{name} {value}"
             plans = " or ".join(PLANS_OF[name])
-            raise UsageError(f"{words}: it is for --plan {plans}; leave it out")
+            remedy = "give that plan, or leave it out"
+            raise UsageError(f"{words}: it is for --plan {plans}; {remedy}")
 
 
 def design_asked(options: Namespace, design: Design) -> Design:

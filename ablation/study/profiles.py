@@ -41,7 +41,8 @@ def check_terms(design: Design) -> None:
             raise ValueError(f"{name} {printable(repr(value)[:200], limit=60)}: {remedy}")
     if design.delta_eq >= design.delta_target:
         raise ValueError(
-            f"delta_eq {design.delta_eq:g}: give less than delta_target, {design.delta_target:g}"
+            f"delta_eq {design.delta_eq:g}: give less than delta_target {design.delta_target:g},"
+            " or a larger delta_target"
         )
 
 
