@@ -139,7 +139,7 @@ def pairs_until_settled(state: State) -> list[RunConfig]:
     validation = validation_of(state)
     n, n_max = len(validation.pairs), validation.limits[-1]
     if state.experiment.stop_on == "never":
-        count = n_max
+        count = n_max + validation.given_up
     else:
         ends = validation.is_settled or validation.has_nothing_to_beat
         goes_on = not ends and validation.given_up <= MAX_GIVEN_UP
