@@ -13,7 +13,7 @@ from ablation import sequential, stats
 from ablation.plan import next_step as plan
 from ablation.plan.adaptive import dropped_by_screening, two_best
 from ablation.plan.costs import Costs
-from ablation.plan.forecast import Planned, placeholder
+from ablation.plan.forecast import Planned, forecast, placeholder
 from ablation.plan.looks import (
     BELOW,
     HARMFUL,
@@ -716,6 +716,16 @@ def test_a_pair_that_fails_for_good_is_given_up_and_replaced():
     assert decision.missing == ("1 pair(s), of which a run failed for good",)
     assert decision.numbers["n"] >= 4
     assert "final_best/run_4" in {run.name for run in launched}
+
+
+def test_a_forecast_counts_the_pair_that_replaces_one_that_was_given_up():
+    e = adaptive_experiment(60.0, stop_on="superiority", validation_runs=6)
+    lost = lambda run, _: "crashed" if run.name == "final_best/run_1" else "ok"  # noqa: E731
+    launched, _, results = carry_out(e, improvement=0.0, happens=lost)
+    done = [r for r in results if r.run.stage < 4 or r.run.index <= 1]
+    to_come = [planned.run for planned in forecast(e, done)[0]]
+    assert to_come == launched[len(done) :]
+    assert to_come[-1].name == "final_best/run_6"
 
 
 def test_pairs_that_always_fail_end_the_plan():

@@ -715,6 +715,19 @@ def test_stage_4_underway_claims_nothing(tmp_path):
     assert "repeated" not in final and "NOT FINISHED" in text
 
 
+def test_the_interval_of_pairs_underway_has_the_registered_level_and_excludes_nothing(tmp_path):
+    profile = PROFILES["speedrun"]
+    profile = replace(profile, design=replace(profile.design, alpha=0.01))
+    exp_dir = make(tmp_path, adaptive_plan(profile=profile), most=12, scale=0.0)
+    final = chapter(report(exp_dir), "Final validation")
+    sides = final_losses(exp_dir)
+    assert list(map(len, sides)) == [2, 2]
+    low, high = scipy.stats.ttest_ind(*sides, equal_var=False).confidence_interval(0.99)
+    assert low < 0 < high
+    assert entry(final, "interval") == f"{low:+.4f} to {high:+.4f}, 99 %"
+    assert "excluded" not in final
+
+
 def test_numbers_of_selecting_stages_are_marked(small_effect):
     arms = chapter(small_effect[1], "Arms against their baseline")
     titles = [line for line in arms.splitlines() if line.startswith("  Stage ")]

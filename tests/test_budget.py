@@ -229,6 +229,16 @@ def test_looks_of_the_adaptive_plan_end_with_the_budget_that_they_began_with(tim
     assert not next_step(larger, results).runs or is_second_test(e, larger, results)
 
 
+def test_a_single_pair_is_a_budget_that_was_spent_before_a_verdict():
+    """Runs of stage 4 take so long that the first pair leaves room for no other."""
+    e = experiment(plan="adaptive", budget_hours=1e3, validation_runs=3)
+    e, prior = replace(e, budget_hours=hours(total_of(e))), Costs(e)
+    results, step = carry_out(e, lambda run: prior(run) * (2.5 if run.stage == 4 else 1))
+    assert pairs_begun(results) == 1 and not step.runs
+    assert conclude(step).decisions[4].numbers["looks"] == []
+    assert step.ended == sitting.BUDGET_SPENT
+
+
 def test_a_run_that_overstays_is_stopped_where_the_budget_ends_and_the_rest_counts():
     e = experiment()
     e = replace(e, budget_hours=hours(0.5 * total_of(e)))

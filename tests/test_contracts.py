@@ -12,11 +12,13 @@ import torch
 
 import aux_heads
 import train_gpt
+from ablation.cli.checks import MOST
 from ablation.execute import before_run_1
 from ablation.execute.command import build_command
 from ablation.folder.materials import Materials
 from ablation.folder.registration import seeds_of
 from ablation.plan.next_step import PLANS
+from ablation.plan.validation import MAX_GIVEN_UP
 from ablation.runs.run import RunConfig
 from ablation.study.experiment import MOST_FIRST_SEED, Experiment
 from ablation.study.heads import (
@@ -74,7 +76,8 @@ def test_the_flags_of_every_arm_go_through_the_trainers_own_parser_and_checks(pr
     for e in shares(profile):
         world = train_gpt.World(0, e.share.processes, torch.device("cpu"))
         for arm in EVERY_ARM:
-            last = replace(e, first_seed=MOST_FIRST_SEED).seed(4, 999)
+            most = MOST["validation_runs"] + MAX_GIVEN_UP
+            last = replace(e, first_seed=MOST_FIRST_SEED).seed(4, most)
             run = RunConfig(1, arm, 0, last, e.full_iterations)
             args = as_the_trainer_reads(e, run)
             train_gpt.check_arguments(args, world)

@@ -391,8 +391,21 @@ def test_an_effect_that_a_thousand_pairs_would_not_show_is_told_as_such():
     e = as_meant(PROFILES["mini"])
     assert power.size_cells(e, (None, 3)) == [
         "more than 1000",
-        f"3 ({duration(3 * power.pair_s(e))})",
+        f"3 ({duration(power.pairs_s(e, 3))})",
     ]
+
+
+@pytest.mark.parametrize(
+    ("parallel_runs", "rounds"), [(1, 7), (2, 7), (3, 7), (4, 4), (5, 4), (8, 2)]
+)
+def test_pairs_side_by_side_take_the_time_of_their_rounds(parallel_runs, rounds):
+    """Each of as many pairs as fill the machine; one run at a time, both runs of each pair."""
+    e = as_meant(PROFILES["mini"])
+    one = replace(e, share=replace(e.share, parallel_runs=parallel_runs))
+    longest_s = Costs(e)(replace(power.full_run(e), arm=aux((4, 8))))
+    both_s = Costs(e)(power.full_run(e)) + longest_s
+    expected_s = rounds * (both_s if parallel_runs == 1 else longest_s)
+    assert power.pairs_s(one, 7) == pytest.approx(expected_s)
 
 
 def budget_of_full_runs(n) -> Experiment:

@@ -100,6 +100,13 @@ def test_an_exit_code_says_how_it_ended_on_resume_too(home, monkeypatch, name):
         assert statuses(home) == before or name == "refused"
 
 
+def test_a_stage_that_needs_no_run_is_done(home):
+    code, out, err = call(home, "--stage", "1", "--plan", "adaptive", *FIXED)
+    assert code == exit_codes.DONE, out + err
+    assert attempts(home) == ()
+    assert "Stage 1 is decided. nothing finished; 0.00 of" in out
+
+
 # ---------------------------------------------------------------------------------------------
 # A machine that breaks
 

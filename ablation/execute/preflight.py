@@ -44,9 +44,8 @@ from ablation.execute.trial import Track, try_out
 from ablation.execute.watcher import GRACE_S, MARGIN_S, UNKILLABLE_S
 from ablation.folder.first_costs import write_findings
 from ablation.folder.materials import Materials
-from ablation.plan.forecast import forecast, paid_s
+from ablation.plan.forecast import forecast, of_stage, paid_s, pairs_of
 from ablation.plan.next_step import PLANS
-from ablation.plan.stage import FINAL_STAGE
 from ablation.runs.run import RunResult, duration
 from ablation.runs.untrusted import printable_path
 from ablation.study.experiment import Experiment, FirstCosts
@@ -177,14 +176,13 @@ def foreseen(
     words: list[str] = []
     planned, last = forecast(measured, results)
     announce(measured, results, planned, last, words.append)
-    pairs = sum(p.run.stage == FINAL_STAGE for p in planned) // 2
-    pairs = len(e.seeds) if e.plan == "manual" else pairs
+    pairs = len(e.seeds) if e.plan == "manual" else pairs_of(planned)
     smallest = power.resolution(measured, pairs)
     words.append(f"  smallest effect to be found: {smallest} ({power.last_test_in_words(e)})")
     differing = list(differences(e, costs, results))
     words += [f"  unlike the profile's prior: {line}" for line in differing]
     hours = {
-        str(stage.number): paid_s(e, [p for p in planned if p.run.stage == stage.number]) / 3600
+        str(stage.number): paid_s(e, of_stage(planned, stage.number)) / 3600
         for stage in PLANS[e.plan]
     }
     numbers = {"hours_by_stage": hours, "hours": paid_s(e, planned) / 3600}

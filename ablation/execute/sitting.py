@@ -292,7 +292,7 @@ def exit_code(
         return exit_codes.FAULT
     if step.ended == BUDGET_SPENT and step.stage in stages:
         return exit_codes.BUDGET_SPENT
-    none = not any(r.has_outcome for r in results)
+    none = bool(results) and not any(r.has_outcome for r in results)  # a stage can need no run
     return exit_codes.RUNS_FAILED if none or given_up(e, results, stages) else exit_codes.DONE
 
 
@@ -315,7 +315,7 @@ def end_of_sitting(
 def close(e: Experiment, s: Sitting, results, step, stopped: str, fault: str, print_line) -> None:
     """The last lines of a sitting: how it ended, what it cost, what to do next."""
     spent = f"{machine_seconds(results) / 3600:.2f} of {e.budget_hours:g} h of machine time spent"
-    outcomes = counted(results)
+    outcomes = counted(results) or "nothing finished"
     go_on = resume_command(e, s.exp_dir)
     print_line()
     for cut in step.budget_cuts:
@@ -323,7 +323,7 @@ def close(e: Experiment, s: Sitting, results, step, stopped: str, fault: str, pr
     for r in given_up(e, results, s.stages):
         print_line(f"Failed for good, attempt {r.attempt} was the last: {r.run.name}: {r.in_words}")
     if stopped:
-        print_line(f"Stopped by {stopped}; {outcomes or 'nothing finished'}; {spent}.")
+        print_line(f"Stopped by {stopped}; {outcomes}; {spent}.")
     elif fault:
         print_line(
             f"STOPPED: {fault}. Mend the cause (its log lies in the run's folder; the command is in"
@@ -331,7 +331,7 @@ def close(e: Experiment, s: Sitting, results, step, stopped: str, fault: str, pr
         )
         print_line(f"{outcomes}; {spent}.")
     elif step.ended:
-        print_line(f"Ended: {step.ended}. {outcomes or 'nothing finished'}; {spent}.")
+        print_line(f"Ended: {step.ended}. {outcomes}; {spent}.")
     else:
         print_line(f"Stage {s.until} is decided. {outcomes}; {spent}.")
     if step.at_gate:

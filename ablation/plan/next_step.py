@@ -139,11 +139,12 @@ def open_of(state: State, running: frozenset[str], costs: Costs, left_s: float) 
     startable = tuple(run for run in open_runs if run.name not in running)
     unaffordable = bool(startable) and costs(startable[0]) > left_s
     over = not open_runs or (unaffordable and not running)
-    no_pair_fits = state.stage.most_pairs > 0 and not state.runs_asked_for
+    least = 2 if state.stage.sequential else 1  # pairs: a look at one says nothing
+    too_few = state.stage.most_pairs > 0 and len(state.runs_asked_for) < 2 * least
     return Open(
         runs=() if unaffordable else startable,
         over=over,
-        spent=over and (unaffordable or no_pair_fits),
+        spent=over and (unaffordable or too_few),
         budget_cuts=(
             *pairs_left_out(state),
             *(runs_left_out(state, startable, costs, left_s) if over and unaffordable else ()),

@@ -25,7 +25,7 @@ from ablation.plan.costs import Costs
 from ablation.plan.forecast import Planned, forecast, of_stage, paid_s, pairs_of, simulate
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
 from ablation.plan.next_step import PLANS, Step, conclude
-from ablation.plan.stage import FINAL_STAGE
+from ablation.plan.stage import FINAL_STAGE, seconds_of_pairs
 from ablation.runs.run import RunConfig, duration
 from ablation.study.experiment import Experiment, Share
 from ablation.study.heads import GRID, PLACEMENTS, SCHEDULES, WEIGHTS, aux, baseline
@@ -238,10 +238,11 @@ def operating_characteristics(
     ]
 
 
-def pair_s(e: Experiment) -> float:
-    """Machine time of a baseline and of a run with two heads, at full length, before any is
+def pairs_s(e: Experiment, n: int) -> float:
+    """Machine time of n pairs of a baseline and a run with two heads, at full length, before any is
     measured."""
-    return sum(map(Costs(e), (full_run(e), replace(full_run(e), arm=aux((4, 8))))))
+    pair = full_run(e), replace(full_run(e), arm=aux((4, 8)))
+    return seconds_of_pairs(e.share, [Costs(e)(run) for run in pair], n)
 
 
 @dataclass(frozen=True)
@@ -316,7 +317,7 @@ def sample_sizes(e: Experiment) -> list[tuple[float, Sizes]]:
 
 def size_cells(e: Experiment, sizes: Sizes) -> list[str]:
     """Pairs, and the time that both arms take."""
-    return [f"{n} ({duration(n * pair_s(e))})" if n else "more than 1000" for n in sizes]
+    return [f"{n} ({duration(pairs_s(e, n))})" if n else "more than 1000" for n in sizes]
 
 
 def sample_size_rows(profile: Profile) -> list[str]:

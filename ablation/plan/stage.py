@@ -8,7 +8,7 @@ from functools import cached_property
 from ablation.plan.costs import Costs
 from ablation.plan.decision import INCONCLUSIVE, Decision, baseline_losses, loss_lines
 from ablation.runs.run import Arm, RunConfig, RunResult
-from ablation.study.experiment import Experiment
+from ablation.study.experiment import Experiment, Share
 from ablation.study.heads import GRID, baseline
 from ablation.study.profiles import Design
 
@@ -166,9 +166,16 @@ def affordable(state: State, costs: Costs, left_s: float) -> int:
     rounds = max(0, math.floor(left_s / max(times)))
     if not state.stage.sequential:  # an odd slot takes half of the next pair
         return rounds * share.parallel_runs // 2
-    return rounds * pairs_per_batch(state)
+    return rounds * pairs_per_batch(share)
 
 
-def pairs_per_batch(state: State) -> int:
+def pairs_per_batch(share: Share) -> int:
     """How many pairs fill the machine: they are launched together, with one look after them."""
-    return max(1, state.experiment.share.parallel_runs // 2)
+    return max(1, share.parallel_runs // 2)
+
+
+def seconds_of_pairs(share: Share, run_s: Sequence[float], n: int) -> float:
+    """Machine time of n pairs that come as looks ask for them. run_s: of a pair's two runs."""
+    if share.parallel_runs == 1 or share.paid_each:
+        return n * sum(run_s)
+    return math.ceil(n / pairs_per_batch(share)) * max(run_s)

@@ -31,7 +31,14 @@ from ablation.plan.looks import (
     losses_of,
     settled,
 )
-from ablation.plan.stage import State, affordable, left_on_entry_s, pair_of, pairs_per_batch
+from ablation.plan.stage import (
+    State,
+    affordable,
+    left_on_entry_s,
+    pair_of,
+    pairs_per_batch,
+    seconds_of_pairs,
+)
 from ablation.runs.run import RunConfig, duration, machine_seconds
 from ablation.study.profiles import Design
 
@@ -91,7 +98,7 @@ def validation_of(state: State) -> Validation:
         limits=tuple(limits_of(state, pairs)),
         design=state.design,
         stop_on=state.experiment.stop_on,
-        pairs_per_batch=pairs_per_batch(state),
+        pairs_per_batch=pairs_per_batch(state.experiment.share),
     )
 
 
@@ -111,7 +118,8 @@ def pairs_so_far(state: State) -> tuple[list[Pair], int]:
 
 def limits_of(state: State, complete: Sequence[Pair]) -> list[int]:
     """n_max on entry, and after each complete pair as the budget then allowed; it never rises."""
-    e, first, side_by_side = state.experiment, state.design.first_look, pairs_per_batch(state)
+    e, first = state.experiment, state.design.first_look
+    side_by_side = pairs_per_batch(e.share)
     fit = affordable(state, state.costs, left_on_entry_s(state))
     limits = [min(e.validation_runs or state.stage.most_pairs, fit)]
     for n in range(1, len(complete) + 1):
@@ -131,7 +139,7 @@ def pairs_until_settled(state: State) -> list[RunConfig]:
     validation = validation_of(state)
     n, n_max = len(validation.pairs), validation.limits[-1]
     if state.experiment.stop_on == "never":
-        count = n_max
+        count = n_max + validation.given_up
     else:
         ends = validation.is_settled or validation.has_nothing_to_beat
         goes_on = not ends and validation.given_up <= MAX_GIVEN_UP
@@ -323,8 +331,9 @@ def needed_for(tested: Tested, design: Design) -> tuple[float, int] | None:
 def still_to_come(state: State, n: int, effect: float, needed: int) -> str:
     """What it would take to find an effect, beyond the n pairs that there are."""
     more = needed - n
-    pair_s = sum(map(state.costs, pair_of(state, 0)))
-    still = f"{more} more pairs, {duration(more * pair_s)}"
+    run_s = [state.costs(run) for run in pair_of(state, 0)]
+    takes_s = seconds_of_pairs(state.experiment.share, run_s, more)
+    still = f"{more} more pairs, {duration(takes_s)}"
     if more <= 0:
         still = (
             "as many as were run, so chance decided. A new experiment is a second test:"

@@ -150,9 +150,9 @@ class Contrast:
     seeds: int = 0  # that arm and baseline share, with an outcome of both
 
 
-def contrast(block: Block, group: ArmRuns) -> Contrast:
-    """Welch's test on shared seeds; where runs diverged there, the exact worst-rank test, which
-    counts them as worst."""
+def contrast(block: Block, group: ArmRuns, alpha: float = 0.05) -> Contrast:
+    """Welch's test on shared seeds, with its interval at this level; where runs diverged there, the
+    exact worst-rank test, which counts them as worst."""
     if block.baseline is None:
         return Contrast(why="no baseline of this stage and length ran")
     if group is block.baseline:
@@ -167,7 +167,7 @@ def contrast(block: Block, group: ArmRuns) -> Contrast:
     base_losses, arm_losses = (g.losses for g in averaged(sides))
     found, n = None, len(arm.seeds)
     if base_losses and arm_losses:
-        found = stats.compare(base_losses, arm_losses)
+        found = stats.compare(base_losses, arm_losses, alpha)
     if found is None or base.diverged or arm.diverged:
         test = stats.worst_rank(base.losses, arm.losses, base.diverged, arm.diverged)
         why = "p by the exact worst-rank test, diverged runs as the worst"

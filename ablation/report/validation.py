@@ -45,9 +45,14 @@ def generator():
     return np.random.default_rng(SEED)
 
 
+def planned(evidence: Evidence, block: Block) -> Contrast:
+    """The comparison that was planned, at the level that was registered for it."""
+    return contrast(block, block.arms[0], evidence.design.alpha)
+
+
 def effect_line(evidence: Evidence, block: Block | None) -> str:
     """The effect of the final validation, with all that qualifies it, in a sentence."""
-    found = contrast(block, block.arms[0]) if block else Contrast()
+    found = planned(evidence, block) if block else Contrast()
     difference = found.comparison
     if not block or not difference:
         return "There is no difference to show: no seed on which both arms finished."
@@ -97,7 +102,7 @@ def validated(evidence: Evidence) -> Iterator[Content]:
     verdict += "; p and intervals are nominal, and do not allow for looking early"
     verdict = evidence.decisions[4].title if 4 in evidence.decisions else verdict
     rows = [("verdict", verdict + how_it_fell(evidence)), ("configuration", versus)]
-    found = contrast(block, block.arms[0])
+    found = planned(evidence, block)
     rows += effect_rows(evidence, block, found)
     rows += [("p", p_line(evidence, block, found))]
     rows += zip(("baseline", "arm"), map(spread_line, block.groups), strict=True)
@@ -168,12 +173,13 @@ def equivalence_interval(evidence: Evidence, block: Block) -> Ends | None:
 
 
 def excluded(evidence: Evidence, block: Block) -> str:
-    """What a null result excludes, in words. Empty where there is an effect, or no test.
+    """What a null result excludes, in words. Empty where there is an effect, or no test, and before
+    the decision: a nominal interval of the pairs so far would exclude too much.
 
     A verdict stands as it fell, also where a later look's interval has come to cover zero.
     """
-    interval, kind = primary_interval(evidence, contrast(block, block.arms[0]))
-    if interval is None or not interval[0] <= 0 <= interval[1]:
+    interval, kind = primary_interval(evidence, planned(evidence, block))
+    if 4 not in evidence.decisions or interval is None or not interval[0] <= 0 <= interval[1]:
         return ""
     if evidence.verdict in (IMPROVES, HARMFUL):
         return ""
@@ -186,7 +192,7 @@ def excluded(evidence: Evidence, block: Block) -> str:
 
 def final_p(evidence: Evidence, block: Block) -> float | None:
     """The p-value of the final validation: over all looks, or of its one test."""
-    return repeated_ps(evidence.looks)[-1] if evidence.looks else contrast(block, block.arms[0]).p
+    return repeated_ps(evidence.looks)[-1] if evidence.looks else planned(evidence, block).p
 
 
 def p_line(evidence: Evidence, block: Block, found: Contrast) -> str:

@@ -20,7 +20,7 @@ from ablation.report.drawing import (
     with_margin,
 )
 from ablation.report.evidence import Evidence
-from ablation.report.validation import primary_interval
+from ablation.report.validation import planned, primary_interval
 from ablation.runs.run import RunResult
 from ablation.study.profiles import Design
 
@@ -112,7 +112,7 @@ def draw_pairs(ax, block: Block) -> list[float]:
 
 def draw_one_test(ax, evidence: Evidence, block: Block, at: int) -> list[float]:
     """The improvement with the interval of the only test, where it has one; returns their ends."""
-    found = contrast(block, block.arms[0])
+    found = planned(evidence, block)
     interval, kind = primary_interval(evidence, found)
     if found.comparison is None:
         return []

@@ -14,7 +14,6 @@ class Design:
     delta_eq: float  # the smallest improvement of interest, nats/token
     delta_target: float  # the improvement hoped for, nats/token
     drop: float  # screening drops an arm that is worse than the baseline by more, nats/token
-    nu0: float = 8.0  # degrees of freedom that sigma0 is worth in stage 2
     alpha: float = 0.05  # two-sided
     first_look: int = 3  # pairs
     speedup: float = 0.10  # of the time to the baseline's final loss
@@ -25,7 +24,7 @@ class Design:
 
 ABOVE_0 = (lambda value: 1e-9 <= value <= 1e3), "give a number above 0, from 1e-9 to 1000"
 TERMS: dict[str, tuple[Callable[[float], bool], str]] = {  # what can be meant, and in words
-    **dict.fromkeys(("sigma0", "delta_eq", "delta_target", "drop", "nu0", "speedup"), ABOVE_0),
+    **dict.fromkeys(("sigma0", "delta_eq", "delta_target", "drop", "speedup"), ABOVE_0),
     "alpha": ((lambda level: 1e-6 <= level < 0.5), "give a level from 1e-6 to below 0.5"),
     "first_look": ((lambda n: type(n) is int and 2 <= n <= 10**4), "give 2 to 10000 pairs"),
     "pairing": ((lambda share: 0 <= share <= 0.8), "give a share from 0 to 0.8"),
