@@ -336,8 +336,8 @@ def test_stage_2_stops_where_every_arm_diverges():
 
 def test_finalists_that_both_diverge_the_second_time_leave_none_but_do_not_stop():
     decision = decide(2, placements({"a6": None, "a48": None}, **FIRST))
-    assert decision.verdict == "INCONCLUSIVE"
-    assert decision.chosen is None
+    assert decision.title == "INCONCLUSIVE: the two best have no usable run on the second seed"
+    assert decision.verdict == "INCONCLUSIVE" and decision.chosen is None
 
 
 @pytest.mark.parametrize("others", [{}, {"a4": None}])

@@ -355,6 +355,8 @@ def test_list_shows_every_arm(home):
         (["--staged", "--train_script", "nothing.py"], ["nothing.py"]),
         (["--staged", "--exp_dir", "shards"], ["shards", "experiment_configs.json"]),
         (["--status", "--exp_dir", "nowhere"], ["nowhere"]),
+        (["--status", "--alpha", "0.01"], ["--alpha goes with --staged or --plan_report"]),
+        (["--list", "--screen"], ["--screen goes with --staged or --plan_report"]),
         (["--staged", "--screen"], ["--screen", "--plan adaptive"]),
         (["--staged", "--plan", "adaptive", "--alpha", "2"], ["--alpha 2", "below 0.5"]),
         (

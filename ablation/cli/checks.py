@@ -5,7 +5,7 @@ import shlex
 from argparse import Namespace
 from collections import Counter
 
-from ablation.study.asked import UsageError
+from ablation.study.asked import PLANS_OF, UsageError
 from ablation.study.experiment import MOST_FIRST_SEED
 from ablation.study.heads import ARMS, PHASES, check_choice
 from ablation.study.profiles import PROFILES
@@ -130,6 +130,7 @@ def check_goes_with(options: Namespace, by_hand: bool) -> None:
         "validation_runs": (not by_hand, "--staged, --stage or --plan_report"),
         "ignore_gate": (not by_hand, "--staged or --stage"),
         "slurm_args": (on_slurm, "--launcher slurm"),
+        **dict.fromkeys(PLANS_OF, (runs or options.plan_report, "--staged or --plan_report")),
     }
     for name, (fits, what) in needs.items():
         if getattr(options, name) not in (None, False) and not fits:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from ablation import stats
 from ablation.plan.decision import (
+    INCONCLUSIVE,
     PROCEED,
     STOP,
     Decision,
@@ -147,6 +148,26 @@ def beside(best: Group, results: Sequence[RunResult]) -> tuple[str, ...]:
     )
 
 
+def no_placement(state: State, arms: Sequence[Group]) -> Decision:
+    """Stage 2 without a placement to go on with, and why."""
+    if any(group.usable for group in arms):
+        verdict, about = INCONCLUSIVE, "the two best have no usable run on the second seed"
+        because = "The other placements ran once, and were worse there."
+    elif arms and all(group.diverged for group in arms):
+        verdict, about = STOP, "every arm diverged"
+        because = "A configuration that diverges is worse than any loss."
+    else:
+        return no_comparison(state, state.stage_results, True, None, missing(state))
+    return state.decided(
+        verdict,
+        f"{verdict}: {about}",
+        because=(because,),
+        facts=loss_lines(state.stage_results),
+        numbers={},
+        missing=missing(state),
+    )
+
+
 def decide_layers(state: State) -> Decision:
     """Stage 2: which tap layers go on?"""
     results = state.stage_results
@@ -154,17 +175,8 @@ def decide_layers(state: State) -> Decision:
     again = {arm.configuration for arm in two_best(results)}
     means = means_within_seeds(results, state.design.rho)
     best = lowest_within_seeds([g for g in arms if g.arm.configuration in again], means)
-    if not best and arms and all(group.diverged for group in arms):
-        return state.decided(
-            STOP,
-            "STOP: every arm diverged",
-            because=("A configuration that diverges is worse than any loss.",),
-            facts=loss_lines(results),
-            numbers={},
-            missing=missing(state),
-        )
     if not best:
-        return no_comparison(state, results, True, best, missing(state))
+        return no_placement(state, arms)
     taps = ",".join(map(str, best.arm.layers))
     return state.decided(
         PROCEED,
