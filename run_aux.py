@@ -41,7 +41,7 @@ from ablation.cli import console, exit_codes
 from ablation.cli.arguments import plain_words
 from ablation.cli.checks import check_options
 from ablation.cli.options import build_parser
-from ablation.execute.display import Display
+from ablation.execute.display import Display, progress
 from ablation.execute.machine import UNCOUNTED, NotCounted, cores, visible_gpus
 from ablation.execute.opening import (
     MachineFault,
@@ -201,7 +201,8 @@ def show_power(args, display: Display) -> int:
     e = as_previewed(e, args, gpus, display.print_line)
     m = materials_of(sitting_options(args), document, exp_dir, e)
     e = with_first_costs(e, args, m, display.print_line)
-    print(power.render(replace(e, budget_hours=args.max_budget_hours or e.budget_hours)))
+    e = replace(e, budget_hours=args.max_budget_hours or e.budget_hours)
+    print(power.render(e, progress=progress))
     return exit_codes.DONE
 
 

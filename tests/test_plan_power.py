@@ -428,3 +428,17 @@ def test_no_worker_of_a_report_has_to_be_ended_by_a_signal(tmp_path):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert not list(tmp_path.iterdir())
+
+
+def test_whoever_waits_for_the_counts_is_shown_how_far_they_are():
+    seen = []
+
+    def progress(parts, total):
+        for part in parts:
+            seen.append(total)
+            yield part
+
+    e = as_meant(PROFILES["speedrun"])
+    shown = power.render(e, replicates=20, progress=progress)
+    assert shown == power.render(e, replicates=20)
+    assert seen == [len(seen)] * len(seen) and len(seen) == 2 * len(power.scenarios_for(e))

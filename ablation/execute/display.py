@@ -11,7 +11,7 @@ import select
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ablation.cli import console
 from ablation.execute.orchestrator import Flight
@@ -84,6 +84,13 @@ class Display:
                 bar.set_description_str(line)
         except Exception:  # a library and a terminal: any kind; a run in flight matters more
             self.live, self.bars = False, []
+
+
+def progress(parts: Iterable, total: int) -> Iterable:
+    """The parts as they come; what takes longer than 3 s has a bar on a terminal, gone at its end.
+    """
+    look = {"desc": "simulating", "delay": 3.0, "leave": False, "disable": None}
+    return tqdm_as_shipped()(parts, total=total, **look)
 
 
 def tqdm_as_shipped():

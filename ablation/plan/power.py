@@ -15,7 +15,7 @@ import math
 import random
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import Pool
 
@@ -212,6 +212,13 @@ def scenarios_for(e: Experiment) -> list[Scenario]:
     return [plain_scenario(*row, design.sigma0) for row in rows]
 
 
+Progress = Callable[[Iterable, int], Iterable]  # passes on so many parts, and shows how far it is
+
+
+def silently(parts: Iterable, total: int) -> Iterable:
+    return parts
+
+
 def outcomes_of(task: tuple[Experiment, Scenario, list[str]]) -> list[Outcome]:
     e, scenario, seeds = task
     rho, cost_s = e.profile.design.rho, Costs(e)
@@ -219,8 +226,9 @@ def outcomes_of(task: tuple[Experiment, Scenario, list[str]]) -> list[Outcome]:
 
 
 def operating_characteristics(
-    e: Experiment, replicates: int = REPLICATES, seed: int = 0, jobs: int | None = None
-) -> list[dict]:
+    e: Experiment, replicates: int = REPLICATES, seed: int = 0, jobs: int | None = None,
+    progress: Progress = silently,
+) -> list[dict]:  # fmt: skip
     """A row of `tally` for each scenario. Equal seeds give equal rows, for any number of jobs."""
     scenarios, chunk = scenarios_for(e), 10  # replicates that a process takes at a time, chosen
     seeds = [f"{seed}/{k}" for k in range(replicates)]
@@ -229,7 +237,7 @@ def operating_characteristics(
     import scipy.optimize  # noqa: F401 - before the fork, or each process imports it
 
     with Pool(jobs) as pool:
-        parts = iter(pool.map(outcomes_of, tasks, chunksize=1))
+        parts = iter(list(progress(pool.imap(outcomes_of, tasks), len(tasks))))
         pool.close()  # else each worker is ended by a signal, which one that waits may not hear
         pool.join()
     return [
@@ -341,8 +349,10 @@ def as_meant(profile: Profile, plan: str = "adaptive") -> Experiment:
     )
 
 
-def render(e: Experiment, replicates: int = REPLICATES, seed: int = 0) -> str:
-    """The whole report. Takes a few seconds, for the counts."""
+def render(
+    e: Experiment, replicates: int = REPLICATES, seed: int = 0, progress: Progress = silently
+) -> str:
+    """The whole report. Takes seconds, for the counts; minutes where a hundred pairs fit."""
     design, planned = e.profile.design, forecast(e)[0]
     lines = [
         f"What can {e.budget_hours:g} hours decide? Plan {e.plan}, profile {e.profile.name},"
@@ -361,7 +371,7 @@ def render(e: Experiment, replicates: int = REPLICATES, seed: int = 0) -> str:
         *size_table(e),
         "",
         concluded(e, replicates, seed),
-        *verdict_table(operating_characteristics(e, replicates, seed)),
+        *verdict_table(operating_characteristics(e, replicates, seed, progress=progress)),
     ]
     return "\n".join(lines)
 
