@@ -441,4 +441,4 @@ def test_whoever_waits_for_the_counts_is_shown_how_far_they_are():
     e = as_meant(PROFILES["speedrun"])
     shown = power.render(e, replicates=20, progress=progress)
     assert shown == power.render(e, replicates=20)
-    assert seen == [len(seen)] * len(seen) and len(seen) == 2 * len(power.scenarios_for(e))
+    assert seen == [len(seen)] * len(seen) and len(seen) == 10 * len(power.scenarios_for(e))

@@ -230,7 +230,7 @@ def operating_characteristics(
     progress: Progress = silently,
 ) -> list[dict]:  # fmt: skip
     """A row of `tally` for each scenario. Equal seeds give equal rows, for any number of jobs."""
-    scenarios, chunk = scenarios_for(e), 10  # replicates that a process takes at a time, chosen
+    scenarios, chunk = scenarios_for(e), 2  # replicates that a process takes at a time, chosen
     seeds = [f"{seed}/{k}" for k in range(replicates)]
     chunks = [seeds[k : k + chunk] for k in range(0, replicates, chunk)]
     tasks = [(e, scenario, some) for scenario in scenarios for some in chunks]
