@@ -153,7 +153,7 @@ def test_a_dry_run_goes_by_them_and_offers_to_measure(home):
 
 
 def test_the_plan_report_goes_by_them(home, monkeypatch, capsys):
-    monkeypatch.setattr(power, "render", lambda e: json.dumps(asdict(e.first_costs)))
+    monkeypatch.setattr(power, "render", lambda e, progress: json.dumps(asdict(e.first_costs)))
     assert asked(*FIXED, FAKE_SECONDS="6")[0] == 0
     costs = json.loads(Path("preflight.json").read_text())["first_costs"]
     by_them = ("--preflight_file", "preflight.json")
