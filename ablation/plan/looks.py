@@ -8,7 +8,7 @@ ends with one of four verdicts: improves, harmful, no meaningful effect, inconcl
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ablation import sequential, stats
@@ -106,10 +106,6 @@ class Look:
 def look_from(document: Mapping) -> Look:
     """A look, from the fields that a decision's numbers hold of it."""
     return Look(**{**document, "tests": tuple(Test(**test) for test in document["tests"])})
-
-
-def shortest(reaches: Iterable[float | None]) -> float | None:
-    return min((reach for reach in reaches if reach is not None), default=None)
 
 
 def difference(a: float | None, b: float | None) -> float | None:
@@ -229,8 +225,8 @@ def interval_look(pairs: Sequence[Pair], n_max: int, tests: Sequence[Test], desi
     """A look at pairs that all finished: the shorter one of the tests' intervals decides."""
     tests, improvement = [with_spread(test, pairs) for test in tests], improvement_of(pairs)
     look = Look(len(pairs), n_max, improvement, tuple(tests))
-    reach = shortest(test.reach for test in tests)
-    eq_reach = shortest(test.eq_reach for test in tests)
+    reach = look.shorter(for_equivalence=False).reach
+    eq_reach = look.shorter(for_equivalence=True).eq_reach
     if reach is None or eq_reach is None:
         return look  # no variance: nothing can be concluded from it
     low, high = improvement - reach, improvement + reach
