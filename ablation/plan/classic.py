@@ -6,6 +6,7 @@ mean val_loss(arm), nats/token: positive is good.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from ablation import stats
 from ablation.plan.decision import (
@@ -15,11 +16,12 @@ from ablation.plan.decision import (
     Decision,
     Group,
     Rule,
-    baseline_losses,
+    arm_lines,
     delta_text,
     finished_pairs,
     interval,
     loss_lines,
+    loss_mean,
     losses_text,
     lowest,
     mean_text,
@@ -32,37 +34,49 @@ from ablation.plan.stage import (
     Stage,
     State,
     affordable,
+    capitalized,
     each_arm_once,
+    each_once,
+    final_arms,
     left_on_entry_s,
     no_comparison,
+    nothing_decided,
     pair_of,
 )
-from ablation.runs.run import RunConfig, RunResult
-from ablation.study.heads import (
-    FINAL_ARMS,
-    LAYERS,
-    N_VALIDATIONS,
-    REFINEMENTS,
-    SCREENING,
-    SHORT,
-    VALIDATIONS,
-)
+from ablation.runs.run import Arm, RunConfig, RunResult
+from ablation.study.study import SHORT, Metric, Study, text_of
 
 CLASSIC_RULES = {  # chosen: the mission's own thresholds, which stay as they are
     "gate": Rule("best relative improvement", ">", 0.02, "%"),
-    "layers": Rule("best improvement", ">", 0.0, "nats/token"),
+    "choice": Rule("best improvement", ">", 0.0, "nats/token"),
     "significant": Rule("Welch p", "<", 0.05),
     "target_loss": Rule("improvement", ">=", 0.02, "nats/token"),
     "target_speedup": Rule("speedup", ">=", 0.10, "%"),
 }
 
+TARGETS = ("target_loss", "target_speedup")  # of which one has to hold
+
+
+def rules_of(study: Study) -> dict[str, Rule]:
+    """The rules in the units of a study, with its own target where it gives one; an improvement
+    that is not known to matter is no target."""
+    unit = study.metric.unit
+    rules = {
+        n: replace(r, unit=unit) if r.unit == "nats/token" else r for n, r in CLASSIC_RULES.items()
+    }
+    if study.noise and study.noise.noise_known:
+        rules["target_loss"] = replace(rules["target_loss"], threshold=study.noise.delta_target)
+    elif study.noise:
+        del rules["target_loss"]
+    return rules
+
+
 RULE_TEXTS = {  # by stage: shown beside the decisions, registered, and in docs/plans.md
     1: "PROCEED if {gate}",
-    2: "PROCEED with the best layers if {layers}, else document the null result",
-    3: "finalize the weight and schedule with the lowest val loss on the shared seed",
-    4: "target met if {significant} and improvement > 0, with {target_loss} or {target_speedup}",
+    2: "PROCEED with the best {words.choice} if {choice}, else document the null result",
+    3: "finalize the {words.refinement} with the lowest {metric.words} on the shared seed",
+    4: "target met if {significant} and improvement > 0, with {targets}",
 }
-RULE_TEXTS = {stage: text.format(**CLASSIC_RULES) for stage, text in RULE_TEXTS.items()}
 
 
 def missing(state: State) -> tuple[str, ...]:
@@ -77,12 +91,15 @@ def decide_screening(state: State) -> Decision:
     best = lowest(arms)
     if not (baseline and baseline.usable and best):
         return no_comparison(state, results, baseline and baseline.usable, best, missing(state))
-    relative = (baseline.mean - best.mean) / baseline.mean
+    words, metric = state.study.words, state.study.metric
+    relative = (baseline.mean - best.mean) / abs(baseline.mean)
     percent = f"{relative:+.2%}"
     rule = CLASSIC_RULES["gate"]
     if rule.holds(relative):
         verdict, title = PROCEED, "PROCEED to Stage 2"
-        because: tuple[str, ...] = (f"Aux heads show promise ({relative:.2%} improvement)",)
+        because: tuple[str, ...] = (
+            f"{capitalized(words.short)} show promise ({relative:.2%} improvement)",
+        )
     else:
         verdict, title = STOP, "STOP after Stage 1"
         because = (
@@ -95,8 +112,8 @@ def decide_screening(state: State) -> Decision:
         title,
         because=because,
         facts=(
-            f"Baseline loss: {baseline.mean:.4f}",
-            f"Best aux loss: {best.mean:.4f} ({best.names[0]})",
+            f"Baseline {metric.noun}: {metric.text(baseline.mean)}",
+            f"{words.best} {metric.noun}: {metric.text(best.mean)} ({best.names[0]})",
             f"Improvement: {percent}",
         ),
         numbers=best_numbers(baseline, best),
@@ -112,12 +129,12 @@ def best_numbers(baseline: Group, best: Group) -> dict:
         "best_loss": best.mean,
         "best_arm": best.names[0],
         "improvement": improvement,
-        "relative_improvement": improvement / baseline.mean,
+        "relative_improvement": improvement / abs(baseline.mean),
     }
 
 
-def decide_layers(state: State) -> Decision:
-    """Stage 2: which tap layers go on?"""
+def decide_arms(state: State) -> Decision:
+    """Stage 2: which arm goes on?"""
     results = state.stage_results
     baseline, arms = sides(on_shared_seed(results))
     best = lowest(arms)
@@ -125,29 +142,31 @@ def decide_layers(state: State) -> Decision:
         has_baseline, chosen = baseline and baseline.usable, best and best.arm
         return no_comparison(state, results, has_baseline, best, missing(state), chosen)
     improvement = baseline.mean - best.mean
-    losses = {r.run.arm.name: r.final_loss for r in results if r.status == "ok"}
+    words, metric = state.study.words, state.study.metric
     facts = [
-        f"Baseline loss: {baseline.mean:.4f}",
-        *loss_lines([r for r in results if r.run.arm.layers], baseline_losses(results)),
-        f"Best aux loss: {best.mean:.4f} ({best.names[0]})",
-        f"Improvement: {improvement / baseline.mean:+.2%} ({improvement:+.4f} nats/token)",
+        f"Baseline {metric.noun}: {metric.text(baseline.mean)}",
+        *arm_lines(metric, results),
+        f"{words.best} {metric.noun}: {metric.text(best.mean)} ({best.names[0]})",
+        f"Improvement: {improvement / abs(baseline.mean):+.2%} ({metric.delta(improvement)})",
     ]
     numbers = best_numbers(baseline, best)
-    if {"aux_6", "aux_6_repeat"} <= losses.keys():
-        repeat = abs(losses["aux_6"] - losses["aux_6_repeat"])
-        facts.append(f"Run-to-run difference (aux_6, two seeds): {repeat:.4f} nats/token")
-        numbers["repeat_difference"] = repeat
-    taps = ",".join(map(str, best.arm.layers))
-    if CLASSIC_RULES["layers"].holds(improvement):
+    if repeated := repeat_difference(results):
+        name, difference = repeated
+        facts.append(f"Run-to-run difference ({name}, two seeds): {difference:.4f} {metric.unit}")
+        numbers["repeat_difference"] = difference
+    if rules_of(state.study)["choice"].holds(improvement):
         verdict, title = PROCEED, "PROCEED to Stage 3"
+        chosen = state.study.settings(best.arm, state.study.arms)
+        value = chosen.removeprefix(f"{words.choice} ")
         because: tuple[str, ...] = (
-            f"Best layers: {taps}. Single runs chose them: exploratory, biased upwards.",
+            f"Best {words.choice}: {value}. Single runs chose {words.it}: exploratory, biased upwards.",
         )
     else:
         verdict, title = STOP, "STOP after Stage 2: null result"
         because = (
-            f"Stopped by the rule: {CLASSIC_RULES['layers']} does not hold ({improvement:+.4f}).",
-            "No placement beat the baseline here; with single runs this is no evidence of absence.",
+            f"Stopped by the rule: {rules_of(state.study)['choice']} does not hold ({improvement:+.4f}).",
+            f"No {words.arm} beat the baseline here; with single runs this is no evidence of"
+            " absence.",
         )
     return state.decided(
         verdict,
@@ -160,29 +179,43 @@ def decide_layers(state: State) -> Decision:
     )
 
 
+def repeat_difference(results: Sequence[RunResult]) -> tuple[str, float] | None:
+    """(arm, difference of the losses) of the arm that ran on two seeds; None unless both ended."""
+    for repeat in (r for r in results if r.run.role == "repeat" and r.status == "ok"):
+        for first in (r for r in results if r.run.role == "arm" and r.status == "ok"):
+            if first.run.arm.configuration == repeat.run.arm.configuration:
+                return first.run.arm.name, abs(first.final_loss - repeat.final_loss)
+    return None
+
+
 def best_refinement(results: Sequence[RunResult]) -> Group | None:
     """The configuration with the lowest loss on the seed that all refinements share; what stage
     3 validates and finalizes."""
     return lowest(sides(on_shared_seed(results))[1])
 
 
-def decide_hyperparameters(state: State) -> Decision:
-    """Stage 3: which loss weight and schedule go into the final validation?"""
+def decide_refinements(state: State) -> Decision:
+    """Stage 3: which refinement goes into the final validation?"""
+    if why := nothing_to_refine(state.study):
+        return nothing_decided(state, why)
     results = state.stage_results
-    best = best_refinement([r for r in results if r.run.arm.name.startswith("dive_")])
-    if not best:  # weights and schedules are compared with each other, not with the baseline
+    best = best_refinement([r for r in results if r.run.role == "refinement"])
+    if not best:  # refinements are compared with each other, not with the baseline
         return no_comparison(state, results, True, best, missing(state))
-    validations = [r for r in results if r.run.arm.name.startswith("validation_")]
+    validations = [r for r in results if r.run.role == "validation"]
     losses = [r.final_loss for r in validations if r.status == "ok"]
+    metric = state.study.metric
     facts = [
-        *loss_lines([r for r in results if r not in validations]),
-        f"Best: {best.mean:.4f} ({best.names[0]})",
+        *loss_lines(metric, [r for r in results if r not in validations]),
+        f"Best: {metric.text(best.mean)} ({best.names[0]})",
     ]
-    because = [f"Weight {best.arm.weight:g}, schedule {best.arm.schedule}."]
+    because = [
+        f"{capitalized(state.study.settings(best.arm, state.study.refined_arms(best.arm)))}."
+    ]
     numbers = {"best_loss": best.mean, "best_arm": best.names[0]}
     if losses:
         mean, sd = stats.mean_sd(losses)
-        facts.append(f"Validation with new seeds: {mean_text(losses, 4)}")
+        facts.append(f"Validation with new seeds: {loss_mean(metric, losses)}")
         numbers |= {"validation_mean": mean, "validation_sd": sd, "validation_n": len(losses)}
     if diverged := sum(r.status == "diverged" for r in validations):
         because.append(f"Beware: {diverged} of {len(validations)} validation runs diverged.")
@@ -209,8 +242,11 @@ def decide_final(state: State) -> Decision:
     losses = [base for base, _ in finished], [arm for _, arm in finished]
     comparison = stats.compare(*losses) if finished else None
     numbers = final_numbers(results, baseline, best, comparison)
-    title, because = final_verdict(numbers)
-    facts = final_facts(results, baseline, best, comparison, numbers)
+    title, because = final_verdict(numbers, state.study)
+    facts = [
+        *settings_lines(state.study, best.arm),
+        *final_facts(state.study.metric, results, baseline, best, comparison, numbers),
+    ]
     if baseline.diverged or best.diverged:
         because += (f"{baseline.diverged} baseline and {best.diverged} best runs diverged.",)
         facts.append(
@@ -235,7 +271,7 @@ def final_numbers(
     """The results of stage 4 for programs. Differences are of the pairs of which both finished
     (`comparison`); where a run diverged, p is the exact worst-rank test's."""
     found = vars(comparison) if comparison else {}
-    relative = comparison and comparison.improvement / comparison.mean_baseline
+    relative = comparison and comparison.improvement / abs(comparison.mean_baseline)
     numbers = {
         "baseline_n": len(baseline.losses),
         "best_n": len(best.losses),
@@ -255,27 +291,24 @@ def final_numbers(
 
 
 def final_facts(
-    results: Sequence[RunResult], baseline: Group, best: Group, comparison: stats.Comparison | None,
-    numbers: dict,
+    metric: Metric, results: Sequence[RunResult], baseline: Group, best: Group,
+    comparison: stats.Comparison | None, numbers: dict,
 ) -> list[str]:  # fmt: skip
     """The results of stage 4 as lines for a person."""
     times = {
         is_best: [
             r.trained_ms / 1000
             for r in results
-            if r.status == "ok" and bool(r.run.arm.layers) == is_best
+            if r.status == "ok" and r.run.arm.is_baseline != is_best
         ]
         for is_best in (False, True)
     }
-    delta = delta_text(numbers["improvement"])
+    delta = delta_text(metric, numbers["improvement"])
     if comparison:
         delta += f" ({numbers['relative_improvement']:+.2%}){interval(comparison)}"
     return [
-        f"Layers: {','.join(map(str, best.arm.layers))}",
-        f"Weight: {best.arm.weight:g}",
-        f"Schedule: {best.arm.schedule}",
-        f"Baseline: {losses_text(baseline.losses)}",
-        f"Best:     {losses_text(best.losses)}",
+        f"Baseline: {losses_text(metric, baseline.losses)}",
+        f"Best:     {losses_text(metric, best.losses)}",
         f"Training time: baseline {mean_text(times[False], 1, ' s')},"
         f" best {mean_text(times[True], 1, ' s')}",
         f"Delta: {delta}",
@@ -289,13 +322,22 @@ def complete_pairs(results: Sequence[RunResult]) -> list[RunResult]:
     seeds: dict[bool, set[int]] = {is_best: set() for is_best in (False, True)}
     for r in results:
         if r.has_outcome:
-            seeds[bool(r.run.arm.layers)].add(r.run.seed)
+            seeds[not r.run.arm.is_baseline].add(r.run.seed)
     return [r for r in results if r.has_outcome and r.run.seed in seeds[False] & seeds[True]]
 
 
-def final_verdict(numbers: dict) -> tuple[str, tuple[str, ...]]:
-    """The conclusion of stage 4 as (title, lines), from its numbers alone."""
-    rules, improvement = CLASSIC_RULES, numbers["improvement"]
+def settings_lines(study: Study, arm: Arm) -> list[str]:
+    """A line for each thing that has a name in which an arm differs from the baseline; else one."""
+    names = dict(study.names)
+    if any(flag not in names for flag, _ in arm.flags) or arm.env or arm.trainer:
+        return [f"Configuration: {arm.label}"]
+    return [f"{capitalized(names[flag])}: {text_of(value)}" for flag, value in arm.flags]
+
+
+def final_verdict(numbers: dict, study: Study) -> tuple[str, tuple[str, ...]]:
+    """The conclusion of stage 4 as (title, lines), from its numbers, in the words of the study."""
+    rules, improvement = rules_of(study), numbers["improvement"]
+    metric, short = study.metric, study.words.short
     n = min(numbers["baseline_n"], numbers["best_n"])
     if numbers["p"] is None:
         return (
@@ -305,23 +347,25 @@ def final_verdict(numbers: dict) -> tuple[str, tuple[str, ...]]:
     if not rules["significant"].holds(numbers["p"]):
         because = f"{p_text(numbers['p'])}"
         if numbers["ci_low"] is not None:  # one run that finished has no interval
-            reach = f"{numbers['ci_low']:+.4f} to {numbers['ci_high']:+.4f} nats/token"
+            reach = f"{numbers['ci_low']:+.4f} to {metric.delta(numbers['ci_high'])}"
             because += f"; improvements outside this are excluded: 95 % interval {reach}"
         return "INCONCLUSIVE: no significant difference", (f"{because}.",)
     # where a run diverged, ranks decide the direction too: the means leave the diverged runs out
     if not numbers.get("favours_arm", improvement is not None and improvement > 0):
-        size = "" if improvement is None else f"{delta_text(improvement)}, "
-        return "HARMFUL: aux heads make the final loss worse", (f"{size}{p_text(numbers['p'])}.",)
+        size = "" if improvement is None else f"{delta_text(metric, improvement)}, "
+        return f"HARMFUL: {short} make the final {metric.noun} worse", (
+            f"{size}{p_text(numbers['p'])}.",
+        )
     met = [
         str(rules[name])
         for name, value in (("target_loss", improvement), ("target_speedup", numbers["speedup"]))
-        if value is not None and rules[name].holds(value)
+        if value is not None and name in rules and rules[name].holds(value)
     ]
     if met:
-        return "AUX HEADS HELP: target met", (f"{p_text(numbers['p'])}; {', '.join(met)}.",)
-    return "AUX HEADS HELP: significant, below the target", (
-        f"{p_text(numbers['p'])}, but neither {rules['target_loss']}"
-        f" nor {rules['target_speedup']}.",
+        return f"{short.upper()} HELP: target met", (f"{p_text(numbers['p'])}; {', '.join(met)}.",)
+    return f"{short.upper()} HELP: significant, below the target", (
+        f"{p_text(numbers['p'])}, but neither"
+        f" {' nor '.join(str(rules[name]) for name in TARGETS if name in rules)}.",
     )
 
 
@@ -331,9 +375,9 @@ def speedup(results: Sequence[RunResult]) -> float | None:
     Training time as the trainer counts it. None unless every run of the best arm gets there:
     leaving out those that do not would flatter the arm.
     """
-    baseline = [r for r in results if not r.run.arm.layers and r.status == "ok"]
+    baseline = [r for r in results if r.run.arm.is_baseline and r.status == "ok"]
     seeds = {r.run.seed for r in baseline}
-    best = [r for r in results if r.run.arm.layers and r.run.seed in seeds]
+    best = [r for r in results if not r.run.arm.is_baseline and r.run.seed in seeds]
     if not baseline or not best:
         return None
     target = sum(r.final_loss for r in baseline) / len(baseline)
@@ -354,17 +398,30 @@ def speedup_text(value: float | None) -> str:
 # Which runs a stage asks for, and the table of stages
 
 N_PAIRS = 8  # in stage 4 of the classic plan, budget permitting; chosen, the mission's own
+N_VALIDATIONS = 4  # runs of the best so far, in stage 3
+
+
+def nothing_to_refine(study: Study) -> str:
+    """Why stage 3 is empty; empty where it is not."""
+    return "" if study.refinements else "no runs: the study has no refinements"
 
 
 def refinements_then_validations(state: State) -> list[RunConfig]:
-    """Weights and schedules at the chosen layers; then the best of them, with new seeds."""
-    first = each_arm_once(state)[: len(REFINEMENTS)]
-    first = [replace(run, arm=replace(run.arm, layers=state.chosen.layers)) for run in first]
+    """Every refinement of the arm chosen; then the best of them, with new seeds."""
+    if nothing_to_refine(state.study):
+        return []
+    refined = state.study.refined_arms(state.chosen)
+    first = each_once(state, refined, "refinement")
     done = state.results_of(first)
     if len(done) < len(first) or (best := best_refinement(done)) is None:
         return first
-    validations = [replace(best.arm, name=f"validation_{k}") for k in range(N_VALIDATIONS)]
-    return first + [state.run(arm, 2 + k) for k, arm in enumerate(validations)]
+    arms = validation_arms(best.arm)
+    return first + [state.run(arm, 2 + k, role="validation") for k, arm in enumerate(arms)]
+
+
+def validation_arms(best: Arm) -> list[Arm]:
+    about = "the best so far, new seed"
+    return [replace(best, name=f"validation_{k}", description=about) for k in range(N_VALIDATIONS)]
 
 
 def pairs(state: State) -> list[RunConfig]:
@@ -374,56 +431,66 @@ def pairs(state: State) -> list[RunConfig]:
     return [run for k in range(n) for run in pair_of(state, k)]
 
 
-CLASSIC = (
-    Stage(
-        number=1,
-        name="screening",
-        question="does any placement help at once?",
-        rule=RULE_TEXTS[1],
-        arms=SCREENING,
-        fraction=SHORT,
-        runs_asked_for=each_arm_once,
-        decide=decide_screening,
-        has_gate=True,
-        needs_baseline=True,
-    ),
-    Stage(
-        number=2,
-        name="layer position",
-        question="which tap layers?",
-        rule=RULE_TEXTS[2],
-        arms=LAYERS,
-        fraction=1.0,
-        runs_asked_for=each_arm_once,
-        decide=decide_layers,
-        has_gate=True,
-        chooses="layers",
-        needs_baseline=True,
-    ),
-    Stage(
-        number=3,
-        name="deep dive",
-        question="which loss weight and schedule?",
-        rule=RULE_TEXTS[3],
-        arms=REFINEMENTS + VALIDATIONS,
-        fraction=1.0,
-        runs_asked_for=refinements_then_validations,
-        decide=decide_hyperparameters,
-        has_gate=True,
-        takes_choice=True,
-        chooses="weight and schedule",
-    ),
-    Stage(
-        number=4,
-        name="final validation",
-        question="does it hold on seeds used nowhere else?",
-        rule=RULE_TEXTS[4],
-        arms=FINAL_ARMS,
-        fraction=1.0,
-        runs_asked_for=pairs,
-        decide=decide_final,
-        has_gate=False,
-        takes_choice=True,
-        most_pairs=N_PAIRS,
-    ),
-)
+@lru_cache
+def classic(study: Study) -> tuple[Stage, ...]:
+    """The rows of the plan for a study."""
+    words, best = study.words, study.expected_best
+    refined = study.refined_arms(best)
+    known = rules_of(study)
+    targets = " or ".join(str(known[name]) for name in TARGETS if name in known)
+    terms = {**known, "words": words, "metric": study.metric, "targets": targets}
+    rules = {n: text.format(**terms) for n, text in RULE_TEXTS.items()}
+    return (
+        Stage(
+            number=1,
+            name="screening",
+            question=f"does any {words.arm} help at once?",
+            rule=rules[1],
+            arms=study.screened,
+            fraction=SHORT,
+            runs_asked_for=each_arm_once,
+            decide=decide_screening,
+            has_gate=True,
+            needs_baseline=True,
+        ),
+        Stage(
+            number=2,
+            name=words.compared,
+            question=words.which,
+            rule=rules[2],
+            arms=(study.baseline(), *study.arms, study.repeat),
+            fraction=1.0,
+            runs_asked_for=each_arm_once,
+            decide=decide_arms,
+            has_gate=True,
+            chooses=words.choice,
+            needs_baseline=True,
+        ),
+        Stage(
+            number=3,
+            name=words.refined,
+            question=words.which_refinement,
+            rule=rules[3],
+            arms=(*refined, *validation_arms(best)) if refined else (),
+            fraction=1.0,
+            runs_asked_for=refinements_then_validations,
+            decide=decide_refinements,
+            has_gate=True,
+            takes_choice=True,
+            chooses=words.refinement,
+            why_empty=lambda e: nothing_to_refine(study),
+        ),
+        Stage(
+            number=4,
+            name="final validation",
+            question="does it hold on seeds used nowhere else?",
+            rule=rules[4],
+            arms=final_arms(study),
+            fraction=1.0,
+            runs_asked_for=pairs,
+            decide=decide_final,
+            has_gate=False,
+            takes_choice=True,
+            most_pairs=N_PAIRS,
+        ),
+    )

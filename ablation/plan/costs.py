@@ -9,8 +9,6 @@ from ablation.runs.run import RunConfig, RunResult
 from ablation.study.experiment import Experiment
 from ablation.study.profiles import CPU_FLOPS
 
-HEAD_SHARE = 0.3  # of a step, of a head on all positions of the 124M model (docs/trainers.md)
-
 
 class Costs:
     """Expected seconds of machine time of a run: measured where possible, else the profile's prior.
@@ -55,12 +53,15 @@ class Costs:
     def prior(self, run: RunConfig) -> tuple[float, float]:
         """(training, remainder) in seconds, before anything was measured."""
         e, profile = self.experiment, self.experiment.profile
-        if profile.gpus and e.share.device == "cpu":
-            step_s = profile.flops_per_step / (CPU_FLOPS * e.share.cores / e.share.parallel_runs)
+        if profile.scale and profile.gpus and e.share.device == "cpu":
+            step_s = profile.scale.flops_per_step / (
+                CPU_FLOPS * e.share.cores / e.share.parallel_runs
+            )
         else:
             step_s = profile.step_s * (profile.gpus / e.share.processes if profile.gpus else 1)
-        step_s *= 1 + HEAD_SHARE * profile.aux_token_fraction * len(run.arm.layers)
-        validations = 1 + math.ceil(run.num_iterations / profile.val_loss_every)
+        step_s *= 1 + run.arm.slower
+        every = profile.scale.val_loss_every if profile.scale else run.num_iterations
+        validations = 1 + math.ceil(run.num_iterations / every)
         slower = step_s / profile.step_s
         val_s = profile.val_s * max(1.0, slower) + 2 * step_s * e.log_grad_norms  # main, and all
         return run.num_iterations * step_s, profile.start_s + validations * val_s

@@ -12,6 +12,7 @@ from typing import final
 from ablation import stats
 from ablation.runs.run import STATUSES, Arm, RunResult
 from ablation.study.overrides import Overrides
+from ablation.study.study import Metric
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Group:
 
 
 def groups_of(results: Sequence[RunResult]) -> dict[tuple, Group]:
-    """Results by configuration: aux_6 and aux_6_repeat are one, under the first one's name."""
+    """Results by configuration: an arm and its repeat are one, under the first one's name."""
     members: dict[tuple, list[RunResult]] = {}
     for result in results:
         members.setdefault(result.run.arm.configuration, []).append(result)
@@ -114,7 +115,7 @@ def on_shared_seed(results: Sequence[RunResult]) -> list[RunResult]:
 
 def baseline_losses(results: Sequence[RunResult]) -> dict[int, float]:
     """Final val loss of the baseline, by seed, of the runs that finished."""
-    return {r.run.seed: r.final_loss for r in results if r.status == "ok" and not r.run.arm.layers}
+    return {r.run.seed: r.final_loss for r in results if r.status == "ok" and r.run.arm.is_baseline}
 
 
 def counted(results: Sequence[RunResult]) -> str:
@@ -136,8 +137,9 @@ def lowest(groups: Sequence[Group]) -> Group | None:
 
 
 def loss_lines(
-    results: Sequence[RunResult], beside: Mapping[int, float] | None = None, of: tuple = ()
-) -> tuple[str, ...]:
+    metric: Metric, results: Sequence[RunResult], beside: Mapping[int, float] | None = None,
+    of: tuple = (),
+) -> tuple[str, ...]:  # fmt: skip
     """A line for each run; with its improvement over another configuration's run of the same seed,
     where there is one. beside: that one's final val loss, by seed; of: that configuration, the
     baseline's if none is said.
@@ -154,20 +156,32 @@ def loss_lines(
         is_other = result.run.arm.configuration != of
         base = (beside or {}).get(result.run.seed) if is_other else None
         improvement = "" if base is None else f" ({base - result.final_loss:+.4f})"
-        lines.append(f"{name}: {result.val_loss:.4f}{improvement}")
+        lines.append(f"{name}: {metric.text(result.final_loss)}{improvement}")
     return tuple(lines)
+
+
+def arm_lines(metric: Metric, results: Sequence[RunResult]) -> tuple[str, ...]:
+    """A line for each run of an arm, with its improvement over the baseline of its seed."""
+    arms = [r for r in results if not r.run.arm.is_baseline]
+    return loss_lines(metric, arms, baseline_losses(results))
 
 
 def finished_pairs(results: Sequence[RunResult]) -> list[tuple[float, float]]:
     """Final val losses (baseline, best) of each seed on which both finished, by seed: what a
     difference of means is of, also where other runs diverged."""
     baselines = baseline_losses(results)
-    best = {r.run.seed: r.final_loss for r in results if r.status == "ok" and r.run.arm.layers}
+    mine = [r for r in results if r.status == "ok" and not r.run.arm.is_baseline]
+    best = {r.run.seed: r.final_loss for r in mine}
     return [(baselines[seed], best[seed]) for seed in sorted(baselines.keys() & best.keys())]
 
 
-def losses_text(losses: Sequence[float]) -> str:
-    return f"val loss {mean_text(losses, 4)}" if losses else "every run diverged"
+def losses_text(metric: Metric, losses: Sequence[float]) -> str:
+    return f"{metric.words} {loss_mean(metric, losses)}" if losses else "every run diverged"
+
+
+def loss_mean(metric: Metric, losses: Sequence[float]) -> str:
+    """The mean of losses as the log has them, ± their standard deviation, and n."""
+    return mean_text([metric.sign * loss for loss in losses], 4)
 
 
 def mean_text(values: Sequence[float], digits: int, unit: str = "") -> str:
@@ -179,8 +193,8 @@ def mean_text(values: Sequence[float], digits: int, unit: str = "") -> str:
     return f"{mean:.{digits}f}{spread}{unit} (n = {len(values)})"
 
 
-def delta_text(improvement: float | None) -> str:
-    return "unknown" if improvement is None else f"{improvement:+.4f} nats/token"
+def delta_text(metric: Metric, improvement: float | None) -> str:
+    return "unknown" if improvement is None else metric.delta(improvement)
 
 
 def interval(comparison) -> str:

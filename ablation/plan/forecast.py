@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ablation.plan.costs import Costs
-from ablation.plan.next_step import PLANS, Step, next_step
+from ablation.plan.next_step import Step, next_step, stages_of
 from ablation.plan.stage import FINAL_STAGE
 from ablation.runs.run import RunConfig, RunResult, machine_seconds
 from ablation.study.experiment import Experiment
-from ablation.study.heads import SCHEDULE, WEIGHT
+from ablation.study.study import Study
 
 
 @dataclass(frozen=True)
@@ -83,18 +83,19 @@ def forecast(
     """The longest course that the plan can take within the budget, every gate passed and every pair
     run: the runs still to come, and the plan's last step.
 
-    loss: of a run, where it is to be another than the placeholder's, by which two layers win.
+    loss: of a run, where it is to be another than the placeholder's, by which the favourite
+    arm wins.
     """
     scale = max((r.final_loss for r in results if r.status == "ok"), default=4.0)
     longest = replace(e, overrides=e.overrides.ungated, stop_on="never")
-    loss = loss or (lambda run: scale * placeholder_loss(run))
+    loss = loss or (lambda run: scale * placeholder_loss(e.study, run))
     return simulate(longest, results, loss)
 
 
 def too_few_pairs(e: Experiment) -> str:
     """Why a new experiment can conclude nothing: its sequential test would end before its first
     look; with what can be done about it. Empty where it can."""
-    if not PLANS[e.plan][-1].sequential:
+    if not stages_of(e)[-1].sequential:
         return ""
     first = e.profile.design.first_look
     needed, fit = min(first, e.validation_runs or first), pairs_of(forecast(e)[0])
@@ -122,14 +123,14 @@ def longest_course(e: Experiment) -> list[Planned]:
     return forecast(replace(e, budget_hours=1e5))[0]
 
 
-def placeholder_loss(run: RunConfig) -> float:
-    """The loss of a run, that of the baseline being 1: two layers win, then the default weight and
-    schedule. No two seeds give the same, or the plan would stop."""
-    arm, of_seed = run.arm, 1e-9 * (run.seed % 1_000_003)
-    if not arm.layers:
+def placeholder_loss(study: Study, run: RunConfig) -> float:
+    """The loss of a run, that of the baseline being 1: the favourite arm wins, without a
+    refinement. No two seeds give the same, or the plan would stop."""
+    configuration, of_seed = run.arm.configuration, 1e-9 * (run.seed % 1_000_003)
+    if not configuration:
         return 1.0 + of_seed
-    off_default = (arm.weight != WEIGHT) + (arm.schedule != SCHEDULE)
-    return 0.9 + 0.01 * abs(len(arm.layers) - 2) + 0.001 * off_default + of_seed
+    is_best = configuration == study.expected_best.configuration
+    return 0.9 + 0.01 * (not is_best) + of_seed
 
 
 def placeholder(planned: Planned, attempt: int, val_loss: float, costs: Costs) -> RunResult:

@@ -1,7 +1,6 @@
 """Runs by hand: the arms and seeds that somebody asked for, told without a rule."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from ablation import stats
 from ablation.plan.costs import Costs
@@ -12,13 +11,13 @@ from ablation.plan.decision import (
     baseline_losses,
     groups_of,
     interval,
-    mean_text,
+    loss_mean,
     missing_arms,
 )
-from ablation.plan.stage import Stage, State
+from ablation.plan.stage import BASELINE, Stage, State
 from ablation.runs.run import RunConfig, RunResult
 from ablation.study.experiment import Experiment
-from ablation.study.heads import LENGTHS, phase_of
+from ablation.study.study import Metric, Study
 
 
 def summarize(state: State) -> Decision:
@@ -26,7 +25,9 @@ def summarize(state: State) -> Decision:
     results, facts = state.stage_results, []
     for length in dict.fromkeys(r.run.num_iterations for r in results):
         mine = [r for r in results if r.run.num_iterations == length]
-        facts += [summary_line(group, mine) for group in groups_of(mine).values()]
+        facts += [
+            summary_line(state.study.metric, group, mine) for group in groups_of(mine).values()
+        ]
     return state.decided(
         FINAL,
         "runs asked for by hand are done",
@@ -37,17 +38,17 @@ def summarize(state: State) -> Decision:
     )
 
 
-def summary_line(group: Group, results: Sequence[RunResult]) -> str:
+def summary_line(metric: Metric, group: Group, results: Sequence[RunResult]) -> str:
     """An arm's losses, and their difference to the baseline on the seeds that both have."""
     name = ", ".join(group.names)
     lost = f"; {group.diverged} diverged" if group.diverged else ""
     if not group.losses:
         return f"{name}: no finished run{lost}"
-    line = f"{name}: val loss {mean_text(group.losses, 4)}{lost}"
+    line = f"{name}: {metric.words} {loss_mean(metric, group.losses)}{lost}"
     baselines = baseline_losses(results)
     mine = [r for r in results if r.run.arm.configuration == group.arm.configuration]
     mine = [r for r in mine if r.status == "ok" and r.run.seed in baselines]
-    if not mine or not group.arm.layers:
+    if not mine or group.arm.is_baseline:
         return line
     c = stats.compare([baselines[r.run.seed] for r in mine], [r.final_loss for r in mine])
     shared = f" on {len(mine)} shared seed(s)" * (len(mine) < len(group.losses))
@@ -61,13 +62,13 @@ def every_seed(state: State) -> list[RunConfig]:
         earlier = [arm.configuration for arm in e.arms]
         for position, arm in enumerate(e.arms):
             repeat = earlier[:position].count(arm.configuration)
-            iterations = e.iterations(LENGTHS.get(phase_of(arm), 1.0))
-            as_run = replace(arm, unet_skips=e.unet_skips)
-            runs.append(RunConfig(0, as_run, k, seed + 1000 * repeat, iterations))
+            iterations = e.iterations(e.study.fraction_of(arm))
+            role = BASELINE if arm.is_baseline else "repeat" if repeat else "arm"
+            runs.append(RunConfig(0, arm, k, seed + 1000 * repeat, iterations, role))
     return runs
 
 
-MANUAL = (
+BY_HAND = (
     Stage(
         number=0,
         name="by hand",
@@ -82,9 +83,14 @@ MANUAL = (
 )
 
 
+def manual(study: Study) -> tuple[Stage, ...]:
+    """Its rows; the same for every study."""
+    return BY_HAND
+
+
 def runs_by_hand(e: Experiment) -> list[RunConfig]:
     """All runs of a plan by hand; stages choose theirs as they go, with seeds of their own."""
-    nothing_yet = State(e, MANUAL[0], None, {}, {}, (), 3600 * e.budget_hours, Costs(e))
+    nothing_yet = State(e, BY_HAND[0], None, {}, {}, (), 3600 * e.budget_hours, Costs(e))
     return nothing_yet.runs_asked_for if e.plan == "manual" else []
 
 

@@ -5,19 +5,30 @@ touches nothing, so resuming, a dry run, a forecast and a power simulation are a
 `conclude` adds what the last stage decides, for whoever shows or counts it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ablation.plan.adaptive import ADAPTIVE
-from ablation.plan.classic import CLASSIC
+from ablation.plan.adaptive import adaptive
+from ablation.plan.classic import classic
 from ablation.plan.costs import Costs
 from ablation.plan.decision import Decision
-from ablation.plan.manual import MANUAL
+from ablation.plan.manual import manual
 from ablation.plan.stage import FINAL_STAGE, Stage, State, about
 from ablation.runs.run import Arm, RunConfig, RunResult, duration, machine_seconds
 from ablation.study.experiment import Experiment
+from ablation.study.study import Study
 
-PLANS = {"classic": CLASSIC, "adaptive": ADAPTIVE, "manual": MANUAL}
+PLANS: dict[str, Callable[[Study], tuple[Stage, ...]]] = {
+    "classic": classic,
+    "adaptive": adaptive,
+    "manual": manual,
+}
+
+
+def stages_of(e: Experiment) -> tuple[Stage, ...]:
+    """The rows of its plan's table."""
+    return PLANS[e.plan](e.study)
+
 
 BUDGET_SPENT, ALL_DONE = "the budget is spent", "all runs are done"
 MAX_ATTEMPTS = 3  # of a run that crashes or hangs; chosen, and the seed stays the same
@@ -67,7 +78,7 @@ def results_that_stand(e: Experiment, results: Sequence[RunResult]) -> dict[tupl
     return {key: r for key, r in found.items() if r}
 
 
-def equal_losses(results: Sequence[RunResult]) -> tuple[int, str]:
+def equal_losses(e: Experiment, results: Sequence[RunResult]) -> tuple[int, str]:
     """(stage, what was seen) where two seeds of an arm gave exactly the same loss; (0, "") else.
 
     With two seeds, weights and batches differ, and so do losses, at full precision. Repeats that
@@ -76,12 +87,13 @@ def equal_losses(results: Sequence[RunResult]) -> tuple[int, str]:
     seen: dict[tuple, RunResult] = {}
     for r in sorted(results, key=lambda r: r.run.stage):
         if r.status == "ok":
-            trained = (r.run.arm.configuration, r.run.arm.unet_skips, r.run.num_iterations)
-            other = seen.setdefault((*trained, r.val_loss), r)
+            trained = (r.run.arm.configuration, r.run.num_iterations, r.val_loss)
+            other = seen.setdefault(trained, r)
             if other.run.seed != r.run.seed:
                 seeds = f"seeds {other.run.seed} and {r.run.seed}"
                 both = f"{other.run.name} and {r.run.name}"
-                what = f"{both} ({seeds}) have exactly the same val loss {r.val_loss!r}"
+                same = f"{e.study.metric.words} {e.study.metric.sign * r.final_loss!r}"
+                what = f"{both} ({seeds}) have exactly the same {same}"
                 remedy = "begin a new experiment with one that does"
                 return r.run.stage, f"{what}: does the trainer use its seed? If not, {remedy}"
     return 0, ""
@@ -112,7 +124,7 @@ def state_of(
 def baseline_lost(state: State) -> bool:
     """No usable baseline will come of the stage: one diverged; or all were given up, while another
     arm could be trained. Until one could, the machine may be what is broken."""
-    mine = [state.results.get(run.key) for run in state.runs_asked_for if not run.arm.layers]
+    mine = [state.results.get(run.key) for run in state.runs_asked_for if run.arm.is_baseline]
     if any(r is not None and r.status == "diverged" for r in mine):
         return True
     lost = bool(mine) and all(r is not None and not r.has_outcome for r in mine)
@@ -187,10 +199,10 @@ def next_step(
     """
     costs, standing = Costs(e, results), results_that_stand(e, results)
     left_s = 3600 * e.budget_hours - (machine_seconds(results) if spent_s is None else spent_s)
-    fault_stage, fault = equal_losses(results)
+    fault_stage, fault = equal_losses(e, results)
     by_hand = e.overrides.first_stage
     choice, step = None, Step(0)
-    for stage in PLANS[e.plan]:
+    for stage in stages_of(e):
         choice = e.overrides.chosen_for(stage.number) or choice
         if stage.takes_choice and choice is None:
             continue  # a person chose for a later stage
@@ -249,7 +261,7 @@ def conclude(step: Step) -> Step:
 def pairs_begun(results: Sequence[RunResult]) -> int:
     """Complete pairs of stage 4; -1 before its first run."""
     mine = [r for r in results if r.run.stage == FINAL_STAGE]
-    done = {(bool(r.run.arm.layers), r.run.index) for r in mine if r.has_outcome}
+    done = {(not r.run.arm.is_baseline, r.run.index) for r in mine if r.has_outcome}
     complete = [index for is_best, index in done if is_best and (False, index) in done]
     return len(complete) if mine else -1
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ablation.plan.costs import Costs
-from ablation.plan.decision import INCONCLUSIVE, Decision, baseline_losses, loss_lines
+from ablation.plan.decision import INCONCLUSIVE, PROCEED, Decision, baseline_losses, loss_lines
 from ablation.runs.run import Arm, RunConfig, RunResult
 from ablation.study.experiment import Experiment, Share
-from ablation.study.heads import GRID, baseline
 from ablation.study.profiles import Design
+from ablation.study.study import Study
 
+BASELINE = "baseline"  # the role of its runs, outside of stage 4
 FINAL_STAGE = 4  # of every staged plan: its pairs confirm, and its seeds are used nowhere else
 
 
@@ -21,7 +22,7 @@ class State:
 
     experiment: Experiment
     stage: "Stage"
-    choice: Arm | None  # layers, weight and schedule as decided so far
+    choice: Arm | None  # the configuration as decided so far
     decisions: Mapping[int, Decision]  # of the stages before
     results: Mapping[tuple, RunResult]  # by RunConfig.key: those that stand for the stage's runs
     history: tuple[RunResult, ...]  # every attempt of this stage and of those before
@@ -54,19 +55,23 @@ class State:
         return [self.results[run.key] for run in runs if run.key in self.results]
 
     @property
+    def study(self) -> Study:
+        return self.experiment.study
+
+    @property
     def design(self) -> Design:
-        return self.experiment.profile.design
+        return design_in_force(self.experiment, self.decisions)
 
     def numbers_of(self, stage: int) -> dict:
         """The numbers that an earlier stage decided on; none where it was left out."""
         return self.decisions[stage].numbers if stage in self.decisions else {}
 
-    def run(self, arm: Arm, seed_number: int = 0, index: int = 0) -> RunConfig:
+    def run(self, arm: Arm, seed_number: int = 0, index: int = 0, role: str = "arm") -> RunConfig:
         """A run of this stage, at its length, on the stage's seed of this number."""
         stage, e = self.stage, self.experiment
-        iterations, arm = e.iterations(stage.fraction), replace(arm, unet_skips=e.unet_skips)
+        role = BASELINE if arm.is_baseline and role == "arm" else role
         seed = e.seed(stage.seeds_of or stage.number, seed_number)
-        return RunConfig(stage.number, arm, index, seed, iterations)
+        return RunConfig(stage.number, arm, index, seed, e.iterations(stage.fraction), role)
 
     def decided(self, verdict: str, title: str, **fields) -> Decision:
         """A decision of this stage, by its rule; `fields` are the other fields of a Decision."""
@@ -106,17 +111,44 @@ def no_comparison(
 ) -> Decision:  # fmt: skip
     """INCONCLUSIVE: a side of a comparison of the results, or both, has no usable run; what is
     given is true for one that has. chosen: should a person go on all the same."""
-    found = {"the baseline": has_baseline, "an auxiliary arm": has_arm}
+    words = state.study.words
+    found = {"the baseline": has_baseline, words.an_arm: has_arm}
     without = [side for side, has_one in found.items() if not has_one]
     return state.decided(
         INCONCLUSIVE,
         f"INCONCLUSIVE: no usable run of {' or '.join(without)}",
-        because=("The rule cannot be applied; nothing is concluded about auxiliary heads.",),
-        facts=loss_lines(results, baseline_losses(results)),
+        because=(f"The rule cannot be applied; nothing is concluded about {words.idea}.",),
+        facts=loss_lines(state.study.metric, results, baseline_losses(results)),
         numbers={},
         missing=missing,
         chosen=chosen,
     )
+
+
+def capitalized(words: str) -> str:
+    """The first letter as at the beginning of a sentence, the others as they are."""
+    return words[:1].upper() + words[1:]
+
+
+def nothing_decided(state: State, why: str, **numbers) -> Decision:
+    """A stage without runs lets the plan pass, with what was chosen before. why: in words."""
+    return state.decided(
+        PROCEED,
+        f"PROCEED to Stage {state.stage.number + 1}",
+        because=(f"{capitalized(why)}.",),
+        facts=(),
+        numbers=numbers,
+        chosen=state.choice,
+    )
+
+
+def design_in_force(e: Experiment, decisions: Mapping[int, Decision]) -> Design:
+    """The statistical terms that are registered; those that depend on the noise, where it was not
+    known beforehand, by the repeats of stage 1."""
+    design = e.profile.design
+    if design.noise_known or 1 not in decisions:
+        return design
+    return design.with_noise(decisions[1].numbers.get("sd") or design.sigma0)
 
 
 def about(state: State) -> str:
@@ -127,27 +159,41 @@ def about(state: State) -> str:
         for r in state.history
         if r.has_outcome and r.run.num_iterations == full
     }
-    outside = "" if state.chosen.configuration in GRID else ", this one outside of these"
-    tried = f"{len(run & {*GRID})} of {len(GRID)} were run{outside}"
+    grid = {*state.study.configurations}
+    outside = "" if state.chosen.configuration in grid else ", this one outside of these"
+    tried = f"{len(run & grid)} of {len(grid)} were run{outside}"
     return f"The verdict is of the configuration chosen; {tried}."
 
 
 def each_arm_once(state: State) -> list[RunConfig]:
-    """A run of each arm of the stage. They share its first seed; a repeat of a configuration takes
-    the next one."""
+    """A run of each arm of the stage."""
+    return each_once(state, state.stage.arms)
+
+
+def each_once(state: State, arms: Sequence[Arm], role: str = "") -> list[RunConfig]:
+    """A run of each of these arms. They share the stage's first seed; a repeat of a configuration
+    takes the next one. role: of all of them, where it is not that of arms and their repeats."""
     runs: list[RunConfig] = []
     seen: dict[tuple, int] = {}  # runs so far, by configuration
-    for arm in state.stage.arms:
+    for arm in arms:
         number = seen.get(arm.configuration, 0)
         seen[arm.configuration] = number + 1
-        runs.append(state.run(arm, number))
+        runs.append(state.run(arm, number, role=role or ("repeat" if number else "arm")))
     return runs
+
+
+def final_arms(study: Study) -> tuple[Arm, Arm]:
+    """The two sides of stage 4, the favourite arm in place of what earlier stages choose."""
+    about = "the configuration that stage 3 finalized"
+    best = replace(study.expected_best, name="final_best", description=about)
+    return best, study.baseline("final_baseline")
 
 
 def pair_of(state: State, k: int) -> tuple[RunConfig, RunConfig]:
     """The k-th pair of stage 4, on a seed of its own."""
+    baseline = state.study.baseline("final_baseline")
     best = replace(state.chosen, name="final_best")
-    return state.run(baseline("final_baseline"), k, index=k), state.run(best, k, index=k)
+    return state.run(baseline, k, k, role="final"), state.run(best, k, k, role="final")
 
 
 def left_on_entry_s(state: State) -> float:

@@ -41,6 +41,7 @@ from ablation.plan.stage import (
 )
 from ablation.runs.run import RunConfig, duration, machine_seconds
 from ablation.study.profiles import Design
+from ablation.study.study import Metric
 
 MAX_PAIRS = 100  # chosen: enough for effects of half a sigma
 MAX_GIVEN_UP = 3  # pairs that may fail for good before stage 4 ends; chosen
@@ -205,8 +206,8 @@ def decide_looks(
         return state.decided(
             FINAL,
             f"{UNDECIDED}: {len(pairs)} complete pair(s), the first look needs more",
-            because=("Nothing is concluded about auxiliary heads.",),
-            facts=loss_lines([r for pair in pairs for r in pair]),
+            because=(f"Nothing is concluded about {state.study.words.idea}.",),
+            facts=loss_lines(state.study.metric, [r for pair in pairs for r in pair]),
             numbers={"verdict": UNDECIDED, "label": "", "n": len(pairs), "looks": []},
             chosen=state.choice,
             missing=missing,
@@ -219,7 +220,7 @@ def decide_looks(
         FINAL,
         title_of(tested, verdict, label),
         because=(*explain(state, tested, verdict, needed), *when_it_fell(tested)),
-        facts=look_facts(tested, state.chosen.label),
+        facts=look_facts(tested, state.chosen.label, state.study.metric),
         numbers={**numbers, "runs_needed": needed[1]} if needed else numbers,
         chosen=state.choice,
         missing=missing,
@@ -252,7 +253,7 @@ def verdict_numbers(tested: Tested, verdict: str, label: str) -> dict:
     }
 
 
-def look_facts(tested: Tested, configuration: str) -> tuple[str, ...]:
+def look_facts(tested: Tested, configuration: str, metric: Metric) -> tuple[str, ...]:
     """The last look as lines."""
     last = tested.last
     span = "no interval: a run diverged, ranks decide"
@@ -260,14 +261,14 @@ def look_facts(tested: Tested, configuration: str) -> tuple[str, ...]:
         span = "no interval: without variance there is no test"
     if last.low is not None:
         span = f"sequential interval {last.low:+.4f} to {last.high:+.4f}"
-    estimate = delta_text(last.improvement)
+    estimate = delta_text(metric, last.improvement)
     if tested.diverged:
         estimate += f" over the {len(tested.finished)} pair(s) of which both finished"
     look = f"look {len(tested.looks)} at {last.n} of at most {last.n_max} pairs"
     return (
         f"Configuration: {configuration}",
-        f"Baseline: {losses_text(tested.baseline)}",
-        f"Best:     {losses_text(tested.best)}",
+        f"Baseline: {losses_text(metric, tested.baseline)}",
+        f"Best:     {losses_text(metric, tested.best)}",
         f"Improvement: {estimate}, {span}",
         f"Nominal {p_text(last.decides.p)} ({last.decides.name}); {look}",
     )
@@ -301,7 +302,8 @@ def explain(
     elif verdict == NO_EFFECT and not last.verdict:
         yield (
             f"Ranks, in which a diverged run is the worst, show no difference (p = {last.p:.4f});"
-            f" the runs that finished are equivalent within ±{design.delta_eq:g} nats/token."
+            f" the runs that finished are equivalent within ±{design.delta_eq:g}"
+            f" {state.study.metric.unit}."
         )
     elif verdict == NO_EFFECT:
         # the last look can have no interval: a run diverged after the verdict had fallen
@@ -339,4 +341,5 @@ def still_to_come(state: State, n: int, effect: float, needed: int) -> str:
             "as many as were run, so chance decided. A new experiment is a second test:"
             " its p-value does not undo this one"
         )
-    return f"For power .8 at {effect:.4f} nats/token it takes about {needed} runs per arm: {still}."
+    unit = state.study.metric.unit
+    return f"For power .8 at {effect:.4f} {unit} it takes about {needed} runs per arm: {still}."

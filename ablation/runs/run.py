@@ -12,38 +12,73 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from ablation.runs.untrusted import is_count, is_number
+from ablation.runs.untrusted import is_number
 
 # ---------------------------------------------------------------------------------------------
 # Vocabulary
 
 
+Scalar = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Values of a flag that is given once for each."""
+
+    values: tuple[Scalar, ...]
+
+
+Value = (
+    Scalar | tuple[Scalar, ...] | Repeated
+)  # of a flag: true is a bare one; a tuple, with commas
+Flags = tuple[tuple[str, Value], ...]  # in the order of the command line
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A text in one of the trainer's files, which has to occur there once, and the new one."""
+
+    file: str
+    old: str
+    new: str
+
+
 @dataclass(frozen=True)
 class Arm:
-    """One configuration of the auxiliary heads. The baseline is the arm without tap layers."""
+    """One configuration: a name, and what differs from the baseline, the arm without any."""
 
     name: str
-    layers: tuple[int, ...] = ()  # tap layer L: the residual stream after L blocks, from 1
-    weight: float = 0.0  # of the mean auxiliary loss, against 1 for the main loss
-    schedule: str = "constant"  # of the weight over training
+    flags: Flags = ()  # of the trainer's command line
+    env: tuple[tuple[str, str], ...] = ()  # variables of its environment
+    script: str = ""  # a file in place of the trainer's
+    replacements: tuple[Replacement, ...] = ()  # in the trainer's files
+    revision: str = ""  # of the trainer's own repository
+    slower: float = 0.0  # extra time of a step that is expected, as a share of the baseline's
     description: str = ""
-    unet_skips: bool = False  # of the model, baseline included: gradients have shortcuts anyway
+    label: str = "baseline"  # what differs, in words
 
     @cached_property  # this, and the key of a run, are asked for again at every step of a plan
     def configuration(self) -> tuple:
         """What tells arms of one experiment apart; of different names with one configuration are
-        one arm. U-net skips are the same for all of them."""
-        return (self.layers, self.weight, self.schedule) if self.layers else ()
+        one arm."""
+        differs = (self.flags, self.env, self.script, self.replacements, self.revision)
+        if not any(differs):
+            return ()
+        return tuple(sorted(self.flags)), tuple(sorted(self.env)), *differs[2:]
 
     @property
-    def label(self) -> str:
-        if not self.layers:
-            return "baseline"
-        taps = ",".join(map(str, self.layers))
-        skips = ", U-net skips" if self.unet_skips else ""
-        return f"layers {taps}, weight {self.weight:g}, {self.schedule}{skips}"
+    def is_baseline(self) -> bool:
+        return not self.configuration
+
+    @property
+    def trainer(self) -> tuple:
+        """What tells apart the code that arms run; empty for the study's own trainer as it is."""
+        differs = (self.script, self.replacements, self.revision)
+        return differs if any(differs) else ()
 
 
+# What a run is for.
+ROLES = ("baseline", "arm", "repeat", "refinement", "validation", "final")
 NAME = re.compile(r"[A-Za-z0-9_]{1,64}")  # what may become a folder's name
 
 
@@ -55,7 +90,8 @@ class RunConfig:
     arm: Arm
     index: int  # run_<index> in the arm's folder
     seed: int  # fixes initialisation and the order of the data
-    num_iterations: int
+    num_iterations: int  # of a trainer that ends by time: seconds
+    role: str = "arm"  # one of ROLES
 
     def __post_init__(self):
         if not (isinstance(self.arm.name, str) and NAME.fullmatch(self.arm.name)):
@@ -71,9 +107,8 @@ class RunConfig:
     @cached_property
     def key(self) -> tuple:
         """What was trained, under which name. Results count for a run of the same key only: under
-        the name final_best, say, another choice of layers would be another run."""
-        trained = (self.arm.configuration, self.arm.unet_skips, self.seed, self.num_iterations)
-        return self.stage, self.name, *trained
+        the name final_best, say, another choice would be another run."""
+        return self.stage, self.name, self.arm.configuration, self.seed, self.num_iterations
 
 
 STATUSES = ("ok", "diverged", "refused", "crashed", "timeout", "interrupted")
@@ -201,15 +236,32 @@ def duration(seconds: float) -> str:
 
 
 def arm_from(value: dict) -> Arm:
-    if not isinstance(value["layers"], list | tuple):  # an empty text would be the baseline
-        raise TypeError(f"layers {value['layers']!r}")
-    arm = Arm(**{**value, "layers": tuple(value["layers"])})
-    texts = (arm.name, arm.schedule, arm.description)
-    if not (all(map(is_count, arm.layers)) and all(isinstance(t, str) for t in texts)):
-        raise TypeError("an arm has whole numbers as layers, and texts as its other fields")
-    if not is_number(arm.weight) or type(arm.unet_skips) is not bool:
-        raise TypeError(f"loss weight {arm.weight!r}, unet_skips {arm.unet_skips!r}")
+    """The inverse of `asdict`. Raises TypeError, ValueError or KeyError for what is no arm."""
+    replacements = tuple(Replacement(**each) for each in value["replacements"])
+    flags = tuple((name, value_from(flag)) for name, flag in value["flags"])
+    env = tuple((name, text) for name, text in value["env"])
+    arm = Arm(**{**value, "flags": flags, "env": env, "replacements": replacements})
+    texts = [arm.name, arm.script, arm.revision, arm.description, arm.label]
+    texts += [name for name, _ in flags] + [text for pair in env for text in pair]
+    texts += [text for r in replacements for text in (r.file, r.old, r.new)]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("an arm has texts as names, variables, scripts and replacements")
+    if not is_number(arm.slower):
+        raise TypeError(f"slower {arm.slower!r}: give a number")
     return arm
+
+
+def value_from(value) -> Value:
+    """A flag's value, as JSON has it."""
+    if isinstance(value, dict):
+        return Repeated(tuple(map(scalar_from, value["values"])))
+    return tuple(map(scalar_from, value)) if isinstance(value, list) else scalar_from(value)
+
+
+def scalar_from(value) -> Scalar:
+    if not isinstance(value, str | bool | int) and not is_number(value):
+        raise TypeError(f"{value!r}: give a text, a number, true or false")
+    return value
 
 
 def run_from(value: dict) -> RunConfig:
@@ -217,4 +269,6 @@ def run_from(value: dict) -> RunConfig:
     numbers = (run.stage, run.index, run.seed, run.num_iterations)
     if not all(type(number) is int and abs(number) < 1 << 63 for number in numbers):
         raise TypeError(f"stage, index, seed, num_iterations {numbers!r}: give whole numbers")
+    if run.role not in ROLES:
+        raise ValueError(f"role {run.role!r}: none of {', '.join(ROLES)}")
     return run

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, replace
 
 from ablation.runs.run import Arm
+from ablation.study.heads import HEADS
 from ablation.study.overrides import NOTHING_OVERRIDDEN, Overrides
 from ablation.study.profiles import Profile
+from ablation.study.study import Study
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Experiment:
     unet_skips: bool = False  # in every arm, the baseline too
     log_grad_norms: bool = False  # of every run, at each validation
     first_costs: FirstCosts = FirstCosts()
+    study: Study = HEADS
 
     def iterations(self, fraction: float) -> int:
         return max(1, round(self.full_iterations * fraction))

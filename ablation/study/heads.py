@@ -1,116 +1,148 @@
-"""What is asked, and of which arms?  The built-in study: auxiliary heads at intermediate layers.
+"""The built-in study: auxiliary heads at intermediate layers.
 
 The only file that knows what a head is; everything is a table.
 """
 
-import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ablation.runs.run import Arm
 from ablation.runs.untrusted import is_number
-from ablation.study.profiles import PROFILES
+from ablation.study.profiles import AUX_TOKEN_FRACTION, N_LAYER
+from ablation.study.study import SHORT, Phase, Study, Trainer, Words
 
-QUESTION = (
-    "Do auxiliary prediction heads at intermediate layers lower the final validation loss of a"
-    " GPT, and which layers, weight and schedule do it best?"
-)
-
-HYPOTHESIS = (
-    "Heads that predict the next token from earlier layers give these layers gradients of their"
-    " own; with the best layers, weight and schedule the main head's final validation loss is lower"
-    " than the baseline's."
-)
-
+HEAD_SHARE = 0.3  # of a step, of a head on all positions of the 124M model (docs/trainers.md)
 WEIGHT, SCHEDULE = 0.1, "constant"  # unless the arm is about the weight or the schedule
 WEIGHTS = (0.05, 0.1, 0.2)
 SCHEDULES = ("constant", "linear_decay", "cosine_decay")
 ALL_SCHEDULES = (*SCHEDULES, "warmup_decay")  # that the trainer knows
-PLACEMENTS = ((4,), (6,), (8,), (4, 8))
-SCREENED = ((6,), (4, 8), (3, 6, 9))
-GRID = tuple(itertools.product(PLACEMENTS, WEIGHTS, SCHEDULES))  # 36: as Arm.configuration
+NAMES = (  # flag of the trainer: what it is called
+    ("aux_head_layers", "layers"),
+    ("aux_loss_weight", "weight"),
+    ("aux_loss_schedule", "schedule"),
+)
+LAYERS_FLAG, WEIGHT_FLAG, SCHEDULE_FLAG = dict(NAMES)
 
 
 def aux(layers: Sequence[int], name="", weight=WEIGHT, schedule=SCHEDULE, about="") -> Arm:
-    taps = ", ".join(map(str, layers))
-    about = about or f"heads after layer{'s' * (len(layers) > 1)} {taps}"
-    return Arm(name or placement_name(layers), tuple(layers), weight, schedule, about)
+    """An arm with heads after these layers."""
+    taps = ",".join(map(str, layers))
+    values = (taps, weight, schedule)
+    return Arm(
+        name or "aux_" + "_".join(map(str, layers)),
+        flags=tuple((flag, value) for (flag, _), value in zip(NAMES, values, strict=True)),
+        slower=HEAD_SHARE * AUX_TOKEN_FRACTION * len(layers),
+        description=about
+        or f"heads after layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}",
+        label=f"layers {taps}, weight {weight:g}, {schedule}",
+    )
 
 
-def placement_name(layers: Sequence[int]) -> str:
-    return "aux_" + "_".join(map(str, layers))
+def tap_layers(arm: Arm) -> tuple[int, ...]:
+    """The layers after which an arm has heads; none for any other arm, or what is no such list."""
+    layers = str(dict(arm.flags).get(LAYERS_FLAG, ""))
+    return tuple(map(int, layers.split(","))) if layers.replace(",", "").isdecimal() else ()
 
 
-def weighted(prefix: str, weight: float) -> Arm:
-    name = prefix + f"w{weight:g}".replace(".", "p")
-    return aux((4, 8), name, weight=weight, about=f"loss weight {weight:g}")
+def change(name: str, about: str = "", **flags) -> Arm:
+    """What a refinement changes of an arm."""
+    return Arm(name, tuple(flags.items()), description=about)
 
 
-def scheduled(prefix: str, schedule: str) -> Arm:
-    return aux((4, 8), prefix + schedule, schedule=schedule, about=f"weight schedule {schedule}")
+def weighted(name: str, weight: float, about: str = "") -> Arm:
+    return change(name, about or f"loss weight {weight:g}", **{WEIGHT_FLAG: weight})
 
 
-def baseline(name: str = "baseline") -> Arm:
-    return Arm(name, description="no auxiliary heads")
+def cell(weight: float, schedule: str) -> Arm:
+    """A weight and a schedule at once."""
+    name = f"dive_{weight_name(weight)}_{schedule}"
+    return change(name, **{WEIGHT_FLAG: weight, SCHEDULE_FLAG: schedule})
 
 
-REPEAT = aux((6,), "aux_6_repeat", about="same arm as aux_6, new seed: run-to-run variance")
-SCREENING = (
-    baseline("screen_baseline"),
-    *(aux(taps, "screen_" + placement_name(taps)) for taps in SCREENED),
-)
-LAYERS = (baseline(), *map(aux, PLACEMENTS), REPEAT)
-REFINEMENTS = (  # of the classic plan, at the layers that stage 2 chose; 4,8 stands for them
-    *(weighted("dive_", weight) for weight in WEIGHTS),
-    *(scheduled("dive_", schedule) for schedule in SCHEDULES),
-)
-N_VALIDATIONS = 4  # runs of the best so far, in stage 3
-VALIDATIONS = tuple(
-    aux((4, 8), f"validation_{k}", about="the best so far, new seed") for k in range(N_VALIDATIONS)
-)
-FINAL_ARMS = (
-    aux((4, 8), "final_best", about="the configuration that stage 3 finalized"),
-    baseline("final_baseline"),
+def weight_name(weight: float) -> str:
+    return f"w{weight:g}".replace(".", "p")
+
+
+PLACEMENTS = tuple(map(aux, ((4,), (6,), (8,), (4, 8))))
+HEADS = Study(
+    name="aux_heads",
+    question=(
+        "Do auxiliary prediction heads at intermediate layers lower the final validation loss of a"
+        " GPT, and which layers, weight and schedule do it best?"
+    ),
+    hypothesis=(
+        "Heads that predict the next token from earlier layers give these layers gradients of"
+        " their own; with the best layers, weight and schedule the main head's final validation"
+        " loss is lower than the baseline's."
+    ),
+    trainer=Trainer(profile="by machine"),
+    base=Arm("baseline", ((LAYERS_FLAG, ""), (WEIGHT_FLAG, 0), (SCHEDULE_FLAG, SCHEDULE))),
+    arms=PLACEMENTS,
+    refinements=(
+        *(weighted(f"dive_{weight_name(weight)}", weight) for weight in WEIGHTS),
+        *(
+            change(f"dive_{name}", f"weight schedule {name}", **{SCHEDULE_FLAG: name})
+            for name in SCHEDULES
+        ),
+    ),
+    # Chosen: the others differ from the default, and from each other, in both.
+    cells=(cell(WEIGHT, SCHEDULE), cell(0.05, "linear_decay"), cell(0.2, "cosine_decay")),
+    screening=tuple(map(aux, ((6,), (4, 8), (3, 6, 9)))),
+    repeated="aux_6",
+    favourite="aux_4_8",
+    grid=((WEIGHT_FLAG, WEIGHTS), (SCHEDULE_FLAG, SCHEDULES)),
+    names=NAMES,
+    words=Words(
+        title="auxiliary prediction heads",
+        idea="auxiliary heads",
+        short="aux heads",
+        baseline="no auxiliary heads",
+        arm="placement",
+        an_arm="an auxiliary arm",
+        best="Best aux",
+        choice="layers",
+        it="them",
+        compared="layer position",
+        which="which tap layers?",
+        refinement="weight and schedule",
+        refined="deep dive",
+        which_refinement="which loss weight and schedule?",
+        default="the default one",
+        costs="heads cost both",
+    ),
 )
 
 NUM_HEADS = ((4, 8), (3, 9), (5, 7), (3, 6, 9), (2, 6, 10), (4, 6, 8), (2, 4, 6, 8))
-PHASES = {  # of --list, --experiment and --phase: arms to run by hand, outside the stages
-    "baseline": (baseline(),),
-    "layer_position": (*map(aux, PLACEMENTS[:3]), REPEAT),
-    "num_heads": tuple(map(aux, NUM_HEADS)),
-    "loss_weight": tuple(weighted("aux_4_8_", w) for w in (0.01, 0.05, 0.1, 0.2, 0.5)),
-    "loss_schedule": tuple(scheduled("aux_4_8_", s) for s in ALL_SCHEDULES),
-    "screening": SCREENING,
-    "quick": (baseline("quick_baseline"), aux((4, 8), "quick_aux_4_8")),
-}
-ARMS = {arm.name: arm for arms in PHASES.values() for arm in arms}
-
-SHORT = 1000 / 5100  # of a full run: a complete short training, cooldown included
-LENGTHS = {"screening": SHORT, "quick": 0.1}  # of a phase; the others run at full length
 
 
-def phase_of(arm: Arm) -> str:
-    return next(phase for phase, arms in PHASES.items() if arm in arms)
+def by_weight(weight: float) -> Arm:
+    about = f"loss weight {weight:g}"
+    return aux((4, 8), f"aux_4_8_{weight_name(weight)}", weight=weight, about=about)
 
 
-# Weights and schedules that the adaptive plan compares, the default first. Chosen: the others
-# differ from it, and from each other, in both.
-DEFAULT_CELL = (WEIGHT, SCHEDULE)
-CELLS = (DEFAULT_CELL, (0.05, "linear_decay"), (0.2, "cosine_decay"))
+def by_schedule(name: str) -> Arm:
+    return aux((4, 8), f"aux_4_8_{name}", schedule=name, about=f"weight schedule {name}")
 
 
-def refinement_name(weight: float, schedule: str) -> str:
-    """The arm's name, as it is registered."""
-    return f"{weighted('dive_', weight).name}_{schedule}"
+PHASES = (  # of --list, --experiment and --phase
+    Phase("baseline", (HEADS.baseline(),)),
+    Phase("layer_position", (*PLACEMENTS[:3], HEADS.repeat)),
+    Phase("num_heads", tuple(map(aux, NUM_HEADS))),
+    Phase("loss_weight", tuple(map(by_weight, (0.01, 0.05, 0.1, 0.2, 0.5)))),
+    Phase("loss_schedule", tuple(map(by_schedule, ALL_SCHEDULES))),
+    Phase("screening", HEADS.screened, SHORT),
+    Phase("quick", (HEADS.baseline("quick_baseline"), aux((4, 8), "quick_aux_4_8")), 0.1),
+)
+HEADS = replace(HEADS, phases=PHASES)
 
 
 def check_choice(layers: Sequence[int], weight: float | None, schedule: str | None) -> None:
     """Raise ValueError for an arm that the trainer would refuse."""
-    n_layer = next(iter(PROFILES.values())).n_layer
     if not layers:
         raise ValueError("--best_layers: give at least one layer")
     for layer in layers:
-        if type(layer) is not int or not 1 <= layer < n_layer:
-            raise ValueError(f"--best_layers {layer}: tap layers are 1 to {n_layer - 1}")
+        if type(layer) is not int or not 1 <= layer < N_LAYER:
+            raise ValueError(f"--best_layers {layer}: tap layers are 1 to {N_LAYER - 1}")
     if len(set(layers)) < len(layers):
         raise ValueError(f"--best_layers {','.join(map(str, layers))}: give each layer once")
     if weight is not None and not (is_number(weight) and 1e-6 <= weight <= 1e3):

@@ -1,7 +1,7 @@
 """At which scale does everything run?  Model, data, optimizer, costs, statistical terms."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ablation.runs.untrusted import is_number, printable
 
@@ -20,6 +20,12 @@ class Design:
     pairing: float = 0.2  # share of alpha that stage 4 spends on differences within seeds; the rest
     # on Welch's test. .8 where rho was measured at .8 or more (one-sided 95 % bound)
     rho: float = 0.5  # correlation of the final losses of one seed, for selection
+    noise_known: bool = True  # else sigma0 and what depends on it are by the repeats of stage 1
+
+    def with_noise(self, sd: float) -> "Design":
+        """The same, by a standard deviation between repeats: the smallest improvement of interest
+        is two of them, the one hoped for four, and ten that are lost drop an arm (all chosen)."""
+        return replace(self, sigma0=sd, delta_eq=2 * sd, delta_target=4 * sd, drop=10 * sd)
 
 
 ABOVE_0 = (lambda value: 1e-9 <= value <= 1e3), "give a number above 0, from 1e-9 to 1000"
@@ -45,16 +51,14 @@ def check_terms(design: Design) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Profile:
-    """One scale: model, data, optimizer, and the expected cost of a run before any is measured."""
+N_LAYER = 12  # of every profile
+AUX_TOKEN_FRACTION = 0.125
 
-    name: str
-    machine: str  # what it is meant for
-    gpus: int  # of that machine; the forecast's times are for so many (0: CPU)
-    data_dir: str
-    budget_hours: float
-    full_iterations: int
+
+@dataclass(frozen=True)
+class Scale:
+    """What this project's own trainer is told of its scale: model, data, optimizer."""
+
     n_head: int
     model_dim: int
     vocab_size: int
@@ -67,14 +71,9 @@ class Profile:
     embed_lr: float
     head_lr: float
     scalar_lr: float
-    step_s: float  # one training step of the baseline, on that machine
-    val_s: float  # one validation
-    start_s: float  # start-up, compilation and end of a run
-    design: Design  # statistical terms of the adaptive plan
-    cpu_threads: int = 0  # of a process on the CPU; 0: its share of the cores
-    n_layer: int = 12
+    n_layer: int = N_LAYER
     cooldown_frac: float = 0.7
-    aux_token_fraction: float = 0.125
+    aux_token_fraction: float = AUX_TOKEN_FRACTION
 
     @property
     def flops_per_step(self) -> float:
@@ -83,7 +82,31 @@ class Profile:
         return 6 * matrices * self.batch_size * self.sequence_length
 
 
-TRAINER_FLAGS = (  # fields of a profile that the trainer takes under the same name
+@dataclass(frozen=True)
+class Profile:
+    """What everything runs at, and the expected cost of a run before any is measured."""
+
+    name: str
+    machine: str  # what it is meant for
+    gpus: int  # of that machine; the forecast's times are for so many (0: CPU)
+    data_dir: str
+    budget_hours: float
+    full_iterations: int
+    step_s: float  # one training step of the baseline, on that machine
+    val_s: float  # one validation
+    start_s: float  # start-up, compilation and end of a run
+    design: Design  # statistical terms of the adaptive plan
+    cpu_threads: int = 0  # of a process on the CPU; 0: its share of the cores
+    scale: Scale | None = None  # of this project's own trainer; None for any other
+
+    @property
+    def own_scale(self) -> Scale:
+        """The scale of this project's own trainer, where only that can be meant."""
+        assert self.scale is not None, f"profile {self.name} is of another trainer"
+        return self.scale
+
+
+TRAINER_FLAGS = (  # fields of a scale, which the trainer takes under the same name
     *("n_layer", "n_head", "model_dim", "vocab_size", "sequence_length"),
     *("cooldown_frac", "batch_size", "device_batch_size"),
     *("muon_lr", "embed_lr", "head_lr", "scalar_lr"),
@@ -101,18 +124,20 @@ PROFILES = {
             data_dir="data/fineweb",
             budget_hours=7.0,
             full_iterations=5100,
-            n_head=6,
-            model_dim=768,
-            vocab_size=50304,
-            sequence_length=1024,
-            batch_size=512,
-            device_batch_size=64,
-            val_tokens=10_485_760,
-            val_loss_every=125,
-            muon_lr=0.025,
-            embed_lr=0.7,
-            head_lr=0.004,
-            scalar_lr=0.015,
+            scale=Scale(
+                n_head=6,
+                model_dim=768,
+                vocab_size=50304,
+                sequence_length=1024,
+                batch_size=512,
+                device_batch_size=64,
+                val_tokens=10_485_760,
+                val_loss_every=125,
+                muon_lr=0.025,
+                embed_lr=0.7,
+                head_lr=0.004,
+                scalar_lr=0.015,
+            ),
             step_s=0.165,
             val_s=2.5,
             start_s=60.0,
@@ -126,18 +151,20 @@ PROFILES = {
             data_dir="data/fineweb",
             budget_hours=7.0,
             full_iterations=3050,
-            n_head=6,
-            model_dim=384,
-            vocab_size=50304,
-            sequence_length=1024,
-            batch_size=64,
-            device_batch_size=32,
-            val_tokens=1_048_576,
-            val_loss_every=125,
-            muon_lr=0.025,
-            embed_lr=0.7,
-            head_lr=0.004,
-            scalar_lr=0.015,
+            scale=Scale(
+                n_head=6,
+                model_dim=384,
+                vocab_size=50304,
+                sequence_length=1024,
+                batch_size=64,
+                device_batch_size=32,
+                val_tokens=1_048_576,
+                val_loss_every=125,
+                muon_lr=0.025,
+                embed_lr=0.7,
+                head_lr=0.004,
+                scalar_lr=0.015,
+            ),
             step_s=0.12,
             val_s=0.7,
             start_s=45.0,
@@ -151,18 +178,20 @@ PROFILES = {
             data_dir="data/stdlib",
             budget_hours=0.09,
             full_iterations=90,
-            n_head=1,
-            model_dim=48,
-            vocab_size=256,
-            sequence_length=64,
-            batch_size=16,
-            device_batch_size=64,
-            val_tokens=32_768,
-            val_loss_every=30,
-            muon_lr=0.02,
-            embed_lr=0.2,
-            head_lr=0.06,
-            scalar_lr=0.015,
+            scale=Scale(
+                n_head=1,
+                model_dim=48,
+                vocab_size=256,
+                sequence_length=64,
+                batch_size=16,
+                device_batch_size=64,
+                val_tokens=32_768,
+                val_loss_every=30,
+                muon_lr=0.02,
+                embed_lr=0.2,
+                head_lr=0.06,
+                scalar_lr=0.015,
+            ),
             step_s=0.06,
             val_s=0.28,
             start_s=3.5,
