@@ -64,6 +64,7 @@ from ablation.folder.registration import (
     EXPERIMENTS,
     check_version,
     experiment_of,
+    folder_name,
     is_new,
     newest_experiment,
     read_document,
@@ -74,13 +75,12 @@ from ablation.runs.store import read_records
 from ablation.runs.untrusted import printable
 from ablation.study.asked import (
     UsageError,
-    arms_asked,
     as_asked,
     new_experiment,
     profile_asked,
 )
 from ablation.study.experiment import Experiment
-from ablation.study.heads import PHASES, SCHEDULE, WEIGHT
+from ablation.study.heads import HEADS, SCHEDULE, WEIGHT, aux
 from ablation.study.profiles import PROFILES
 
 # ---------------------------------------------------------------------------------------------
@@ -144,7 +144,8 @@ def check_can_begin(args, exp_dir: Path | None) -> None:
     begin_one = "begin one there with --staged, --stage 1, --experiment ARMS or --phase PHASE"
     if (args.stage or 1) > 1:
         raise ValueError(f"--stage {args.stage}: no experiment in {exp_dir} yet; {begin_one}")
-    if not (args.staged or args.stage or arms_asked(args) or args.plan_report):
+    by_hand = args.experiment or args.phase
+    if not (args.staged or args.stage or by_hand or args.plan_report):
         raise ValueError(f"--exp_dir {exp_dir}: no experiment there; {begin_one}")
 
 
@@ -170,18 +171,14 @@ def experiment_to_begin(args, gpus: Sequence[str], print_line) -> Experiment:
     name, why = profile_asked(args, len(gpus))
     if why and not any(gpu.startswith(UNCOUNTED) for gpu in gpus):
         print_line(f"Profile {name}: {why}.")
-    return new_experiment(name, len(gpus), cores())
+    return new_experiment(HEADS, name, len(gpus), cores())
 
 
 def sitting_options(args) -> SittingOptions:
     by_hand = None
     if args.best_layers:
-        arm = {
-            "layers": list(args.best_layers),
-            "weight": args.best_weight or WEIGHT,
-            "schedule": args.best_schedule or SCHEDULE,
-        }
-        by_hand = args.stage, arm
+        weight, schedule = args.best_weight or WEIGHT, args.best_schedule or SCHEDULE
+        by_hand = args.stage, aux(args.best_layers, "by_hand", weight, schedule)
     return SittingOptions(
         stage=args.stage,
         ignore_gate=args.ignore_gate,
@@ -214,8 +211,7 @@ def show_commands(args, words: Sequence[str], display: Display) -> int:
     m = materials_of(options, document, exp_dir, e)
     e = with_first_costs(e, args, m, display.print_line)
     e, results = as_it_stands(e, options, exp_dir, document)
-    stem = time.strftime("aux_heads_%Y%m%d_%H%M%S", time.gmtime())
-    shown_as = exp_dir or (args.output_dir or EXPERIMENTS) / stem
+    shown_as = exp_dir or (args.output_dir or EXPERIMENTS) / folder_name(e.study.name)
     dry_run(e, m, shown_as, results, words)
     return exit_codes.DONE
 
@@ -279,13 +275,12 @@ def as_previewed(e: Experiment, args, gpus: Sequence[str], print_line) -> Experi
 
 
 def print_arms() -> int:
-    print(f"{'arm':<24} {'layers':<10} {'weight':>6}  {'schedule':<13} description")
-    for phase, arms in PHASES.items():
-        print(f"\n{phase}")
-        for arm in arms:
-            layers = ",".join(map(str, arm.layers)) or "-"
-            weight, schedule = (f"{arm.weight:g}", arm.schedule) if arm.layers else ("-", "-")
-            print(f"  {arm.name:<22} {layers:<10} {weight:>6}  {schedule:<13} {arm.description}")
+    study = HEADS
+    print(f"{'arm':<24} {'what differs':<44} description")
+    for phase in study.phases:
+        print(f"\n{phase.name}")
+        for arm in phase.arms:
+            print(f"  {arm.name:<22} {arm.label:<44} {arm.description}")
     return exit_codes.DONE
 
 

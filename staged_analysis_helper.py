@@ -25,7 +25,6 @@ from ablation.cli.arguments import Parser, a_path, pasteable, plain_words
 from ablation.folder.registration import newest_experiment
 from ablation.folder.standing import standing
 from ablation.plan.decision import is_overridden, render
-from ablation.plan.next_step import PLANS
 from ablation.runs.untrusted import printable
 
 
@@ -36,7 +35,7 @@ def block(exp_dir: Path, stage: int) -> str:
         raise ValueError(f"{exp_dir}: {'; '.join(s.changed)}; no decision is shown")
     decision = s.step.decisions.get(stage)
     if decision is None:
-        numbers = [row.number for row in PLANS[s.experiment.plan]]
+        numbers = [row.number for row in s.stages]
         if stage not in numbers:
             raise ValueError(
                 f"--stage {stage}: the stages of {exp_dir} are {', '.join(map(str, numbers))}"

@@ -6,7 +6,7 @@ from functools import partial
 from ablation.cli.arguments import Parser, a_path
 from ablation.study.asked import STAGED, TERMS_ASKED
 from ablation.study.experiment import STOP_ON
-from ablation.study.heads import QUESTION
+from ablation.study.heads import HEADS
 from ablation.study.profiles import PROFILES
 
 STOPS = f"adaptive: {', '.join(STOP_ON)} ({next(iter(STOP_ON))})"
@@ -16,7 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="run_aux.py",
         once=("--experiment", "--phase", "--stage", "--seeds", "--best_layers", "--exp_dir"),
-        description=QUESTION,
+        description=HEADS.question,
         formatter_class=partial(argparse.HelpFormatter, max_help_position=30, width=100),
     )
     what = parser.add_argument_group("what to do (one of)").add_mutually_exclusive_group()

@@ -65,18 +65,22 @@ def check_arguments(e: Experiment) -> None:
                 f"--seeds: {run.arm.name} would run with seed {run.seed}; give numbers from 0 to"
                 f" {SEEDS - 1}, and a repeat of an arm takes a seed 1000 above"
             )
-    if e.profile.batch_size % e.share.processes:
-        fit = max(n for n in range(1, e.share.processes) if e.profile.batch_size % n == 0)
+    if e.profile.scale is None:
+        return
+    batch = e.profile.scale.batch_size
+    if batch % e.share.processes:
+        fit = max(n for n in range(1, e.share.processes) if batch % n == 0)
         option = "--num_gpus" if e.share.device == "cuda" else "--nodes_per_run"
         raise ValueError(
-            f"{e.share.processes} processes cannot share a batch of {e.profile.batch_size}"
+            f"{e.share.processes} processes cannot share a batch of {batch}"
             f" sequences evenly; give {option} {fit}"
         )
 
 
 def check_passes(e: Experiment) -> None:
     """A process's share of a batch has to be so many equal passes."""
-    share, pass_size = e.profile.batch_size // e.share.processes, e.profile.device_batch_size
+    scale = e.profile.own_scale
+    share, pass_size = scale.batch_size // e.share.processes, scale.device_batch_size
     if share % min(pass_size, share):
         fits = max(n for n in range(1, pass_size + 1) if share % n == 0)
         raise ValueError(
@@ -113,7 +117,7 @@ def shards_of(m: Materials, e: Experiment, kind: str) -> list[Shard]:
         raise ValueError(
             f"no *_{kind}_*.bin shard in {m.data_dir}; make them: {prepare(m.data_dir, e)}"
         )
-    return [read_shard(path, sizes[path.name], e.profile.vocab_size) for path in found]
+    return [read_shard(path, sizes[path.name], e.profile.own_scale.vocab_size) for path in found]
 
 
 def read_shard(path: Path, size: int, vocab_size: int) -> Shard:
@@ -168,7 +172,7 @@ def longest_run(e: Experiment) -> int:
 
 
 def check_amount(m: Materials, e: Experiment, train: list[Shard], val: list[Shard]) -> None:
-    p = e.profile
+    p = e.profile.own_scale
     there = sum(shard.windows(p.sequence_length) for shard in train)
     needed = longest_run(e) * p.batch_size
     if needed > there:
@@ -194,8 +198,8 @@ def is_fineweb(e: Experiment) -> bool:
 
 def shards_for(e: Experiment) -> int:
     """FineWeb shards that hold the windows of the longest run."""
-    windows = Shard(Path(), SHARD_TOKENS).windows(e.profile.sequence_length)
-    return -(-longest_run(e) * e.profile.batch_size // windows)
+    windows = Shard(Path(), SHARD_TOKENS).windows(e.profile.own_scale.sequence_length)
+    return -(-longest_run(e) * e.profile.own_scale.batch_size // windows)
 
 
 def prepare(data_dir: Path, e: Experiment) -> str:

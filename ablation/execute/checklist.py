@@ -13,8 +13,7 @@ from ablation.cli import exit_codes
 from ablation.execute.observed import Survey, Trials
 from ablation.plan.costs import Costs
 from ablation.runs.run import RunConfig, RunResult, duration
-from ablation.study.experiment import Experiment, FirstCosts
-from ablation.study.heads import baseline as baseline_arm
+from ablation.study.experiment import Experiment, FirstCosts, with_scale
 
 # ---------------------------------------------------------------------------------------------
 # Lines
@@ -87,14 +86,14 @@ def allowed_s(e: Experiment) -> float:
 
 def steps_of(e: Experiment) -> int:
     """So many that they take a fiftieth of the time allowed, by the prior; an even number."""
-    step_s = Costs(prior(e)).prior(RunConfig(0, baseline_arm(), 0, 0, 1))[0]
+    step_s = Costs(prior(e)).prior(RunConfig(0, e.study.baseline(), 0, 0, 1))[0]
     fit = int(allowed_s(e) / 50 / step_s)
     return min(max(fit, LEAST_STEPS), MOST_STEPS) // 2 * 2
 
 
 def short_run(e: Experiment) -> Experiment:
     """The experiment as short runs are made of it: they validate half way, too."""
-    return replace(e, profile=replace(e.profile, val_loss_every=steps_of(e) // 2))
+    return with_scale(e, val_loss_every=steps_of(e) // 2)
 
 
 def prior(e: Experiment) -> Experiment:
@@ -183,7 +182,7 @@ def not_asked(e: Experiment) -> str:
 def profile(e: Experiment, s: Survey) -> Finding:
     """Whether the machine is of the kind that the profile is for, as far as the prior tells."""
     steps, of_short_run = steps_of(e), Costs(prior(short_run(e)))
-    expected_s = of_short_run.wall_s(RunConfig(0, baseline_arm(), 0, 0, steps))
+    expected_s = of_short_run.wall_s(RunConfig(0, e.study.baseline(), 0, 0, steps))
     value = f"{e.profile.name}: {steps} steps and their validations take {duration(expected_s)}"
     if expected_s > TOO_SLOW * allowed_s(e):
         remedy = f"it is for {e.profile.machine}: rent that, or give a smaller --profile"
@@ -426,7 +425,9 @@ def memory(e: Experiment, s: Survey, t: Trials) -> Finding:
         return passed(f"{peak}the largest --device_batch_size: {ON_A_CPU}")
     if t.smaller:
         remedy = f"give --device_batch_size {t.smaller}"
-        return warned(f"{e.profile.device_batch_size} sequences a pass do not fit", remedy)
+        return warned(
+            f"{e.profile.own_scale.device_batch_size} sequences a pass do not fit", remedy
+        )
     idle = {gpu.uuid: gpu.used_mib or 0.0 for gpu in s.gpus}
     known = [
         (gpu.used_mib / gpu.total_mib, gpu.used_mib, gpu.total_mib, idle.get(gpu.uuid, 0.0))
@@ -437,8 +438,8 @@ def memory(e: Experiment, s: Survey, t: Trials) -> Finding:
         return passed(f"{peak}the GPU's own word is not known")
     _, used_mib, total_mib, idle_mib = max(known)  # of the fullest
     own_mib = used_mib - idle_mib
-    share = e.profile.batch_size // e.share.processes
-    ran = min(e.profile.device_batch_size, share)
+    share = e.profile.own_scale.batch_size // e.share.processes
+    ran = min(e.profile.own_scale.device_batch_size, share)
     most = largest_pass(share, ran, own_mib, RESERVE * total_mib - idle_mib)
     used = f"{used_mib / 1024:.1f} of {total_mib / 1024:.1f} GiB in use"
     used += f", {own_mib / 1024:.1f} by the run,"

@@ -11,6 +11,7 @@ from ablation.execute.machine import named_gpus
 from ablation.runs.run import RunConfig
 from ablation.study.experiment import Experiment
 from ablation.study.profiles import TRAINER_FLAGS
+from ablation.study.study import overlaid, text_of
 
 # Workers meet on this machine and nowhere else, whatever its host name resolves to.
 ONE_MACHINE = ("--standalone", "--nnodes=1", "--local-addr=127.0.0.1")
@@ -25,17 +26,15 @@ def build_command(
     """The whole command line; pasted into a shell, it does the same run."""
     arguments = {
         "num_iterations": run.num_iterations,
-        **{name: getattr(e.profile, name) for name in TRAINER_FLAGS},
+        **{name: getattr(e.profile.own_scale, name) for name in TRAINER_FLAGS},
         "data_dir": data_dir,
-        "aux_head_layers": ",".join(map(str, run.arm.layers)),
-        "aux_loss_weight": f"{run.arm.weight:g}",
-        "aux_loss_schedule": run.arm.schedule,
+        **{name: text_of(value) for name, value in overlaid(e.study.base, run.arm).flags},
         "seed": run.seed,
         "device": e.share.device,
         "log_file": log_file,
     }
     flags = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
-    asked = {"--unet_skips": run.arm.unet_skips, "--log_grad_norms": e.log_grad_norms}
+    asked = {"--unet_skips": e.unet_skips, "--log_grad_norms": e.log_grad_norms}
     flags += [flag for flag, is_asked in asked.items() if is_asked]
     per_node = f"--nproc_per_node={e.share.processes // e.share.nodes}"
     return (*torchrun(), *ONE_MACHINE, per_node, NO_LOG_DIR, str(script), *flags)

@@ -87,8 +87,7 @@ class Display:
 
 
 def progress(parts: Iterable, total: int) -> Iterable:
-    """The parts as they come; what takes longer than 3 s has a bar on a terminal, gone at its end.
-    """
+    """The parts as they come; what takes longer than 3 s has a bar on a terminal, which goes."""
     look = {"desc": "simulating", "delay": 3.0, "leave": False, "disable": None}
     return tqdm_as_shipped()(parts, total=total, **look)
 

@@ -104,7 +104,7 @@ def begin(
     check_with_trainer(e, m, exp_dir or output_dir)
     facts = facts_of(e, gpus)
     if exp_dir is None:
-        exp_dir = new_folder(output_dir)
+        exp_dir = new_folder(output_dir, e.study.name)
     exp_dir.mkdir(parents=True, exist_ok=True)
     with Lock(exp_dir, display.print_line) as lock:
         if not is_new(exp_dir):

@@ -45,7 +45,7 @@ from ablation.execute.watcher import GRACE_S, MARGIN_S, UNKILLABLE_S
 from ablation.folder.first_costs import write_findings
 from ablation.folder.materials import Materials
 from ablation.plan.forecast import forecast, of_stage, paid_s, pairs_of
-from ablation.plan.next_step import PLANS
+from ablation.plan.next_step import stages_of
 from ablation.runs.run import RunResult, duration
 from ablation.runs.untrusted import printable_path
 from ablation.study.experiment import Experiment, FirstCosts
@@ -183,7 +183,7 @@ def foreseen(
     words += [f"  unlike the profile's prior: {line}" for line in differing]
     hours = {
         str(stage.number): paid_s(e, of_stage(planned, stage.number)) / 3600
-        for stage in PLANS[e.plan]
+        for stage in stages_of(e)
     }
     numbers = {"hours_by_stage": hours, "hours": paid_s(e, planned) / 3600}
     numbers |= {"budget_hours": e.budget_hours, "cut": list(last.budget_cuts), "pairs": pairs}

@@ -8,7 +8,7 @@ from ablation.cli.arguments import pasteable
 from ablation.execute.command import build_command, extra_environment
 from ablation.folder.materials import Materials
 from ablation.plan.forecast import Planned, forecast, of_stage, paid_s, too_few_pairs
-from ablation.plan.next_step import PLANS, Step
+from ablation.plan.next_step import Step, stages_of
 from ablation.runs.run import RunResult, duration, machine_seconds
 from ablation.study.experiment import Experiment
 
@@ -21,7 +21,7 @@ def announce(
     `forecast` gives them."""
     spent_s = machine_seconds(results)
     total_s = spent_s + paid_s(e, planned)
-    for stage in PLANS[e.plan]:
+    for stage in stages_of(e):
         mine = of_stage(planned, stage.number)
         done = sum(r.run.stage == stage.number and r.has_outcome for r in results)
         name = f"stage {stage.number} {stage.name}:" if stage.number else "by hand:"

@@ -105,9 +105,7 @@ def failed(r: RunResult) -> bool:
     return r.status in ("crashed", "timeout")
 
 
-def fault_of(
-    failures: Sequence[RunResult], last: RunResult, results: Sequence[RunResult]
-) -> str:
+def fault_of(failures: Sequence[RunResult], last: RunResult, results: Sequence[RunResult]) -> str:
     """Why the sitting stops after this result; empty while it goes on.
 
     failures: the attempts that failed in a row, up to now. That of several runs means a broken

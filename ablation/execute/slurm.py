@@ -71,7 +71,7 @@ ENDED = "its job was ended"  # the watcher was told to stop, and nobody says by 
 
 def job_name(folder: Path) -> str:
     """An attempt's own name in Slurm: made from its folder, which is unique."""
-    return "aux-" + hashlib.sha256(str(folder).encode()).hexdigest()[:20]
+    return "ablation-" + hashlib.sha256(str(folder).encode()).hexdigest()[:20]
 
 
 def slurm(*command: str) -> str:

@@ -26,15 +26,14 @@ from ablation.folder.materials import Materials
 from ablation.plan.costs import Costs
 from ablation.plan.forecast import Planned, longest_course
 from ablation.runs.run import Arm, RunConfig, RunResult, duration
-from ablation.study.experiment import Experiment
-from ablation.study.heads import baseline
+from ablation.study.experiment import Experiment, with_scale
 
 QUEUE_S = 600.0  # that a job may wait in a queue; it costs nothing there
 
 
 def dearest_of(e: Experiment, planned: Sequence[Planned]) -> Arm | None:
     """The arm whose steps cost most; None where only baselines are to run."""
-    arms = [p.run.arm for p in planned if p.run.arm.layers]
+    arms = [p.run.arm for p in planned if not p.run.arm.is_baseline]
     train_s = Costs(prior(e)).prior
     return max(arms, key=lambda arm: train_s(RunConfig(0, arm, 0, 0, 1))[0], default=None)
 
@@ -121,7 +120,7 @@ def try_out(track: Track) -> Trials:
     as_run = short_run(e)
     t = Trials(as_run, steps, allowed_s(e), grace_s=grace_s(e))
     t = replace(t, iterations_to_come=sum(p.run.num_iterations for p in planned))
-    first = replace(baseline(), unet_skips=e.unet_skips)
+    first = e.study.baseline()
     t = replace(t, baseline=in_all_slots(track, as_run, first, steps))
     log_bytes, cache_bytes = bytes_written(track.folder)
     t = replace(t, log_bytes=log_bytes, cache_bytes=cache_bytes)
@@ -178,11 +177,11 @@ def stopped_in_the_middle(track: Track, t: Trials, arm: Arm) -> Trials:
 def smaller_pass(track: Track, e: Experiment, arm: Arm, length: int) -> int | None:
     """The most sequences a pass, halved and halved again, with which an arm trains. None on a CPU,
     where none was found, and where the time was up."""
-    share = e.profile.batch_size // e.share.processes
-    size = min(e.profile.device_batch_size, share)
+    share = e.profile.own_scale.batch_size // e.share.processes
+    size = min(e.profile.own_scale.device_batch_size, share)
     while e.share.device == "cuda" and size > 1:
         size = max(n for n in range(1, size // 2 + 1) if share % n == 0)
-        smaller = replace(e, profile=replace(e.profile, device_batch_size=size))
+        smaller = with_scale(e, device_batch_size=size)
         results = in_all_slots(track, smaller, arm, length, steps_of(e))
         if results and not any("memory" in r.reason for r in results):
             return size if all(r.curve for r in results) else None

@@ -1,5 +1,6 @@
 """What was decided instead of a rule?  overrides.json read and written; what a command adds."""
 
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -8,11 +9,10 @@ from pathlib import Path
 
 from ablation.folder.registration import FORM
 from ablation.plan.next_step import is_second_test, pairs_begun
-from ablation.runs.run import RunResult
+from ablation.runs.run import Arm, RunResult, arm_from
 from ablation.runs.store import write_json
 from ablation.runs.untrusted import is_count, printable, read_json
 from ablation.study.experiment import Experiment
-from ablation.study.heads import check_choice
 from ablation.study.overrides import Override, Overrides
 
 
@@ -46,9 +46,8 @@ def override_from(value: dict) -> Override:
         if not all(map(FORM["budget_hours"][0], hours)) or type(o.value["pairs"]) is not int:
             raise ValueError(f"a budget of {o.value}")
     elif o.kind == "by_hand":
-        if {*o.value} != {"layers", "weight", "schedule"} or None in o.value.values():
+        if arm_from(o.value["arm"]).is_baseline:
             raise ValueError(f"a choice of {o.value}")
-        check_choice(**o.value)
     elif o.kind == "retry":
         for name, attempt in o.value["attempts"]:
             if not isinstance(name, str) or not is_count(attempt):
@@ -67,9 +66,7 @@ def decided_now(overrides: Overrides, kind: str, stage: int, value: dict) -> Ove
     return overrides.and_one(Override(kind, stage, value, when))
 
 
-def put_on_record(
-    exp_dir: Path, e: Experiment, kind: str, stage: int, value: dict
-) -> Experiment:
+def put_on_record(exp_dir: Path, e: Experiment, kind: str, stage: int, value: dict) -> Experiment:
     """The experiment with what is decided at this moment, which is kept in overrides.json."""
     e = e.with_overrides(decided_now(e.overrides, kind, stage, value))
     write_overrides(exp_dir, e.overrides)
@@ -80,8 +77,7 @@ def put_on_record(
 class NewOverrides:
     """What a command decides instead of a rule."""
 
-    # the stage that an arm is chosen for, 3 or 4, and the arm's layers, weight and schedule
-    by_hand: tuple[int, dict] | None = None
+    by_hand: tuple[int, Arm] | None = None  # the stage that an arm is chosen for, 3 or 4
     budget_hours: float | None = None
 
 
@@ -92,10 +88,12 @@ def with_new_overrides(
     would test again what stage 4 has begun to test."""
     pairs = pairs_begun(results)
     if new.by_hand:
-        chosen = e.with_overrides(decided_now(e.overrides, "by_hand", *new.by_hand))
+        stage, arm = new.by_hand
+        value = {"arm": json.loads(json.dumps(asdict(arm)))}  # as it is read again
+        chosen = e.with_overrides(decided_now(e.overrides, "by_hand", stage, value))
         if chosen != e and pairs > 0:
             raise ValueError(
-                f"--best_layers: the pairs of stage 4 have begun ({pairs} complete); another"
+                f"--best: the pairs of stage 4 have begun ({pairs} complete); another"
                 " configuration on the same seeds would be a second test: begin a new experiment"
             )
         e = chosen

@@ -19,15 +19,33 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ablation.folder.materials import ROOT, Materials, hash_of, read_code
-from ablation.plan.next_step import MAX_ATTEMPTS, PLANS
+from ablation.plan.next_step import MAX_ATTEMPTS, PLANS, stages_of
 from ablation.plan.stage import Stage
 from ablation.plan.validation import MAX_GIVEN_UP
 from ablation.runs.run import arm_from
 from ablation.runs.store import write_json
 from ablation.runs.untrusted import is_number, printable, read_json
-from ablation.study.experiment import MOST_FIRST_SEED, STOP_ON, Experiment, FirstCosts, Share
-from ablation.study.heads import HYPOTHESIS, PHASES, QUESTION
-from ablation.study.profiles import PROFILES, Design, check_terms
+from ablation.study.experiment import (
+    MOST_FIRST_SEED,
+    STOP_ON,
+    Experiment,
+    FirstCosts,
+    Share,
+    profile_of,
+    with_scale,
+)
+from ablation.study.heads import HEADS
+from ablation.study.profiles import PROFILES, Design, Profile, check_terms
+from ablation.study.study import Study
+
+
+def document_of(study):  # TEMPORARY, until the study file's codec is merged
+    return {"name": study.name, "question": study.question, "hypothesis": study.hypothesis}
+
+
+def study_from(document):  # TEMPORARY
+    return HEADS
+
 
 # ---------------------------------------------------------------------------------------------
 # Registration: what is fixed before the first run
@@ -64,32 +82,28 @@ def registered(e: Experiment, m: Materials, fingerprint: str | None = None) -> d
             "question": stage.question,
             "rule": stage.rule_text(e.profile.design),
             "num_iterations": e.iterations(stage.fraction),
-            "arms": [asdict(replace(arm, unet_skips=e.unet_skips)) for arm in stage.arms or e.arms],
+            "arms": [asdict(arm) for arm in stage.arms or e.arms],
             "seeds": list(e.seeds) if e.arms else seeds_of(e, stage),
         }
-        for stage in PLANS[e.plan]
+        for stage in stages_of(e)
     }
     code = m.code
     return {
-        "question": QUESTION,
-        "hypothesis": HYPOTHESIS,
-        "estimand": (
-            f"mean val_loss(baseline) - mean val_loss(arm), nats/token, of the main head after"
-            f" {e.full_iterations} steps, on the first {e.profile.val_tokens} validation tokens"
-        ),
+        "study": document_of(e.study),
+        "estimand": estimand(e),
         "failure_rule": (
             "a diverged run is an outcome and stays in every comparison; a crashed or hung run is"
             f" repeated with its seed, {MAX_ATTEMPTS} attempts in all, each paid for"
         ),
         **{name: getattr(e, name) for name in AS_THEY_ARE},
-        "profile": {k: v for k, v in asdict(e.profile).items() if k != "device_batch_size"},
+        "profile": registered_profile(e.profile),
         "arms": [asdict(arm) for arm in e.arms],  # by hand
         "seeds": list(e.seeds),  # by hand
         "first_costs": asdict(e.first_costs),
         "stages": stages,
         "counts": {
             "attempts": MAX_ATTEMPTS,
-            "pairs": PLANS[e.plan][-1].most_pairs,
+            "pairs": stages_of(e)[-1].most_pairs,
             "pairs_given_up": MAX_GIVEN_UP,
         },
         "spending": "Lan-DeMets, alpha t^3, t: complete pairs over the most that fit",
@@ -98,6 +112,31 @@ def registered(e: Experiment, m: Materials, fingerprint: str | None = None) -> d
         "code": {"hash": code.hash, "files": list(code.names)},
         "rules": {"hash": rules_hash(), "files": list(DECIDING_FILES)},
     }
+
+
+def estimand(e: Experiment) -> str:
+    """What is estimated, in words."""
+    metric, trainer, scale = e.study.metric, e.study.trainer, e.profile.scale
+    sides = "baseline", "arm"
+    if metric.better == "higher":
+        sides = "arm", "baseline"
+    difference = " - ".join(f"mean {metric.name}({side})" for side in sides)
+    unit = f", {metric.unit}" if metric.unit else ""
+    if trainer.by_time:
+        return f"{difference}{unit}, after {e.full_iterations} s of training"
+    after = f"after {e.full_iterations} steps"
+    if scale is None:
+        return f"{difference}{unit}, {after}"
+    on = f"on the first {scale.val_tokens} validation tokens"
+    return f"{difference}{unit}, of the main head {after}, {on}"
+
+
+def registered_profile(profile: Profile) -> dict:
+    """A profile without what changes no loss."""
+    value = asdict(profile)
+    if value["scale"]:
+        del value["scale"]["device_batch_size"]
+    return value
 
 
 def rules_hash() -> str:
@@ -110,9 +149,9 @@ def seeds_of(e: Experiment, stage: Stage) -> dict[str, int]:
     return {"first": e.seed(number, 0), "last": e.seed(number + 1, 0) - 1}
 
 
-def new_folder(output_dir: Path) -> Path:
-    """An empty folder for a new experiment, named by the time in UTC."""
-    stem = time.strftime("aux_heads_%Y%m%d_%H%M%S", time.gmtime())
+def new_folder(output_dir: Path, name: str) -> Path:
+    """An empty folder for a new experiment, named by its study and the time in UTC."""
+    stem = folder_name(name)
     for suffix in ("", *(f"_{n}" for n in range(2, 100))):
         try:
             (output_dir / (stem + suffix)).mkdir(parents=True)
@@ -120,6 +159,10 @@ def new_folder(output_dir: Path) -> Path:
         except FileExistsError:
             continue
     raise ValueError(f"--output_dir {output_dir}: a hundred experiments began there this second")
+
+
+def folder_name(study: str) -> str:
+    return time.strftime(f"{study}_%Y%m%d_%H%M%S", time.gmtime())
 
 
 def register(e: Experiment, m: Materials, exp_dir: Path, facts: dict) -> dict:
@@ -132,7 +175,8 @@ def register(e: Experiment, m: Materials, exp_dir: Path, facts: dict) -> dict:
         "created": created.replace("+00:00", "Z"),
         "hash": digest_of(fixed),  # of what is registered; what follows it is free to change
         "registered": fixed,
-        "device_batch_size": e.profile.device_batch_size,  # the loss is the same
+        # the loss is the same
+        "device_batch_size": e.profile.scale and e.profile.scale.device_batch_size,
         "train_script": str(m.script),
         "data_dir": str(m.data_dir),
         **facts,
@@ -213,7 +257,7 @@ def is_new(exp_dir: Path) -> bool:
         more = f" and {len(other) - 1} more" if len(other) > 1 else ""
         raise ValueError(
             f"--exp_dir {exp_dir}: no {path.name} there, but {printable(other[0])}{more}; give a"
-            " folder that run_aux.py made (experiments/aux_heads_...), or one that is empty or not"
+            " folder that run_aux.py made, or one that is empty or not"
             " there yet to begin in"
         )
     return True
@@ -285,7 +329,6 @@ def read_document(exp_dir: Path) -> dict:
     if not path.is_file():
         raise ValueError(
             f"--exp_dir {exp_dir}: no {path.name} there; give a folder that run_aux.py made"
-            " (experiments/aux_heads_...)"
         )
     document = read_json(path)
     try:
@@ -344,12 +387,12 @@ A_TEXT = (lambda v: isinstance(v, str)), "give a text"
 YES_OR_NO = (lambda v: type(v) is bool), "give true or false"
 FREE_FORM = {  # of the document beside what is registered: a test of each, and what would pass it
     **dict.fromkeys(("experiment_id", "hash", "train_script", "data_dir", "slurm_args"), A_TEXT),
-    "device_batch_size": up_to(10**6),
+    "device_batch_size": ((lambda v: v is None or up_to(10**6)[0](v)), "give up to 1000000"),
 }
 FORM = {  # of what is registered, as far as decisions are made from it
     "rules.hash": A_TEXT,
     "data.fingerprint": A_TEXT,
-    "profile.name": among(*PROFILES),
+    "profile.name": A_TEXT,
     "plan": among(*PLANS),
     "profile.design": ((lambda v: isinstance(v, dict)), "give an object"),
     "stop_on": among(*STOP_ON),
@@ -382,9 +425,6 @@ def check_form(document: dict) -> None:
     if not isinstance(document["registered"], dict):
         raise ValueError("registered: give an object")
     check_fields(OLDER | document["registered"], FORM)
-    for value in document["registered"]["arms"]:
-        if not any(arm_from(value) in arms for arms in PHASES.values()):
-            raise ValueError(f"arms: {printable(repr(value)[:200], limit=60)}: no arm of ours")
 
 
 def check_fields(whole: dict, form: dict) -> None:
@@ -403,19 +443,29 @@ def experiment_of(document: dict) -> Experiment:
     cannot be one."""
     check_form(document)
     fixed = OLDER | document["registered"]
-    profile = PROFILES[fixed["profile"]["name"]]
-    return Experiment(
-        profile=replace(
-            profile,
-            device_batch_size=document["device_batch_size"],
-            design=design_from(fixed["profile"]["design"], profile.design),
-        ),
+    study = study_from(fixed["study"])
+    profile = profile_from(study, fixed["profile"])
+    design = design_from(fixed["profile"]["design"], profile.design)
+    e = Experiment(
+        profile=replace(profile, design=design),
         share=Share(**{f.name: fixed["share"][f.name] for f in fields(Share)}),
         arms=tuple(map(arm_from, fixed["arms"])),
         seeds=tuple(fixed["seeds"]),
         first_costs=FirstCosts(**fixed["first_costs"]),
+        study=study,
         **{name: fixed[name] for name in AS_THEY_ARE},
     )
+    sequences = document["device_batch_size"]
+    return with_scale(e, device_batch_size=sequences) if e.profile.scale and sequences else e
+
+
+def profile_from(study: Study, value: dict) -> Profile:
+    """The profile that a study was registered with. Raises ValueError for one that cannot be."""
+    if not study.trainer.is_ours:
+        check_fields(value, {"gpus": up_to(10**5, least=0)})
+        return profile_of(study, value["gpus"])
+    check_fields(value, {"name": among(*PROFILES)})
+    return PROFILES[value["name"]]
 
 
 def design_from(terms: dict, now: Design) -> Design:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ablation.plan.decision import is_overridden
-from ablation.plan.next_step import PLANS, Step
+from ablation.plan.next_step import Step, stages_of
 from ablation.runs.run import RunResult, machine_seconds
 from ablation.runs.store import write_json
 from ablation.study.experiment import Experiment
@@ -19,7 +19,7 @@ def write_results(
     for r in sorted(results, key=lambda r: r.attempt):
         latest[r.run.name] = r
     stages = {}
-    for stage in PLANS[e.plan]:
+    for stage in stages_of(e):
         decision = step.decisions.get(stage.number)
         mine = [r for r in latest.values() if r.run.stage == stage.number]
         if not mine and decision is None:

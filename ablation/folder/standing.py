@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ablation.folder.overrides import read_overrides
 from ablation.folder.registration import changes, experiment_of, read_document
-from ablation.plan.next_step import PLANS, Step, conclude, next_step
+from ablation.plan.next_step import Step, conclude, next_step, stages_of
 from ablation.plan.stage import Stage
 from ablation.runs.store import Records, read_records
 from ablation.study.experiment import Experiment
@@ -25,7 +25,7 @@ class Standing:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The rows of its plan's table."""
-        return PLANS[self.experiment.plan]
+        return stages_of(self.experiment)
 
 
 def standing(exp_dir: Path) -> Standing:

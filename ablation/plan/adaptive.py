@@ -79,8 +79,8 @@ def missing(state: State) -> tuple[str, ...]:
 
 
 def dropped_by_screening(results: Sequence[RunResult], design: Design) -> set[tuple]:
-    """Configurations that diverged or were clearly worse than the baseline on the seed that all share;
-    early gain is never required."""
+    """Configurations that diverged or were clearly worse than the baseline on the seed that all
+    share; early gain is never required."""
     baseline, arms = sides(on_shared_seed(results))
 
     def harms(group: Group) -> bool:
@@ -229,15 +229,16 @@ def decide_refinements(state: State) -> Decision:
         return no_comparison(state, state.stage_results, True, best, missing(state))
     cell = next(c for c in cells_of(state) if c.configuration == best.arm.configuration)
     chosen = capitalized(state.study.settings(cell, tuple(cells_of(state))))
+    metric = state.study.metric
     mine = [r for r in results if r.run.arm.configuration in cells]
     return state.decided(
         PROCEED,
         "PROCEED to Stage 4",
         because=(
             f"{chosen}: the lowest mean within seeds"
-            f" ({state.study.metric.text(means[best.arm.configuration])}). Exploratory, biased upwards.",
+            f" ({metric.text(means[best.arm.configuration])}). Exploratory, biased upwards.",
         ),
-        facts=beside(state.study.metric, best, mine),
+        facts=beside(metric, best, mine),
         numbers={"means": [[g.arm.label, means[g.arm.configuration]] for g in tried if g.losses]},
         chosen=replace(cell, name=state.chosen.name, description=state.chosen.description),
         missing=missing(state),

@@ -154,17 +154,19 @@ def decide_arms(state: State) -> Decision:
         name, difference = repeated
         facts.append(f"Run-to-run difference ({name}, two seeds): {difference:.4f} {metric.unit}")
         numbers["repeat_difference"] = difference
-    if rules_of(state.study)["choice"].holds(improvement):
+    rule = rules_of(state.study)["choice"]
+    if rule.holds(improvement):
         verdict, title = PROCEED, "PROCEED to Stage 3"
-        chosen = state.study.settings(best.arm, state.study.arms)
-        value = chosen.removeprefix(f"{words.choice} ")
+        value = state.study.settings(best.arm, state.study.arms)
+        value = value.removeprefix(f"{words.choice} ")
         because: tuple[str, ...] = (
-            f"Best {words.choice}: {value}. Single runs chose {words.it}: exploratory, biased upwards.",
+            f"Best {words.choice}: {value}. Single runs chose {words.it}: exploratory, biased"
+            " upwards.",
         )
     else:
         verdict, title = STOP, "STOP after Stage 2: null result"
         because = (
-            f"Stopped by the rule: {rules_of(state.study)['choice']} does not hold ({improvement:+.4f}).",
+            f"Stopped by the rule: {rule} does not hold ({improvement:+.4f}).",
             f"No {words.arm} beat the baseline here; with single runs this is no evidence of"
             " absence.",
         )

@@ -17,6 +17,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from multiprocessing import Pool
 
 from ablation import stats
@@ -24,12 +25,12 @@ from ablation.plan.classic import CLASSIC_RULES
 from ablation.plan.costs import Costs
 from ablation.plan.forecast import Planned, forecast, of_stage, paid_s, pairs_of, simulate
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
-from ablation.plan.next_step import PLANS, Step, conclude
+from ablation.plan.next_step import Step, conclude, stages_of
 from ablation.plan.stage import FINAL_STAGE, seconds_of_pairs
 from ablation.runs.run import RunConfig, duration
 from ablation.study.experiment import Experiment, Share
-from ablation.study.heads import GRID, PLACEMENTS, SCHEDULES, WEIGHTS, aux, baseline
 from ablation.study.profiles import Profile
+from ablation.study.study import Study
 
 # ---------------------------------------------------------------------------------------------
 # Scenarios: what is true, and how noisy
@@ -45,28 +46,29 @@ NOISE = {
 }
 
 
-def additive_ranks(rng: random.Random) -> list[float]:
-    """Rank of each configuration, 0 the best and 1 the worst: placement, weight and schedule count
-    a third each, and their levels, evenly spaced, come in an order of their own in each replicate.
-    """
-    ranks: dict[object, float] = {}  # by level, of whichever of the three
-    for levels in (PLACEMENTS, WEIGHTS, SCHEDULES):
-        steps = [k / (len(levels) - 1) / 3 for k in range(len(levels))]
+def additive_ranks(study: Study, rng: random.Random) -> list[float]:
+    """Rank of each configuration, 0 the best and 1 the worst: the factors count equally, and their
+    levels, evenly spaced, come in an order of their own in each replicate."""
+    factors = [levels for levels in study.factors if len(levels) > 1]
+    ranks: list[list[float]] = []  # of each factor's levels
+    for levels in factors:
+        steps = [k / (len(levels) - 1) / len(factors) for k in range(len(levels))]
         rng.shuffle(steps)
-        ranks |= zip(levels, steps, strict=True)
-    return [sum(ranks[level] for level in configuration) for configuration in GRID]
+        ranks.append(steps)
+    return [sum(levels) for levels in product(*ranks)]
 
 
-def scattered_ranks(rng: random.Random) -> list[float]:
-    """36 evenly spaced ranks in any order: nothing is learnt about one but by running it."""
-    ranks = [k / (len(GRID) - 1) for k in range(len(GRID))]
+def scattered_ranks(study: Study, rng: random.Random) -> list[float]:
+    """Evenly spaced ranks in any order: nothing is learnt about one but by running it."""
+    n = len(study.configurations)
+    ranks = [k / max(1, n - 1) for k in range(n)]
     rng.shuffle(ranks)
     return ranks
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """True improvements of the 36 configurations, from the best one down to the worst, by rank.
+    """True improvements of a study's configurations, from the best one down to the worst, by rank.
 
     The early improvements belong to the same ranks: `early_best` is that of the configuration which
     is best in the end.
@@ -78,7 +80,7 @@ class Scenario:
     early_best: float  # at 20 % of a run
     early_worst: float
     sigma: float  # sd of a final loss between seeds
-    ranks: Callable[[random.Random], list[float]] = additive_ranks
+    ranks: Callable[[Study, random.Random], list[float]] = additive_ranks
 
     def improvement(self, rank: float, fraction: float) -> float:
         """The true improvement at this rank, after this fraction of a run; nats/token."""
@@ -99,14 +101,15 @@ class Truth:
     effect of the seed with variance rho; what is left is each run's own.
     """
 
-    def __init__(self, scenario: Scenario, seed: str, rho: float = 0.0):
+    def __init__(self, study: Study, scenario: Scenario, seed: str, rho: float = 0.0):
         self.scenario, self.rng, self.rho = scenario, random.Random(seed), rho
-        self.rank = dict(zip(GRID, scenario.ranks(self.rng), strict=True))
+        ranks = scenario.ranks(study, self.rng)
+        self.rank = dict(zip(study.configurations, ranks, strict=True))
         self.of_seed: dict[tuple[int, float], float] = {}  # effect in sd, by seed and length
 
     def improvement(self, configuration: tuple, fraction: float = 1.0) -> float:
-        """The true improvement, nats/token. A configuration outside the grid (layers 3,6,9) is a
-        middling one."""
+        """The true improvement, nats/token. A configuration outside of the study's factors, as one
+        that is only screened, is a middling one."""
         if not configuration:
             return 0.0
         return self.scenario.improvement(self.rank.get(configuration, 0.5), fraction)
@@ -159,7 +162,8 @@ def outcome(e: Experiment, truth: Truth, cost_s: Callable[[RunConfig], float]) -
 
 def full_run(e: Experiment) -> RunConfig:
     """A full run of the baseline: the unit of cost."""
-    return RunConfig(FINAL_STAGE, baseline(), 0, e.seed(FINAL_STAGE, 0), e.iterations(1.0))
+    arm = e.study.baseline()
+    return RunConfig(FINAL_STAGE, arm, 0, e.seed(FINAL_STAGE, 0), e.iterations(1.0))
 
 
 VERDICTS = {  # field of a row: the verdict that it is the share of
@@ -222,7 +226,7 @@ def silently(parts: Iterable, total: int) -> Iterable:
 def outcomes_of(task: tuple[Experiment, Scenario, list[str]]) -> list[Outcome]:
     e, scenario, seeds = task
     rho, cost_s = e.profile.design.rho, Costs(e)
-    return [outcome(e, Truth(scenario, seed, rho), cost_s) for seed in seeds]
+    return [outcome(e, Truth(e.study, scenario, seed, rho), cost_s) for seed in seeds]
 
 
 def operating_characteristics(
@@ -247,9 +251,9 @@ def operating_characteristics(
 
 
 def pairs_s(e: Experiment, n: int) -> float:
-    """Machine time of n pairs of a baseline and a run with two heads, at full length, before any is
+    """Machine time of n pairs of a baseline and the favourite arm, at full length, before any is
     measured."""
-    pair = full_run(e), replace(full_run(e), arm=aux((4, 8)))
+    pair = full_run(e), replace(full_run(e), arm=e.study.expected_best)
     return seconds_of_pairs(e.share, [Costs(e)(run) for run in pair], n)
 
 
@@ -296,7 +300,7 @@ def last_tests(e: Experiment) -> dict[str, LastTest]:
     """Stage 4's test by what is assumed of runs of one seed: that they are independent; and, where
     it takes pairs, that they correlate as registered, a guess until somebody measures it."""
     d = e.profile.design
-    pairing = d.pairing if PLANS[e.plan][-1].sequential else 0.0
+    pairing = d.pairing if stages_of(e)[-1].sequential else 0.0
     independent = LastTest(d.sigma0, d.alpha, pairing, 0.0)
     if not (pairing and d.rho):
         return {"independent": independent}
@@ -358,7 +362,7 @@ def render(
         f"What can {e.budget_hours:g} hours decide? Plan {e.plan}, profile {e.profile.name},"
         f" {e.full_iterations} iterations ({duration(Costs(e)(full_run(e)))}) a full run",
         f"sd between seeds {design.sigma0:g}, smallest effect of interest (delta_eq)"
-        f" {design.delta_eq:g}, target {design.delta_target:g} nats/token,"
+        f" {design.delta_eq:g}, target {design.delta_target:g} {e.study.metric.unit},"
         f" alpha {design.alpha:g} two-sided",
         "",
         "Runs and hours, every gate passed",
@@ -386,7 +390,7 @@ def concluded(e: Experiment, replicates: int, seed: int) -> str:
 
 def course_table(e: Experiment, planned: Sequence[Planned]) -> list[str]:
     """Runs and hours of each stage, at most."""
-    parts = {f"{s.number} {s.name}": of_stage(planned, s.number) for s in PLANS[e.plan]}
+    parts = {f"{s.number} {s.name}": of_stage(planned, s.number) for s in stages_of(e)}
     rows = [(name, len(part), paid_s(e, part) / 3600) for name, part in parts.items()]
     rows.append(("at most", len(planned), sum(hours for _, _, hours in rows)))
     return [f"  {name:<20}{n:>4} runs{hours:>8.2f} h" for name, n, hours in rows]
@@ -409,7 +413,7 @@ def resolution(e: Experiment, n: int) -> str:
         for effect in (design.delta_eq, design.delta_target)
     ]
     mde80 = span([f"{test.mde80(n):.3g}" for test in tests])
-    return f"{n} pairs fit; MDE80 {mde80} nats/token; power {', '.join(powers)}"
+    return f"{n} pairs fit; MDE80 {mde80} {e.study.metric.unit}; power {', '.join(powers)}"
 
 
 def span(numbers: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ from ablation.report.comparisons import (
     within_seeds,
 )
 from ablation.report.content import (
+    Column,
     Content,
     Figure,
     Heading,
@@ -39,6 +40,7 @@ from ablation.report.evidence import FIXED, Evidence, field, in_words, simple
 from ablation.report.validation import effect_line, excluded, generator, validated
 from ablation.runs.run import STATUSES, RunResult, duration, machine_seconds
 from ablation.runs.untrusted import is_count, is_number
+from ablation.study.study import Metric
 
 # ---------------------------------------------------------------------------------------------
 # The answer
@@ -103,17 +105,18 @@ SCALE = ("n_layer", "model_dim", "n_head", "sequence_length", "batch_size", "val
 def asked(evidence: Evidence) -> Iterator[Content]:
     """The registration in words: whatever it holds, it is only shown."""
     r, profile = evidence.registered, field(evidence.registered, "profile")
-    known = ((name, field(profile, name)) for name in ("name", *SCALE))
+    known = [("name", field(profile, "name"))]
+    known += [(name, field(profile, "scale", name)) for name in SCALE]
     scale = ", ".join(f"{name} {simple(v)}" for name, v in known if v is not None)
     on_file = ", ".join(simple(field(r, name)) for name in ("created", "hash"))
     rows = [
-        ("question", r.get("question")),
-        ("hypothesis", r.get("hypothesis")),
+        ("question", field(r, "study", "question")),
+        ("hypothesis", field(r, "study", "hypothesis") or None),
         ("plan", r.get("plan")),
         ("profile", scale.removeprefix("name ")),
-        ("full run", f"{simple(r.get('full_iterations'))} steps"),
+        ("full run", f"{simple(r.get('full_iterations'))} {evidence.study.trainer.counted}"),
         ("estimand", r.get("estimand")),
-        ("improvement", "mean(baseline) - mean(arm), positive is good"),
+        ("improvement", f"{evidence.metric.difference}, positive is good"),
         ("failures", r.get("failure_rule")),
         ("budget", f"{simple(r.get('budget_hours'))} h of machine time"),
         ("on file", f"{on_file}; see the top") if evidence.changed else ("registered", on_file),
@@ -149,15 +152,16 @@ def few(value) -> list:
 def held_fixed(evidence: Evidence) -> Iterator[Content]:
     """What was registered as fixed; where runs differ from it all the same is a deviation."""
     r = evidence.registered
-    steps, profile = r.get("full_iterations"), field(r, "profile")
-    batch, length = field(profile, "batch_size"), field(profile, "sequence_length")
+    steps, scale = r.get("full_iterations"), field(r, "profile", "scale")
+    batch, length = field(scale, "batch_size"), field(scale, "sequence_length")
     rows: list[tuple[str, str | None]] = []
     if all(map(is_count, (steps, batch, length))):
         count = f"{batch * length:,} a step, {steps * batch * length:,} a full run"
         same = "arms that share a seed see the same ones in the same order"
         rows.append(("tokens", f"{count}; {same}"))
     rows += [(name, in_words(field(r, *at))) for name, at in FIXED.items()]
-    not_fixed = "training time and parameters: heads cost both, so see loss at equal time"
+    costs, noun = evidence.study.words.costs, evidence.metric.noun
+    not_fixed = f"training time and parameters: {costs}, so see {noun} at equal time"
     yield Pairs((*rows, ("not fixed", not_fixed)))
 
 
@@ -233,9 +237,9 @@ ARM_COLUMNS = columns(
     left=("arm",),
 )
 ARM_NOTES = (
-    "n: runs that finished; mean and sd: of their val loss. seeds: those of which arm and baseline"
-    " both have an outcome; the rest is of these alone. improvem.: baseline mean - mean,"
-    " nats/token, with its Welch interval; p: Welch, two-sided; d: Cohen's. Where a stage has no"
+    "n: runs that finished; mean and sd: of their {words}. seeds: those of which arm and baseline"
+    " both have an outcome; the rest is of these alone. improvem.: {difference},"
+    " {unit}, with its Welch interval; p: Welch, two-sided; d: Cohen's. Where a stage has no"
     " baseline, its arms are compared with the configuration that a note names, and not tested."
     f" Stages are not pooled: they differ in seeds, or in length. Stages that select are {SELECTS}."
 )
@@ -245,13 +249,13 @@ SEQUENTIAL = (
 )
 
 
-def arm_row(block: Block, group: ArmRuns, base: ArmRuns | None) -> tuple:
+def arm_row(metric: Metric, block: Block, group: ArmRuns, base: ArmRuns | None) -> tuple:
     found, (mean, sd) = contrast(block, group), group.mean_sd()
     difference, beside = found.comparison, within_seeds(base, group)
     return (
         group.label,
         len(group.losses),
-        number(mean, ".4f"),
+        number(mean and metric.sign * mean, ".4f"),
         number(sd, ".4f"),
         found.seeds or (beside and len(beside.arm)),
         number(beside.improvement if beside else None, "+.4f"),
@@ -296,13 +300,18 @@ def not_compared(block: Block, group: ArmRuns) -> str:
 
 def compared(evidence: Evidence) -> Iterator[Content]:
     """Every arm against the baseline of its block."""
-    yield Paragraph(ARM_NOTES)
+    metric = evidence.metric
+    difference = "baseline mean - mean" if metric.sign > 0 else "mean - baseline mean"
+    terms = {"words": metric.words, "difference": difference, "unit": metric.unit or metric.words}
+    yield Paragraph(ARM_NOTES.format(**terms))
     for stage, why in evidence.empty_stages.items():
         yield Paragraph(f"{evidence.stage_name(stage)}: {why}", Role.SUBHEADING)
     for block in blocks_of(evidence):
         base = reference(evidence, block)
         yield Paragraph(block.title, Role.SUBHEADING)
-        yield Table(ARM_COLUMNS, tuple(arm_row(block, group, base) for group in block.groups))
+        yield Table(
+            ARM_COLUMNS, tuple(arm_row(metric, block, group, base) for group in block.groups)
+        )
         yield from (Paragraph(note, Role.NOTE) for note in arm_notes(evidence, block, base))
 
 
@@ -367,21 +376,23 @@ def timed(evidence: Evidence) -> Iterator[Content]:
 # ---------------------------------------------------------------------------------------------
 # The records
 
-RUN_COLUMNS = columns(
-    *("st", "run", "try", "status", "seed", "steps", "val loss", "wall", "reason"),
-    left=("run", "status", "reason"),
-)
+
+def run_columns(metric: Metric) -> tuple[Column, ...]:
+    return columns(
+        *("st", "run", "try", "status", "seed", "steps", metric.words, "wall", "reason"),
+        left=("run", "status", "reason"),
+    )
 
 
 def every_run(evidence: Evidence) -> Iterator[Content]:
     """Every attempt, in the order of the records."""
-    rows = [attempt_row(r) for r in evidence.records.results]
+    rows = [attempt_row(evidence.metric, r) for r in evidence.records.results]
     rows += [(None, a.run_name, a.number, "no result", *[None] * 5) for a in evidence.records.open]
     for path, why in evidence.records.damaged:
         where = path.parent.relative_to(evidence.exp_dir).as_posix()
         rows.append((None, where, None, "damaged", *[None] * 4, why))
     yield Paragraph(f"Attempts: {', '.join(attempts(evidence)) or 'none'}.")
-    yield Table(RUN_COLUMNS, tuple(rows))
+    yield Table(run_columns(evidence.metric), tuple(rows))
 
 
 def attempts(evidence: Evidence) -> Iterator[str]:
@@ -394,7 +405,7 @@ def attempts(evidence: Evidence) -> Iterator[str]:
         yield f"{len(evidence.records.damaged)} with a damaged record"
 
 
-def attempt_row(r: RunResult) -> tuple:
+def attempt_row(metric: Metric, r: RunResult) -> tuple:
     return (
         r.run.stage,
         r.run.name,
@@ -402,7 +413,7 @@ def attempt_row(r: RunResult) -> tuple:
         r.status,
         r.run.seed,
         f"{r.steps_done}/{r.run.num_iterations}",
-        number(r.val_loss, ".6f"),
+        number(r.val_loss and metric.sign * r.val_loss, ".6f"),
         duration(r.wall_s),
         r.reason,
     )
@@ -465,7 +476,8 @@ CHAPTERS = {
 
 def opening(evidence: Evidence) -> Iterator[Content]:
     """The answer, with all that speaks against believing it; what the screen gets."""
-    title = f"Staged ablation of auxiliary prediction heads: {evidence.exp_dir.name}"
+    about = evidence.study.words.title or evidence.study.name
+    title = f"Staged ablation of {about}: {evidence.exp_dir.name}"
     yield Paragraph(title, Role.TITLE)
     yield from (Paragraph(f"Beware: {words}", Role.WARNING) for words in evidence.changed)
     yield Heading("The answer")

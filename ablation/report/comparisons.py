@@ -15,12 +15,12 @@ from ablation import sequential, stats
 from ablation.plan.looks import RANKS, Look, Test
 from ablation.report.evidence import Evidence, GradNorms
 from ablation.runs.run import STATUSES, Arm, RunResult
+from ablation.study.study import Study
 
 # ---------------------------------------------------------------------------------------------
 # Who is compared with whom
 
 SELECTING = (1, 2, 3)  # stages that choose what runs next; stage 4 tests it
-FRESH = "validation_"  # runs of what others, with other seeds, had selected: kept apart from those
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ArmRuns:
 
     @property
     def key(self) -> tuple:
-        return self.arm.configuration, self.arm.name.startswith(FRESH)
+        return self.arm.configuration, self.runs[0].run.role == "validation"  # what others selected
 
     @property
     def label(self) -> str:
@@ -94,7 +94,7 @@ class Block:
 
     @property
     def baseline(self) -> ArmRuns | None:
-        return next((g for g in self.groups if not g.arm.layers), None)
+        return next((g for g in self.groups if g.arm.is_baseline), None)
 
     @property
     def baseline_losses(self) -> list[float]:
@@ -102,7 +102,13 @@ class Block:
 
     @property
     def arms(self) -> list[ArmRuns]:
-        return [g for g in self.groups if g.arm.layers]
+        return [g for g in self.groups if not g.arm.is_baseline]
+
+
+def places(study: Study) -> dict[tuple, int]:
+    """The order of configurations: the baseline, then the arms as the study names them."""
+    arms = (study.baseline(), *study.arms, *study.screening)
+    return {arm.configuration: n for n, arm in reversed([*enumerate(arms)])}
 
 
 def blocks_of(evidence: Evidence) -> list[Block]:
@@ -110,7 +116,8 @@ def blocks_of(evidence: Evidence) -> list[Block]:
     blocks: dict[tuple, dict[tuple, list[RunResult]]] = {}
     latest = evidence.records.latest().values()
     by_name = sorted(latest, key=lambda r: (r.run.arm.name, r.run.index))
-    for r in sorted(by_name, key=lambda r: (len(r.run.arm.layers), r.run.arm.layers)):
+    place = places(evidence.study)
+    for r in sorted(by_name, key=lambda r: place.get(r.run.arm.configuration, len(place))):
         groups = blocks.setdefault((r.run.stage, r.run.num_iterations), {})
         groups.setdefault(ArmRuns((r,)).key, []).append(r)
     found = []
@@ -268,7 +275,7 @@ def reference(evidence: Evidence, block: Block) -> ArmRuns | None:
         and r.run.num_iterations == block.num_iterations
         and r.run.stage <= block.stage
         and r.run.seed in seeds
-        and not r.run.arm.name.startswith(FRESH)
+        and r.run.role != "validation"
     ]
     return ArmRuns(tuple(runs)) if runs else None
 
@@ -421,3 +428,13 @@ def mean_grad_norms(evidence: Evidence, group: ArmRuns) -> dict[int, GradNorms]:
 def depth(norms: Mapping[int, GradNorms]) -> int:
     """How many blocks the model has."""
     return len(next(iter(norms.values())).main)
+
+
+ON_OTHER_SEEDS = "n differs: these means do not rest on the same seeds"
+
+
+def left_out(group: ArmRuns, compared: int) -> str:
+    """The runs of an arm that its improvement is not of, in words; empty when there are none."""
+    lost, other = group.lost, len(group.losses) - compared
+    words = (f"✕ {lost}" if lost else "", f"{other} of other seeds" if other else "")
+    return ", ".join(filter(None, words))

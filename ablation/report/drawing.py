@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation.runs.untrusted import printable
+from ablation.study.study import Metric
 
 # ---------------------------------------------------------------------------------------------
 # Colours and styles
@@ -44,7 +45,6 @@ A_MEAN: Style = {
     "markersize": 18,
     "markeredgewidth": 3,
 }
-LOSS = "val loss (nats/token)"
 
 
 class NothingToDraw(Exception):
@@ -109,3 +109,32 @@ def with_margin(values: Sequence[float]) -> tuple[float, float]:
     """Limits of an axis around values: 5 % of their range at either end, as matplotlib leaves."""
     margin = 0.05 * (max(values) - min(values)) or 0.01
     return min(values) - margin, max(values) + margin
+
+
+def legend_entries(line: str, *more, band: bool) -> list:
+    """The legend of both figures of improvements; bars pale, so that the runs on them stand out.
+    line: what arms are compared with; band: whether an sd of it is drawn."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    sd = Patch(color=BLACK, alpha=0.12, label="baseline ± sd of its runs (n > 1)")
+    return [
+        Line2D([], [], label="one run", **A_RUN),
+        Line2D([], [], color=BLACK, label=line),
+        *([sd] if band else []),
+        Patch(color=BETTER, alpha=0.5, label="arm, same seeds: better"),
+        Patch(color=WORSE, alpha=0.5, label="arm, same seeds: worse"),
+        *more,
+    ]
+
+
+def with_unit(what: str, metric: Metric) -> str:
+    """The label of an axis of differences."""
+    return f"{what}\n({metric.unit})" if metric.unit else what
+
+
+def as_logged(axis, metric: Metric) -> str:
+    """Let an axis of losses show the metric as it is logged; returns its label."""
+    if metric.sign < 0:
+        axis.set_major_formatter(lambda value, _: f"{-value:g}")
+    return f"{metric.words} ({metric.unit})" if metric.unit else metric.words

@@ -20,6 +20,7 @@ from ablation.runs.run import RunResult
 from ablation.runs.store import Records, attempt_dir, attempts_in
 from ablation.runs.untrusted import is_number, open_regular, printable, read_json
 from ablation.study.profiles import Design
+from ablation.study.study import Metric, Study
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,14 @@ class Evidence:
         empty."""
         document = self.standing.document
         return {**document, **document["registered"]}
+
+    @property
+    def study(self) -> Study:
+        return self.standing.experiment.study
+
+    @property
+    def metric(self) -> Metric:
+        return self.study.metric
 
     @property
     def records(self) -> Records:

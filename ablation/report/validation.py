@@ -61,7 +61,7 @@ def effect_line(evidence: Evidence, block: Block | None) -> str:
     repeated = " (repeated)" if evidence.looks else ""
     within = f"{kind} interval{when} {span(*interval)}" if interval else "no interval"
     line = (
-        f"{block.arms[0].arm.label}: improvement {difference.improvement:+.4f} nats/token,"
+        f"{block.arms[0].arm.label}: improvement {evidence.metric.delta(difference.improvement)},"
         f" {within}, {p_text(final_p(evidence, block))}{repeated},"
         f" n = {difference.n_arm} and {difference.n_baseline} baseline, of {found.seeds} pairs"
     )
@@ -129,8 +129,8 @@ def effect_rows(evidence: Evidence, block: Block, found: Contrast) -> Iterable[t
     difference = found.comparison
     if difference is None:
         return
-    share = difference.improvement / difference.mean_baseline
-    about = f"nats/token ({share:+.2%} of the baseline's)"
+    share = difference.improvement / abs(difference.mean_baseline)
+    about = f"{evidence.metric.unit} ({share:+.2%} of the baseline's)"
     yield "effect", f"improvement {difference.improvement:+.4f} {about}"
     if interval is None:
         yield "interval", "none: ranks decide where a run diverged, and n = 1 or no spread has none"
@@ -187,7 +187,8 @@ def excluded(evidence: Evidence, block: Block) -> str:
     if equivalence and evidence.verdict == NO_EFFECT:  # shown at the level of that verdict
         interval, kind = equivalence, f"sequential {level(2 * evidence.design.alpha)}"
     low, high = interval
-    return f"effects beyond ±{max(-low, high):.4f} nats/token are excluded ({kind} interval)"
+    beyond = f"{max(-low, high):.4f} {evidence.metric.unit}"
+    return f"effects beyond ±{beyond} are excluded ({kind} interval)"
 
 
 def final_p(evidence: Evidence, block: Block) -> float | None:
@@ -278,8 +279,9 @@ def resolution_rows(evidence: Evidence, block: Block) -> Iterable[tuple[str, str
         found.append(by_pairs(n, pairs.se, design, pairs.share * design.alpha))
     yield "sd", "; ".join(each.spread for each in found)
     sharper = min(found, key=lambda each: each.mde80 or math.inf)
+    unit = evidence.metric.unit
     of, at = (f", by {sharper.test}", ", by the sharper test") if len(found) > 1 else ("", "")
-    yield "MDE80", f"{number(sharper.mde80, '.4f')} nats/token, for n = {n} with this sd{of}"
+    yield "MDE80", f"{number(sharper.mde80, '.4f')} {unit}, for n = {n} with this sd{of}"
     most = map(max, zip(*(each.powers for each in found), strict=True))
     powers = (
         f"{power:.3f} at {effect:g} ({name})"

@@ -18,6 +18,7 @@ from ablation.report.drawing import (
     plain,
     signed,
     with_margin,
+    with_unit,
 )
 from ablation.report.evidence import Evidence
 from ablation.report.validation import planned, primary_interval
@@ -47,14 +48,14 @@ def draw_verdict(evidence: Evidence):
         draw_regions(below, evidence.design)
         draw_looks(below, evidence)
         below.set_xlabel(f"pairs, in the order of their seeds (at most {looks[0].n_max})")
-        below.set_ylabel("improvement\n(nats/token)")
+        below.set_ylabel(with_unit("improvement", evidence.metric))
     else:
         values += draw_one_test(above, evidence, block, n + 1)
         above.set_xlabel("pairs, in the order of their seeds, and their mean")
     above.set_ylim(*with_margin([-evidence.design.delta_eq, evidence.design.delta_eq, *values]))
     above.set_xlim(0.4, n + (0.6 if looks else 1.6))
     above.set_xticks([k for k in range(1, n + 1) if n <= 20 or k == 1 or k % 10 == 0])
-    above.set_ylabel("difference of a pair\n(nats/token)")
+    above.set_ylabel(with_unit("difference of a pair", evidence.metric))
     above.set_title(verdict_title(evidence, block))
     figure.align_ylabels()
     entries = dict(zip(*reversed(below.get_legend_handles_labels()), strict=True))

@@ -7,11 +7,12 @@ experiment, from what was registered.
 from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import replace
+from difflib import get_close_matches
 
 from ablation.runs.run import Arm
-from ablation.study.experiment import Experiment, Share
-from ablation.study.heads import ARMS, PHASES
+from ablation.study.experiment import Experiment, Share, profile_of, with_scale
 from ablation.study.profiles import PROFILES, Design, Profile, check_terms, default_profile
+from ablation.study.study import Study
 
 ADAPTIVE, STAGED = ("adaptive",), ("classic", "adaptive")
 TERMS_ASKED = {  # option, a field of Design: the plans that it changes something in, what it is
@@ -33,17 +34,27 @@ FIELDS_ASKED = (  # options that are fields of an Experiment
     *("full_iterations", "validation_runs", "stop_on", "screen"),
     *("first_seed", "unet_skips", "log_grad_norms"),
 )
+OF_OUR_TRAINER = ("device_batch_size", "unet_skips", "log_grad_norms")  # options for no other
 
 
 class UsageError(ValueError):
     """A command line that cannot be meant."""
 
 
-def arms_asked(options: Namespace) -> tuple[Arm, ...]:
-    """The arms asked for by hand; none for a staged ablation."""
+def arms_asked(options: Namespace, study: Study) -> tuple[Arm, ...]:
+    """The arms asked for by hand; none for a staged ablation. Raises UsageError for one that the
+    study does not have, with its like."""
+    phases = {phase.name: phase.arms for phase in study.phases}
     if options.phase:
-        return PHASES[options.phase]
-    return tuple(ARMS[name.strip()] for name in (options.experiment or "").split(",") if name)
+        if options.phase not in phases:
+            raise UsageError(f"--phase {options.phase}: give one of {', '.join(phases)}")
+        return phases[options.phase]
+    names = [name.strip() for name in (options.experiment or "").split(",") if name]
+    for name in names:
+        if name not in study.by_hand:
+            close = ", ".join(get_close_matches(name, study.by_hand, 3)) or "see --list"
+            raise UsageError(f"--experiment {name!r}: no such arm; did you mean: {close}")
+    return tuple(study.by_hand[name] for name in names)
 
 
 def profile_asked(options: Namespace, gpus: int) -> tuple[str, str]:
@@ -55,12 +66,15 @@ def profile_asked(options: Namespace, gpus: int) -> tuple[str, str]:
     return default_profile(gpus)
 
 
-def new_experiment(profile: str, gpus: int, cores: int) -> Experiment:
-    """The experiment that is begun where nothing else is asked for.
+def new_experiment(study: Study, profile: str, gpus: int, cores: int) -> Experiment:
+    """The experiment that is begun where nothing else is asked for. profile: of this project's own
+    trainer; another one has costs of its own.
 
     gpus: visible ones, all for one run; 0 for the CPU. cores: that this process may use.
     """
-    p = PROFILES[profile]
+    p = PROFILES[profile] if study.trainer.is_ours else profile_of(study, gpus)
+    if study.noise:
+        p = replace(p, design=study.noise)
     return Experiment(
         profile=p,
         plan="classic",
@@ -68,6 +82,7 @@ def new_experiment(profile: str, gpus: int, cores: int) -> Experiment:
         full_iterations=p.full_iterations,
         validation_runs=None,
         share=Share("cuda" if gpus else "cpu", processes=gpus or 1, cores=cores),
+        study=study,
     )
 
 
@@ -75,9 +90,9 @@ def as_asked(e: Experiment, options: Namespace, gpus: int) -> Experiment:
     """The experiment with everything put in that the options name. Raises UsageError for what
     cannot go together, ValueError for a share that cannot be divided."""
     if options.profile not in (None, e.profile.name):
-        e = replace(e, profile=PROFILES[options.profile])
+        e = replace(e, profile=profile_named(options.profile, e.study))
     e = replace(e, **given(options, FIELDS_ASKED))
-    if arms := arms_asked(options):
+    if arms := arms_asked(options, e.study):
         e = replace(e, plan="manual", arms=arms, seeds=e.seeds or (42,))
     elif is_staged(options):
         plan = options.plan or (e.plan if e.plan != "manual" else "classic")
@@ -88,10 +103,25 @@ def as_asked(e: Experiment, options: Namespace, gpus: int) -> Experiment:
     if options.validation_runs == 1 and e.plan in ADAPTIVE:
         raise UsageError("--validation_runs 1: a single pair concludes nothing; give 2 or more")
     e = replace(e, share=share_asked(options, e.share, gpus, e.profile))
-    per_process = max(1, e.profile.batch_size // e.share.processes)
-    sequences = options.device_batch_size or min(e.profile.device_batch_size, per_process)
     design = design_asked(options, e.profile.design)
-    return replace(e, profile=replace(e.profile, device_batch_size=sequences, design=design))
+    e = replace(e, profile=replace(e.profile, design=design))
+    if scale := e.profile.scale:
+        per_process = max(1, scale.batch_size // e.share.processes)
+        sequences = options.device_batch_size or min(scale.device_batch_size, per_process)
+        return with_scale(e, device_batch_size=sequences)
+    for name in OF_OUR_TRAINER:
+        if getattr(options, name):
+            raise UsageError(f"--{name}: it is for this project's trainer; leave it out")
+    return e
+
+
+def profile_named(name: str, study: Study) -> Profile:
+    """The profile that is asked for, with the noise of the study. Raises UsageError where the
+    trainer has none."""
+    if not study.trainer.is_ours:
+        raise UsageError(f"--profile {name}: the trainer of {study.name} has none; leave it out")
+    profile = PROFILES[name]
+    return replace(profile, design=study.noise) if study.noise else profile
 
 
 def given(options: Namespace, names: Iterable[str]) -> dict:

@@ -78,3 +78,31 @@ class Experiment:
         """The same with these, in place of what it has; their budget is in force."""
         hours = overrides.budget_hours(self.budget_hours)
         return replace(self, overrides=overrides, budget_hours=hours)
+
+
+def with_scale(e: Experiment, **changes) -> Experiment:
+    """The experiment at another scale of this project's own trainer."""
+    return replace(e, profile=replace(e.profile, scale=replace(e.profile.own_scale, **changes)))
+
+
+FULL_RUNS = 30  # that the budget allows where nobody says another; chosen, as the plans ask for
+STARTS = 0.1  # of a foreign trainer's expected time; chosen, until one run is measured
+
+
+def profile_of(study: Study, gpus: int) -> Profile:
+    """The costs of another trainer, as its study expects them on this machine."""
+    trainer = study.trainer
+    expected_s = 3600 * trainer.expected_hours
+    assert study.noise, f"study {study.name}: a trainer of its own has noise of its own"
+    return Profile(
+        name=study.name,
+        machine="the machine of its study",
+        gpus=gpus,
+        data_dir=trainer.data[0] if trainer.data else "",
+        budget_hours=trainer.budget_hours or FULL_RUNS * trainer.expected_hours,
+        full_iterations=trainer.full_iterations,
+        step_s=(1 - STARTS) * expected_s / trainer.full_iterations,
+        val_s=STARTS / 4 * expected_s,
+        start_s=STARTS / 2 * expected_s,
+        design=study.noise,
+    )

@@ -44,19 +44,28 @@ def tap_layers(arm: Arm) -> tuple[int, ...]:
     return tuple(map(int, layers.split(","))) if layers.replace(",", "").isdecimal() else ()
 
 
-def change(name: str, about: str = "", **flags) -> Arm:
-    """What a refinement changes of an arm."""
-    return Arm(name, tuple(flags.items()), description=about)
+def settings_beside(arm: Arm) -> str:
+    """What an arm's label says beside its layers."""
+    return arm.label.partition(", ")[2]
 
 
-def weighted(name: str, weight: float, about: str = "") -> Arm:
-    return change(name, about or f"loss weight {weight:g}", **{WEIGHT_FLAG: weight})
+# What refinements change of an arm.
+
+
+def weighted(weight: float) -> Arm:
+    about = f"loss weight {weight:g}"
+    return Arm(f"dive_{weight_name(weight)}", ((WEIGHT_FLAG, weight),), description=about)
+
+
+def scheduled(name: str) -> Arm:
+    about = f"weight schedule {name}"
+    return Arm(f"dive_{name}", ((SCHEDULE_FLAG, name),), description=about)
 
 
 def cell(weight: float, schedule: str) -> Arm:
     """A weight and a schedule at once."""
     name = f"dive_{weight_name(weight)}_{schedule}"
-    return change(name, **{WEIGHT_FLAG: weight, SCHEDULE_FLAG: schedule})
+    return Arm(name, ((WEIGHT_FLAG, weight), (SCHEDULE_FLAG, schedule)))
 
 
 def weight_name(weight: float) -> str:
@@ -78,13 +87,7 @@ HEADS = Study(
     trainer=Trainer(profile="by machine"),
     base=Arm("baseline", ((LAYERS_FLAG, ""), (WEIGHT_FLAG, 0), (SCHEDULE_FLAG, SCHEDULE))),
     arms=PLACEMENTS,
-    refinements=(
-        *(weighted(f"dive_{weight_name(weight)}", weight) for weight in WEIGHTS),
-        *(
-            change(f"dive_{name}", f"weight schedule {name}", **{SCHEDULE_FLAG: name})
-            for name in SCHEDULES
-        ),
-    ),
+    refinements=(*map(weighted, WEIGHTS), *map(scheduled, SCHEDULES)),
     # Chosen: the others differ from the default, and from each other, in both.
     cells=(cell(WEIGHT, SCHEDULE), cell(0.05, "linear_decay"), cell(0.2, "cosine_decay")),
     screening=tuple(map(aux, ((6,), (4, 8), (3, 6, 9)))),

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from ablation.runs.run import Arm
+from ablation.runs.run import Arm, arm_from
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Overrides:
         found = self.latest("by_hand", stage)
         if found is None:
             return None
-        return Arm("by_hand", **{**found.value, "layers": tuple(found.value["layers"])})
+        return arm_from(found.value["arm"])
 
     @property
     def first_stage(self) -> int:

@@ -6,7 +6,7 @@ texts and figures speak of its arms, refinements and words, and of nothing that 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import product
 
 from ablation.runs.run import Arm, Flags
@@ -47,6 +47,12 @@ class Metric:
         """One word for it."""
         return "loss" if self.name == "val_loss" else self.words
 
+    @property
+    def difference(self) -> str:
+        """Of two means, so that positive is good."""
+        sides = ("mean(baseline)", "mean(arm)")
+        return " - ".join(sides if self.sign > 0 else reversed(sides))
+
     def text(self, loss: float, digits: int = 4) -> str:
         """A loss as the trainer's log has it."""
         return f"{self.sign * loss:.{digits}f}"
@@ -83,6 +89,11 @@ class Trainer:
     @property
     def by_time(self) -> bool:
         return self.length == "time"
+
+    @property
+    def counted(self) -> str:
+        """What the length of a run is counted in."""
+        return "s of training" if self.by_time else "steps"
 
 
 @dataclass(frozen=True)
@@ -234,15 +245,9 @@ class Study:
 
     @cached_property
     def configurations(self) -> tuple[tuple, ...]:
-        """Every configuration that the plans could have compared, each once, by the order of the
-        factors."""
-        found: dict[tuple, None] = {}
-        for arm, *changes in product(*self.factors):
-            whole = arm
-            for change in changes:
-                whole = overlaid(whole, change)
-            found.setdefault(whole.configuration, None)
-        return tuple(found)
+        """Every configuration that the plans could have compared, in the order of the factors."""
+        whole = (reduce(overlaid, levels) for levels in product(*self.factors))
+        return tuple(arm.configuration for arm in whole)
 
     # -- by hand
 

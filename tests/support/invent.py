@@ -8,15 +8,16 @@ from ablation.plan.next_step import PLANS
 from ablation.plan.stage import State
 from ablation.runs.run import Arm, RunConfig, RunResult
 from ablation.study.experiment import Experiment, Share
+from ablation.study.heads import HEADS, aux
 from ablation.study.overrides import Override
 from ablation.study.profiles import PROFILES
 
 BASELINE = Arm("baseline")
-BEST = Arm("final_best", (4, 8), 0.1, "constant")
+BEST = aux((4, 8), "final_best")
 
 
 def arm(name: str, *layers: int, weight=0.1, schedule="constant") -> Arm:
-    return Arm(name, layers, weight, schedule) if layers else Arm(name)
+    return aux(layers, name, weight, schedule) if layers else Arm(name)
 
 
 def result(
@@ -33,11 +34,12 @@ def result(
     start=0.0,
     train_time_ms=8000.0,
     curve=(),
+    role="arm",
 ) -> RunResult:
     """A result that took so many seconds of machine time from `start` on a clock of its own."""
     return RunResult(
         run=RunConfig(
-            stage, arm, index, 1000 * stage + index if seed is None else seed, iterations
+            stage, arm, index, 1000 * stage + index if seed is None else seed, iterations, role
         ),
         attempt=attempt,
         status=status,
@@ -84,7 +86,7 @@ def state_of(plan: str, number: int, results=(), expected=(), **fields) -> State
     arms, asked = tuple(map(Arm, expected)), {r.run: r for r in results}
     names = {run.arm.name for run in asked}
     runs = [*asked, *(RunConfig(number, arm, 0, 0, 1) for arm in arms if arm.name not in names)]
-    (stage,) = (stage for stage in PLANS[plan] if stage.number == number)
+    (stage,) = (stage for stage in PLANS[plan](HEADS) if stage.number == number)
     e = fields.pop("experiment", None) or experiment(plan=plan, arms=arms)
     plain = {"choice": arm("chosen", 4, 8), "decisions": {}, "history": tuple(results)}
     plain |= {"left_s": 3600 * e.budget_hours, "costs": Costs(e)}

@@ -12,7 +12,7 @@ from ablation.folder.results import write_results
 from ablation.plan.next_step import conclude, next_step
 from ablation.runs.run import RunResult
 from ablation.runs.store import attempt_dir, write_json, write_result
-from ablation.study.heads import ARMS
+from ablation.study.heads import HEADS, tap_layers
 from ablation.study.overrides import NOTHING_OVERRIDDEN
 from ablation.study.profiles import PROFILES
 from tests.support.invent import experiment
@@ -39,15 +39,16 @@ def train(
     noise = random.Random(f"{run.arm.name} {run.seed}").gauss(0, sd)
     noise += random.Random(run.seed).gauss(0, seed_sd)
     arm, total = run.arm, run.num_iterations
+    layers, flags = tap_layers(arm), dict(arm.flags)
     effect = (
-        EFFECTS.get(arm.layers, 0.0)
-        + 0.01 * (arm.weight == 0.2)
-        - 0.004 * (arm.schedule == "linear_decay")
+        EFFECTS.get(layers, 0.0)
+        + 0.01 * (flags.get("aux_loss_weight") == 0.2)
+        - 0.004 * (flags.get("aux_loss_schedule") == "linear_decay")
     )
     effect *= scale
     short = 0.25 * (total < 1000)  # a short run ends higher, and its effects are larger
     val_loss = 3.28 + short - effect * (1 + 40 * short) + noise
-    step_ms = 165 * (1 + 0.02 * len(arm.layers))
+    step_ms = 165 * (1 + 0.02 * len(layers))
     steps = [*range(0, total, max(1, total // 20)), total]
     if status != "ok":
         steps = steps[: len(steps) // 2]
@@ -101,7 +102,7 @@ def make(tmp_path, e=None, *, most=1000, failures=None, **world) -> Path:
 
 def begin(e, materials, output_dir: Path, facts: dict) -> Path:
     """The folder of an experiment that is registered, and has no run yet."""
-    exp_dir = new_folder(output_dir)
+    exp_dir = new_folder(output_dir, e.study.name)
     register(e, materials, exp_dir, facts)
     return exp_dir
 
@@ -125,4 +126,4 @@ def adaptive_plan(**changes):
 
 
 def manual(*names, seeds=(42,)):
-    return speedrun(plan="manual", arms=tuple(ARMS[name] for name in names), seeds=seeds)
+    return speedrun(plan="manual", arms=tuple(HEADS.by_hand[name] for name in names), seeds=seeds)

@@ -1,0 +1,228 @@
+"""Where do heads help, and what do they do to gradients?  The figures of the built-in study.
+
+They are drawn where arms name layers to put heads at; pure drawing, as in `figures`.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+
+from ablation.report.comparisons import (
+    ON_OTHER_SEEDS,
+    ArmRuns,
+    Block,
+    blocks_of,
+    depth,
+    left_out,
+    matched,
+    mean_grad_norms,
+    reference,
+    within_seeds,
+)
+from ablation.report.drawing import (
+    A_RUN,
+    BETTER,
+    BLACK,
+    WORSE,
+    NothingToDraw,
+    legend_entries,
+    new_figure,
+    plain,
+    with_unit,
+)
+from ablation.report.evidence import Evidence, GradNorms
+from ablation.study.heads import settings_beside, tap_layers
+
+Norms = Mapping[int, GradNorms]  # by step
+
+# ---------------------------------------------------------------------------------------------
+# Improvements, by placement
+
+
+def by_depth(group: ArmRuns) -> tuple[int, int]:
+    layers = tap_layers(group.arm)
+    return len(layers), sum(layers)
+
+
+def placements(evidence: Evidence) -> tuple[Block, ArmRuns, list[ArmRuns]]:
+    """The block that tells most about layers, what its arms are compared with, and its arms of one
+    weight and schedule, by depth."""
+    for stage in (2, 0, 1):  # full runs about layers, runs by hand, short runs
+        for block in blocks_of(evidence):
+            usable = [g for g in block.arms if tap_layers(g.arm) and (g.losses or g.diverged)]
+            base = reference(evidence, block)
+            if block.stage == stage and base and base.losses and usable:
+                settings = Counter(settings_beside(g.arm) for g in usable)
+                most = settings.most_common(1)[0][0]
+                chosen = [g for g in usable if settings_beside(g.arm) == most]
+                return block, base, sorted(chosen, key=by_depth)
+    raise NothingToDraw(
+        "needs an arm's outcome, and a finished baseline or a choice to compare it with, of one"
+        " stage and length"
+    )
+
+
+def draw_layers(evidence: Evidence):
+    """Improvement by placement, each run against the baseline's of its seed, over a map of which
+    layers are tapped: one head, two, more. A stage without a baseline is shown beside the placement
+    that it chose, which is the best by chance too: bars are mostly below zero."""
+    block, base, groups = placements(evidence)
+    found = {group.key: within_seeds(base, group) for group in groups}
+    figure, axes = new_figure(
+        (max(7, 3 + 0.8 * len(groups)), 7.5), 2, 1, sharex=True, height_ratios=(3, 2)
+    )
+    effect, taps = axes[:, 0]
+    effect.axhline(0, color=BLACK, linewidth=1.5)
+    base_sd = base.mean_sd()[1] if base is block.baseline else None
+    if base_sd is not None:
+        effect.axhspan(-base_sd, base_sd, color=BLACK, alpha=0.12, linewidth=0)
+    for k, group in enumerate(groups):
+        colour = draw_placement(effect, k, base, group)
+        layers = tap_layers(group.arm)
+        taps.plot([k] * len(layers), layers, "-o", color=colour, markersize=10)
+    effect.use_sticky_edges = False  # room on both sides of zero
+    effect.autoscale_view(scalex=False)
+    effect.set_title("\n".join(about_placements(block, base, groups)))
+    effect.set_ylabel(with_unit("improvement", evidence.metric))
+    numbers = [len(pairs.arm) if (pairs := found[g.key]) else 0 for g in groups]
+    draw_taps(taps, groups, numbers, evidence.standing.experiment.profile.own_scale.n_layer)
+    figure.align_ylabels()
+    line = "baseline's mean" if base is block.baseline else plain(base.label)
+    entries = legend_entries(line, band=base_sd is not None)
+    figure.legend(handles=entries, loc="outside lower center", ncols=2)
+    return figure
+
+
+def draw_placement(ax, k: int, base: ArmRuns, group: ArmRuns) -> str:
+    """The bar and points of one placement, with what they leave out; returns its colour."""
+    found, is_base = within_seeds(base, group), base.arm.configuration == group.arm.configuration
+    improvements = found.improvements if found else []
+    colour = BLACK if not found else BETTER if found.improvement > 0 else WORSE
+    if found:
+        ax.bar(k, found.improvement, width=0.6, color=colour, alpha=0.5)
+    words = left_out(group, len(group.losses) if is_base else len(improvements))
+    if words := ", ".join(filter(None, ("the others' zero" if is_base else "", words))):
+        where = (k + 0.4 if found else k, 0.1)  # beside the bar, if there is one
+        at = {"transform": ax.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+        at["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+        ax.text(*where, words, rotation=90, fontsize=11, **at)
+    ax.plot([k] * len(improvements), improvements, **A_RUN)
+    return colour
+
+
+def draw_taps(ax, groups: Sequence[ArmRuns], numbers: Sequence[int], n_layer: int) -> None:
+    """Axes of the map of layers; numbers: of seeds on which each placement is compared."""
+    labels = [
+        f"{', '.join(map(str, tap_layers(group.arm)))}\nn = {n}"
+        if n
+        else ", ".join(map(str, tap_layers(group.arm)))
+        for group, n in zip(groups, numbers, strict=True)
+    ]
+    ax.set_ylabel("tap layer")
+    ax.set_ylim(0.3, n_layer - 0.3)
+    ax.set_yticks(range(2, n_layer, 2))
+    ax.set_yticks(range(1, n_layer, 2), minor=True)
+    ax.set_xticks(range(len(groups)), labels)
+    ax.set_xlim(-0.6, len(groups) - 0.4)
+    ax.set_xlabel("tap layers of the heads; n: seeds compared")
+    ax.grid(axis="y", which="both", alpha=0.3)
+
+
+def about_placements(block: Block, base: ArmRuns, groups: Sequence[ArmRuns]) -> Iterator[str]:
+    """The title's lines: what is drawn, compared with what, on which seeds."""
+    yield block.title
+    yield plain(settings_beside(groups[0].arm))
+    if base is not block.baseline:
+        yield f"no baseline: compared with {plain(base.label)}, the best of these"
+    others = [g for g in groups if g.arm.configuration != base.arm.configuration]
+    if len({frozenset(g.seeds & base.seeds) for g in others}) > 1:
+        yield ON_OTHER_SEEDS
+
+
+# ---------------------------------------------------------------------------------------------
+# Gradients
+
+
+def gradient_pair(evidence: Evidence):
+    """The block that tells most about gradients: (block, baseline's norms, arm, its norms)."""
+    for stage in (4, 2, 0, 3, 1):
+        for block in blocks_of(evidence):
+            for group in block.arms if block.stage == stage else ():
+                sides = matched(block, group) or ()
+                base, norms = [mean_grad_norms(evidence, side) for side in sides] or [{}, {}]
+                if base.keys() & norms.keys() and depth(base) == depth(norms):
+                    return block, base, group, norms
+    logged = "runs logged none (--log_grad_norms)"
+    alone = "no baseline and arm of one stage, length and seed logged them at the same steps"
+    raise NothingToDraw(f"needs gradient norms: {alone if evidence.grad_norms else logged}")
+
+
+def draw_gradients(evidence: Evidence):
+    """Gradient norm of each block: by depth at three moments, and arm over baseline throughout.
+
+    The hypothesis claims a mechanism: heads bring gradient to the blocks below their taps. The main
+    loss alone shows what is left of that once the weights have moved.
+    """
+    block, base, group, arm = gradient_pair(evidence)
+    steps = sorted(base.keys() & arm.keys())
+    chosen = (steps[min(1, len(steps) - 1)], steps[len(steps) // 2], steps[-1])
+    moments = list(dict.fromkeys(chosen))
+    from matplotlib.ticker import LogLocator
+
+    shape = {"height_ratios": (5, 4), "sharex": "row", "sharey": "row"}
+    figure, axes = new_figure((12, 8.5), 2, len(moments), **shape)
+    lines = (
+        ("baseline", base, "total", BLACK, "-"),
+        (f"{group.label}, its main loss alone", arm, "main", BETTER, "--"),
+        (f"{group.label}, heads included", arm, "total", BETTER, "-"),
+    )
+    for ax, step in zip(axes[0], moments, strict=True):
+        for label, norms, name, colour, dashes in lines:
+            values = [v if v > 0 else math.nan for v in getattr(norms[step], name)]
+            style = {"color": colour, "marker": "o", "markersize": 5, "linewidth": 2}
+            ax.plot(range(1, len(values) + 1), values, dashes, label=label, **style)
+        for tap in tap_layers(group.arm):
+            ax.axvline(tap, color=BLACK, linewidth=1, linestyle=":")
+        ax.set_yscale("log")
+        ax.minorticks_off()
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.set_xticks(range(2, len(values) + 1, 2))
+        ax.set_xlabel("block")
+        ax.set_title(f"step {step}")
+    axes[0, 0].set_ylabel("gradient norm")
+    entries = axes[0, 0].get_legend_handles_labels()
+    for ax in axes[1]:
+        ax.remove()
+    draw_ratios(figure, axes[1, 0].get_gridspec()[1, :], base, group, arm, steps)
+    figure.legend(*entries, loc="outside lower center", ncols=3)
+    title = f"{block.title}: {plain(group.arm.label)}; dotted: taps"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13)
+    return figure
+
+
+def draw_ratios(
+    figure, place, base: Norms, group: ArmRuns, arm: Norms, steps: Sequence[int]
+) -> None:
+    """Arm over baseline, by block and step; white is equal, and twice is as far as half."""
+    import numpy as np
+
+    norms = np.array([[side[step].total for step in steps] for side in (arm, base)])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.log2(norms[0] / norms[1]).T
+    ratios[~np.isfinite(ratios)] = np.nan  # stays white
+    most = max(0.1, np.nanpercentile(np.abs(ratios), 98)) if np.isfinite(ratios).any() else 1.0
+    ends = (steps[0] - 0.5, steps[-1] + 0.5)
+    edges = [ends[0], *((a + b) / 2 for a, b in pairwise(steps)), ends[1]]
+    ax = figure.add_subplot(place)
+    rows = np.arange(len(ratios) + 1) + 0.5
+    image = ax.pcolormesh(edges, rows, ratios, cmap="PuOr", vmin=-most, vmax=most)
+    for tap in tap_layers(group.arm):
+        ax.axhline(tap, color=BLACK, linewidth=1, linestyle=":")
+    ax.set_xlabel("steps")
+    ax.set_ylabel("block")
+    ax.set_yticks(range(2, len(ratios) + 1, 2))
+    bar = figure.colorbar(image, ax=ax, pad=0.01)
+    bar.set_label("arm, heads included / baseline", fontsize=11)
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{2**value:.2f}")
