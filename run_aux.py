@@ -76,12 +76,14 @@ from ablation.runs.untrusted import printable
 from ablation.study.asked import (
     UsageError,
     as_asked,
+    best_asked,
     new_experiment,
     profile_asked,
+    study_asked,
 )
 from ablation.study.experiment import Experiment
-from ablation.study.heads import HEADS, SCHEDULE, WEIGHT, aux
 from ablation.study.profiles import PROFILES
+from ablation.study.study import Study
 
 # ---------------------------------------------------------------------------------------------
 # One function per verb
@@ -93,8 +95,9 @@ def run(args, display: Display) -> int:
     e = as_asked(e, args, len(gpus))
     if e.arms:
         check_seeds(e)
-    options = sitting_options(args)
-    e = with_first_costs(e, args, materials_of(options, document, exp_dir, e), display.print_line)
+    options = sitting_options(args, e.study)
+    m = materials_of(options, document, exp_dir, e)
+    e = with_first_costs(e, args, m, display.print_line)
     if exp_dir and document:
         return go_on(e, options, exp_dir, document, gpus, display)
     e = replace(e, budget_hours=args.max_budget_hours or e.budget_hours)
@@ -124,7 +127,8 @@ def target_of(args, print_line) -> Target:
         check_can_begin(args, exp_dir)
     gpus = gpus_seen(args, document)
     if document is not None:
-        return Target(exp_dir, document, experiment_of(document), gpus)
+        e = experiment_of(document)
+        return Target(exp_dir, document, replace(e, study=study_asked(args, e.study)), gpus)
     return Target(exp_dir, None, experiment_to_begin(args, gpus, print_line), gpus)
 
 
@@ -168,17 +172,18 @@ def gpus_seen(args, document: dict | None) -> tuple[str, ...]:
 
 def experiment_to_begin(args, gpus: Sequence[str], print_line) -> Experiment:
     """A new experiment of the profile asked for, or of the one that fits the GPUs."""
-    name, why = profile_asked(args, len(gpus))
+    study = study_asked(args)
+    if not study.trainer.is_ours:
+        return new_experiment(study, "", len(gpus), cores())
+    name, why = profile_asked(args, len(gpus), study)
     if why and not any(gpu.startswith(UNCOUNTED) for gpu in gpus):
         print_line(f"Profile {name}: {why}.")
-    return new_experiment(HEADS, name, len(gpus), cores())
+    return new_experiment(study, name, len(gpus), cores())
 
 
-def sitting_options(args) -> SittingOptions:
-    by_hand = None
-    if args.best_layers:
-        weight, schedule = args.best_weight or WEIGHT, args.best_schedule or SCHEDULE
-        by_hand = args.stage, aux(args.best_layers, "by_hand", weight, schedule)
+def sitting_options(args, study: Study) -> SittingOptions:
+    best = best_asked(args, study)
+    by_hand = (args.stage, best) if best else None
     return SittingOptions(
         stage=args.stage,
         ignore_gate=args.ignore_gate,
@@ -196,7 +201,7 @@ def show_power(args, display: Display) -> int:
 
     exp_dir, document, e, gpus = target_of(args, display.print_line)
     e = as_previewed(e, args, gpus, display.print_line)
-    m = materials_of(sitting_options(args), document, exp_dir, e)
+    m = materials_of(sitting_options(args, e.study), document, exp_dir, e)
     e = with_first_costs(e, args, m, display.print_line)
     e = replace(e, budget_hours=args.max_budget_hours or e.budget_hours)
     print(power.render(e, progress=progress))
@@ -207,7 +212,7 @@ def show_commands(args, words: Sequence[str], display: Display) -> int:
     """--dry_run: what would run, and what it costs. Nothing is launched or written."""
     exp_dir, document, e, gpus = target_of(args, display.print_line)
     e = as_previewed(e, args, gpus, display.print_line)
-    options = sitting_options(args)
+    options = sitting_options(args, e.study)
     m = materials_of(options, document, exp_dir, e)
     e = with_first_costs(e, args, m, display.print_line)
     e, results = as_it_stands(e, options, exp_dir, document)
@@ -245,10 +250,11 @@ def try_machine(args, words: Sequence[str], display: Display) -> int:
     from ablation.execute import preflight
 
     began_s = time.monotonic()
-    options, file = sitting_options(args), args.preflight_file or NAME
+    file = args.preflight_file or NAME
     check_may_write(file)
     print_line, show = (silent, silent) if args.json else (display.print_line, display.progress)
     exp_dir, document, e, gpus = target_of(args, print_line)
+    options = sitting_options(args, e.study)
     e, results = as_it_stands(as_asked(e, args, len(gpus)), options, exp_dir, document)
     slurm_args = options.slurm_args or (document or {}).get("slurm_args", "")
     m = materials_of(options, document, exp_dir, e)
@@ -274,8 +280,7 @@ def as_previewed(e: Experiment, args, gpus: Sequence[str], print_line) -> Experi
     return as_asked(e, args, len(gpus))
 
 
-def print_arms() -> int:
-    study = HEADS
+def print_arms(study: Study) -> int:
     print(f"{'arm':<24} {'what differs':<44} description")
     for phase in study.phases:
         print(f"\n{phase.name}")
@@ -307,7 +312,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with console.interruptible():
             check_options(args)
             if args.list:
-                return print_arms()
+                return print_arms(study_asked(args))
             if args.status:
                 return show_status(args)
             if args.plan_report:

@@ -95,8 +95,12 @@ def check_once(option: str, given) -> None:
 def check_best(options: Namespace) -> None:
     """A configuration by hand, for a stage that has one."""
     best = (options.best_layers, options.best_weight, options.best_schedule)
+    if options.best is not None and options.stage not in (3, 4):
+        raise UsageError(f"--best {options.best}: goes with --stage 3 or 4; leave it out")
     if all(value is None for value in best):
         return
+    if options.best is not None:
+        raise UsageError(f"--best {options.best} and --best_layers: give one of the two")
     if options.stage not in (3, 4) or not options.best_layers:
         raise UsageError(
             "--best_layers, --best_weight, --best_schedule go with --stage 3 or 4,"

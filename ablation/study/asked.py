@@ -11,8 +11,10 @@ from difflib import get_close_matches
 
 from ablation.runs.run import Arm
 from ablation.study.experiment import Experiment, Share, profile_of, with_scale
+from ablation.study.heads import HEADS, SCHEDULE, WEIGHT, aux
 from ablation.study.profiles import PROFILES, Design, Profile, check_terms, default_profile
 from ablation.study.study import Study
+from ablation.study.study_file import read_study, study_of_arms
 
 ADAPTIVE, STAGED = ("adaptive",), ("classic", "adaptive")
 TERMS_ASKED = {  # option, a field of Design: the plans that it changes something in, what it is
@@ -41,6 +43,36 @@ class UsageError(ValueError):
     """A command line that cannot be meant."""
 
 
+def study_asked(options: Namespace, registered: Study = HEADS) -> Study:
+    """The study that a command line names; else the registered one, or the built-in one. Raises
+    ValueError, a line for each fault, for a file that is none."""
+    study = read_study(options.study) if options.study else registered
+    if not options.arm:
+        return study
+    pairs = [tuple(map(str.strip, text.partition("=")[::2])) for text in options.arm]
+    return study_of_arms(pairs, study if options.study else None)
+
+
+def best_asked(options: Namespace, study: Study) -> Arm | None:
+    """The configuration that a command line chooses by hand. Raises UsageError for one that the
+    study does not have."""
+    if options.best_layers:
+        if study.words != HEADS.words:
+            raise UsageError(f"--best_layers: for auxiliary heads; {study.name} has --best ARM")
+        terms = options.best_weight or WEIGHT, options.best_schedule or SCHEDULE
+        return aux(options.best_layers, "by_hand", *terms)
+    if options.best is None:
+        return None
+    arms = {arm.name: arm for arm in study.arms}
+    refinements = {change.name: change for change in (*study.refinements, *study.cells)}
+    name, plus, refinement = options.best.partition("+")
+    for given, known in ((name, arms), *([(refinement, refinements)] if plus else [])):
+        if given not in known:
+            raise UsageError(f"--best {options.best}: no {given!r}; give one of {', '.join(known)}")
+    arm = replace(arms[name], name="by_hand")
+    return study.refined(arm, refinements[refinement], "by_hand") if plus else arm
+
+
 def arms_asked(options: Namespace, study: Study) -> tuple[Arm, ...]:
     """The arms asked for by hand; none for a staged ablation. Raises UsageError for one that the
     study does not have, with its like."""
@@ -57,10 +89,12 @@ def arms_asked(options: Namespace, study: Study) -> tuple[Arm, ...]:
     return tuple(study.by_hand[name] for name in names)
 
 
-def profile_asked(options: Namespace, gpus: int) -> tuple[str, str]:
+def profile_asked(options: Namespace, gpus: int, study: Study = HEADS) -> tuple[str, str]:
     """(name of the profile, why it is this one; empty where it was asked for)."""
     if options.profile:
         return options.profile, ""
+    if study.trainer.profile in PROFILES:
+        return study.trainer.profile, f"of {study.name}"
     if options.launcher == "slurm" and options.num_gpus is not None:  # a login node has none
         return default_profile(options.num_gpus, "asked for")
     return default_profile(gpus)
