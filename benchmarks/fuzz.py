@@ -314,7 +314,7 @@ def try_log(rng: random.Random, shop: Shop) -> None:
             result = outcome.judge_attempt(run, 1, folder / "a/run_0", screen, exit)
     else:
         own = read(log.own, log.total, chunk)
-        result = outcome.judge(run, 1, logs.evidence(screen, own), exit)
+        result = outcome.judge(run, 1, screen.with_file(own), exit)
     check_verdict(log, result)
 
 

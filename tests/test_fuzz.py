@@ -11,7 +11,7 @@ import run_aux
 from ablation.execute import status
 from ablation.folder import standing
 from ablation.runs import log as logs
-from ablation.runs import outcome, store
+from ablation.runs import outcome, printed, store
 from benchmarks import fuzz, inputs, oracle
 from benchmarks.fuzz import COUNTED, HANG, KINDS, TRACEBACK, WRONG_ELSE, WRONG_OK, Tally
 
@@ -114,7 +114,7 @@ BROKEN = {  # what is broken: how, what then is counted, for inputs of which kin
     "no look at the clock": (gives(outcome, "overlong", ""), WRONG_OK, "logs"),
     "nothing is good enough": (gives(outcome, "overlong", "too long"), WRONG_ELSE, "logs"),
     "no word of a divergence": (judges_without("non_finite", b""), WRONG_ELSE, "logs"),
-    "colours are no colours": (does(logs, "plain", bytes.rstrip), WRONG_ELSE, "logs"),
+    "colours are no colours": (does(printed, "plain", bytes.rstrip), WRONG_ELSE, "logs"),
     "a bug": (does(outcome, "judge", fails), TRACEBACK, "logs"),
     "it never ends": (does(outcome, "judge", never_ends), HANG, "logs"),
     "a reason as it was printed": (

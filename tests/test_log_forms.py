@@ -18,17 +18,14 @@ from hypothesis import strategies as st
 from test_records import CLEAN, COMPLETE, FAILED, RUN, TOTAL, read, summary, train, val, verdict
 
 from ablation.runs import log as logs
+from ablation.runs import printed
 from ablation.runs.log import (
-    LABEL,
-    LABELS,
-    QUOTATIONS,
-    QUOTED,
     SUMMARY_FIELDS,
     LogReader,
-    evidence,
     read_log,
 )
 from ablation.runs.outcome import Exit, judge, judge_attempt, overlong, result_from
+from ablation.runs.printed import LABEL, LABELS, QUOTATIONS, QUOTED
 
 LAST = val(TOTAL)
 BAR = " 50%|#####     | 4/8 [00:01<00:01,  3.90it/s]"
@@ -139,7 +136,7 @@ def test_every_label_in_the_table_is_one(label):
 @pytest.mark.parametrize(("label", "rank"), [("[rank7]: ", b"7"), ("[default12]:", b"12"),
     ("rank 3: ", b"3"), ("(rank 0) ", b"0"), (" 5: ", b"5"), ("INFO:root:", None)])  # fmt: skip
 def test_a_label_names_its_rank(label, rank):
-    assert logs.rank_of(LABEL.match(label.encode())) == rank
+    assert printed.rank_of(LABEL.match(label.encode())) == rank
 
 
 # ---------------------------------------------------------------------------------------------
@@ -579,7 +576,7 @@ def test_a_complete_file_of_its_own_does_not_undo_the_exit(tmp_path, exit):
 
 def test_the_evidence_changes_neither_log():
     screen, own = read(HALF + summary()), read(HALF + LAST)
-    evidence(screen, own)
+    screen.with_file(own)
     assert (screen, own) == (read(HALF + summary()), read(HALF + LAST))
 
 
@@ -684,7 +681,7 @@ def test_a_log_that_grows_is_read_as_far_as_it_was(tmp_path, monkeypatch):
 
 
 def test_a_curve_without_end_is_bounded(monkeypatch):
-    monkeypatch.setattr(logs, "MAX_CURVE", 5)
+    monkeypatch.setattr(printed, "MAX_CURVE", 5)
     reader = LogReader(TOTAL)
     reader.feed("".join(val(step, 5.0) for step in range(TOTAL)).encode())
     assert len(reader.curve) == 5

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ablation.runs.log import MAX_LINE, LogReader, read_log
+from ablation.runs.log import LogReader, read_log
 from ablation.runs.outcome import Exit, exit_from, judge, result_from
+from ablation.runs.printed import MAX_LINE
 from ablation.runs.run import STATUSES, Arm, RunConfig, RunResult, machine_seconds
 from ablation.runs.store import (
     Attempt,
@@ -486,12 +487,18 @@ def test_a_record_without_a_config_is_named(tmp_path):
 
 
 @settings(max_examples=200, deadline=None)
-@given(data=st.binary(max_size=200) | st.recursive(
-    st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(["experiment_id", *asdict(verdict(COMPLETE))]), inner, max_size=12
-    ),
-).map(lambda value: json.dumps(value).encode()))
+@given(
+    data=st.binary(max_size=200)
+    | st.recursive(
+        st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["experiment_id", *asdict(verdict(COMPLETE))]), inner, max_size=12
+            )
+        ),
+    ).map(lambda value: json.dumps(value).encode())
+)
 def test_any_bytes_in_a_record_are_an_answer_and_never_an_exception(tmp_path_factory, data):
     exp_dir = tmp_path_factory.mktemp("any")
     folder = put(exp_dir, verdict(COMPLETE))
@@ -502,7 +509,11 @@ def test_any_bytes_in_a_record_are_an_answer_and_never_an_exception(tmp_path_fac
 @settings(max_examples=150, deadline=None)
 @given(
     field=st.sampled_from([name for name in asdict(verdict(COMPLETE)) if name != "run"]),
-    value=st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5)
+    value=st.none()
+    | st.booleans()
+    | st.floats()
+    | st.integers()
+    | st.text(max_size=5)
     | st.lists(st.integers(), max_size=2),
 )
 def test_any_value_in_any_field_is_read_or_refused(field, value):

@@ -8,15 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from ablation.runs.log import (
-    NOTHING,
-    SAME_LOSS,
-    SUMMARY_FIELDS,
-    LogReader,
-    evidence,
-    read_log,
-    text_of,
-)
+from ablation.runs.foreign_log import ForeignLog
+from ablation.runs.log import LEAST, SAME_LOSS, SUMMARY_FIELDS, LogReader, read_log
+from ablation.runs.printed import NOTHING, Printed, text_of
 from ablation.runs.run import Interval, RunConfig, RunResult, run_from
 from ablation.runs.untrusted import is_count, is_number, printable
 
@@ -68,24 +62,29 @@ def is_returncode(value) -> bool:
 
 
 def judge_attempt(
-    run: RunConfig, attempt: int, folder: Path, log: LogReader, exit: Exit
+    run: RunConfig, attempt: int, folder: Path, log: Printed, exit: Exit
 ) -> RunResult:
     """Judge an attempt by what its folder holds. `log` is the screen's copy, output.log."""
-    own = read_log(folder / "train_log.txt", run.num_iterations)
-    return judge(run, attempt, evidence(log, own), exit)
+    own = read_log(folder / "train_log.txt", run.num_iterations, log.reading)
+    return judge(run, attempt, log.with_file(own), exit)
 
 
 STOPPED = {"timeout": "its time limit", "stall": "a silence that was too long"}
 
 
-def judge(run: RunConfig, attempt: int, log: LogReader, exit: Exit) -> RunResult:
-    """Decide from exit code, summary, steps and finiteness together what became of an attempt."""
-    refused_log = log.incomplete or overlong(log.summary, exit.end_s - exit.start_s)
-    numbers = {}
+def judge(run: RunConfig, attempt: int, log: Printed, exit: Exit) -> RunResult:
+    """Decide from exit code, log, steps and finiteness together what became of an attempt.
+
+    How a log is read, its reader knows. Our own form has a summary; of any other, `evidence` tells
+    what was concluded from what.
+    """
+    wall_ms = 1000 * (exit.end_s - exit.start_s)
+    refused_log, earned = verdict_on(log, exit.returncode, wall_ms)
+    numbers: dict = {}
     if log.non_finite:
         status, reason = "diverged", f"non-finite loss: {text_of(log.non_finite)}"
-    elif exit.returncode == 0 and log.summary and not refused_log:
-        status, reason, numbers = "ok", "", earned_numbers(log.summary)
+    elif exit.returncode == 0 and not refused_log:
+        status, reason, numbers = "ok", "", earned
     elif what := STOPPED.get(exit.ended_by):
         status, reason = "timeout", explained(f"stopped after {what} at step {log.step}", log)
     elif exit.ended_by != "itself":
@@ -95,6 +94,7 @@ def judge(run: RunConfig, attempt: int, log: LogReader, exit: Exit) -> RunResult
         status, reason = "refused", words
     else:
         status, reason = "crashed", crash_reason(log, exit.returncode, refused_log)
+        numbers = {"evidence": would_say_it_again(log, exit.returncode)}
     return RunResult(
         run=run,
         attempt=attempt,
@@ -104,9 +104,10 @@ def judge(run: RunConfig, attempt: int, log: LogReader, exit: Exit) -> RunResult
         start_s=exit.start_s,
         end_s=exit.end_s,
         nodes=exit.nodes,
-        steps_done=log.step,
-        curve=tuple(log.curve),
+        steps_done=log.steps_done,
+        curve=curve_of(log, wall_ms),
         returncode=exit.returncode,
+        by_time=not log.reading.counts_steps,
         **numbers,
     )
 
@@ -120,6 +121,63 @@ def earned_numbers(summary: dict) -> dict:
     return {f.name: summary[f.name] if f.whole else float(summary[f.name]) for f in named}
 
 
+def verdict_on(log: Printed, returncode: int | None, wall_ms: float) -> tuple[str, dict]:
+    """Why a log cannot give an `ok`, and the numbers that it gives where it can."""
+    incomplete = log.incomplete_after(returncode)
+    if isinstance(log, ForeignLog):
+        numbers = {} if incomplete else concluded_numbers(log, wall_ms)
+        return incomplete or fault_of_loss(log, numbers["val_loss"]), numbers
+    assert isinstance(log, LogReader)
+    refused = incomplete or overlong(log.summary, wall_ms / 1000)
+    return refused, {} if refused or not log.summary else earned_numbers(log.summary)
+
+
+MOST_LOSS = 1e9
+
+
+def fault_of_loss(log: Printed, loss: float) -> str:
+    return "" if abs(loss) <= MOST_LOSS else f"{log.reading.metric} {loss}: beyond {MOST_LOSS:g}"
+
+
+def concluded_numbers(log: ForeignLog, wall_ms: float) -> dict:
+    """The numbers of a whole training whose form has no summary. A training time that the log does
+    not tell, or that the attempt did not have, is that of the attempt by the clock."""
+    _, loss, time_ms = log.curve[-1]
+    told = log.times_told and time_ms is not None and time_ms >= LEAST
+    told = told and not overlong({"train_time_ms": time_ms}, wall_ms / 1000)
+    train_time_ms = float(time_ms) if told and time_ms is not None else max(wall_ms, 1.0)
+    times = "" if told else "; training time: the attempt's by the clock"
+    evidence = f"exit code 0; {log.concluded}{times}"
+    return {
+        "val_loss": loss,
+        "train_time_ms": train_time_ms,
+        "step_avg_ms": train_time_ms / max(1, log.steps_done),
+        "evidence": printable(evidence, limit=MAX_REASON),
+    }
+
+
+def curve_of(log: Printed, wall_ms: float) -> tuple[tuple[int, float, float], ...]:
+    """The curve with a time at every point: where the log tells none, the attempt's time by the
+    clock is shared out evenly over the steps."""
+    times = [time_ms for *_, time_ms in log.curve]
+    share_ms = wall_ms / max(1, log.step)
+    shared = None in times
+    return tuple(
+        (step, loss, share_ms * step if shared or time_ms is None else time_ms)
+        for step, loss, time_ms in log.curve
+    )
+
+
+def would_say_it_again(log: Printed, returncode: int | None) -> str:
+    """What a trainer that knows no summary ended with, where another attempt would print the same:
+    with exit code 0, and without a value of the metric, or at its end."""
+    if not isinstance(log, ForeignLog) or returncode != 0 or log.unread:
+        return ""
+    at_end = not log.reading.counts_steps or log.step == log.last_step
+    nothing = f"no {log.reading.metric}" if not log.curve else f"steps to {log.step}"
+    return f"exit code 0; {nothing}; no summary in this form" if at_end or not log.curve else ""
+
+
 def overlong(numbers: dict | None, wall_s: float) -> str:
     """What is wrong with a training time that the attempt did not have; empty for nothing."""
     if not numbers or numbers["train_time_ms"] <= 1000 * (1.01 * wall_s + 0.1):
@@ -128,7 +186,7 @@ def overlong(numbers: dict | None, wall_s: float) -> str:
     return f"train_time_ms {numbers['train_time_ms']}: {took}"
 
 
-def refusal(log: LogReader, returncode: int | None) -> str:
+def refusal(log: Printed, returncode: int | None) -> str:
     """The words of a trainer that says it cannot work: exit code 2, its own or, where torchrun
     ended with 1, that of the worker that failed first. One that says no more than that says what
     its log holds. Empty for any other end."""
@@ -137,7 +195,7 @@ def refusal(log: LogReader, returncode: int | None) -> str:
     return ""
 
 
-def crash_reason(log: LogReader, returncode: int | None, refused_log: str) -> str:
+def crash_reason(log: Printed, returncode: int | None, refused_log: str) -> str:
     if log.killed_for_memory:
         return explained(
             f"killed by the kernel for memory at step {log.step}; try fewer runs side by side"
@@ -156,7 +214,7 @@ def crash_reason(log: LogReader, returncode: int | None, refused_log: str) -> st
     return explained(how, log)
 
 
-def explained(how: str, log: LogReader) -> str:
+def explained(how: str, log: Printed) -> str:
     """How an attempt ended, with the last words of its log, or with what else it holds."""
     if not log.incomplete:
         how = f"{how}, but {log.contents}"
@@ -171,7 +229,9 @@ def result_from(value: dict) -> RunResult:
     try:
         curve = tuple((step, loss, time_ms) for step, loss, time_ms in value["curve"])
         fields = {**value, "run": run_from(value["run"]), "curve": curve}
-        result = RunResult(**{**fields, "reason": printable(value["reason"], limit=MAX_REASON)})
+        texts = {"reason": value["reason"], "evidence": value.get("evidence", "")}
+        printed = {name: printable(text, limit=MAX_REASON) for name, text in texts.items()}
+        result = RunResult(**{**fields, **printed})
         if fault := fault_of(result):
             raise ValueError(f"not a run's record: {fault}")
     except (TypeError, KeyError, AttributeError) as error:
@@ -196,11 +256,15 @@ def fault_of(r: RunResult) -> str:
         return "a time of its curve can be none"
     if any(step >= later for (step, *_), (later, *_) in pairwise(r.curve)):
         return "the steps of its curve are not in their order"
+    if type(r.by_time) is not bool or (r.by_time and r.status == "ok" and not r.evidence):
+        return "it does not say what it was concluded from"
     return unearned(r) if r.status == "ok" else ""
 
 
 def unearned(r: RunResult) -> str:
     """Why a result does not deserve its `ok`; empty where it does."""
+    if r.evidence:
+        return unconcluded(r)
     total = r.run.num_iterations
     numbers = {f.name: getattr(r, f.name) for f in SUMMARY_FIELDS}
     faults = (f.fault(numbers) for f in SUMMARY_FIELDS)
@@ -213,3 +277,21 @@ def unearned(r: RunResult) -> str:
     if abs(r.curve[-1][1] - r.final_loss) > SAME_LOSS:
         return f"its val_loss {r.val_loss} is not the end of its curve ({r.curve[-1][1]})"
     return ""
+
+
+def unconcluded(r: RunResult) -> str:
+    """Why a result that no summary speaks for does not deserve its `ok`; empty where it does."""
+    time = next(f for f in SUMMARY_FIELDS if f.name == "train_time_ms")
+    numbers = {"train_time_ms": r.train_time_ms}
+    if fault := time.fault(numbers) or overlong(numbers, max(r.wall_s, 0.001)):
+        return f"it is ok, but {fault}"
+    if not -MOST_LOSS <= r.final_loss <= MOST_LOSS:
+        return f"it is ok, but its val_loss is {r.val_loss}"
+    if r.returncode != 0:
+        return f"it is ok, but its exit code is {r.returncode}"
+    total, (step, loss, _) = r.run.num_iterations, r.curve[-1] if r.curve else (-1, 0.0, 0.0)
+    if not r.by_time and (r.steps_done != total or step not in (total - 1, total)):
+        return f"it is ok, but does not reach step {total}"
+    if step not in (r.steps_done - 1, r.steps_done):
+        return f"it is ok, but has no value at its last step, {r.steps_done}"
+    return "" if loss == r.val_loss else f"its val_loss {r.val_loss} is not that of its last step"

@@ -139,6 +139,8 @@ class RunResult:
     nodes: int = 1  # of a cluster, that it had to itself
     curve: tuple[tuple[int, float, float], ...] = ()  # (step, val_loss, train_time_ms)
     returncode: int | None = None  # None: nobody saw it end, or a record of an older version
+    evidence: str = ""  # of a trainer without a summary: what this was concluded from
+    by_time: bool = False  # the trainer ends by time: steps_done may be any number
 
     def __post_init__(self):
         if self.status not in STATUSES:
@@ -185,9 +187,11 @@ class RunResult:
     @property
     def final(self) -> bool:
         """Whether a crash would come again: the training ended as it should, and its log was
-        refused. Another attempt would train as long and print the same."""
+        refused. Another attempt would train as long and print the same. Of a trainer without a
+        summary, the evidence says so."""
         done = self.steps_done == self.run.num_iterations
-        return self.status == "crashed" and self.returncode == 0 and done
+        again = done or bool(self.evidence)
+        return self.status == "crashed" and self.returncode == 0 and again
 
 
 # ---------------------------------------------------------------------------------------------
