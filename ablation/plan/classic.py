@@ -28,6 +28,7 @@ from ablation.plan.decision import (
     p_text,
     sides,
 )
+from ablation.plan.looks import HARMFUL, IMPROVES, UNDECIDED
 from ablation.plan.stage import (
     Stage,
     State,
@@ -254,6 +255,18 @@ def final_numbers(
     return numbers
 
 
+def classic_verdict(numbers: dict) -> str:
+    """The conclusion in the words that both plans share, from the numbers of stage 4; {}: nothing
+    could be compared. Without a test of equivalence no meaningful effect cannot be shown."""
+    p = numbers.get("p")
+    if p is None or not CLASSIC_RULES["significant"].holds(p):
+        return UNDECIDED
+    improvement = numbers["improvement"]
+    # where a run diverged, ranks decide the direction too: the means leave the diverged runs out
+    helps = numbers.get("favours_arm", improvement is not None and improvement > 0)
+    return IMPROVES if helps else HARMFUL
+
+
 def final_facts(
     results: Sequence[RunResult], baseline: Group, best: Group, comparison: stats.Comparison | None,
     numbers: dict,
@@ -295,21 +308,20 @@ def complete_pairs(results: Sequence[RunResult]) -> list[RunResult]:
 
 def final_verdict(numbers: dict) -> tuple[str, tuple[str, ...]]:
     """The conclusion of stage 4 as (title, lines), from its numbers alone."""
-    rules, improvement = CLASSIC_RULES, numbers["improvement"]
+    rules, improvement, verdict = CLASSIC_RULES, numbers["improvement"], classic_verdict(numbers)
     n = min(numbers["baseline_n"], numbers["best_n"])
     if numbers["p"] is None:
         return (
             f"INCONCLUSIVE: no test is possible (smaller group: n = {n})",
             ("Two runs an arm, not all equal, are the least a Welch test needs.",),
         )
-    if not rules["significant"].holds(numbers["p"]):
+    if verdict == UNDECIDED:
         because = f"{p_text(numbers['p'])}"
         if numbers["ci_low"] is not None:  # one run that finished has no interval
             reach = f"{numbers['ci_low']:+.4f} to {numbers['ci_high']:+.4f} nats/token"
             because += f"; improvements outside this are excluded: 95 % interval {reach}"
         return "INCONCLUSIVE: no significant difference", (f"{because}.",)
-    # where a run diverged, ranks decide the direction too: the means leave the diverged runs out
-    if not numbers.get("favours_arm", improvement is not None and improvement > 0):
+    if verdict == HARMFUL:
         size = "" if improvement is None else f"{delta_text(improvement)}, "
         return "HARMFUL: aux heads make the final loss worse", (f"{size}{p_text(numbers['p'])}.",)
     met = [
