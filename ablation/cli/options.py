@@ -54,7 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
     look.add_argument("--dry_run", action="store_true", help="print commands and hours only")
     look.add_argument("--preflight", action="store_true", help="try this machine, in minutes")
     look.add_argument("--preflight_file", type=a_path, metavar="F", help="what that measured")
-    look.add_argument("--json", action="store_true", help="--status, --preflight for programs")
+    tell = parser.add_argument_group("for programs")
+    tell.add_argument("--json", action="store_true", help="one object, for people on stderr")
+    tell.add_argument("--exit_verdict", action="store_true", help="exit codes tell verdicts")
     return parser
 
 
