@@ -41,6 +41,7 @@ from ablation.cli import console, exit_codes
 from ablation.cli.arguments import plain_words
 from ablation.cli.checks import check_options
 from ablation.cli.options import build_parser
+from ablation.execute.answering import Told, answering
 from ablation.execute.display import Display, progress
 from ablation.execute.machine import UNCOUNTED, NotCounted, cores, visible_gpus
 from ablation.execute.opening import (
@@ -89,13 +90,13 @@ from ablation.study.study import Study
 # One function per verb
 
 
-def run(args, display: Display) -> int:
+def run(args, display: Display, told: Told) -> int:
     """Begin an experiment or go on with it: one sitting; its exit code."""
     exp_dir, document, e, gpus = target_of(args, display.print_line)
     e = as_asked(e, args, len(gpus))
     if e.arms:
         check_seeds(e)
-    options = sitting_options(args, e.study)
+    options = replace(sitting_options(args, e.study), told=told)
     m = materials_of(options, document, exp_dir, e)
     e = with_first_costs(e, args, m, display.print_line)
     if exp_dir and document:
@@ -298,14 +299,22 @@ def show_status(args) -> int:
     return exit_codes.DONE
 
 
-def refuse(error: Exception) -> int:
-    print(f"run_aux.py: error: {printable(plain_words(error), limit=2000)}", file=sys.stderr)
+def refuse(error: Exception, told: Told) -> int:
+    told.error = printable(plain_words(error), limit=2000)
+    print(f"run_aux.py: error: {told.error}", file=sys.stderr)
     kinds = ((UsageError, exit_codes.USAGE), (MachineFault, exit_codes.FAULT))
     return next((code for kind, code in kinds if isinstance(error, kind)), exit_codes.REFUSED)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
+    with answering(words) as told:
+        told.code = obey(words, told)
+    return told.code
+
+
+def obey(words: Sequence[str], told: Told) -> int:
+    """Do what a command line asks for; its exit code."""
     args = build_parser().parse_args(words)
     display = Display()
     try:
@@ -319,13 +328,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return show_power(args, display)
             if args.preflight:
                 return try_machine(args, words, display)
-            return show_commands(args, words, display) if args.dry_run else run(args, display)
+            return show_commands(args, words, display) if args.dry_run else run(args, display, told)
     except (ValueError, OSError) as error:
         display.clear()
-        return refuse(error)
+        return refuse(error, told)
     except console.Stopped as stop:  # before the first launch or after the last
         what = "its short runs are ended" if args.preflight else "no run was in flight"
-        print(f"run_aux.py: stopped; {what}", file=sys.stderr)
+        told.error = f"stopped; {what}"
+        print(f"run_aux.py: {told.error}", file=sys.stderr)
         return exit_codes.STOPPED + stop.number
 
 

@@ -12,6 +12,14 @@ from pathlib import Path
 from ablation.runs.untrusted import printable
 
 
+class BadUsage(SystemExit):
+    """A command line that cannot be read was told so: exit code 2, and the line that was said."""
+
+    def __init__(self, line: str):
+        super().__init__(2)
+        self.line = line
+
+
 class Parser(argparse.ArgumentParser):
     """Bad input is one line, without the whole usage before it; exit code 2."""
 
@@ -31,8 +39,9 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message):
-        said = printable(message, limit=600)
-        self.exit(2, f"{self.prog}: error: {said} (--help lists the options)\n")
+        line = f"{printable(message, limit=600)} (--help lists the options)"
+        self._print_message(f"{self.prog}: error: {line}\n", sys.stderr)
+        raise BadUsage(line)
 
 
 def a_path(text: str) -> Path:

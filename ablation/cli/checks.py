@@ -116,8 +116,11 @@ def check_goes_with(options: Namespace, by_hand: bool) -> None:
     """Raise UsageError for an option that would do nothing beside the others."""
     on_slurm = options.launcher == "slurm" or options.exp_dir is not None
     runs = not (options.status or options.list or options.plan_report)
+    sits = runs and not (options.preflight or options.dry_run)
+    sitting = "--staged, --stage, --experiment, --phase, or --exp_dir to go on"
     needs = {  # option: whether it has something to say here, and with what it would
-        "json": (options.status or options.preflight, "--status or --preflight"),
+        "json": (sits or options.status or options.preflight, f"--status, --preflight, {sitting}"),
+        "exit_verdict": (sits, sitting),
         "preflight": (runs and not options.dry_run, "runs to come, not with what shows them"),
         "preflight_file": (runs or options.plan_report, "--preflight, or with runs to come"),
         "output_dir": (options.exp_dir is None, "a new experiment, without --exp_dir"),

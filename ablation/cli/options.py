@@ -9,13 +9,17 @@ from ablation.study.experiment import STOP_ON
 from ablation.study.heads import HEADS
 from ablation.study.profiles import PROFILES
 
+ONCE = (  # options whose values might be meant together
+    *("--experiment", "--phase", "--stage", "--seeds", "--exp_dir", "--study"),
+    *("--best", "--best_layers"),
+)
 STOPS = f"adaptive: {', '.join(STOP_ON)} ({next(iter(STOP_ON))})"
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="run_aux.py",
-        once=("--experiment", "--phase", "--stage", "--seeds", "--best", "--best_layers", "--exp_dir", "--study"),
+        once=ONCE,
         description=HEADS.question,
         formatter_class=partial(argparse.HelpFormatter, max_help_position=30, width=100),
     )
@@ -57,7 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
     look.add_argument("--dry_run", action="store_true", help="print commands and hours only")
     look.add_argument("--preflight", action="store_true", help="try this machine, in minutes")
     look.add_argument("--preflight_file", type=a_path, metavar="F", help="what that measured")
-    look.add_argument("--json", action="store_true", help="--status, --preflight for programs")
+    tell = parser.add_argument_group("for programs")
+    tell.add_argument("--json", action="store_true", help="one object, for people on stderr")
+    tell.add_argument("--exit_verdict", action="store_true", help="exit codes tell verdicts")
     return parser
 
 

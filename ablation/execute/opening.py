@@ -6,10 +6,11 @@ new experiment (`begin`) and for one that goes on (`go_on`).
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ablation.cli.arguments import pasteable, plain_words
+from ablation.execute.answering import Told
 from ablation.execute.before_run_1 import check_data_is_there, check_materials
 from ablation.execute.command import check_torchrun
 from ablation.execute.display import Display
@@ -57,6 +58,7 @@ class SittingOptions:
     data_dir: Path | None
     slurm_args: str
     stall_s: float  # silence of a run that is allowed
+    told: Told = field(default_factory=Told)  # what it comes to, for whoever gave the command
 
     def stages(self, plan: str) -> range:
         if plan == "manual":
@@ -151,12 +153,14 @@ def sit(
     facts: dict, lock: Lock, display: Display,
 ) -> int:  # fmt: skip
     """One sitting, in a folder that is ours alone; its exit code."""
+    told, stages = options.told, options.stages(e.plan)
+    told.exp_dir, told.until = exp_dir, stages[-1]
     slurm_args = options.slurm_args or document["slurm_args"]
     launcher = launcher_of(e, slurm_args, exp_dir / "code")
     records = reconcile(exp_dir, document["experiment_id"], launcher, display.print_line)
     results = list(records.results)
     e = as_decided(e, options, exp_dir, results, display.print_line)
-    step, stages = next_step(e, results), options.stages(e.plan)
+    step = next_step(e, results)
     to_come, last = forecast(e, results)
     if step.runs and step.stage <= stages[-1]:
         announce(e, results, to_come, last, display.print_line)
@@ -174,6 +178,7 @@ def sit(
         stall_s=options.stall_s,
         decided=frozenset(step.decisions),
         to_come=to_come,
+        told=told,
     )
     try:
         return drive(e, sitting, results, display)

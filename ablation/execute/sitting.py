@@ -14,6 +14,7 @@ from pathlib import Path
 from ablation.cli import exit_codes
 from ablation.cli.arguments import pasteable
 from ablation.execute import watcher
+from ablation.execute.answering import Told
 from ablation.execute.command import build_command, extra_environment
 from ablation.execute.display import Display
 from ablation.execute.launcher import Command, Launcher
@@ -63,6 +64,7 @@ class Sitting:
     stall_s: float
     decided: frozenset[int]  # stages whose decisions were known when it began
     to_come: Sequence[Planned]  # what was still to run then
+    told: Told  # what it comes to, for whoever gave the command
 
     @property
     def until(self) -> int:
@@ -307,7 +309,13 @@ def end_of_sitting(
     step = conclude(next_step(e, results))
     write_results(s.exp_dir, s.experiment_id, e, results, step)
     close(e, s, results, step, stopped, fault, display.print_line)
-    return exit_code(e, results, step, s.stages, stopped, bool(fault))
+    code = exit_code(e, results, step, s.stages, stopped, bool(fault))
+    if code == exit_codes.RUNS_FAILED:
+        lost = [f"{r.run.name}: {r.in_words}" for r in given_up(e, results, s.stages)]
+        s.told.error = "; ".join(lost) or "no run has an outcome"
+    else:
+        s.told.error = f"stopped by {stopped}" if stopped else fault or step.ended * step.fault
+    return code
 
 
 def close(e: Experiment, s: Sitting, results, step, stopped: str, fault: str, print_line) -> None:

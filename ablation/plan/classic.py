@@ -30,6 +30,7 @@ from ablation.plan.decision import (
     p_text,
     sides,
 )
+from ablation.plan.looks import HARMFUL, IMPROVES, UNDECIDED
 from ablation.plan.stage import (
     Stage,
     State,
@@ -292,6 +293,18 @@ def final_numbers(
     return numbers
 
 
+def classic_verdict(numbers: dict) -> str:
+    """The conclusion in the words that both plans share, from the numbers of stage 4; {}: nothing
+    could be compared. Without a test of equivalence no meaningful effect cannot be shown."""
+    p = numbers.get("p")
+    if p is None or not CLASSIC_RULES["significant"].holds(p):
+        return UNDECIDED
+    improvement = numbers["improvement"]
+    # where a run diverged, ranks decide the direction too: the means leave the diverged runs out
+    helps = numbers.get("favours_arm", improvement is not None and improvement > 0)
+    return IMPROVES if helps else HARMFUL
+
+
 def final_facts(
     metric: Metric, results: Sequence[RunResult], baseline: Group, best: Group,
     comparison: stats.Comparison | None, numbers: dict,
@@ -339,21 +352,20 @@ def settings_lines(study: Study, arm: Arm) -> list[str]:
 def final_verdict(numbers: dict, study: Study) -> tuple[str, tuple[str, ...]]:
     """The conclusion of stage 4 as (title, lines), from its numbers, in the words of the study."""
     rules, improvement = rules_of(study), numbers["improvement"]
-    metric, short = study.metric, study.words.short
+    metric, short, verdict = study.metric, study.words.short, classic_verdict(numbers)
     n = min(numbers["baseline_n"], numbers["best_n"])
     if numbers["p"] is None:
         return (
             f"INCONCLUSIVE: no test is possible (smaller group: n = {n})",
             ("Two runs an arm, not all equal, are the least a Welch test needs.",),
         )
-    if not rules["significant"].holds(numbers["p"]):
+    if verdict == UNDECIDED:
         because = f"{p_text(numbers['p'])}"
         if numbers["ci_low"] is not None:  # one run that finished has no interval
             reach = f"{numbers['ci_low']:+.4f} to {metric.delta(numbers['ci_high'])}"
             because += f"; improvements outside this are excluded: 95 % interval {reach}"
         return "INCONCLUSIVE: no significant difference", (f"{because}.",)
-    # where a run diverged, ranks decide the direction too: the means leave the diverged runs out
-    if not numbers.get("favours_arm", improvement is not None and improvement > 0):
+    if verdict == HARMFUL:
         size = "" if improvement is None else f"{delta_text(metric, improvement)}, "
         return f"HARMFUL: {short} make the final {metric.noun} worse", (
             f"{size}{p_text(numbers['p'])}.",

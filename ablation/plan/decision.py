@@ -76,6 +76,11 @@ class Group:
         return sum(self.losses) / len(self.losses)
 
     @property
+    def sd(self) -> float | None:
+        """The standard deviation between runs; None of a single one."""
+        return stats.mean_sd(self.losses)[1]
+
+    @property
     def usable(self) -> bool:
         """A configuration that diverged is worse than any loss, not a smaller sample."""
         return bool(self.losses) and not self.diverged

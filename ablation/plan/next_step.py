@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ablation.plan.adaptive import adaptive
-from ablation.plan.classic import classic
+from ablation.plan.classic import classic, classic_verdict
 from ablation.plan.costs import Costs
 from ablation.plan.decision import Decision
 from ablation.plan.manual import manual
@@ -252,6 +252,15 @@ def conclude(step: Step) -> Step:
     if step.ended == BUDGET_SPENT or passes(state.experiment, decision):
         return step
     return replace(step, ended=decision.title)
+
+
+def verdict_in(decisions: Mapping[int, Decision]) -> str:
+    """What was concluded about the effect, in one of the four words of `looks`; empty before the
+    last stage has decided: what selects an arm concludes nothing."""
+    if FINAL_STAGE not in decisions:
+        return ""
+    numbers = decisions[FINAL_STAGE].numbers
+    return numbers["verdict"] if "verdict" in numbers else classic_verdict(numbers)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -21,11 +21,10 @@ from itertools import product
 from multiprocessing import Pool
 
 from ablation import stats
-from ablation.plan.classic import CLASSIC_RULES
 from ablation.plan.costs import Costs
 from ablation.plan.forecast import Planned, forecast, of_stage, paid_s, pairs_of, simulate
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
-from ablation.plan.next_step import Step, conclude, stages_of
+from ablation.plan.next_step import conclude, stages_of, verdict_in
 from ablation.plan.stage import FINAL_STAGE, seconds_of_pairs
 from ablation.runs.run import RunConfig, duration
 from ablation.study.experiment import Experiment, Share
@@ -129,18 +128,6 @@ class Truth:
 # What a plan concludes in a scenario
 
 
-def verdict_in(step: Step) -> str:
-    """What the plan concludes about the effect; a stop at a gate concludes nothing."""
-    decision = step.decisions.get(FINAL_STAGE)
-    numbers = decision.numbers if decision else {}
-    if "verdict" in numbers:
-        return numbers["verdict"]
-    p = numbers.get("p")
-    if p is None or not CLASSIC_RULES["significant"].holds(p):
-        return UNDECIDED
-    return IMPROVES if numbers["improvement"] > 0 else HARMFUL
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What a plan came to in one replicate."""
@@ -157,7 +144,9 @@ def outcome(e: Experiment, truth: Truth, cost_s: Callable[[RunConfig], float]) -
         return truth.loss(run.arm.configuration, run.seed, run.num_iterations / full)
 
     planned, step = simulate(e, (), loss, cost_s)
-    return Outcome(verdict_in(conclude(step)), paid_s(e, planned) / cost_s(full_run(e)))
+    # a stop at a gate concludes nothing
+    verdict = verdict_in(conclude(step).decisions) or UNDECIDED
+    return Outcome(verdict, paid_s(e, planned) / cost_s(full_run(e)))
 
 
 def full_run(e: Experiment) -> RunConfig:
