@@ -7,7 +7,8 @@ from dataclasses import asdict, replace
 
 from ablation.execute import local, slurm, watcher
 from ablation.execute.launcher import Pricing
-from ablation.runs.log import LogReader, read_log
+from ablation.runs.formats import Reading
+from ablation.runs.log import read_log, reader_of
 from ablation.runs.outcome import Exit, judge, judge_attempt
 from ablation.runs.run import Interval, RunResult
 from ablation.runs.store import Attempt, read_config, write_result
@@ -21,7 +22,11 @@ def pricing_of(config: Mapping) -> Pricing:
 
 
 def close_attempt(
-    attempt: Attempt, experiment_id: str, ended: Exit | None, distrust: str = ""
+    attempt: Attempt,
+    experiment_id: str,
+    ended: Exit | None,
+    reading: Reading,
+    distrust: str = "",
 ) -> RunResult:
     """Judge an attempt by what it left; with a reason for distrust, it has to be run again.
 
@@ -43,20 +48,22 @@ def close_attempt(
         exit = Exit(None, why, *interval)
     if distrust:
         exit = replace(exit, returncode=None, ended_by=distrust)
-        result = judge(run, attempt.number, LogReader(run.num_iterations), exit)
+        result = judge(run, attempt.number, reader_of(run.num_iterations, reading), exit)
     else:
-        log = read_log(attempt.folder / "output.log", run.num_iterations)
+        log = read_log(attempt.folder / "output.log", run.num_iterations, reading)
         result = judge_attempt(run, attempt.number, attempt.folder, log, exit)
     write_result(attempt.folder, result, experiment_id)
     return result
 
 
-def close_unstarted(attempt: Attempt, experiment_id: str, why: str) -> RunResult:
+def close_unstarted(
+    attempt: Attempt, experiment_id: str, why: str, reading: Reading
+) -> RunResult:
     """Judge an attempt whose launcher could not be started: it has cost nothing."""
     clock, now = pricing_of(read_config(attempt)[1]).clock_of(attempt), time.monotonic()
     exit = Exit(None, f"{watcher.CANNOT_START}: {why}", clock, now, now)
     watcher.write_whole(attempt.folder / "exit.json", asdict(exit))
-    return close_attempt(attempt, experiment_id, exit)
+    return close_attempt(attempt, experiment_id, exit, reading)
 
 
 def believed(exit: Exit | None, within: Interval) -> Exit | None:

@@ -128,11 +128,16 @@ def takes_more(out) -> bool:
 
 def flight_line(flight: Flight) -> str:
     """Run, step, val loss, time left; by the rate of training so far."""
-    log, total = flight.log, flight.run.num_iterations
+    log, total, reading = flight.log, flight.run.num_iterations, flight.log.reading
     waiting = "starting" if flight.handle.started else "queued"
-    loss = f"val loss {log.curve[-1][1]:.4f}" if log.curve else waiting
-    elapsed = time.monotonic() - flight.started_s
-    left = f", {duration(elapsed / log.step * (total - log.step))} left" if log.step else ""
+    called = reading.metric.replace("_", " ")
+    loss = f"{called} {reading.sign * log.curve[-1][1]:.4f}" if log.curve else waiting
+    elapsed, of_all, left = time.monotonic() - flight.started_s, f"/{total}", ""
+    share = log.step / total
+    if not reading.counts_steps:  # it ends by time
+        share, of_all, left = elapsed / total, "", f", {duration(max(0.0, total - elapsed))} left"
+    elif log.step:
+        left = f", {duration(elapsed / log.step * (total - log.step))} left"
     width = 20
-    bar = ("#" * (width * log.step // total)).ljust(width, ".")
-    return f"{flight.run.name} [{bar}] step {log.step}/{total}, {loss}{left}"
+    bar = ("#" * int(width * min(1.0, share))).ljust(width, ".")
+    return f"{flight.run.name} [{bar}] step {log.step}{of_all}, {loss}{left}"

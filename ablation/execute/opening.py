@@ -157,7 +157,9 @@ def sit(
     told.exp_dir, told.until = exp_dir, stages[-1]
     slurm_args = options.slurm_args or document["slurm_args"]
     launcher = launcher_of(e, slurm_args, exp_dir / "code")
-    records = reconcile(exp_dir, document["experiment_id"], launcher, display.print_line)
+    records = reconcile(
+        exp_dir, document["experiment_id"], launcher, e.study.trainer.reading, display.print_line
+    )
     results = list(records.results)
     e = as_decided(e, options, exp_dir, results, display.print_line)
     step = next_step(e, results)

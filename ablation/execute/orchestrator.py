@@ -14,8 +14,10 @@ from typing import Any
 from ablation.execute import watcher
 from ablation.execute.closing import believed, close_attempt, close_unstarted
 from ablation.execute.launcher import CannotStart, Command, Handle, Launcher
-from ablation.runs.log import LogReader
+from ablation.runs.formats import OURS, Reading
+from ablation.runs.log import reader_of
 from ablation.runs.outcome import UNBELIEVED, Exit, judge_attempt
+from ablation.runs.printed import Printed
 from ablation.runs.run import Interval, RunConfig, RunResult, machine_seconds
 from ablation.runs.store import Attempt, next_attempt, read_config, write_json, write_result
 from ablation.runs.untrusted import is_number
@@ -39,7 +41,7 @@ class Flight:
     attempt: Attempt
     handle: Handle
     limits: Limits
-    log: LogReader
+    log: Printed
     launched_s: float  # when the orchestrator began to start it
     started_s: float  # when it started; of one that waits in a queue, when it was last looked at
     slot: int  # the share of the machine that it has to itself, from 0
@@ -80,6 +82,7 @@ class Orchestrator:
     command_of: Callable[[RunConfig, Path, int], Command]  # for an attempt's folder, and its slot
     facts: Mapping  # what every config.json tells beside its run
     parallel_runs: int = 1
+    reading: Reading = OURS  # how the logs are read
     flights: dict[str, Flight] = field(default_factory=dict)
 
     def free_slot(self) -> int | None:
@@ -108,7 +111,7 @@ class Orchestrator:
         try:
             handle = self.launcher.start(command)
         except CannotStart as error:
-            return [close_unstarted(attempt, self.experiment_id, str(error))]
+            return [close_unstarted(attempt, self.experiment_id, str(error), self.reading)]
         self._follow(run, attempt, handle, limits, now)
         return []
 
@@ -122,7 +125,7 @@ class Orchestrator:
             handle = self.launcher.find(attempt.folder)
             if handle is None:
                 end = self.launcher.end_of(attempt.folder)
-                ended.append(close_attempt(attempt, self.experiment_id, end))
+                ended.append(close_attempt(attempt, self.experiment_id, end, self.reading))
                 continue
             limit_s: Any = config.get("limit_s")  # whatever the file holds
             if not is_number(limit_s):
@@ -140,7 +143,7 @@ class Orchestrator:
             attempt,
             handle,
             limits,
-            log=LogReader(run.num_iterations),
+            log=reader_of(run.num_iterations, self.reading),
             launched_s=launched_s,
             started_s=now - handle.age_s,
             slot=self.free_slot() or 0,

@@ -10,6 +10,7 @@ from pathlib import Path
 from ablation.execute.closing import close_attempt
 from ablation.execute.launcher import Launcher
 from ablation.execute.lock import STALE_S, look_at, process_birth
+from ablation.runs.formats import Reading
 from ablation.runs.store import (
     Attempt,
     Records,
@@ -22,7 +23,11 @@ from ablation.runs.store import (
 
 
 def reconcile(
-    exp_dir: Path, experiment_id: str, launcher: Launcher, print_line: Callable[[str], None]
+    exp_dir: Path,
+    experiment_id: str,
+    launcher: Launcher,
+    reading: Reading,
+    print_line: Callable[[str], None],
 ) -> Records:
     """What is on record once nothing of earlier sittings runs here any more, and each of their
     attempts has a record to be believed.
@@ -47,7 +52,7 @@ def reconcile(
     for attempt in attempts_in(exp_dir) if to_close else ():
         if attempt.folder in to_close and not launcher.find(attempt.folder.resolve()):
             why = distrust.get(attempt.folder, "")
-            if line := close_left_behind(attempt, experiment_id, launcher, why):
+            if line := close_left_behind(attempt, experiment_id, launcher, reading, why):
                 print_line(line)
     if to_close:
         records = read_records(exp_dir, experiment_id)
@@ -56,14 +61,14 @@ def reconcile(
 
 
 def close_left_behind(
-    attempt: Attempt, experiment_id: str, launcher: Launcher, distrust: str
+    attempt: Attempt, experiment_id: str, launcher: Launcher, reading: Reading, distrust: str
 ) -> str:
     """Close an attempt that has ended: the line that tells a person; empty where its damaged
     record has been told of."""
     config = attempt.folder / "config.json"
     try:
         ended = launcher.end_of(attempt.folder.resolve())
-        result = close_attempt(attempt, experiment_id, ended, distrust)
+        result = close_attempt(attempt, experiment_id, ended, reading, distrust)
     except (ValueError, FileNotFoundError) as error:
         return (
             f"Damaged record {config}: {error}; set aside as {set_aside(config).name}."
@@ -71,8 +76,9 @@ def close_left_behind(
         )
     if distrust:
         return ""
+    said = result.in_words(reading.metric.replace("_", " "), int(reading.sign))
     found = f"{attempt.run_name}, attempt {attempt.number}"
-    return f"Found {found}, without a result: {result.in_words}"
+    return f"Found {found}, without a result: {said}"
 
 
 def set_aside(path: Path) -> Path:

@@ -29,6 +29,7 @@ from ablation.plan.next_step import BUDGET_SPENT, Step, conclude, next_step, res
 from ablation.runs.run import RunConfig, RunResult, duration, machine_seconds
 from ablation.runs.store import Attempt
 from ablation.study.experiment import Experiment
+from ablation.study.study import Metric
 
 
 class StopRequest:
@@ -176,7 +177,7 @@ def drive(e: Experiment, s: Sitting, results: list[RunResult], display: Display)
     code."""
     orchestrator = Orchestrator(
         s.exp_dir, s.experiment_id, s.launcher, partial(command_of, e, s), s.facts,
-        e.share.parallel_runs,
+        e.share.parallel_runs, e.study.trainer.reading,
     )  # fmt: skip
     try:
         return drive_with(orchestrator, e, s, results, display)
@@ -198,7 +199,8 @@ def drive_with(
         for r in ended:
             results.append(r)
             to_come = forecast(e, results)[0]
-            display.print_line(result_line(r, runs_with_outcome(results), len(to_come)))
+            done = runs_with_outcome(results)
+            display.print_line(result_line(e.study.metric, r, done, len(to_come)))
             failures = in_a_row(failures, r)
             fault = fault or fault_of(failures, r, results)
 
@@ -311,7 +313,7 @@ def end_of_sitting(
     close(e, s, results, step, stopped, fault, display.print_line)
     code = exit_code(e, results, step, s.stages, stopped, bool(fault))
     if code == exit_codes.RUNS_FAILED:
-        lost = [f"{r.run.name}: {r.in_words}" for r in given_up(e, results, s.stages)]
+        lost = [f"{r.run.name}: {r.in_words()}" for r in given_up(e, results, s.stages)]
         s.told.error = "; ".join(lost) or "no run has an outcome"
     else:
         s.told.error = f"stopped by {stopped}" if stopped else fault or step.ended * step.fault
@@ -327,7 +329,8 @@ def close(e: Experiment, s: Sitting, results, step, stopped: str, fault: str, pr
     for cut in step.budget_cuts:
         print_line(f"Cut by the budget: {cut}")
     for r in given_up(e, results, s.stages):
-        print_line(f"Failed for good, attempt {r.attempt} was the last: {r.run.name}: {r.in_words}")
+        last = f"attempt {r.attempt} was the last"
+        print_line(f"Failed for good, {last}: {r.run.name}: {r.in_words()}")
     if stopped:
         print_line(f"Stopped by {stopped}; {outcomes}; {spent}.")
     elif fault:
@@ -356,9 +359,10 @@ def plan_line(e: Experiment, number: int, total: int, spent_s: float, left_s: fl
     return f"run {number} of {total}, {budget}, about {duration(left_s)} to go"
 
 
-def result_line(r: RunResult, done: int, to_come: int) -> str:
+def result_line(metric: Metric, r: RunResult, done: int, to_come: int) -> str:
     again = f", attempt {r.attempt}" if r.attempt > 1 else ""
-    return f"[{done}/{done + to_come}] {r.run.name}{again}: {r.in_words} ({duration(r.wall_s)})"
+    said = f"{r.run.name}{again}: {metric.outcome(r)}"
+    return f"[{done}/{done + to_come}] {said} ({duration(r.wall_s)})"
 
 
 def resume_command(e: Experiment, exp_dir: Path) -> str:

@@ -9,13 +9,14 @@ from ablation.execute.lock import holder
 from ablation.folder.standing import standing
 from ablation.plan.decision import counted
 from ablation.plan.forecast import forecast, paid_s
+from ablation.runs.formats import Reading
 from ablation.runs.log import read_log
 from ablation.runs.run import machine_seconds
 from ablation.runs.store import Attempt, read_config
 from ablation.runs.untrusted import printable
 
 
-def read_in_flight(attempt: Attempt) -> dict:
+def read_in_flight(attempt: Attempt, reading: Reading) -> dict:
     """An attempt without a result as another terminal shows it; empty where its config.json cannot
     be believed. `interval` is its machine time so far."""
     try:
@@ -23,14 +24,14 @@ def read_in_flight(attempt: Attempt) -> dict:
         interval = pricing_of(config).interval_so_far(attempt, config)
     except (ValueError, OSError, KeyError, TypeError, AttributeError):
         return {}
-    log = read_log(attempt.folder / "output.log", run.num_iterations)
+    log = read_log(attempt.folder / "output.log", run.num_iterations, reading)
     return {
         "run": run.name,
         "attempt": attempt.number,
         "stage": run.stage,
         "step": log.step,
         "num_iterations": run.num_iterations,
-        "val_loss": log.curve[-1][1] if log.curve else None,
+        "val_loss": reading.sign * log.curve[-1][1] if log.curve else None,
         "seconds": interval.end_s - interval.start_s if interval else None,
         "interval": interval,
     }
@@ -55,7 +56,9 @@ def status(exp_dir: Path) -> dict:
         pass
     except (ValueError, OSError) as error:
         orchestrator = f"unknown: {printable(str(error))}"
-    open_attempts = [found for attempt in records.open if (found := read_in_flight(attempt))]
+    reading = e.study.trainer.reading
+    attempts = (read_in_flight(attempt, reading) for attempt in records.open)
+    open_attempts = [found for found in attempts if found]
     in_flight = [found.pop("interval") for found in open_attempts]
     spent_s = machine_seconds(records.results)
     in_flight_s = machine_seconds((), [i for i in in_flight if i]) if lives else 0.0

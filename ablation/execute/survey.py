@@ -265,7 +265,9 @@ def sha256_of(path: Path, deadline: float) -> str | None:
 def seconds_to_read(e: Experiment, m: Materials, shards, most_s: float) -> float | None:
     """For one step's windows of one process, at random places, from the disk and not from memory
     as far as the system lets go of it; None for shards in a format that is not known here."""
-    p, rng = e.profile.own_scale, random.Random(0)
+    p, rng = e.profile.scale, random.Random(0)
+    if p is None:
+        return None
     window = 2 * (p.sequence_length + 1)
     known = [(name, size) for name, size in shards if size > HEADER_BYTES + window]
     if not known or not read_shard(m.data_dir / known[0][0], known[0][1], p.vocab_size).is_known:

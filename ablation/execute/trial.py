@@ -76,8 +76,9 @@ class Track:
             return Command(words, extra_environment(e, self.folder, slots[slot]), folder)
 
         o = Orchestrator(
-            place, "preflight", self.launcher, command_of, self.facts, parallel_runs=len(runs)
-        )
+            place, "preflight", self.launcher, command_of, self.facts, len(runs),
+            self.e.study.trainer.reading,
+        )  # fmt: skip
         ended = []
         try:
             for run in runs:
@@ -176,9 +177,11 @@ def stopped_in_the_middle(track: Track, t: Trials, arm: Arm) -> Trials:
 
 def smaller_pass(track: Track, e: Experiment, arm: Arm, length: int) -> int | None:
     """The most sequences a pass, halved and halved again, with which an arm trains. None on a CPU,
-    where none was found, and where the time was up."""
-    share = e.profile.own_scale.batch_size // e.share.processes
-    size = min(e.profile.own_scale.device_batch_size, share)
+    with another trainer, where none was found, and where the time was up."""
+    if e.profile.scale is None:
+        return None
+    share = e.profile.scale.batch_size // e.share.processes
+    size = min(e.profile.scale.device_batch_size, share)
     while e.share.device == "cuda" and size > 1:
         size = max(n for n in range(1, size // 2 + 1) if share % n == 0)
         smaller = with_scale(e, device_batch_size=size)

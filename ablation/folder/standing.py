@@ -6,9 +6,10 @@ from pathlib import Path
 from ablation.folder.overrides import read_overrides
 from ablation.folder.registration import changes, experiment_of, read_document
 from ablation.plan.next_step import Step, conclude, next_step, stages_of
-from ablation.plan.stage import Stage
+from ablation.plan.stage import Stage, design_in_force
 from ablation.runs.store import Records, read_records
 from ablation.study.experiment import Experiment
+from ablation.study.profiles import Design
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,11 @@ class Standing:
     records: Records
     step: Step | None  # the plan's next step, with every decision; None where `changed` says why
     changed: tuple[str, ...]  # how the folder differs from what was registered
+
+    @property
+    def design(self) -> Design:
+        """The statistical terms, those that stage 1 measured among them."""
+        return design_in_force(self.experiment, self.step.decisions if self.step else {})
 
     @property
     def stages(self) -> tuple[Stage, ...]:

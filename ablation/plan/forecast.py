@@ -88,7 +88,8 @@ def forecast(
     """
     scale = max((r.final_loss for r in results if r.status == "ok"), default=4.0)
     longest = replace(e, overrides=e.overrides.ungated, stop_on="never")
-    loss = loss or (lambda run: scale * placeholder_loss(e.study, run))
+    spread = abs(scale) or 1.0
+    loss = loss or (lambda run: scale + spread * (placeholder_loss(e.study, run) - 1))
     return simulate(longest, results, loss)
 
 

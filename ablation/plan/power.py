@@ -357,6 +357,10 @@ def render(
         "Runs and hours, every gate passed",
         *course_table(e, planned),
         "",
+    ]
+    if not design.noise_known:
+        return "\n".join([lines[0], *lines[2:], NOISE_NOT_KNOWN])
+    lines += [
         f"Stage 4, all its pairs used ({last_test_in_words(e)})",
         f"  {resolution(e, pairs_of(planned))}",
         "",
@@ -367,6 +371,12 @@ def render(
         *verdict_table(operating_characteristics(e, replicates, seed, progress=progress)),
     ]
     return "\n".join(lines)
+
+
+NOISE_NOT_KNOWN = (
+    "What this can decide depends on the noise, which the study does not give: stage 1 of the"
+    " adaptive\nplan measures it. With [noise] in the study it is known beforehand."
+)
 
 
 def concluded(e: Experiment, replicates: int, seed: int) -> str:

@@ -79,6 +79,16 @@ class State:
         return Decision(self.stage.number, verdict, title, rule=rule, **fields)
 
 
+class Named(str):
+    """A number that is not known yet, by its name, however it would be formatted."""
+
+    def __format__(self, spec: str) -> str:
+        return str(self)
+
+
+BY_NOISE = ("sigma0", "delta_eq", "delta_target", "drop")  # terms that follow from the noise
+
+
 @dataclass(frozen=True)
 class Stage:
     """One row of a plan's table."""
@@ -101,8 +111,9 @@ class Stage:
     sequential: bool = False  # its pairs come as looks at those before ask for more; else at once
 
     def rule_text(self, design: Design) -> str:
-        """What decides, with the numbers of this design."""
-        return self.rule.format(**vars(design))
+        """What decides, with the numbers of this design; with names for those to be measured."""
+        unknown = {} if design.noise_known else {name: Named(name) for name in BY_NOISE}
+        return self.rule.format(**vars(design) | unknown)
 
 
 def no_comparison(
@@ -146,9 +157,8 @@ def design_in_force(e: Experiment, decisions: Mapping[int, Decision]) -> Design:
     """The statistical terms that are registered; those that depend on the noise, where it was not
     known beforehand, by the repeats of stage 1."""
     design = e.profile.design
-    if design.noise_known or 1 not in decisions:
-        return design
-    return design.with_noise(decisions[1].numbers.get("sd") or design.sigma0)
+    sd = decisions[1].numbers.get("sd") if 1 in decisions else None
+    return design if design.noise_known or not sd else design.with_noise(sd)
 
 
 def about(state: State) -> str:

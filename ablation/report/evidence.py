@@ -37,7 +37,7 @@ class Evidence:
     """All that an experiment folder says. What is decided is decided anew, from the records."""
 
     standing: Standing
-    design: Design  # the registered statistical terms
+    design: Design  # the statistical terms in force
     circumstances: Mapping[tuple[str, int], Mapping[str, str]]  # (run, attempt): as FIXED
     grad_norms: Mapping[str, tuple["GradNorms", ...]]  # run: what its log says, where it does
     notes: tuple[str, ...]  # what could not be read
@@ -181,7 +181,7 @@ def read_experiment(exp_dir: Path) -> Evidence:
         circumstances[name, attempt] = {k: v for k, v in words.items() if v is not None}
     return Evidence(
         standing=found,
-        design=found.experiment.profile.design,
+        design=found.design,
         circumstances=circumstances,
         grad_norms=read_grad_norms(exp_dir, found.records),
         notes=tuple(notes),

@@ -173,11 +173,11 @@ class RunResult:
     def interval(self) -> "Interval":
         return Interval(self.clock, self.start_s, self.end_s, self.nodes)
 
-    @property
-    def in_words(self) -> str:
-        """What became of it, for a person."""
-        loss = self.val_loss
-        return f"{self.status}: {self.reason}" if loss is None else f"val loss {loss:.4f}"
+    def in_words(self, metric: str = "val loss", sign: int = 1) -> str:
+        """What became of it, for a person. metric: what it is called; sign: turns it back."""
+        if self.val_loss is None:
+            return f"{self.status}: {self.reason}"
+        return f"{metric} {sign * self.val_loss:.4f}"
 
     @property
     def has_outcome(self) -> bool:

@@ -25,8 +25,12 @@ class Design:
     def with_noise(self, sd: float) -> "Design":
         """The same, by a standard deviation between repeats: the smallest improvement of interest
         is two of them, the one hoped for four, and ten that are lost drop an arm (all chosen)."""
-        return replace(self, sigma0=sd, delta_eq=2 * sd, delta_target=4 * sd, drop=10 * sd)
+        found = replace(self, sigma0=sd, delta_eq=2 * sd, delta_target=4 * sd, drop=10 * sd)
+        return replace(found, noise_known=True)
 
+
+# Until the noise is measured nothing is equivalent, no target is met, and no arm is dropped.
+NOISE_NOT_KNOWN = Design(sigma0=1e-9, delta_eq=1e-9, delta_target=1e3, drop=1e3, noise_known=False)
 
 ABOVE_0 = (lambda value: 1e-9 <= value <= 1e3), "give a number above 0, from 1e-9 to 1000"
 TERMS: dict[str, tuple[Callable[[float], bool], str]] = {  # what can be meant, and in words

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from itertools import product
 
-from ablation.runs.run import Arm, Flags
+from ablation.runs.formats import FORMATS, Reading, own_format
+from ablation.runs.run import Arm, Flags, RunResult
 from ablation.study.profiles import Design
 
 BASELINE = "baseline"  # the name of the arm without any difference, unless a stage has its own
@@ -57,6 +58,10 @@ class Metric:
         """A loss as the trainer's log has it."""
         return f"{self.sign * loss:.{digits}f}"
 
+    def outcome(self, r: RunResult) -> str:
+        """What became of an attempt, for a person."""
+        return r.in_words(self.words, self.sign)
+
     def delta(self, improvement: float) -> str:
         """An improvement, with its unit; positive is good."""
         return f"{improvement:+.4f} {self.unit}".rstrip()
@@ -89,6 +94,13 @@ class Trainer:
     @property
     def by_time(self) -> bool:
         return self.length == "time"
+
+    @cached_property
+    def reading(self) -> Reading:
+        """How its logs are read."""
+        named = isinstance(self.log, str)
+        form = FORMATS[self.log] if named else own_format(dict(self.log))
+        return Reading(form, self.metric.name, self.metric.better, not self.by_time)
 
     @property
     def counted(self) -> str:
