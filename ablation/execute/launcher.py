@@ -25,6 +25,7 @@ class Command:
     words: tuple[str, ...]
     env: dict[str, str]  # additions to the orchestrator's environment
     folder: Path  # receives output.log and exit.json; absolute
+    cwd: Path | None = None  # where it starts; None: where the orchestrator did
 
 
 class CannotStart(OSError):

@@ -53,6 +53,7 @@ class LocalHandle:
             stdout=subprocess.PIPE,  # never written to: its end of file wakes `wait`
             stderr=subprocess.DEVNULL,
             env={**clean(os.environ), **command.env, MARK: str(self.folder)},
+            cwd=command.cwd,
             start_new_session=True,  # the terminal's Ctrl-C is the orchestrator's to handle
         )
         assert self.guard.stdin and self.guard.stdout  # they were asked for

@@ -107,7 +107,7 @@ def job_script(command: Command, program: Path, nodes: int, workers: int) -> str
     script runs. The CPU threads of a node's share are divided among its workers."""
     folder, words = command.folder, [shlex.quote(word) for word in command.words]
     if nodes > 1:
-        port = 20000 + int(job_name(folder)[4:12], 16) % 20000
+        port = 20000 + int(job_name(folder)[-8:], 16) % 20000
         meeting = f"--rdzv_backend=c10d --rdzv_id={job_name(folder)} --nnodes={nodes}"
         meeting += f' --rdzv_endpoint="$(hostname):{port}"'
         first = words.index(ONE_MACHINE[0])
@@ -117,7 +117,8 @@ def job_script(command: Command, program: Path, nodes: int, workers: int) -> str
     watcher = shlex.join([sys.executable, "-I", str(program), "--job", str(folder)])
     threads = f"threads=$((${{SLURM_CPUS_ON_NODE:-1}} / {workers}))"
     exports.append("export OMP_NUM_THREADS=$((threads > 1 ? threads : 1))")
-    return "\n".join(["#!/bin/sh", threads, *exports, f"exec {watcher} {' '.join(words)}", ""])
+    place = [f"cd {shlex.quote(str(command.cwd))}"] if command.cwd else []
+    return "\n".join(["#!/bin/sh", threads, *exports, *place, f"exec {watcher} {' '.join(words)}", ""])
 
 
 @dataclass
