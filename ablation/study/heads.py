@@ -31,7 +31,7 @@ def aux(layers: Sequence[int], name="", weight=WEIGHT, schedule=SCHEDULE, about=
     return Arm(
         name or "aux_" + "_".join(map(str, layers)),
         flags=tuple((flag, value) for (flag, _), value in zip(NAMES, values, strict=True)),
-        slower=HEAD_SHARE * AUX_TOKEN_FRACTION * len(layers),
+        slower=round(HEAD_SHARE * AUX_TOKEN_FRACTION * len(layers), 4),
         description=about
         or f"heads after layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}",
         label=f"layers {taps}, weight {weight:g}, {schedule}",
