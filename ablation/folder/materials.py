@@ -12,7 +12,7 @@ import shutil
 import stat
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.machinery import (
     BYTECODE_SUFFIXES,
@@ -64,9 +64,9 @@ class Materials:
 
 @dataclass(frozen=True)
 class Code:
-    """A trainer's Python files, as they were read."""
+    """A trainer's files, as they were read."""
 
-    root: Path  # the folder of the script
+    root: Path  # the folder of the script, or one above it
     files: tuple[tuple[str, bytes], ...]  # path below root, contents; the script is the first
     left_out: tuple[str, ...]  # what a run may look for and not find, in words
 
@@ -88,6 +88,8 @@ class Code:
             try:
                 with open(path, "xb") as file:
                     file.write(contents)
+                if contents.startswith(PROGRAMS):
+                    path.chmod(0o755)
             except OSError as error:  # a full disk does not say which file
                 with contextlib.suppress(OSError):
                     path.unlink()  # half of it would look like an edit
@@ -117,6 +119,7 @@ def hash_of(files: Sequence[Path]) -> str:
 
 
 MOST_FILES, MOST_BYTES = 500, 64 << 20  # of a trainer; more is a library, to be installed
+PROGRAMS = (b"#!", b"\x7fELF")  # how a file begins that may be started by its path
 MOST_TOLD = 12  # lines of what is left outside
 
 
@@ -126,36 +129,67 @@ def read_code(script: Path) -> Code:
     Raises ValueError in one line for a file that Python could not read either, a link that leads
     out of the folder, and more files or bytes than a trainer has.
     """
-    if not script.is_file():
-        what = "not a regular file" if script.exists() else "no such file"
-        raise ValueError(f"--train_script {script}: {what}; give the trainer's Python file")
+    check_is_file(script, f"--train_script {script}", "give the trainer's Python file")
     script = script.resolve()
-    root = script.parent
+    return gathered((Module(script, ""),), script.parent, script.parent)
+
+
+def check_is_file(file: Path, asked: str, remedy: str) -> None:
+    if not file.is_file():
+        what = "not a regular file" if file.exists() else "no such file"
+        raise ValueError(f"{asked}: {what}; {remedy}")
+
+
+def as_it_is(name: str, contents: bytes) -> bytes:
+    return contents
+
+
+def gathered(
+    modules: Sequence["Module"],
+    root: Path,
+    below: Path,
+    patched: Callable[[str, bytes], bytes] = as_it_is,
+    readable: Callable[[bytes], bytes] = bytes,
+    is_python: bool = True,
+) -> Code:
+    """These files, the first of which is what is started, and what they import, as read_code.
+
+    root: that imports are found from; below: that paths are relative to, root or a folder above it.
+    patched: a file's contents by its path and what was read; readable: that Python can parse. The
+    first file is Python's whatever it is called, if is_python.
+    """
+    first = modules[0].file
     files: dict[str, bytes] = {}
     trees: dict[str, ast.Module] = {}
     notes: list[str] = []
-    todo = [Module(script, "")]
+    todo = [*modules]
     while todo:
         module = todo.pop()
-        name = module.file.relative_to(root).as_posix()
+        name = module.file.relative_to(below).as_posix()
         if name in files:
             continue
-        files[name] = contents_of(module.file, root)
+        files[name] = patched(name, contents_of(module.file, below))
         if len(files) > MOST_FILES or sum(map(len, files.values())) > MOST_BYTES:
             raise ValueError(
-                f"--train_script {script}: it imports more than {MOST_FILES} files or"
+                f"--train_script {first}: it imports more than {MOST_FILES} files or"
                 f" {MOST_BYTES >> 20} MiB from its own folder; install them as a package"
             )
-        if module.file.suffix in SOURCE_SUFFIXES or module.file == script:  # else compiled
-            trees[name] = parsed(files[name], module.file)
+        if module.file.suffix in SOURCE_SUFFIXES or (is_python and module.file == first):
+            trees[name] = parsed(readable(files[name]), module.file)
             for found_import in imports_of(trees[name], module):
                 found, missing = located(found_import, root)
                 todo += found
                 if missing and found_import.needed:
                     notes.append(f"{name}, line {found_import.line}: imports {missing}")
-    notes += left_out(trees, root, set(files))
-    first = (script.name, files.pop(script.name))
-    return Code(root, (first, *sorted(files.items())), tuple(printable(note) for note in notes))
+    notes += left_out(trees, root, {os.path.relpath(below / name, root) for name in files})
+    name = first.relative_to(below).as_posix()
+    started = (name, files.pop(name))
+    return Code(below, (started, *sorted(files.items())), tuple(map(printable, notes)))
+
+
+def read_copy(folder: Path, names: Sequence[str]) -> Code:
+    """Code as it was copied, by the names of its files. Raises ValueError for one that is gone."""
+    return Code(folder, tuple((name, contents_of(folder / name, folder)) for name in names), ())
 
 
 def left_out(trees: dict[str, ast.Module], root: Path, copied: set[str]) -> Iterator[str]:
@@ -401,11 +435,17 @@ def sampled_fingerprint(folder: Path, sizes: dict[str, int]) -> str:
     digest = hashlib.sha256()
     for name, size in sizes.items():
         digest.update(f"{name} {size}\n".encode())
-        try:
-            with open(folder / name, "rb") as file:
-                for part in range(16):
-                    file.seek(size * part // 16)
-                    digest.update(file.read(4096))
-        except OSError as error:
-            raise ValueError(f"{folder / name}: cannot be read ({error.strerror})") from None
+        for part in sampled(folder / name, size):
+            digest.update(part)
     return f"sampled-sha256:{digest.hexdigest()}"
+
+
+def sampled(path: Path, size: int) -> Iterator[bytes]:
+    """Parts from all over a file. Raises ValueError where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            for part in range(16):
+                file.seek(size * part // 16)
+                yield file.read(4096)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
