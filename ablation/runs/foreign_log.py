@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Self
 
-from ablation.runs.formats import IMPORT, LOSSES, RULE, STEPS_IN_ALL, Said
+from ablation.runs.formats import LOSSES, RULE, SOURCE, SOURCE_MARKS, STEPS_IN_ALL, Said
 from ablation.runs.printed import LABEL, QUOTED, Printed, label_before, rank_of, text_of
 
 MAX_NAMES = 200  # of metrics that are kept for a message
@@ -22,8 +22,8 @@ class ForeignLog(Printed):
     """Reads a log by a row of the table.
 
     The source of the trainer at the head of a log is none of its output: it is known by its
-    imports, and ends with a line of 100 `=`. What stands in it, an example of a step line in a
-    docstring, say, is forgotten when that line comes.
+    docstring or its imports, and ends with a line of 100 `=`. What stands in it, an example of a
+    step line, say, is forgotten when that line comes.
     """
 
     names: dict[str, None] = field(default_factory=dict)  # of the values that are told
@@ -38,14 +38,14 @@ class ForeignLog(Printed):
     @property
     def marks(self) -> tuple[bytes, ...]:
         marks = self.reading.format.marks
-        return (*marks, b"import ", RULE) if marks else ()
+        return (*marks, *SOURCE_MARKS, RULE) if marks else ()
 
     # -- one line
 
     def _line(self, line: bytes) -> None:
         if line == RULE:
             return self._rule()
-        self._in_source |= self.lines < HEAD and bool(IMPORT.match(line))
+        self._in_source |= self.lines < HEAD and bool(SOURCE.match(line))
         marks = self.reading.format.marks
         if marks and not any(mark in line for mark in marks):
             return self._explain(line)

@@ -41,9 +41,10 @@ MAX_OWN_LINE = 1024  # bytes; a longer line is none of a form that a user wrote:
 def number_in(text: bytes) -> float | None:
     """A number as it is printed; None for anything else."""
     try:
-        return math.nan if NO_NUMBER.fullmatch(text) else float(text)
+        value = math.nan if NO_NUMBER.fullmatch(text) else float(text)
     except ValueError:
         return None
+    return None if b"_" in text else value  # 3_2 is a number of Python's alone
 
 
 class Said(NamedTuple):
@@ -249,7 +250,7 @@ ROWS = (
     LogFormat(
         name="nanogpt",
         shown=("step I: train loss F, val loss F", "iter I: loss F, time Fms, mfu F%"),
-        sign=pattern(rb"(?<![\w\"'`])step <I>: train loss [-+.0-9nN]"),
+        sign=pattern(rb"(?<![\w\"'`])(?:step <I>: train|iter <I>:) loss [-+.0-9nN]"),
         marks=(b"step ", b"iter "),
         lines=(
             pattern(
@@ -298,6 +299,12 @@ class Reading:
     def __post_init__(self):
         if self.better not in ("lower", "higher"):
             raise ValueError(f"better {printable(repr(self.better))}: give 'lower' or 'higher'")
+        strict = (self.metric, self.better, self.counts_steps) == ("val_loss", "lower", True)
+        if self.format.summary and not strict:
+            raise ValueError(
+                f"metric {printable(repr(self.metric))}: the log 'ours' has val_loss, lower is"
+                " better, and its length in steps; for anything else name another form of log"
+            )
 
     @property
     def sign(self) -> float:
@@ -425,9 +432,11 @@ def fault_of_example(row: LogFormat, example: str, metric: str) -> str:
 # A log whose form nobody told
 
 RULE = b"=" * 100  # the line that ends what stands in front of a log: its trainer's source
-IMPORT = re.compile(  # every source has such a line
+SOURCE = re.compile(  # every source has such a line near its beginning
+    rb"#!/|[rR]?(?:\"\"\"|''')|"
     rb"import [A-Za-z_][\w.]*(?: as \w+)?(?:,|[ \t]*#|[ \t]*\r?(?:\n|\Z))|from [\w.]+ import [\w(*]"
 )
+SOURCE_MARKS = (b"#!/", b'"""', b"'''", b"import ")
 MAX_GUESSED = 1 << 22  # bytes of a log that are looked at; chosen, the source of four trainers
 
 
@@ -448,6 +457,6 @@ def output_in(data: bytes) -> bytes:
     """A log without the source of its trainer at its head."""
     blocks = data.split(RULE + b"\n")
     for at, block in enumerate(blocks[:-1]):
-        if not re.search(rb"(?m:^)" + IMPORT.pattern, block) and block.strip():
+        if not re.search(rb"(?m:^)" + SOURCE.pattern, block) and block.strip():
             return b"\n".join(blocks[at:])
     return blocks[-1]
