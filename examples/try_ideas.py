@@ -3,7 +3,7 @@
     python examples/try_ideas.py IDEAS --hours 1
 
 IDEAS is a folder of study files, each with one arm that differs by flags or env. What improves
-joins the baseline of the ideas after it. Every idea is a test, and every test can err: of 20 ideas
+joins the baseline of those after it. Every idea is a test, and every test can err: of 20 ideas
 without any effect, each at level 0.05, one is found to improve or to harm by chance. So the level
 is divided by the number of ideas (Bonferroni): that chance is then 0.05 for all of them together,
 and an effect takes more runs to show. An idea that is added later, or tried again, is one more
@@ -36,10 +36,13 @@ def main() -> None:
     parser.add_argument("--hours", default="1", help="for each idea")
     parser.add_argument("--run_aux", type=Path, default=RUN_AUX)
     args = parser.parse_args()
-    ideas = sorted(p for p in args.ideas.glob("*.toml") if not p.name.startswith("_"))
     kept: dict[str, dict] = {"flags": {}, "env": {}}
-    for number, idea in enumerate(ideas):
-        study = tomllib.loads(idea.read_text())
+    ideas = {p: tomllib.loads(p.read_text()) for p in sorted(args.ideas.glob("[!_]*.toml"))}
+    for idea, study in ideas.items():
+        arms = [*study.get("arms", {}).values()]
+        if len(arms) != 1 or not arms[0].keys() <= kept.keys() or "refinements" in study:
+            parser.error(f"{idea}: give one arm, of flags or env, without refinements")
+    for number, (idea, study) in enumerate(ideas.items()):
         (arm,), base = study["arms"].values(), study.get("base", {})
         study["base"] = {**base, **{what: base.get(what, {}) | kept[what] for what in kept}}
         tried = idea.with_name(f"_{idea.name}")  # beside it: its paths are relative to the file

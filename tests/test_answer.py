@@ -14,6 +14,7 @@ from test_run_aux import FIXED, SUPPORT, ask, call, newest
 
 import run_aux
 from ablation.cli import console, exit_codes
+from ablation.execute import opening
 from ablation.execute.answering import CODES, with_verdict
 from ablation.folder.answer import answer
 from ablation.folder.standing import standing
@@ -326,6 +327,19 @@ def test_a_stop_before_the_first_run_is_told_in_the_object(home, monkeypatch):
     assert found["error"] == "stopped; no run was in flight" and found["error"] in err
 
 
+def test_a_machine_that_fails_underway_is_told_with_the_folder(home, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "result.json")
+
+    monkeypatch.setattr(opening, "drive", full)
+    code, out, err = ask("--staged", *BOTH, *FIXED)
+    found = json.loads(out)
+    assert code == found["exit_code"] == exit_codes.FAULT and is_as_the_page_says(found)
+    assert "No space left on device" in found["error"] and found["error"] in err
+    assert found["folder"] == str(newest(home).resolve())
+    assert found["runs"]["attempts"] == found["pairs"] == 0
+
+
 def test_the_exit_code_alone_leaves_the_lines_where_they_are(home):
     words = ("--staged", "--plan", "adaptive", "--validation_runs", "3", *FIXED)
     code, out, err = call(home, *words, "--exit_verdict")
@@ -414,6 +428,16 @@ def test_a_broken_machine_or_a_stop_ends_the_night(ideas, stop):
     code, out, err, asked = ideas(20, stop, 20)
     assert code == 1 and len(asked) == 2 and "Kept" not in out
     assert len(err.splitlines()) == 1 and f"exit code {stop}" in err
+
+
+def test_an_idea_that_could_not_be_kept_is_refused_before_any_runs(ideas, tmp_path):
+    (tmp_path / "asked").touch()
+    plain = "[arms.a]\nflags = { lr = 0.1 }\n"
+    for odd in ("", f"{plain}[arms.b]", f"{plain}[refinements.r]", "[arms.a]\nscript = 'b.py'"):
+        (tmp_path / "ideas" / "odd.toml").write_text(odd)
+        code, out, err, asked = ideas(20)
+        assert (code, out, asked) == (2, "", [])
+        assert "odd.toml: give one arm, of flags or env" in err
 
 
 def test_the_page_shows_the_example_word_for_word():
