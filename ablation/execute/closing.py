@@ -56,9 +56,7 @@ def close_attempt(
     return result
 
 
-def close_unstarted(
-    attempt: Attempt, experiment_id: str, why: str, reading: Reading
-) -> RunResult:
+def close_unstarted(attempt: Attempt, experiment_id: str, why: str, reading: Reading) -> RunResult:
     """Judge an attempt whose launcher could not be started: it has cost nothing."""
     clock, now = pricing_of(read_config(attempt)[1]).clock_of(attempt), time.monotonic()
     exit = Exit(None, f"{watcher.CANNOT_START}: {why}", clock, now, now)

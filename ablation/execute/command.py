@@ -1,17 +1,23 @@
-"""What is the command of a run, and in which environment does it start?  Pure functions."""
+"""What is the command of a run, and in which environment and folder does it start?"""
 
 import importlib.util
 import os
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+from ablation.execute.launcher import Command
 from ablation.execute.machine import named_gpus
-from ablation.runs.run import RunConfig
+from ablation.execute.trainer_command import command_of, env_of, values_of
+from ablation.folder.data import link_data
+from ablation.folder.materials import CodeCopy
+from ablation.folder.trainers import filled, has_placeholders
+from ablation.runs.run import Arm, RunConfig, Value
 from ablation.study.experiment import Experiment
 from ablation.study.profiles import TRAINER_FLAGS
-from ablation.study.study import overlaid, text_of
+from ablation.study.study import overlaid
 
 # Workers meet on this machine and nowhere else, whatever its host name resolves to.
 ONE_MACHINE = ("--standalone", "--nnodes=1", "--local-addr=127.0.0.1")
@@ -21,23 +27,62 @@ NO_LOG_DIR = f"--log-dir={os.devnull}"
 
 
 def build_command(
-    e: Experiment, run: RunConfig, script: Path, data_dir: Path, log_file: Path
+    e: Experiment, run: RunConfig, copy: CodeCopy, data_dir: Path | None, run_dir: Path
 ) -> tuple[str, ...]:
     """The whole command line; pasted into a shell, it does the same run."""
-    arguments = {
+    study, values = e.study, values_of(run, run_dir, data_dir, gpus_of(e))
+    if study.trainer.is_ours:
+        study = replace(study, base=own_base(e, run, data_dir, run_dir))
+    words = command_of(study, run.arm, copy.code.names, copy.folder, values)
+    if study.trainer.launch == "torchrun":
+        per_node = f"--nproc_per_node={e.share.processes // e.share.nodes}"
+        return (*torchrun(), *ONE_MACHINE, per_node, NO_LOG_DIR, *words)
+    return (sys.executable, *words) if study.trainer.launch == "plain" else words
+
+
+def gpus_of(e: Experiment) -> int:
+    """Of one run."""
+    return e.share.processes if e.share.device == "cuda" else 0
+
+
+def own_base(e: Experiment, run: RunConfig, data_dir: Path | None, run_dir: Path) -> Arm:
+    """What this project's own trainer is told in every run: its scale, and the study's base."""
+    scale = e.profile.own_scale
+    before: dict[str, Value] = {
         "num_iterations": run.num_iterations,
-        **{name: getattr(e.profile.own_scale, name) for name in TRAINER_FLAGS},
-        "data_dir": data_dir,
-        **{name: text_of(value) for name, value in overlaid(e.study.base, run.arm).flags},
+        **{name: getattr(scale, name) for name in TRAINER_FLAGS},
+        "data_dir": str(data_dir),
+    }
+    after: dict[str, Value] = {
         "seed": run.seed,
         "device": e.share.device,
-        "log_file": log_file,
+        "log_file": str(run_dir / "train_log.txt"),
+        "unet_skips": e.unet_skips,
+        "log_grad_norms": e.log_grad_norms,
     }
-    flags = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
-    asked = {"--unet_skips": e.unet_skips, "--log_grad_norms": e.log_grad_norms}
-    flags += [flag for flag, is_asked in asked.items() if is_asked]
-    per_node = f"--nproc_per_node={e.share.processes // e.share.nodes}"
-    return (*torchrun(), *ONE_MACHINE, per_node, NO_LOG_DIR, str(script), *flags)
+    whole = Arm("own", tuple(before.items()))
+    return overlaid(overlaid(whole, e.study.base), Arm("own", tuple(after.items())))
+
+
+def command_for(
+    e: Experiment, run: RunConfig, copy: CodeCopy, data_dir: Path | None, exp_dir: Path,
+    folder: Path, slot: int = 0,
+) -> Command:  # fmt: skip
+    """The command of an attempt in this folder, with this slot's share of the machine. A trainer of
+    another project runs in its own folder, where it finds its data and leaves what it writes; so
+    does code with this run's own seed or length in it."""
+    trainer, cwd = e.study.trainer, None
+    values = values_of(run, folder, data_dir, gpus_of(e))
+    if has_placeholders(copy.code):
+        copy = CodeCopy(filled(copy.code, values), folder / "code")
+        copy.code.copy_to(copy.folder)
+    if not trainer.is_ours:
+        link_data(e.study, folder, copy.folder)
+        cwd = folder
+    words = build_command(e, run, copy, data_dir, folder)
+    env = extra_environment(e, exp_dir, slot)
+    env |= env_of(e.study, run.arm, copy.folder, values, os.environ)
+    return Command(words, env, folder, cwd)
 
 
 def torchrun() -> tuple[str, ...]:

@@ -7,6 +7,7 @@ new experiment (`begin`) and for one that goes on (`go_on`).
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ablation.cli.arguments import pasteable, plain_words
@@ -23,6 +24,8 @@ from ablation.execute.reconcile import reconcile
 from ablation.execute.sitting import Sitting, drive, resume_command
 from ablation.execute.slurm import SlurmLauncher
 from ablation.execute.trainer_check import check_with_trainer
+from ablation.folder.codes import code_copies, registered_codes
+from ablation.folder.data import data_dir_of_study, data_faults, data_fingerprint
 from ablation.folder.materials import ROOT, Materials
 from ablation.folder.overrides import (
     NewOverrides,
@@ -32,19 +35,20 @@ from ablation.folder.overrides import (
 )
 from ablation.folder.registration import (
     check_unchanged,
-    code_copy,
     data_dir_of,
     is_new,
     new_folder,
     register,
     registered,
-    registered_trainer,
 )
+from ablation.folder.trainers import codes_of, faults_of, folder_of, start_of
 from ablation.plan.forecast import forecast, too_few_pairs
 from ablation.plan.next_step import next_step, pairs_begun
 from ablation.runs.run import RunResult
 from ablation.runs.store import read_records
+from ablation.study.document import StudyFaults
 from ablation.study.experiment import Experiment
+from ablation.study.study import Study
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,37 @@ def materials_of(
     options: SittingOptions, document: dict | None, exp_dir: Path | None, e: Experiment
 ) -> Materials:
     """The trainer and the shards: what was named now, else what was registered or is its like."""
-    if document is None or exp_dir is None:
-        script, data_dir = ROOT / "train_gpt.py", ROOT / e.profile.data_dir
-    else:
-        script, data_dir = registered_trainer(document, exp_dir), data_dir_of(document, e)
-    script, data_dir = options.train_script or script, options.data_dir or data_dir
-    return Materials(script.resolve(), data_dir.resolve())
+    study, script, data_dir = e.study, options.train_script, options.data_dir
+    read = partial(codes_of, study, script and script.resolve())
+    if document is not None and exp_dir is not None:
+        if script is None:
+            read = partial(registered_codes, document, study, exp_dir)
+        data_dir = data_dir or data_dir_of(document, e)
+    if study.trainer.is_ours:
+        data_dir = (data_dir or ROOT / e.profile.data_dir).resolve()
+        return Materials(script_of(study, script), data_dir, read)
+    if options.data_dir:
+        raise ValueError(
+            f"--data_dir {options.data_dir}: the study {study.name} names its data; leave it out"
+        )
+    data_dir = data_dir_of_study(study) or folder_of(study)
+    return Materials(script_of(study, script), data_dir, read, partial(data_fingerprint, study))
+
+
+def script_of(study: Study, named: Path | None) -> Path:
+    """The trainer's script, for a person; of a module, its folder."""
+    start = start_of(study.trainer, study.base)
+    return (named or folder_of(study) / ("" if start.is_module else start.name)).resolve()
+
+
+def check_study(e: Experiment, m: Materials) -> None:
+    """Raise StudyFaults where the code or the data of a study is not what it says."""
+    named = m.script if not e.study.trainer.is_ours else None
+    faults = [] if named is None else [*faults_of(e.study), *data_faults(e.study)]
+    if e.study.trainer.is_ours:
+        faults = faults_of(e.study, m.script)
+    if faults:
+        raise StudyFaults(faults)
 
 
 def facts_of(e: Experiment, gpus: Sequence[str]) -> dict:
@@ -99,10 +128,11 @@ def begin(
 ) -> int:  # fmt: skip
     """Register a new experiment, in exp_dir or in a new folder of output_dir; then sit."""
     m = materials_of(options, None, exp_dir, e)
+    check_study(e, m)
     check_materials(m, e)
     if options.stage is None and (why := too_few_pairs(e)):
         raise ValueError(why)
-    check_torchrun()
+    check_launch(e)
     check_with_trainer(e, m, exp_dir or output_dir)
     facts = facts_of(e, gpus)
     if exp_dir is None:
@@ -116,9 +146,9 @@ def begin(
             )
         document = register(e, m, exp_dir, {**facts, "slurm_args": options.slurm_args})
         display.print_line(f"New experiment: {exp_dir}")
-        for line in m.code.notes():
+        for line in dict.fromkeys(line for code in m.codes.values() for line in code.notes()):
             display.print_line(line)
-        return sit(e, options, exp_dir, document, m.data_dir, facts, lock, display)
+        return sit(e, options, exp_dir, document, m, facts, lock, display)
 
 
 def go_on(
@@ -134,11 +164,11 @@ def go_on(
     else:
         check_data_is_there(m)
         check_materials(m, e)
-    check_torchrun()
+    check_launch(e)
     facts = facts_of(e, gpus)
     check_unchanged(document, registered(e, m, fingerprint), exp_dir)
     with Lock(exp_dir, display.print_line) as lock:
-        return sit(e, options, exp_dir, document, m.data_dir, facts, lock, display)
+        return sit(e, options, exp_dir, document, m, facts, lock, display)
 
 
 def is_done(e: Experiment, document: dict, exp_dir: Path) -> bool:
@@ -149,7 +179,7 @@ def is_done(e: Experiment, document: dict, exp_dir: Path) -> bool:
 
 
 def sit(
-    e: Experiment, options: SittingOptions, exp_dir: Path, document: dict, data_dir: Path,
+    e: Experiment, options: SittingOptions, exp_dir: Path, document: dict, m: Materials,
     facts: dict, lock: Lock, display: Display,
 ) -> int:  # fmt: skip
     """One sitting, in a folder that is ours alone; its exit code."""
@@ -169,8 +199,8 @@ def sit(
     sitting = Sitting(
         exp_dir=exp_dir,
         experiment_id=document["experiment_id"],
-        script=code_copy(document, exp_dir).resolve(),
-        data_dir=data_dir,
+        codes=code_copies(m.codes, exp_dir),
+        data_dir=m.data_dir,
         facts=facts | provenance(document),
         lock=lock,
         launcher=launcher,
@@ -217,6 +247,16 @@ def warnings_for(on_record: Experiment, e: Experiment, results: Sequence[RunResu
             " costs are not those of the earlier runs."
         )
     return found
+
+
+def check_launch(e: Experiment) -> None:
+    """Raise ValueError where no run could be started."""
+    if e.study.trainer.launch == "torchrun":
+        check_torchrun()
+    elif e.share.nodes > 1:
+        raise ValueError(
+            f"--nodes_per_run {e.share.nodes}: for a trainer that torchrun starts; leave it out"
+        )
 
 
 def launcher_of(e: Experiment, slurm_args: str, code_dir: Path) -> Launcher:

@@ -42,6 +42,7 @@ from ablation.execute.preview import announce
 from ablation.execute.survey import survey, told_as_fault
 from ablation.execute.trial import Track, try_out
 from ablation.execute.watcher import GRACE_S, MARGIN_S, UNKILLABLE_S
+from ablation.folder.codes import code_copies
 from ablation.folder.first_costs import write_findings
 from ablation.folder.materials import Materials
 from ablation.plan.forecast import forecast, of_stage, paid_s, pairs_of
@@ -150,11 +151,11 @@ def tried(
     """The lines of the short runs, and what they cost."""
     found: list[Trials] = []
     with told_as_fault() as fault:
-        code = m.code
-        code.copy_to(folder / "code")  # as in an experiment: what is left out of it is missed
-        m = Materials(folder / "code" / code.names[0], m.data_dir)
+        codes = code_copies(m.codes, folder)  # as in an experiment: what is left out is missed
         launcher, facts = launcher_in(folder), {"machine": machine(e, gpus)}
-        found.append(try_out(Track(e, m, folder, launcher, facts, deadline_s, show)))
+        found.append(
+            try_out(Track(e, codes, m.data_dir, folder, launcher, facts, deadline_s, show))
+        )
     if not found:
         value, _, remedy = fault[0].partition("; ")
         return [Line("short runs", **vars(failed(value, remedy, exit_codes.FAULT)))], None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ablation.cli.arguments import pasteable
 from ablation.execute.command import build_command, extra_environment
-from ablation.folder.materials import Materials
+from ablation.folder.materials import Code, CodeCopy, Materials, read_copy
 from ablation.plan.forecast import Planned, forecast, of_stage, paid_s, too_few_pairs
 from ablation.plan.next_step import Step, stages_of
 from ablation.runs.run import RunResult, duration, machine_seconds
@@ -50,19 +50,28 @@ def dry_run(
     """Print every command, as it would run if each gate let the plan pass and 4,8 won. words: of
     the command line, for the offer to try this machine."""
     print("Dry run: nothing is launched or written. Every gate is assumed to let the plan pass;")
-    print("later stages are shown as if the layers 4,8 and the defaults won.\n")
+    best = e.study.expected_best
+    print(f"later stages are shown as if {e.study.favourite_in_words(best)} won.\n")
     planned, last = forecast(e, results)
+    copies = {trainer: copy_of(code, exp_dir) for trainer, code in m.codes.items()}
     variables = extra_environment(e, exp_dir).items()
     environment = "".join(f"{name}={shlex.quote(value)} " for name, value in variables)
     for number, p in enumerate(planned, 1):
-        log_file = exp_dir / p.run.name / "train_log.txt"
-        command = build_command(e, p.run, m.script, m.data_dir, log_file)
+        copy = copies[p.run.arm.trainer]
+        command = build_command(e, p.run, copy, m.data_dir, exp_dir / p.run.name)
         print(f"# {number}/{len(planned)} stage {p.run.stage}: {p.run.name}, {duration(p.wall_s)}")
         print(environment + " ".join(map(pasteable, command)))
     print()
     announce(e, results, planned, last, print)
     if planned:
         print(offer(words))
+
+
+def copy_of(code: Code, exp_dir: Path) -> CodeCopy:
+    """Where code would run from: where it lies now, or, patched or of a commit, its copy."""
+    lies = all((code.root / name).is_file() for name in code.names)
+    as_it_is = lies and read_copy(code.root, code.names).hash == code.hash
+    return CodeCopy(code, code.root if as_it_is else exp_dir / "code" / code.hash)
 
 
 def offer(words: Sequence[str]) -> str:

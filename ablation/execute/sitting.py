@@ -6,7 +6,7 @@ here is when a sitting ends: the plan's end, a person, the budget, or a machine 
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,12 @@ from ablation.cli import exit_codes
 from ablation.cli.arguments import pasteable
 from ablation.execute import watcher
 from ablation.execute.answering import Told
-from ablation.execute.command import build_command, extra_environment
+from ablation.execute.command import command_for
 from ablation.execute.display import Display
 from ablation.execute.launcher import Command, Launcher
 from ablation.execute.lock import Lock
 from ablation.execute.orchestrator import Limits, Orchestrator
+from ablation.folder.materials import CodeCopy
 from ablation.folder.overrides import put_on_record
 from ablation.folder.results import write_results
 from ablation.plan.costs import Costs
@@ -54,7 +55,7 @@ class Sitting:
 
     exp_dir: Path
     experiment_id: str
-    script: Path  # the copy under code/
+    codes: Mapping[tuple, CodeCopy]  # the copies under code/, by Arm.trainer
     data_dir: Path
     facts: dict  # versions, machine, git: written into every run's config.json
     lock: Lock
@@ -259,8 +260,8 @@ def next_ended(
 
 def command_of(e: Experiment, s: Sitting, run: RunConfig, folder: Path, slot: int) -> Command:
     """The command of an attempt in this folder, with this slot's share of the machine."""
-    words = build_command(e, run, s.script, s.data_dir, folder / "train_log.txt")
-    return Command(words, extra_environment(e, s.exp_dir, slot), folder)
+    copy = s.codes[run.arm.trainer]
+    return command_for(e, run, copy, s.data_dir, s.exp_dir, folder, slot)
 
 
 def show_decisions(e: Experiment, step: Step, shown: set[int], display: Display) -> None:

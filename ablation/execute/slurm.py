@@ -118,7 +118,8 @@ def job_script(command: Command, program: Path, nodes: int, workers: int) -> str
     threads = f"threads=$((${{SLURM_CPUS_ON_NODE:-1}} / {workers}))"
     exports.append("export OMP_NUM_THREADS=$((threads > 1 ? threads : 1))")
     place = [f"cd {shlex.quote(str(command.cwd))}"] if command.cwd else []
-    return "\n".join(["#!/bin/sh", threads, *exports, *place, f"exec {watcher} {' '.join(words)}", ""])
+    start = f"exec {watcher} {' '.join(words)}"
+    return "\n".join(["#!/bin/sh", threads, *exports, *place, start, ""])
 
 
 @dataclass

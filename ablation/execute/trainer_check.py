@@ -13,7 +13,7 @@ from pathlib import Path
 from ablation.execute.before_run_1 import is_ours
 from ablation.execute.command import build_command
 from ablation.execute.machine import ask
-from ablation.folder.materials import Code, Materials
+from ablation.folder.materials import Code, CodeCopy, Materials
 from ablation.plan.forecast import longest_course
 from ablation.runs.run import RunConfig
 from ablation.study.experiment import Experiment
@@ -42,11 +42,12 @@ def check_with_trainer(e: Experiment, m: Materials, where: Path) -> None:
     """
     if e.share.launcher == "slurm" or not has_check(m.code):
         return
-    log, words = where / "train_log.txt", []
+    copy, words = CodeCopy(m.code, m.script.parent), []
     for run in distinct(p.run for p in longest_course(e)):
-        command = build_command(e, run, m.script, m.data_dir, log)
-        words.append(command[command.index(str(m.script)) + 1 :])
-    answer = ask(sys.executable, "-B", "-c", ASK, str(m.script.parent), json.dumps(words))
+        if not run.arm.trainer:
+            command = build_command(e, run, copy, m.data_dir, where)
+            words.append(command[command.index(str(copy.script)) + 1 :])
+    answer = ask(sys.executable, "-B", "-c", ASK, str(copy.folder), json.dumps(words))
     if answer.failed.startswith(REFUSED):
         raise ValueError(answer.failed.removeprefix(REFUSED))
 

@@ -8,21 +8,21 @@ folder that the caller removes.
 import math
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ablation.cli import console
 from ablation.execute import watcher
 from ablation.execute.checklist import STOPPED_HERE, allowed_s, prior, short_run, step_s, steps_of
-from ablation.execute.command import build_command, extra_environment
+from ablation.execute.command import command_for
 from ablation.execute.launcher import Command, Launcher
 from ablation.execute.observed import GpuState, Trials
 from ablation.execute.orchestrator import Limits, Orchestrator
 from ablation.execute.sitting import StopRequest
 from ablation.execute.survey import AWAKE_S, gpu_states
 from ablation.execute.watcher import GRACE_S, MARGIN_S
-from ablation.folder.materials import Materials
+from ablation.folder.materials import CodeCopy
 from ablation.plan.costs import Costs
 from ablation.plan.forecast import Planned, longest_course
 from ablation.runs.run import Arm, RunConfig, RunResult, duration
@@ -43,7 +43,8 @@ class Track:
     """Where and how short runs are made, and until when."""
 
     e: Experiment
-    m: Materials
+    codes: Mapping[tuple, CodeCopy]
+    data_dir: Path
     folder: Path  # empty; absolute
     launcher: Launcher
     facts: dict  # as in every config.json
@@ -71,9 +72,8 @@ class Track:
         place = self.folder / f"batch_{self.batches}"
 
         def command_of(run: RunConfig, folder: Path, slot: int) -> Command:
-            log = folder / "train_log.txt"
-            words = build_command(e, run, self.m.script, self.m.data_dir, log)
-            return Command(words, extra_environment(e, self.folder, slots[slot]), folder)
+            copy = self.codes[run.arm.trainer]
+            return command_for(e, run, copy, self.data_dir, self.folder, folder, slots[slot])
 
         o = Orchestrator(
             place, "preflight", self.launcher, command_of, self.facts, len(runs),

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from ablation.folder.materials import Materials, sampled
+from ablation.folder.materials import sampled, shards_fingerprint
 from ablation.folder.trainers import folder_of
 from ablation.study.study import Study
 
@@ -42,7 +42,7 @@ def data_fingerprint(study: Study) -> str:
     prepare.py's own where that lies beside the only folder's shards. Raises ValueError."""
     places = [placed(study, entry) for entry in study.trainer.data]
     if len(places) == 1 and (places[0] / "fingerprint.json").is_file():
-        return Materials(places[0], places[0]).data_fingerprint
+        return shards_fingerprint(places[0])
     digest = hashlib.sha256()
     number = 0
     for entry, place in enumerate(places):

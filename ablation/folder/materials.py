@@ -12,8 +12,9 @@ import shutil
 import stat
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.machinery import (
     BYTECODE_SUFFIXES,
     EXTENSION_SUFFIXES,
@@ -36,26 +37,38 @@ ROOT = Path(__file__).resolve().parents[2]  # the checkout
 
 @dataclass(frozen=True)
 class Materials:
-    """The files that runs are made of."""
+    """The files that runs are made of; read when they are asked for, and once."""
 
-    script: Path  # the trainer in the checkout
+    script: Path  # the trainer as a person named it
     data_dir: Path
+    read_codes: "Callable[[], Mapping[tuple, Code]] | None" = None  # else the script's alone
+    fingerprint: Callable[[], str] | None = None  # of the data; else that of shards in data_dir
+
+    @cached_property
+    def codes(self) -> "Mapping[tuple, Code]":
+        """The code of every arm, by `Arm.trainer`."""
+        return self.read_codes() if self.read_codes else {(): read_code(self.script)}
 
     @property
     def code(self) -> "Code":
-        return read_code(self.script)
+        """The code of the study's trainer as it is."""
+        return self.codes[()]
+
+    @cached_property
+    def data_fingerprint(self) -> str:
+        return self.fingerprint() if self.fingerprint else shards_fingerprint(self.data_dir)
+
+
+@dataclass(frozen=True)
+class CodeCopy:
+    """Code, and the folder that it runs from."""
+
+    code: "Code"
+    folder: Path
 
     @property
-    def data_fingerprint(self) -> str:
-        """prepare.py's own where it lies beside the shards, else of names, sizes and samples; not
-        of where the folder lies, nor of links on the way to it."""
-        sizes = shards_in(self.data_dir)
-        meta = self.data_dir / "fingerprint.json"
-        if meta.is_file():
-            fingerprint, recorded = recorded_fingerprint(meta)
-            if recorded == sizes:
-                return fingerprint
-        return sampled_fingerprint(self.data_dir, sizes)
+    def script(self) -> Path:
+        return self.folder / self.code.names[0]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -429,6 +442,18 @@ def recorded_fingerprint(meta: Path) -> tuple[str, dict[str, int]]:
             f"{meta}: not what data/prepare.py writes ({why}); run that again, or remove the file"
         ) from None
     return consistent, sizes
+
+
+def shards_fingerprint(folder: Path) -> str:
+    """prepare.py's own where it lies beside the shards, else of names, sizes and samples; not of
+    where the folder lies, nor of links on the way to it."""
+    sizes = shards_in(folder)
+    meta = folder / "fingerprint.json"
+    if meta.is_file():
+        fingerprint, recorded = recorded_fingerprint(meta)
+        if recorded == sizes:
+            return fingerprint
+    return sampled_fingerprint(folder, sizes)
 
 
 def sampled_fingerprint(folder: Path, sizes: dict[str, int]) -> str:

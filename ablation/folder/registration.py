@@ -18,7 +18,8 @@ from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ablation.folder.materials import ROOT, Materials, hash_of, read_code
+from ablation.folder.codes import check_code, plain
+from ablation.folder.materials import ROOT, Materials, hash_of
 from ablation.plan.next_step import MAX_ATTEMPTS, PLANS, stages_of
 from ablation.plan.stage import Stage
 from ablation.plan.validation import MAX_GIVEN_UP
@@ -34,18 +35,9 @@ from ablation.study.experiment import (
     profile_of,
     with_scale,
 )
-from ablation.study.heads import HEADS
 from ablation.study.profiles import PROFILES, Design, Profile, check_terms
 from ablation.study.study import Study
-
-
-def document_of(study):  # TEMPORARY, until the study file's codec is merged
-    return {"name": study.name, "question": study.question, "hypothesis": study.hypothesis}
-
-
-def study_from(document):  # TEMPORARY
-    return HEADS
-
+from ablation.study.study_file import document_of, study_from
 
 # ---------------------------------------------------------------------------------------------
 # Registration: what is fixed before the first run
@@ -110,6 +102,11 @@ def registered(e: Experiment, m: Materials, fingerprint: str | None = None) -> d
         "share": asdict(e.share),
         "data": {"fingerprint": fingerprint or m.data_fingerprint},
         "code": {"hash": code.hash, "files": list(code.names)},
+        "codes_of_arms": [
+            {"trainer": plain(trainer), "hash": code.hash, "files": list(code.names)}
+            for trainer, code in m.codes.items()
+            if trainer
+        ],
         "rules": {"hash": rules_hash(), "files": list(DECIDING_FILES)},
     }
 
@@ -168,7 +165,8 @@ def folder_name(study: str) -> str:
 def register(e: Experiment, m: Materials, exp_dir: Path, facts: dict) -> dict:
     """Copy the code that will run, then write the registration; returns what was written."""
     fixed = registered(e, m)
-    m.code.copy_to(exp_dir / "code" / fixed["code"]["hash"])
+    for code in m.codes.values():
+        code.copy_to(exp_dir / "code" / code.hash)
     created = datetime.now(UTC).isoformat(timespec="microseconds")
     document = {
         "experiment_id": uuid.uuid4().hex,
@@ -263,39 +261,6 @@ def is_new(exp_dir: Path) -> bool:
     return True
 
 
-def code_copy(document: dict, exp_dir: Path) -> Path:
-    """The trainer that runs: the copy in the experiment, made again where it is gone. Raises
-    ValueError, as below."""
-    code = document["registered"]["code"]
-    copy = exp_dir / "code" / code["hash"] / code["files"][0]
-    if (found := registered_trainer(document, exp_dir)) != copy:
-        read_code(found).copy_to(copy.parent)
-    return copy
-
-
-def registered_trainer(document: dict, exp_dir: Path) -> Path:
-    """Where the registered trainer lies: the copy in the experiment; where that is gone, the files
-    it was made of, or the checkout's, if their hash is the registered one. Writes nothing.
-
-    Raises ValueError where the copy was edited, or where no such file is left.
-    """
-    code = document["registered"]["code"]
-    name = code["files"][0]
-    copy = exp_dir / "code" / code["hash"] / name
-    if all((copy.parent / file).is_file() for file in code["files"]):
-        if read_code(copy).hash != code["hash"]:
-            raise ValueError(f"{copy.parent} was edited; its files no longer match their hash")
-        return copy
-    for script in (Path(document["train_script"]), ROOT / name):
-        with contextlib.suppress(ValueError):  # gone, or nothing that Python can read
-            if read_code(script).hash == code["hash"]:
-                return script
-    raise ValueError(
-        f"the trainer of this experiment is gone: neither {copy} nor {document['train_script']}"
-        f" holds the registered files (hash {code['hash']}); put them back, or begin anew"
-    )
-
-
 def data_dir_of(document: dict, e: Experiment) -> Path:
     """Where the registered shards lie; where that folder is gone, the profile's in this checkout.
     Their fingerprint is compared with the registered one."""
@@ -333,23 +298,15 @@ def read_document(exp_dir: Path) -> dict:
     document = read_json(path)
     try:
         experiment_of(document)
-        check_code(document["registered"]["code"])
+        codes = [document["registered"]["code"], *document["registered"]["codes_of_arms"]]
+        for code in codes:
+            check_code(code)
     except KeyError as error:
         what = "it is not an experiment of ours, or one of another version"
         raise ValueError(f"{path}: no field {error}; {what}{version_of(document)}") from None
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: {printable(str(error))}; start a new experiment") from None
     return document
-
-
-def check_code(code: dict) -> None:
-    """Raise TypeError for code that lies anywhere but in its folder."""
-    names = [code["hash"], *code["files"]]
-    plain = re.compile(r"[\w.-]+(/[\w.-]+)*")
-    if not all(isinstance(n, str) and plain.fullmatch(n) and ".." not in n for n in names):
-        raise TypeError(f"code {names!r:.80} names no files")
-    if len(names) < 2:
-        raise TypeError("code names no trainer")
 
 
 def changes(document: dict) -> tuple[str, ...]:

@@ -46,11 +46,18 @@ class UsageError(ValueError):
 def study_asked(options: Namespace, registered: Study = HEADS) -> Study:
     """The study that a command line names; else the registered one, or the built-in one. Raises
     ValueError, a line for each fault, for a file that is none."""
-    study = read_study(options.study) if options.study else registered
-    if not options.arm:
-        return study
-    pairs = [tuple(map(str.strip, text.partition("=")[::2])) for text in options.arm]
-    return study_of_arms(pairs, study if options.study else None)
+    arms = [arm_named(text) for text in options.arm or ()]
+    if options.study:
+        return read_study(options.study, arms)
+    return study_of_arms(arms) if arms else registered
+
+
+def arm_named(text: str) -> tuple[str, str]:
+    """(name, flags) of an --arm. Raises UsageError for one without flags."""
+    name, _, flags = text.partition("=")
+    if not (name.strip() and flags.strip()):
+        raise UsageError(f"--arm {text}: give a name and its flags, as low_lr='--muon_lr 0.02'")
+    return name.strip(), flags.strip()
 
 
 def best_asked(options: Namespace, study: Study) -> Arm | None:

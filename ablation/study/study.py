@@ -98,8 +98,7 @@ class Trainer:
     @cached_property
     def reading(self) -> Reading:
         """How its logs are read."""
-        named = isinstance(self.log, str)
-        form = FORMATS[self.log] if named else own_format(dict(self.log))
+        form = FORMATS[self.log] if isinstance(self.log, str) else own_format(dict(self.log))
         return Reading(form, self.metric.name, self.metric.better, not self.by_time)
 
     @property
@@ -198,6 +197,11 @@ class Study:
     def expected_best(self) -> Arm:
         """The arm that a forecast takes to win."""
         return self.arm(self.favourite) if self.favourite else self.arms[0]
+
+    def favourite_in_words(self, best: Arm) -> str:
+        """The arm that a forecast takes to win, and that no refinement does."""
+        chosen = self.settings(best, self.arms)
+        return f"the {chosen} and the defaults" if chosen != best.name else f"{chosen}, unrefined,"
 
     def arm(self, name: str) -> Arm:
         """Raises KeyError for a name that no arm has."""
