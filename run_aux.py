@@ -82,6 +82,7 @@ from ablation.study.asked import (
     profile_asked,
     study_asked,
 )
+from ablation.study.document import StudyFaults
 from ablation.study.experiment import Experiment
 from ablation.study.profiles import PROFILES
 from ablation.study.study import Study
@@ -287,6 +288,10 @@ def print_arms(study: Study) -> int:
         print(f"\n{phase.name}")
         for arm in phase.arms:
             print(f"  {arm.name:<22} {arm.label:<44} {arm.description}")
+    if study.refinements:
+        print("\nrefinements, of the arm that stage 2 chooses")
+    for arm in study.refinements:
+        print(f"  {arm.name:<22} {study.label(arm.flags, arm):<44} {arm.description}")
     return exit_codes.DONE
 
 
@@ -300,8 +305,11 @@ def show_status(args) -> int:
 
 
 def refuse(error: Exception, told: Told) -> int:
-    told.error = printable(plain_words(error), limit=2000)
-    print(f"run_aux.py: error: {told.error}", file=sys.stderr)
+    lines = error.lines if isinstance(error, StudyFaults) else [plain_words(error)]
+    lines = [printable(line, limit=2000) for line in lines]
+    told.error = "; ".join(lines)
+    for line in lines:  # of a study's file all faults at once
+        print(f"run_aux.py: error: {line}", file=sys.stderr)
     kinds = ((UsageError, exit_codes.USAGE), (MachineFault, exit_codes.FAULT))
     return next((code for kind, code in kinds if isinstance(error, kind)), exit_codes.REFUSED)
 

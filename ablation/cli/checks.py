@@ -50,7 +50,7 @@ def check_options(options: Namespace) -> None:
 
 def check_numbers(options: Namespace) -> None:
     for name, value in vars(options).items():
-        if isinstance(value, list):  # what argparse makes of --name=--
+        if isinstance(value, list) and name != "arm":  # what argparse makes of --name=--
             raise UsageError(f"--{name}: give a value")
     for name, most in MOST.items():
         value = getattr(options, name)

@@ -24,8 +24,9 @@ class StudyFaults(ValueError):
     def __init__(self, faults: Iterable[str]):
         self.faults = tuple(faults)
         more = len(self.faults) - MOST_SHOWN
-        lines = [*self.faults[:MOST_SHOWN], *([f"and {more} faults more"] if more > 0 else [])]
-        super().__init__("\n".join(lines))
+        more_line = [f"and {more} faults more"] if more > 0 else []
+        self.lines = (*self.faults[:MOST_SHOWN], *more_line)
+        super().__init__("\n".join(self.lines))
 
 
 class Faults(list[str]):

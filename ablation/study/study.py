@@ -201,7 +201,8 @@ class Study:
     def favourite_in_words(self, best: Arm) -> str:
         """The arm that a forecast takes to win, and that no refinement does."""
         chosen = self.settings(best, self.arms)
-        return f"the {chosen} and the defaults" if chosen != best.name else f"{chosen}, unrefined,"
+        spoken = chosen.startswith(f"{self.words.choice} ")
+        return f"the {chosen} and the defaults" if spoken else best.name
 
     def arm(self, name: str) -> Arm:
         """Raises KeyError for a name that no arm has."""
