@@ -472,6 +472,13 @@ def test_a_command_that_starts_nothing(command, launch, told, tmp_path):
     assert told in fault
 
 
+@pytest.mark.parametrize("name", ["my file.txt", "a..b", "ta\tb"])
+def test_a_name_that_cannot_be_registered(name, tmp_path):
+    (fault,) = faults_of(study(write(tmp_path, FILES | {name: ""}), companions=(name,)))
+    assert fault.startswith("trainer: '") and "cannot be registered; rename it" in fault
+    assert fault.isprintable()
+
+
 def test_a_link_out_of_the_folder_is_refused(tmp_path):
     write(tmp_path, {"outside.py": ""})
     write(tmp_path / "mine", FILES)

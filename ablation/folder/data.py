@@ -90,6 +90,8 @@ def link_data(study: Study, run_dir: Path, code_dir: Path) -> None:
         if os.path.isabs(name) or name.split(os.sep)[0] in ("..", "."):
             continue  # it has no such path: {data_dir} tells where it is
         link = run_dir / name
+        if any((run_dir / parent).is_symlink() for parent in Path(name).parents):
+            continue  # it is below another entry, which brings it
         link.parent.mkdir(parents=True, exist_ok=True)
         if link.is_symlink():
             link.unlink()

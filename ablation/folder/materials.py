@@ -184,8 +184,8 @@ def gathered(
         files[name] = patched(name, contents_of(module.file, below))
         if len(files) > MOST_FILES or sum(map(len, files.values())) > MOST_BYTES:
             raise ValueError(
-                f"--train_script {first}: it imports more than {MOST_FILES} files or"
-                f" {MOST_BYTES >> 20} MiB from its own folder; install them as a package"
+                f"{first}: it needs more than {MOST_FILES} files or {MOST_BYTES >> 20} MiB of its"
+                " own folder; install them as a package, or name them as data"
             )
         if module.file.suffix in SOURCE_SUFFIXES or (is_python and module.file == first):
             trees[name] = parsed(readable(files[name]), module.file)

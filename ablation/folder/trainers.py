@@ -8,7 +8,7 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from pathlib import Path
@@ -22,9 +22,11 @@ from ablation.folder.materials import (
     gathered,
     hashed,
     located,
+    read_copy,
 )
 from ablation.folder.repository import repository_of
 from ablation.runs.run import Arm, Replacement
+from ablation.runs.untrusted import printable
 from ablation.study.study import NOTHING, Study, Trainer, overlaid, text_of
 
 # ---------------------------------------------------------------------------------------------
@@ -101,6 +103,18 @@ def filled(code: Code, values: Mapping[str, object]) -> Code:
     texts = {MARKS[name].encode(): str(value).encode() for name, value in values.items()}
     files = tuple((n, ANY_MARK.sub(lambda found: texts[found[0]], c)) for n, c in code.files)
     return replace(code, files=files)
+
+
+def code_for_run(
+    copy: Path, names: Sequence[str], attempt: Path, values: Mapping[str, object]
+) -> Path:
+    """Where the code of one attempt lies: the experiment's copy, or, where it differs from run to
+    run, one in the attempt's folder, which is made."""
+    code = read_copy(copy, names)
+    if not has_placeholders(code):
+        return copy
+    filled(code, values).copy_to(attempt / "code")
+    return attempt / "code"
 
 
 def readable(contents: bytes) -> bytes:
@@ -295,6 +309,7 @@ class Reading:
         if patches.faults:
             self.faulty.add(layers.arm.trainer)
             self.faults += patches.faults
+        self.faults += odd_names(code)
         notes = (f"{name}: a submodule, which a revision does not bring" for name in absent)
         return replace(code, left_out=(*code.left_out, *notes))
 
@@ -406,6 +421,16 @@ def companions_at(place: Path, below: Path) -> Iterator[Module]:
     for path in sorted(place.iterdir()):
         if not path.name.startswith((".", "__pycache__")):
             yield from companions_at(path, below)
+
+
+PLAIN_NAME = re.compile(r"[\w.-]+(/[\w.-]+)*")  # of a registered file
+
+
+def odd_names(code: Code) -> Iterator[str]:
+    for name in code.names:
+        if not PLAIN_NAME.fullmatch(name) or ".." in name:
+            remedy = "rename it: letters, digits, points, dashes and underscores"
+            yield f"trainer: {printable(ascii(name))} cannot be registered; {remedy}"
 
 
 def same_twice(study: Study, codes: Mapping[tuple, Code]) -> Iterator[str]:
