@@ -291,7 +291,7 @@ def print_arms(study: Study) -> int:
     if study.refinements:
         print("\nrefinements, of the arm that stage 2 chooses")
     for arm in study.refinements:
-        print(f"  {arm.name:<22} {study.label(arm.flags, arm):<44} {arm.description}")
+        print(f"  {arm.name:<22} {study.label(arm):<44} {arm.description}")
     return exit_codes.DONE
 
 

@@ -26,7 +26,6 @@ from ablation.plan.decision import (
 from ablation.plan.stage import (
     Stage,
     State,
-    capitalized,
     each_arm_once,
     final_arms,
     no_comparison,
@@ -186,10 +185,7 @@ def decide_arms(state: State) -> Decision:
     best = lowest_within_seeds([g for g in arms if g.arm.configuration in again], means)
     if not best:
         return no_arm_left(state, arms)
-    chosen, metric = (
-        capitalized(state.study.settings(best.arm, state.study.arms)),
-        state.study.metric,
-    )
+    chosen, metric = state.study.chosen(best.arm, state.study.arms), state.study.metric
     return state.decided(
         PROCEED,
         "PROCEED to Stage 3",
@@ -228,7 +224,7 @@ def decide_refinements(state: State) -> Decision:
     if not best:  # cells are compared with each other, not with the baseline
         return no_comparison(state, state.stage_results, True, best, missing(state))
     cell = next(c for c in cells_of(state) if c.configuration == best.arm.configuration)
-    chosen = capitalized(state.study.settings(cell, tuple(cells_of(state))))
+    chosen = state.study.chosen(cell, tuple(cells_of(state)))
     metric = state.study.metric
     mine = [r for r in results if r.run.arm.configuration in cells]
     return state.decided(
@@ -357,6 +353,7 @@ def adaptive(study: Study) -> tuple[Stage, ...]:
     """The rows of the plan for a study."""
     words, cells = study.words, study.compared_cells
     n = COUNTS[len(cells)] if len(cells) < len(COUNTS) else str(len(cells))
+    rule = RULE_TEXTS[3] if len(cells) > 1 else "none: there is nothing to choose between"
     known = study.noise is None or study.noise.noise_known
     return (
         screening_row(study) if known else noise_row(study),
@@ -377,7 +374,7 @@ def adaptive(study: Study) -> tuple[Stage, ...]:
             number=3,
             name=words.refined,
             question=words.which_refinement,
-            rule=RULE_TEXTS[3].format(n=n, default=words.default),
+            rule=rule.format(n=n, default=words.default),
             arms=tuple(study.refined(study.expected_best, cell) for cell in cells),
             fraction=1.0,
             runs_asked_for=cells_not_run,

@@ -212,9 +212,7 @@ def decide_refinements(state: State) -> Decision:
         *loss_lines(metric, [r for r in results if r not in validations]),
         f"Best: {metric.text(best.mean)} ({best.names[0]})",
     ]
-    because = [
-        f"{capitalized(state.study.settings(best.arm, state.study.refined_arms(best.arm)))}."
-    ]
+    because = [f"{state.study.chosen(best.arm, state.study.refined_arms(best.arm))}."]
     numbers = {"best_loss": best.mean, "best_arm": best.names[0]}
     if losses:
         mean, sd = stats.mean_sd(losses)

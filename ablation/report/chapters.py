@@ -113,7 +113,7 @@ def asked(evidence: Evidence) -> Iterator[Content]:
         ("question", field(r, "study", "question")),
         ("hypothesis", field(r, "study", "hypothesis") or None),
         ("plan", r.get("plan")),
-        ("profile", scale.removeprefix("name ")),
+        ("profile", scale.removeprefix("name ") if evidence.study.trainer.is_ours else None),
         ("full run", f"{simple(r.get('full_iterations'))} {evidence.study.trainer.counted}"),
         ("estimand", r.get("estimand")),
         ("improvement", f"{evidence.metric.difference}, positive is good"),
@@ -159,7 +159,12 @@ def held_fixed(evidence: Evidence) -> Iterator[Content]:
         count = f"{batch * length:,} a step, {steps * batch * length:,} a full run"
         same = "arms that share a seed see the same ones in the same order"
         rows.append(("tokens", f"{count}; {same}"))
-    rows += [(name, in_words(field(r, *at))) for name, at in FIXED.items()]
+    ours = evidence.study.trainer.is_ours
+    rows += [(n, in_words(field(r, *at))) for n, at in FIXED.items() if ours or n != "U-net skips"]
+    concluded = [e.evidence for e in evidence.records.results if e.evidence]
+    rows += [("a run counts", f"by what is told: {concluded[0]}")] if concluded else []
+    if evidence.study.trainer.seed == "none":
+        rows.append(("seed", "the trainer has none: repeats are independent, pairs do not count"))
     costs, noun = evidence.study.words.costs, evidence.metric.noun
     not_fixed = f"training time and parameters: {costs}, so see {noun} at equal time"
     yield Pairs((*rows, ("not fixed", not_fixed)))
@@ -279,7 +284,9 @@ def arm_notes(evidence: Evidence, block: Block, base: ArmRuns | None) -> Iterabl
         of = f"{base.label} of stage {base.runs[0].run.stage}"
         yield f"No baseline of this stage and length ran: compared with {of}, on the same seeds."
     yield from (f"{', '.join(names)}: {why}." for why, names in reasons.items())
-    yield from (f"{group.label} = {group.arm.label}" for group in block.arms)
+    for group in block.arms:
+        named = group.arm.label.startswith(f"{group.label} (")
+        yield group.arm.label if named else f"{group.label} = {group.arm.label}"
     if sum(bool(g.losses) for g in block.arms) > 1 and len(block.baseline_losses) > 1:
         yield MULTIPLE
         if corrected := dunnett(block, generator()):

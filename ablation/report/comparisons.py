@@ -51,8 +51,9 @@ class ArmRuns:
         return [r.final_loss for r in self.ok]
 
     def numbers(self, name: str) -> list[float]:
-        """A field of the runs that finished: one that they all have."""
-        return [getattr(r, name) for r in self.ok]
+        """A field of the runs that finished; none where a log does not tell it of all of them."""
+        found = [getattr(r, name) for r in self.ok]
+        return [] if None in found else found
 
     @property
     def seeds(self) -> set[int]:
@@ -75,7 +76,7 @@ class ArmRuns:
 
     def mean_sd(self, name: str = "val_loss") -> tuple[float | None, float | None]:
         """Mean and standard deviation over the runs that finished; None where there are too few."""
-        return stats.mean_sd(self.numbers(name)) if self.ok else (None, None)
+        return stats.mean_sd(numbers) if (numbers := self.numbers(name)) else (None, None)
 
 
 @dataclass(frozen=True)

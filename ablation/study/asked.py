@@ -146,6 +146,8 @@ def as_asked(e: Experiment, options: Namespace, gpus: int) -> Experiment:
     e = replace(e, share=share_asked(options, e.share, gpus, e.profile))
     design = design_asked(options, e.profile.design)
     e = replace(e, profile=replace(e.profile, design=design))
+    if e.study.noise:
+        e = replace(e, study=replace(e.study, noise=design))
     if scale := e.profile.scale:
         per_process = max(1, scale.batch_size // e.share.processes)
         sequences = options.device_batch_size or min(scale.device_batch_size, per_process)
@@ -183,6 +185,8 @@ def check_plan(options: Namespace, plan: str) -> None:
 
 def design_asked(options: Namespace, design: Design) -> Design:
     """The statistical terms with those that the options name. Raises UsageError, as above."""
+    if options.sigma0 and not design.noise_known:
+        design = design.with_noise(options.sigma0)
     design = replace(design, **given(options, TERMS_ASKED))
     try:
         check_terms(design)

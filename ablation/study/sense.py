@@ -161,7 +161,7 @@ def check_told(study: Study, faults: Faults) -> None:
         for path, arm in everything(study):
             if not tells(study, overlaid(study.base, arm), sign):
                 remedy = f"replaces what tells the {what}; leave {sign} in it"
-                faults.append(f"{path}: {study.label(arm.flags, arm)}: {remedy}")
+                faults.append(f"{path}: {study.label(arm)}: {remedy}")
 
 
 def tells(study: Study, arm: Arm, sign: str) -> bool:
@@ -221,7 +221,7 @@ def faults_of_equal_arms(study: Study, scale: Scale | None = None) -> list[str]:
             seen |= {what: f"{group}.{arm.name}", arm.configuration: f"{group}.{arm.name}"}
             if same:
                 remedy = f"is the same configuration as {same}; change it, or leave it out"
-                faults.append(f"{group}.{arm.name}: {study.label(arm.flags, arm)}: {remedy}")
+                faults.append(f"{group}.{arm.name}: {study.label(arm)}: {remedy}")
     return faults + faults_of_idle(study, told)
 
 
@@ -238,7 +238,7 @@ def faults_of_idle(study: Study, told: Mapping[str, Value]) -> list[str]:
 
     what = "changes nothing of any arm; give another value, or leave it out"
     return [
-        f"refinements.{change.name}: {study.label(change.flags, change)}: {what}"
+        f"refinements.{change.name}: {study.label(change)}: {what}"
         for change in study.refinements
         if is_idle(change)
     ]

@@ -10,7 +10,7 @@ from functools import cached_property, reduce
 from itertools import product
 
 from ablation.runs.formats import FORMATS, Reading, own_format
-from ablation.runs.run import Arm, Flags, RunResult
+from ablation.runs.run import Arm, RunResult
 from ablation.study.profiles import Design
 
 BASELINE = "baseline"  # the name of the arm without any difference, unless a stage has its own
@@ -215,15 +215,24 @@ class Study:
         default = Arm("unrefined", description=self.words.default)
         return self.cells or (default, *self.refinements)
 
-    def described(self, arm: Arm) -> Arm:
-        """The arm with what differs in words."""
-        return replace(arm, label=self.label(arm.flags, arm))
+    def described(self, arm: Arm, called: str = "") -> Arm:
+        """The arm with what differs in words: by its name, unless all that differs has one."""
+        label, names = self.label(arm), dict(self.names)
+        if arm.env or arm.trainer or any(flag not in names for flag, _ in arm.flags):
+            label = f"{called or arm.name} ({label})"
+        return replace(arm, label=label)
 
     def refined(self, arm: Arm, refinement: Arm, name: str = "") -> Arm:
         """An arm with a refinement laid over it, under the refinement's name or another."""
         whole = overlaid(arm, refinement)
-        about = refinement.description or arm.description
-        return self.described(replace(whole, name=name or refinement.name, description=about))
+        whole = replace(
+            whole,
+            name=name or refinement.name,
+            description=refinement.description or arm.description,
+        )
+        of = arm.label.partition(" (")[0]  # the arm's name, or its words
+        called = f"{of} + {refinement.name}" if refinement.configuration else of
+        return self.described(whole, called)
 
     def refined_arms(self, arm: Arm) -> tuple[Arm, ...]:
         """Every refinement, laid over this arm."""
@@ -231,10 +240,10 @@ class Study:
 
     # -- in words
 
-    def label(self, flags: Flags, arm: Arm) -> str:
+    def label(self, arm: Arm) -> str:
         """What differs from the baseline, in one line."""
         names = dict(self.names)
-        words = [setting(names.get(flag), flag, value) for flag, value in flags]
+        words = [setting(names.get(flag), flag, value) for flag, value in arm.flags]
         words += [f"{name}={value}" for name, value in arm.env]
         words += [arm.script] if arm.script else []
         words += [f"{r.file}: {r.new}" for r in arm.replacements]
@@ -248,7 +257,14 @@ class Study:
         varied = [f for f in mine if not like or len({dict(a.flags).get(f) for a in like}) > 1]
         if not varied or any(flag not in names for flag in varied):
             return arm.name
+        if arm.env or arm.trainer:
+            return arm.name
         return ", ".join(f"{names[flag]} {text_of(mine[flag])}" for flag in varied)
+
+    def chosen(self, arm: Arm, among: tuple[Arm, ...]) -> str:
+        """What a choice among arms chose, at the beginning of a sentence; a name stays as it is."""
+        words = self.settings(arm, among)
+        return words if words == arm.name else words[:1].upper() + words[1:]
 
     # -- what a verdict is one of
 

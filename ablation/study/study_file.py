@@ -16,7 +16,7 @@ from ablation.study import document as doc
 from ablation.study.arm_option import OWN_SCRIPT, Arms, of_the_option, tables_of_arms, unknown_flags
 from ablation.study.document import Faults, StudyFaults
 from ablation.study.heads import HEADS
-from ablation.study.profiles import PROFILES, TERMS, Design, check_terms
+from ablation.study.profiles import NOISE_NOT_KNOWN, PROFILES, TERMS, Design, check_terms
 from ablation.study.sense import faults_of_names, faults_of_sense
 from ablation.study.study import (
     BETTER,
@@ -37,7 +37,6 @@ LOGS = ("modded-nanogpt", "parameter-golf", "nanogpt", "autoresearch", "json-lin
 SEEDS = ("told", "none")
 RUNS_PAID = 30  # full runs in the budget of a foreign trainer; chosen, near the speedrun's 27
 DROPS = 10  # of delta_target lost in a short run: plain harm; chosen
-UNKNOWN = Design(0, 0, 0, 0, noise_known=False).with_noise(1e-3)  # until stage 1 has measured it
 MOST_BYTES = 1 << 20
 
 # ---------------------------------------------------------------------------------------------
@@ -243,8 +242,8 @@ def design_of(terms: dict | None, trainer: Trainer, faults: Faults) -> Design | 
     if "sigma0" not in terms:
         for name in (name for name in OF_SIGMA if name in terms):
             faults.add(f"noise.{name}", terms[name], "give sigma0 too; else stage 1 measures both")
-        return replace(UNKNOWN, **{n: v for n, v in terms.items() if n not in OF_SIGMA})
-    known = replace(UNKNOWN, noise_known=True).with_noise(terms["sigma0"])
+        return replace(NOISE_NOT_KNOWN, **{n: v for n, v in terms.items() if n not in OF_SIGMA})
+    known = NOISE_NOT_KNOWN.with_noise(terms["sigma0"])
     target = terms.get("delta_target", known.delta_target)
     design = replace(known, **{"drop": min(DROPS * target, 1e3)} | terms)
     try:
