@@ -274,7 +274,7 @@ def silent(*_) -> None:
 def as_previewed(e: Experiment, args, gpus: Sequence[str], print_line) -> Experiment:
     """The experiment as asked, for a look at what it would be: on the machine that its profile is
     for, where this one has no GPU."""
-    meant = PROFILES[args.profile or e.profile.name]
+    meant = PROFILES[args.profile or e.profile.name] if e.study.trainer.is_ours else e.profile
     if args.num_gpus is None and not gpus and meant.gpus:
         print_line(f"No GPU is visible: times are for {meant.machine} (--num_gpus 0: this CPU).")
         e = replace(e, share=replace(e.share, device="cuda", processes=meant.gpus))

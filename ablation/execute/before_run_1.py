@@ -40,15 +40,6 @@ def check_materials(m: Materials, e: Experiment) -> None:
         check_amount(m, e, shards["train"], shards["val"])
 
 
-def check_data_is_there(m: Materials) -> None:
-    """Raise ValueError where the shards of an experiment are gone, with both ways out."""
-    if not m.data_dir.is_dir():
-        raise ValueError(
-            f"the shards of this experiment are gone: {m.data_dir} is no folder. Give where they"
-            " lie now with --data_dir DIR, or put them back (data/prepare.py makes them again)"
-        )
-
-
 def is_ours(code: Code) -> bool:
     """This project's trainer, changed or not; others have other rules of their own, also where they
     bear its name or read its shards."""

@@ -71,7 +71,7 @@ def command_for(
     """The command of an attempt in this folder, with this slot's share of the machine. A trainer of
     another project runs in its own folder, where it finds its data and leaves what it writes; so
     does code with this run's own seed or length in it."""
-    trainer, cwd = e.study.trainer, None
+    trainer, cwd, hash_code = e.study.trainer, None, copy.code.hash
     values = values_of(run, folder, data_dir, gpus_of(e))
     if has_placeholders(copy.code):
         copy = CodeCopy(filled(copy.code, values), folder / "code")
@@ -80,9 +80,19 @@ def command_for(
         link_data(e.study, folder, copy.folder)
         cwd = folder
     words = build_command(e, run, copy, data_dir, folder)
-    env = extra_environment(e, exp_dir, slot)
-    env |= env_of(e.study, run.arm, copy.folder, values, os.environ)
-    return Command(words, env, folder, cwd)
+    env = environment_of(e, run, copy, data_dir, exp_dir, folder, slot)
+    about = {"code": {"hash": hash_code, "files": list(copy.code.names)}}
+    return Command(words, env, folder, cwd, about)
+
+
+def environment_of(
+    e: Experiment, run: RunConfig, copy: CodeCopy, data_dir: Path | None, exp_dir: Path,
+    folder: Path, slot: int = 0,
+) -> dict[str, str]:  # fmt: skip
+    """Variables of a run, beside those around it: its share of the machine, and its arm's own."""
+    values = values_of(run, folder, data_dir, gpus_of(e))
+    own = env_of(e.study, run.arm, copy.folder, values, os.environ)
+    return {**extra_environment(e, exp_dir, slot), **own}
 
 
 def torchrun() -> tuple[str, ...]:

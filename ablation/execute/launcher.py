@@ -8,7 +8,7 @@ modules keep the contract: `local`, processes of this machine, and `slurm`, jobs
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -26,6 +26,7 @@ class Command:
     env: dict[str, str]  # additions to the orchestrator's environment
     folder: Path  # receives output.log and exit.json; absolute
     cwd: Path | None = None  # where it starts; None: where the orchestrator did
+    about: Mapping = field(default_factory=dict)  # what its config.json tells beside it
 
 
 class CannotStart(OSError):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ablation.cli.arguments import pasteable, plain_words
 from ablation.execute.answering import Told
-from ablation.execute.before_run_1 import check_data_is_there, check_materials
+from ablation.execute.before_run_1 import check_materials
 from ablation.execute.command import check_torchrun
 from ablation.execute.display import Display
 from ablation.execute.launcher import Launcher
@@ -101,6 +101,22 @@ def script_of(study: Study, named: Path | None) -> Path:
     return (named or folder_of(study) / ("" if start.is_module else start.name)).resolve()
 
 
+def data_is_there(e: Experiment, m: Materials) -> bool:
+    return m.data_dir.is_dir() if e.study.trainer.is_ours else not data_faults(e.study)
+
+
+def check_data_is_there(e: Experiment, m: Materials) -> None:
+    """Raise ValueError where the data of an experiment is gone, with the ways out."""
+    if not e.study.trainer.is_ours:
+        if faults := data_faults(e.study):
+            raise StudyFaults(faults)
+    elif not m.data_dir.is_dir():
+        raise ValueError(
+            f"the shards of this experiment are gone: {m.data_dir} is no folder. Give where they"
+            " lie now with --data_dir DIR, or put them back (data/prepare.py makes them again)"
+        )
+
+
 def check_study(e: Experiment, m: Materials) -> None:
     """Raise StudyFaults where the code or the data of a study is not what it says."""
     named = m.script if not e.study.trainer.is_ours else None
@@ -159,10 +175,10 @@ def go_on(
     where no run is left to do."""
     m = materials_of(options, document, exp_dir, e)
     fingerprint = None
-    if not m.data_dir.is_dir() and is_done(e, document, exp_dir):
+    if not data_is_there(e, m) and is_done(e, document, exp_dir):
         fingerprint = document["registered"]["data"]["fingerprint"]
     else:
-        check_data_is_there(m)
+        check_data_is_there(e, m)
         check_materials(m, e)
     check_launch(e)
     facts = facts_of(e, gpus)

@@ -106,6 +106,7 @@ class Orchestrator:
             "limit_why": limits.why,
             "launched": launched,
             **self.facts,
+            **command.about,
         }
         write_json(attempt.folder / "config.json", config)
         try:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ablation.cli.arguments import pasteable
-from ablation.execute.command import build_command, extra_environment
+from ablation.execute.command import build_command, environment_of
 from ablation.folder.materials import Code, CodeCopy, Materials, read_copy
 from ablation.plan.forecast import Planned, forecast, of_stage, paid_s, too_few_pairs
 from ablation.plan.next_step import Step, stages_of
@@ -54,11 +54,12 @@ def dry_run(
     print(f"later stages are shown as if {e.study.favourite_in_words(best)} won.\n")
     planned, last = forecast(e, results)
     copies = {trainer: copy_of(code, exp_dir) for trainer, code in m.codes.items()}
-    variables = extra_environment(e, exp_dir).items()
-    environment = "".join(f"{name}={shlex.quote(value)} " for name, value in variables)
     for number, p in enumerate(planned, 1):
         copy = copies[p.run.arm.trainer]
-        command = build_command(e, p.run, copy, m.data_dir, exp_dir / p.run.name)
+        folder = exp_dir / p.run.name
+        command = build_command(e, p.run, copy, m.data_dir, folder)
+        env = environment_of(e, p.run, copy, m.data_dir, exp_dir, folder)
+        environment = "".join(f"{name}={shlex.quote(value)} " for name, value in env.items())
         print(f"# {number}/{len(planned)} stage {p.run.stage}: {p.run.name}, {duration(p.wall_s)}")
         print(environment + " ".join(map(pasteable, command)))
     print()

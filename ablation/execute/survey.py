@@ -30,9 +30,11 @@ from ablation.execute.machine import (
 )
 from ablation.execute.observed import Data, Disk, GpuState, Survey
 from ablation.execute.trainer_check import has_check
+from ablation.folder.data import at, data_faults, files_below
 from ablation.folder.materials import ROOT, Materials, recorded_fingerprint, shards_in
 from ablation.runs.untrusted import printable, printable_path, read_json
 from ablation.study.experiment import Experiment
+from ablation.study.study import Study
 
 ASLEEP_S, AWAKE_S = 20.0, 5.0  # that nvidia-smi may take for GPUs that nobody, that a run uses
 
@@ -219,7 +221,9 @@ def processes(until_s: float) -> dict[str, tuple[str, ...]]:
 
 
 def data_of(e: Experiment, m: Materials, look_s: float) -> Data:
-    """Raises ValueError, as a registration of these shards would."""
+    """Raises ValueError, as a registration of this data would."""
+    if not e.study.trainer.is_ours:
+        return data_of_study(e.study)
     sizes = shards_in(m.data_dir)
     kinds = {kind: [name for name in sizes if f"_{kind}_" in name] for kind in ("train", "val")}
     words = ", ".join(f"{len(names)} {kind}" for kind, names in kinds.items())
@@ -228,6 +232,15 @@ def data_of(e: Experiment, m: Materials, look_s: float) -> Data:
     checked, damaged = compared(m, sizes, look_s)
     words = f"{words} shard(s), {total / 1e6:,.1f} MB in {printable_path(m.data_dir)}"
     return Data(words, checked, damaged, read_s)
+
+
+def data_of_study(study: Study) -> Data:
+    """What another trainer reads: nobody knows here how it should look."""
+    if faults := data_faults(study):
+        raise ValueError("; ".join(faults))
+    sizes = [size for entry in study.trainer.data for _, _, size in files_below(at(study, entry))]
+    words = f"{len(sizes)} file(s), {sum(sizes) / 1e6:,.1f} MB in {', '.join(study.trainer.data)}"
+    return Data(words if sizes else "the study names none", "in a form of its own", "", None)
 
 
 def compared(m: Materials, sizes: dict[str, int], look_s: float) -> tuple[str, str]:

@@ -20,27 +20,27 @@ MOST_FILES = 100_000  # of all data; more are packed into shards before they are
 def data_dir_of_study(study: Study) -> Path | None:
     """{data_dir}: the first entry, absolute; None where a study names no data."""
     entries = study.trainer.data
-    return placed(study, entries[0]) if entries else None
+    return at(study, entries[0]) if entries else None
 
 
-def placed(study: Study, entry: str) -> Path:
+def at(study: Study, entry: str) -> Path:
     return Path(os.path.abspath(folder_of(study) / entry))
 
 
 def data_faults(study: Study) -> list[str]:
     """A line for each entry that is not there."""
     return [
-        f"trainer.data[{number}]: there is no {placed(study, entry)}; give the path of a folder or"
+        f"trainer.data[{number}]: there is no {at(study, entry)}; give the path of a folder or"
         " file from the study's own"
         for number, entry in enumerate(study.trainer.data)
-        if not placed(study, entry).exists()
+        if not at(study, entry).exists()
     ]
 
 
 def data_fingerprint(study: Study) -> str:
     """Of names, sizes and samples of all files, wherever they lie and whenever they were written;
     prepare.py's own where that lies beside the only folder's shards. Raises ValueError."""
-    places = [placed(study, entry) for entry in study.trainer.data]
+    places = [at(study, entry) for entry in study.trainer.data]
     if len(places) == 1 and (places[0] / "fingerprint.json").is_file():
         return shards_fingerprint(places[0])
     digest = hashlib.sha256()
@@ -83,7 +83,7 @@ def link_data(study: Study, run_dir: Path, code_dir: Path) -> None:
     """Links to the data and to the companions, at the paths that the study gives them below its
     folder; what was there under such a name is replaced if it is a link, else left as it is.
     code_dir: the copy of the code that the run executes."""
-    links = {entry: placed(study, entry) for entry in study.trainer.data}
+    links = {entry: at(study, entry) for entry in study.trainer.data}
     links |= {entry: code_dir.resolve() / entry for entry in study.trainer.companions}
     for entry, place in links.items():
         name = os.path.normpath(entry)

@@ -31,6 +31,7 @@ def stages_of(e: Experiment) -> tuple[Stage, ...]:
 
 
 BUDGET_SPENT, ALL_DONE = "the budget is spent", "all runs are done"
+FEWEST_ROUNDED = 3  # losses of a log that rounds them: equal by chance no more; chosen
 MAX_ATTEMPTS = 3  # of a run that crashes or hangs; chosen, and the seed stays the same
 
 
@@ -82,12 +83,16 @@ def equal_losses(e: Experiment, results: Sequence[RunResult]) -> tuple[int, str]
     """(stage, what was seen) where two seeds of an arm gave exactly the same loss; (0, "") else.
 
     With two seeds, weights and batches differ, and so do losses, at full precision. Repeats that
-    are copies would make every interval too narrow.
+    are copies would make every interval too narrow. Logs without a summary round their losses, so
+    there all that were logged have to be the same, three at least.
     """
     seen: dict[tuple, RunResult] = {}
     for r in sorted(results, key=lambda r: r.run.stage):
         if r.status == "ok":
-            trained = (r.run.arm.configuration, r.run.num_iterations, r.val_loss)
+            losses = tuple(loss for _, loss, _ in r.curve) if r.evidence else (r.val_loss,)
+            if r.evidence and len(losses) < FEWEST_ROUNDED:
+                continue
+            trained = (r.run.arm.configuration, r.run.num_iterations, losses)
             other = seen.setdefault(trained, r)
             if other.run.seed != r.run.seed:
                 seeds = f"seeds {other.run.seed} and {r.run.seed}"

@@ -406,6 +406,8 @@ def resolution(e: Experiment, n: int) -> str:
     """What n pairs can find, in words, by each of `last_tests`."""
     if n < 2:
         return f"{n} pair(s) fit: nothing can be concluded; give more hours or shorter runs"
+    if not e.profile.design.noise_known:
+        return f"{n} pairs fit; what they show depends on the noise, which is not known yet"
     design, tests = e.profile.design, last_tests(e).values()
     powers = [
         f"{span([f'{test.power(effect, n):.2f}' for test in tests])} at {effect:g}"

@@ -25,9 +25,9 @@ class Design:
     def with_noise(self, sd: float) -> "Design":
         """The same, by a standard deviation between repeats: the smallest improvement of interest
         is two of them, the one hoped for four, and ten that are lost drop an arm (all chosen)."""
-        terms = {"sigma0": sd, "delta_eq": 2 * sd, "delta_target": 4 * sd, "drop": 10 * sd}
-        rounded = {name: float(f"{value:.2g}") for name, value in terms.items()}
-        return replace(self, noise_known=True, **rounded)
+        found, eq, target, drop = (float(f"{k * sd:.2g}") for k in (1, 2, 4, 10))
+        terms = replace(self, sigma0=found, delta_eq=eq, delta_target=target, drop=drop)
+        return replace(terms, noise_known=True)
 
 
 # Until the noise is measured nothing is equivalent, no target is met, and no arm is dropped.
