@@ -218,7 +218,8 @@ def faults_of_equal_arms(study: Study, scale: Scale | None = None) -> list[str]:
         for arm in (arm for arm in arms if not arm.is_baseline):
             what = settings_of(arm, {}) if are_changes else effective(study, arm, told)
             same = seen.get(what) or seen.get(arm.configuration)
-            seen |= {what: f"{group}.{arm.name}", arm.configuration: f"{group}.{arm.name}"}
+            for sign in (what, arm.configuration):
+                seen.setdefault(sign, f"{group}.{arm.name}")
             if same:
                 remedy = f"is the same configuration as {same}; change it, or leave it out"
                 faults.append(f"{group}.{arm.name}: {study.label(arm.flags, arm)}: {remedy}")
