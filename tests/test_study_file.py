@@ -1,6 +1,7 @@
 """A study is a file: what it may say, what is refused and in which words, and back again."""
 
 import json
+import re
 import string
 import tomllib
 from dataclasses import replace
@@ -16,6 +17,7 @@ from ablation.study.arm_option import OWN_SCRIPT, options_of
 from ablation.study.document import MOST_SHOWN, StudyFaults
 from ablation.study.heads import HEADS
 from ablation.study.profiles import Design, check_terms
+from ablation.study.sense import PLACEHOLDERS
 from ablation.study.study import SHORT, Metric, Study, Trainer, Words
 from ablation.study.study_file import document_of, read_study, study_from, study_of_arms
 
@@ -323,8 +325,8 @@ def test_a_trainer_has_to_be_told_seed_and_length(tmp_path):
     assert faults_of(tmp_path, foreign(base="")) == [
         'trainer.length: "steps": nothing tells the length; give base.flags.NAME ='
         ' "{num_iterations}", or base.env, or base.replace',
-        'trainer.seed: "told": nothing tells the seed; give base.flags.NAME = "{seed}", or base.env,'
-        ' or base.replace; or give trainer.seed = "none" for a trainer without one',
+        'trainer.seed: "told": nothing tells the seed; give base.flags.NAME = "{seed}", or'
+        ' base.env, or base.replace; or give trainer.seed = "none" for a trainer without one',
     ]
 
 
@@ -333,7 +335,7 @@ def test_a_trainer_has_to_be_told_seed_and_length(tmp_path):
     [
         f"flags = {{ {TOLD} }}",
         'env = { STEPS = "{num_iterations}", SEED = "{seed}" }',
-        'replace = [{ file = "train.py", find = "N = 9", with = "N = {num_iterations}; S = {seed}" }]',
+        'replace = [{ file = "a.py", find = "N = 9", with = "N = {num_iterations}; S = {seed}" }]',
         'flags = { steps = ["{num_iterations}", "x"] }\nenv = { SEED = "{seed}" }',
     ],
 )
@@ -436,7 +438,8 @@ def test_data_dir_needs_data(tmp_path):
 
 def test_flags_are_typed_and_ordered(tmp_path):
     base = f"flags = {{ {TOLD}, old = 1 }}"
-    arm = "z = 1, a = 0.5, bare = true, old = false, t = 'x', l = [1, 'b'], r = { values = [1, 2], repeat = true }"
+    arm = "z = 1, a = 0.5, bare = true, old = false, t = 'x', l = [1, 'b']"
+    arm += ", r = { values = [1, 2], repeat = true }"
     study = read_study(
         written(tmp_path, foreign(base=base, more=f"typed = {{ flags = {{ {arm} }} }}"))
     )
@@ -581,25 +584,40 @@ def test_flags_as_a_shell_has_them(tmp_path, words, flags):
     assert repr(arm.flags) == repr(flags)
 
 
+SAME = "is the same configuration as"
+
+
 @pytest.mark.parametrize(
-    ("arms", "said"),
+    ("flags", "said"),
     [
-        ([("a", "--moun_lr 1")], "--arm a: --moun_lr: 1: no option of the trainer; did you mean muon_lr?"),
-        ([("a/b", "--muon_lr 1")], '--arm a/b: "a/b": name it by letters, digits and _, at most 57'),
-        ([("a", "--muon_lr 1 2")], '--arm a: "2": belongs to no flag; give --flag value'),
-        ([("a", "-x 2")], '--arm a: "-x": belongs to no flag; give --flag value'),
-        ([("a", "--x 'y")], "--arm a: \"--x 'y\": no closing quotation; close it"),
-        ([("a", "")], "--arm a: a table: differs in nothing; give flags, env, script, replace, revision"),
-        ([("a", "--x 1"), ("a", "--x 2")], '--arm a: "--x 2": is given twice; give each arm a name of its own'),
-        ([("a", "--muon_lr 0.3"), ("b", "--muon_lr=3e-1")], "--arm b: muon_lr 0.3: is the same configuration as --arm a; change it, or leave it out"),
-        ([("a", "--muon_lr 0.02")], "--arm a: muon_lr 0.02: is the same configuration as the baseline; change it, or leave it out"),
+        ("--moun_lr 1", "--moun_lr: 1: no option of the trainer; did you mean muon_lr?"),
+        ("--muon_lr 1 2", '"2": belongs to no flag; give --flag value'),
+        ("-x", '"-x": belongs to no flag; give --flag value'),
+        ("--x 'y", '"--x \'y": no closing quotation; close it'),
+        ("", "a table: differs in nothing; give flags, env, script, replace, revision"),
+        ("--seed 1", "--seed: 1: this project's own trainer is told it in every run; leave it out"),
+        ("--muon_lr 0.02", f"muon_lr 0.02: {SAME} the baseline; change it, or leave it out"),
+        ("--muon_lr=3e-1", f"muon_lr 0.3: {SAME} --arm first; change it, or leave it out"),
     ],
-)  # fmt: skip
-def test_what_cannot_be_meant_names_the_option(arms, said):
+)
+def test_flags_that_cannot_be_meant_are_a_line_that_names_the_arm(flags, said):
     with pytest.raises(StudyFaults) as error:
-        study_of_arms(arms, "mini")
-    assert said in str(error.value).splitlines()
-    assert all(line.startswith("--arm ") for line in str(error.value).splitlines())
+        study_of_arms([("first", "--muon_lr 0.3"), ("a", flags)], "mini")
+    assert str(error.value) == f"--arm a: {said}"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a/b", '"a/b": name it by letters, digits and _, at most 57'),
+        ("baseline", '"baseline": a name that the plans use; another'),
+        ("first", '"--muon_lr 1": is given twice; give each arm a name of its own'),
+    ],
+)
+def test_names_that_cannot_be_meant_are_a_line_too(name, said):
+    with pytest.raises(StudyFaults) as error:
+        study_of_arms([("first", "--muon_lr 0.3"), (name, "--muon_lr 1")], "mini")
+    assert str(error.value) == f"--arm {name}: {said}"
 
 
 def test_with_a_file_its_trainer_and_base_stay_and_its_arms_do_not(tmp_path):
@@ -801,3 +819,102 @@ def test_a_large_hostile_document_is_answered_soon():
     whole["refinements"] = {f"r{name}": arm for name, arm in arms.items()}
     with pytest.raises(StudyFaults, match="configurations in all; give at most 10000"):
         study_from(whole)
+
+
+# ---------------------------------------------------------------------------------------------
+# What docs/studies.md says
+
+PAGE = (ROOT / "docs" / "studies.md").read_text()
+ROWS = {
+    key: (kind, default)
+    for key, kind, default in re.findall(r"^\| `([\w.]+)` \| ([^|]+) \| ([^|]+) \|", PAGE, re.M)
+}
+TABLES = {  # of keys, by the key that they are under
+    "": study_file.STUDY.keys() - {"trainer", "base", "noise", "words"},
+    "trainer": study_file.TRAINER,
+    "trainer.log": study_file.LOG,
+    "base": study_file.BASE,
+    "arms.NAME": study_file.ARM,
+    "noise": study_file.NOISE,
+    "words": study_file.WORDS,
+}
+OPEN = {"arms": None, "grid": "FLAG", "names": "FLAG"}  # tables of names that a writer chooses
+OPEN |= dict.fromkeys(("refinements", "cells", "screening"), "NAME")
+
+
+def test_the_table_of_the_page_has_every_key_and_no_other():
+    keys = {f"{path}.{name}".lstrip(".") for path, names in TABLES.items() for name in names}
+    keys = {key for key in keys if key not in OPEN}
+    keys |= {f"{key}.{name}" for key, name in OPEN.items() if name}
+    assert keys == ROWS.keys()
+
+
+def test_the_defaults_of_the_page_are_those_of_the_code():
+    quoted = {key: default[1:-1] for key, (_, default) in ROWS.items() if default[0] == "`"}
+    values = {
+        f"words.{name}": getattr(Words(), name) for name in study_file.WORDS if name != "title"
+    }
+    values |= {
+        f"trainer.{n}": getattr(Trainer(), n) for n in ("launch", "flag_form", "length", "seed")
+    }
+    metric = {"metric": Metric.name, "unit": Metric.unit, "better": Metric.better}
+    assert quoted == values | {f"trainer.{name}": value for name, value in metric.items()}
+    terms = ("alpha", "first_look", "speedup", "pairing", "rho")
+    assert {n: ROWS[f"noise.{n}"][1] for n in terms} == {
+        n: f"{getattr(study_file.UNKNOWN, n):g}" for n in terms
+    }
+    known = study_from({**VALID[2], "noise": {"sigma0": 0.5}}).noise
+    assert (known.delta_eq, known.delta_target, known.drop) == (2 * 0.5, 4 * 0.5, 10 * 4 * 0.5)
+    assert [ROWS[f"noise.{n}"][1] for n in ("delta_eq", "delta_target", "drop")] == [
+        "2 x sigma0", "4 x sigma0", "10 x delta_target"
+    ]  # fmt: skip
+    assert ROWS["trainer.budget_hours"][1] == f"{study_file.RUNS_PAID} full runs"
+
+
+def test_a_key_is_needed_where_the_page_says_so():
+    said = {key for key, (_, default) in ROWS.items() if default == "needed"}
+    with pytest.raises(StudyFaults) as error:
+        study_from({"trainer": {"command": "train.py", "log": {}}, "name": "x"})
+    lacking = {
+        fault.split(": not given")[0] for fault in error.value.faults if "not given" in fault
+    }
+    with pytest.raises(StudyFaults) as error:
+        study_from({"trainer": {}})
+    lacking |= {
+        fault.split(": not given")[0] for fault in error.value.faults if "not given" in fault
+    }
+    with pytest.raises(StudyFaults, match="trainer.full_seconds: not given"):
+        study_from({"trainer": {"command": "x", "length": "time"}})
+    with pytest.raises(StudyFaults, match="trainer.log: not given"):
+        study_from({"trainer": {"command": "x"}})
+    lacking |= {"trainer.full_seconds", "trainer.log"}
+    assert said == lacking - {"trainer", "arms", "name"}
+
+
+def test_the_placeholders_of_the_page_are_those_that_are_known():
+    rows = "\n".join(f"| `{{{name}}}` | {about} |" for name, about in PLACEHOLDERS.items())
+    assert rows in PAGE
+
+
+@pytest.mark.parametrize("example", re.findall(r"```toml\n(.*?)```", PAGE, re.S))
+def test_every_study_of_the_page_can_be_meant(tmp_path, example):
+    assert read_study(written(tmp_path, example)).arms
+
+
+def test_the_first_study_of_the_page_is_the_example_that_runs():
+    first = re.search(r"```toml\n(.*?)```", PAGE, re.S)[1]
+    assert (ROOT / "examples" / "muon_lr.toml").read_text().endswith(f"\n{first}")
+
+
+def test_the_faults_of_the_page_are_told_in_these_words(tmp_path):
+    shown = re.search(r"```\n(my\.toml: .*?)```", PAGE, re.S)[1].splitlines()
+    text = ISSUE.replace("launch =", "lanch =").replace("muon_lr = 0.02", "cooldown_frac = 0.7")
+    text = text.replace('ITERS = "{num_iterations}"', 'ITERS = "{num_iteration}"')
+    assert shown == [f"my.toml: {line}" for line in faults_of(tmp_path, text)]
+
+
+def test_the_names_that_the_plans_use_are_on_the_page():
+    for name in ("final_x", "screen_x", "validation_0", "x_repeat", "unrefined", "noise_baseline"):
+        with pytest.raises(StudyFaults, match="a name that the plans use"):
+            study_from({**VALID[2], "arms": {name: {"flags": {"x": 1}}}})
+        assert name.replace("x", "...").replace("......", "...") in PAGE

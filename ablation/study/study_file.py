@@ -17,7 +17,7 @@ from ablation.study.arm_option import OWN_SCRIPT, Arms, of_the_option, tables_of
 from ablation.study.document import Faults, StudyFaults
 from ablation.study.heads import HEADS
 from ablation.study.profiles import PROFILES, TERMS, Design, check_terms
-from ablation.study.sense import faults_of_names, faults_of_sense
+from ablation.study.sense import UNREAD, faults_of_names, faults_of_sense
 from ablation.study.study import (
     BETTER,
     FLAG_FORMS,
@@ -314,9 +314,8 @@ def study_from(document, name: str = "", script: Path | None = None) -> Study:
             faults.add(key, found[key], f"no such arm; {doc.meant(found[key], map(str, arms))}")
     study = study_made(found, faults)
     faults += faults_of_names(study)
-    if {"trainer", "arms"} <= found.keys() and ("base" in found or "base" not in document):
-        faults += faults_of_sense(study)
-        faults += unknown_flags(study, script) if script else []
+    faults += faults_of_sense(study, has_base="base" in found or "base" not in document)
+    faults += unknown_flags(study, script) if script else []
     if faults:
         raise StudyFaults(faults)
     return HEADS if study == HEADS else study
@@ -324,7 +323,7 @@ def study_from(document, name: str = "", script: Path | None = None) -> Study:
 
 def study_made(found: dict, faults: Faults) -> Study:
     """The study of what could be read."""
-    trainer = found.get("trainer", Trainer())
+    trainer = found.get("trainer", UNREAD)
     noise = design_of(found.get("noise"), trainer, faults)
     empty = {"name": "", "question": ""}
     study = Study(**empty | found | {"noise": noise, "trainer": trainer})
@@ -387,15 +386,14 @@ def of_arms(arms: Arms, trainer) -> dict:
     """The table of a study of this trainer, its own table, whose arms are on the command line.
     Raises StudyFaults."""
     said = trainer if isinstance(trainer, Mapping) else {}
-    metric, verb = said.get("metric", Metric.name), "lower"
-    if said.get("better") == "higher":
-        verb = "raise"
+    metric = printable(str(said.get("metric", Metric.name)), 64)
+    verb = "raise" if said.get("better") == "higher" else "lower"
     names = "_".join(re.sub(r"[^A-Za-z0-9_-]", "_", name) for name, _ in arms)
     what = ", ".join(f"{name} ({' '.join(text.split())})" for name, text in arms)
     which = "Does" if len(arms) == 1 else "Does any of"
     return {
         "name": names[:40].lstrip("-") or "arms",
-        "question": f"{which} {printable(what, 1000)} {verb} the final {printable(str(metric), 64)}?",
+        "question": f"{which} {printable(what, 1000)} {verb} the final {metric}?",
         "arms": tables_of_arms(arms),
     }
 
