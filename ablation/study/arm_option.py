@@ -13,7 +13,7 @@ from ablation.study.study import Study
 
 OWN_SCRIPT = Path(__file__).resolve().parents[2] / "train_gpt.py"
 WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")  # as it would be printed again
-FRACTION = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?([eE][-+]?[0-9]{1,3})?")
+FRACTION = re.compile(r"-?([0-9]{1,18}(\.[0-9]{0,18})?|\.[0-9]{1,18})([eE][-+]?[0-9]{1,3})?")
 Arms = Sequence[tuple[str, str]]  # name, flags as on a command line
 
 
@@ -35,7 +35,7 @@ def flags_of(name: str, text: str, faults: Faults) -> dict:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        faults.add(f"--arm {name}", text, f"{error}; close the quotation".lower())
+        faults.add(f"--arm {name}", text, f"{error}; close it".lower())
         return {}
     given: dict[str, list] = {}
     flag = ""
@@ -55,13 +55,14 @@ def typed(word: str) -> str | int | float:
     """A number, where the trainer is told the same by it."""
     if WHOLE.fullmatch(word):
         return int(word)
-    return float(word) if FRACTION.fullmatch(word) and not word.isdecimal() else word
+    return float(word) if FRACTION.fullmatch(word) and not word.lstrip("-").isdecimal() else word
 
 
 def of_the_option(faults: Iterable[str]) -> Iterator[str]:
     """Faults of a study's arms, in the words of the command line they came from."""
     for fault in faults:
-        yield re.sub(r"^arms\.(\S*?)(?:\.flags)?(\.|: )", arm_of_the_option, fault)
+        fault = re.sub(r"^arms\.(\S*?)(?:\.flags)?(\.|: )", arm_of_the_option, fault)
+        yield re.sub(r"configuration as arms\.(\w+);", r"configuration as --arm \1;", fault)
 
 
 def arm_of_the_option(found: re.Match[str]) -> str:

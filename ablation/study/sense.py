@@ -13,7 +13,7 @@ from math import prod
 from ablation.runs.run import Arm, Repeated, Value
 from ablation.study.document import Faults, meant
 from ablation.study.profiles import PROFILES, TRAINER_FLAGS, Scale
-from ablation.study.study import BASELINE, LENGTHS, Study, overlaid, text_of
+from ablation.study.study import BASELINE, LENGTHS, Study, Trainer, overlaid, text_of
 
 PLACEHOLDERS = {  # that a trainer is told by, where it is told: what stands there in a run
     "num_iterations": "steps of the run",
@@ -47,12 +47,16 @@ def everything(study: Study) -> Iterator[tuple[str, Arm]]:
         yield from ((f"{group}.{arm.name}", arm) for arm in arms)
 
 
-def faults_of_sense(study: Study) -> list[str]:
-    """Everything that cannot be meant, in a study whose values are each as they should be."""
+UNREAD = Trainer(command=())  # in place of one whose table has faults
+
+
+def faults_of_sense(study: Study, has_base: bool = True) -> list[str]:
+    """Everything that cannot be meant, in a study whose values are each as they should be.
+    has_base: its base could be read."""
     faults = Faults()
     if study.trainer.is_ours:
         check_told_ours(study, faults)
-    else:
+    elif has_base and study.trainer != UNREAD:
         check_told(study, faults)
     check_placeholders(study, faults)
     known = PROFILES.get(study.trainer.profile)
@@ -108,7 +112,7 @@ def texts_of(arm: Arm) -> Iterator[tuple[str, str]]:
 
 def known_placeholders(study: Study) -> list[str]:
     trainer = study.trainer
-    if trainer.is_ours:
+    if trainer.is_ours or trainer == UNREAD:
         return [*PLACEHOLDERS, "device", "log_file"]
     without = {"num_iterations" if trainer.by_time else "seconds"}
     without |= {"seed"} if trainer.seed == "none" else set()
@@ -218,7 +222,8 @@ def faults_of_equal_arms(study: Study, scale: Scale | None = None) -> list[str]:
         for arm in (arm for arm in arms if not arm.is_baseline):
             what = settings_of(arm, {}) if are_changes else effective(study, arm, told)
             same = seen.get(what) or seen.get(arm.configuration)
-            seen |= {what: f"{group}.{arm.name}", arm.configuration: f"{group}.{arm.name}"}
+            for sign in (what, arm.configuration):
+                seen.setdefault(sign, f"{group}.{arm.name}")
             if same:
                 remedy = f"is the same configuration as {same}; change it, or leave it out"
                 faults.append(f"{group}.{arm.name}: {study.label(arm)}: {remedy}")

@@ -11,6 +11,7 @@ from itertools import product
 
 from ablation.runs.formats import FORMATS, Reading, own_format
 from ablation.runs.run import Arm, RunResult
+from ablation.runs.untrusted import printable
 from ablation.study.profiles import Design
 
 BASELINE = "baseline"  # the name of the arm without any difference, unless a stage has its own
@@ -75,7 +76,9 @@ class Trainer:
     folder: str = ""  # that relative paths start from; empty: the checkout of this project
     launch: str = "torchrun"  # a key of LAUNCHES
     flag_form: str = FLAG_FORMS[0]
-    log: str | tuple[tuple[str, str], ...] = "ours"  # a row of the log formats, or the study's own
+    log: str | tuple[tuple[str, str | int], ...] = (
+        "ours"  # a row of the log formats, or the study's own
+    )
     metric: Metric = Metric()
     length: str = "steps"  # a key of LENGTHS
     seed: str = "told"  # or "none": the trainer has none, so repeats are independent
@@ -246,7 +249,7 @@ class Study:
         words = [setting(names.get(flag), flag, value) for flag, value in arm.flags]
         words += [f"{name}={value}" for name, value in arm.env]
         words += [arm.script] if arm.script else []
-        words += [f"{r.file}: {r.new}" for r in arm.replacements]
+        words += [f"{r.file}: {printable(r.new, limit=60)}" for r in arm.replacements]
         words += [f"revision {arm.revision}"] if arm.revision else []
         return ", ".join(words) or BASELINE
 

@@ -17,7 +17,7 @@ from ablation.study.arm_option import OWN_SCRIPT, Arms, of_the_option, tables_of
 from ablation.study.document import Faults, StudyFaults
 from ablation.study.heads import HEADS
 from ablation.study.profiles import NOISE_NOT_KNOWN, PROFILES, TERMS, Design, check_terms
-from ablation.study.sense import faults_of_names, faults_of_sense
+from ablation.study.sense import UNREAD, faults_of_names, faults_of_sense
 from ablation.study.study import (
     BETTER,
     FLAG_FORMS,
@@ -227,7 +227,9 @@ def words_of(value, key: str, faults: Faults) -> Words:
 
 def terms_of(value, key: str, faults: Faults) -> dict | None:
     """Statistical terms, each by itself as it should be."""
-    return doc.fields(value, NOISE, key, faults)
+    before = len(faults)
+    found = doc.fields(value, NOISE, key, faults)
+    return found if len(faults) == before else None
 
 
 def design_of(terms: dict | None, trainer: Trainer, faults: Faults) -> Design | None:
@@ -285,7 +287,7 @@ STUDY = {
 NEEDED = {
     "question": "give what the study asks",
     "trainer": "give the table of what trains: command, or profile",
-    "arms": "give at least one",
+    "arms": "give at least one, here or as --arm NAME='--flag value'",
 }
 GROUPS = ("arms", "refinements", "cells", "screening")
 
@@ -311,9 +313,8 @@ def study_from(document, name: str = "", script: Path | None = None) -> Study:
             faults.add(key, found[key], f"no such arm; {doc.meant(found[key], map(str, arms))}")
     study = study_made(found, faults)
     faults += faults_of_names(study)
-    if {"trainer", "arms"} <= found.keys() and ("base" in found or "base" not in document):
-        faults += faults_of_sense(study)
-        faults += unknown_flags(study, script) if script else []
+    faults += faults_of_sense(study, has_base="base" in found or "base" not in document)
+    faults += unknown_flags(study, script) if script else []
     if faults:
         raise StudyFaults(faults)
     return HEADS if study == HEADS else study
@@ -321,7 +322,7 @@ def study_from(document, name: str = "", script: Path | None = None) -> Study:
 
 def study_made(found: dict, faults: Faults) -> Study:
     """The study of what could be read."""
-    trainer = found.get("trainer", Trainer())
+    trainer = found.get("trainer", UNREAD)
     noise = design_of(found.get("noise"), trainer, faults)
     empty = {"name": "", "question": ""}
     study = Study(**empty | found | {"noise": noise, "trainer": trainer})
@@ -356,9 +357,7 @@ def document_of(study: Study) -> dict:
 # ---------------------------------------------------------------------------------------------
 # Files and command lines
 
-ALONE = {  # what an arm of the command line leaves of a study's file
-    *("name", "trainer", "base", "names", "noise", "words"),
-}
+LEFT = ("trainer", "base", "names", "noise", "words")  # of a file, by arms of a command line
 
 
 def read_study(path: Path, arms: Arms = (), script: Path = OWN_SCRIPT) -> Study:
@@ -369,8 +368,8 @@ def read_study(path: Path, arms: Arms = (), script: Path = OWN_SCRIPT) -> Study:
     """
     document = read_toml(path)
     if arms:
-        kept = {key: value for key, value in document.items() if key in ALONE}
-        document = kept | of_arms(arms)
+        kept = {key: value for key, value in document.items() if key in LEFT}
+        document = kept | of_arms(arms, document.get("trainer"))
     try:
         study = study_from(document, path.stem, script)
     except StudyFaults as error:
@@ -382,14 +381,18 @@ def read_study(path: Path, arms: Arms = (), script: Path = OWN_SCRIPT) -> Study:
     return placed_in(study, path.absolute().parent)
 
 
-def of_arms(arms: Arms) -> dict:
-    """The table of a study whose arms are on the command line. Raises StudyFaults."""
-    names = [name for name, _ in arms]
+def of_arms(arms: Arms, trainer) -> dict:
+    """The table of a study of this trainer, its own table, whose arms are on the command line.
+    Raises StudyFaults."""
+    said = trainer if isinstance(trainer, Mapping) else {}
+    metric = printable(str(said.get("metric", Metric.name)), 64)
+    verb = "raise" if said.get("better") == "higher" else "lower"
+    names = "_".join(re.sub(r"[^A-Za-z0-9_-]", "_", name) for name, _ in arms)
     what = ", ".join(f"{name} ({' '.join(text.split())})" for name, text in arms)
-    verb = "Does" if len(arms) == 1 else "Does any of"
+    which = "Does" if len(arms) == 1 else "Does any of"
     return {
-        "name": re.sub(r"\W", "_", "_".join(names))[:40].strip("_") or "arms",
-        "question": f"{verb} {printable(what, 1000)} improve the final metric?",
+        "name": names[:40].lstrip("-") or "arms",
+        "question": f"{which} {printable(what, 1000)} {verb} the final {metric}?",
         "arms": tables_of_arms(arms),
     }
 
@@ -397,7 +400,7 @@ def of_arms(arms: Arms) -> dict:
 def study_of_arms(arms: Arms, profile: str = BY_MACHINE, script: Path = OWN_SCRIPT) -> Study:
     """A study of this project's own trainer whose arms are (name, flags as on a command line).
     Raises StudyFaults, each of which names --arm."""
-    document = of_arms(arms) | {"trainer": {"profile": profile}}
+    document = of_arms(arms, {}) | {"trainer": {"profile": profile}}
     try:
         return study_from(document, script=script)
     except StudyFaults as error:
