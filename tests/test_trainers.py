@@ -93,6 +93,16 @@ def test_another_script_in_place_of_the_trainer_is_named_as_it_always_was():
     assert codes_of(HEADS, script)[()] == read_code(script)
 
 
+def test_another_script_for_a_study_of_a_file(tmp_path):
+    write(tmp_path / "mine", FILES)
+    other = write(tmp_path / "other", {"mine.py": "steps = 100\n"}) / "mine.py"
+    arm = replaced("wide", ("steps = 100", "steps = 7"))
+    for folder, name in (("mine", "mine.py"), (".", "other/mine.py")):
+        s = study(tmp_path / folder, arm)
+        assert faults_of(s, other) == []
+        assert codes_of(s, other)[arm.trainer].files == ((name, b"steps = 7\n"),)
+
+
 def test_arms_of_one_trainer_are_one_code_and_others_have_their_own(tmp_path):
     write(tmp_path, FILES | {"gated.py": "import model\ngate = 1\n"})
     arms = (
@@ -186,6 +196,7 @@ COMMANDS = {
     "module of a folder": (("-m", "ns.train"), "plain", "ns/train.py"),
     "in a folder": (("src/train.py",), "plain", "src/train.py src/model.py"),
     "shell": (("bash", "-e", "train.sh", "train.py"), "command", "train.sh model.py train.py"),
+    "a long word": (("train.py", "x" * 5000, "", "."), "plain", "train.py model.py"),
     "a program": (("./train.sh",), "command", "train.sh"),
     "as it stands": (("python", "-u", "train.py"), "command", "train.py model.py"),
     "module, as it stands": (
