@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ablation.folder.materials import read_code, read_copy
+from ablation.folder.repository import unpacked
 from ablation.folder.trainers import codes_of, faults_of, filled, has_placeholders
 from ablation.runs.run import Arm, Replacement
 from ablation.study.heads import HEADS
@@ -392,6 +394,33 @@ def test_no_repository_and_no_git(tmp_path, repository, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     (fault,) = faults_of(study(repository, Arm("other", revision="gelu")))
     assert fault == "arms.other.revision: there is no program git here; install it"
+
+
+def test_a_tree_that_git_cannot_write_is_told_in_its_words(repository):
+    write(repository, {".gitattributes": "*.py filter=gone\n"})
+    git(repository, "add", "-A")
+    git(repository, "commit", "-qm", "filtered")
+    git(repository, "config", "filter.gone.smudge", "no-such-program")
+    git(repository, "config", "filter.gone.required", "true")
+    (fault,) = faults_of(study(repository, Arm("other", revision="main~0")))
+    assert fault.startswith(f"arms.other.revision: git archive in {repository}: ")
+    assert "smudge filter gone failed" in fault
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("a", "a/b"), ("../a",)])
+def test_nothing_is_unpacked_behind_a_link_or_above(names, tmp_path):
+    write(tmp_path, {"precious/b": "precious"})
+    tree, folder = tmp_path / "tree.tar", tmp_path / "folder"
+    folder.mkdir()
+    with tarfile.open(tree, "w") as archive:
+        link = tarfile.TarInfo(names[0])
+        link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "precious")
+        archive.addfile(link)
+        for name in names[1:]:
+            archive.addfile(tarfile.TarInfo(name))
+    with tarfile.open(tree) as archive, pytest.raises(ValueError, match="behind a link"):
+        unpacked(archive, folder)
+    assert (tmp_path / "precious" / "b").read_text() == "precious"
 
 
 def test_a_script_that_a_revision_does_not_have(repository):
