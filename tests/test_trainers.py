@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ablation.folder.materials import read_code, read_copy
+from ablation.folder.repository import unpacked
 from ablation.folder.trainers import codes_of, faults_of, filled, has_placeholders
 from ablation.runs.run import Arm, Replacement
 from ablation.study.heads import HEADS
@@ -91,6 +93,16 @@ def test_the_built_in_study_runs_the_file_that_it_always_ran():
 def test_another_script_in_place_of_the_trainer_is_named_as_it_always_was():
     script = ROOT / "tests" / "support" / "fake_train.py"
     assert codes_of(HEADS, script)[()] == read_code(script)
+
+
+def test_another_script_for_a_study_of_a_file(tmp_path):
+    write(tmp_path / "mine", FILES)
+    other = write(tmp_path / "other", {"mine.py": "steps = 100\n"}) / "mine.py"
+    arm = replaced("wide", ("steps = 100", "steps = 7"))
+    for folder, name in (("mine", "mine.py"), (".", "other/mine.py")):
+        s = study(tmp_path / folder, arm)
+        assert faults_of(s, other) == []
+        assert codes_of(s, other)[arm.trainer].files == ((name, b"steps = 7\n"),)
 
 
 def test_arms_of_one_trainer_are_one_code_and_others_have_their_own(tmp_path):
@@ -186,6 +198,7 @@ COMMANDS = {
     "module of a folder": (("-m", "ns.train"), "plain", "ns/train.py"),
     "in a folder": (("src/train.py",), "plain", "src/train.py src/model.py"),
     "shell": (("bash", "-e", "train.sh", "train.py"), "command", "train.sh model.py train.py"),
+    "a long word": (("train.py", "x" * 5000, "", "."), "plain", "train.py model.py"),
     "a program": (("./train.sh",), "command", "train.sh"),
     "as it stands": (("python", "-u", "train.py"), "command", "train.py model.py"),
     "module, as it stands": (
@@ -381,6 +394,33 @@ def test_no_repository_and_no_git(tmp_path, repository, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     (fault,) = faults_of(study(repository, Arm("other", revision="gelu")))
     assert fault == "arms.other.revision: there is no program git here; install it"
+
+
+def test_a_tree_that_git_cannot_write_is_told_in_its_words(repository):
+    write(repository, {".gitattributes": "*.py filter=gone\n"})
+    git(repository, "add", "-A")
+    git(repository, "commit", "-qm", "filtered")
+    git(repository, "config", "filter.gone.smudge", "no-such-program")
+    git(repository, "config", "filter.gone.required", "true")
+    (fault,) = faults_of(study(repository, Arm("other", revision="main~0")))
+    assert fault.startswith(f"arms.other.revision: git archive in {repository}: ")
+    assert "smudge filter gone failed" in fault
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("a", "a/b"), ("../a",)])
+def test_nothing_is_unpacked_behind_a_link_or_above(names, tmp_path):
+    write(tmp_path, {"precious/b": "precious"})
+    tree, folder = tmp_path / "tree.tar", tmp_path / "folder"
+    folder.mkdir()
+    with tarfile.open(tree, "w") as archive:
+        link = tarfile.TarInfo(names[0])
+        link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "precious")
+        archive.addfile(link)
+        for name in names[1:]:
+            archive.addfile(tarfile.TarInfo(name))
+    with tarfile.open(tree) as archive, pytest.raises(ValueError, match="behind a link"):
+        unpacked(archive, folder)
+    assert (tmp_path / "precious" / "b").read_text() == "precious"
 
 
 def test_a_script_that_a_revision_does_not_have(repository):

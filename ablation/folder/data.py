@@ -33,7 +33,7 @@ def data_faults(study: Study) -> list[str]:
         f"trainer.data[{number}]: there is no {at(study, entry)}; give the path of a folder or"
         " file from the study's own"
         for number, entry in enumerate(study.trainer.data)
-        if not at(study, entry).exists()
+        if not os.path.exists(at(study, entry))
     ]
 
 

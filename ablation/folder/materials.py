@@ -148,8 +148,8 @@ def read_code(script: Path) -> Code:
 
 
 def check_is_file(file: Path, asked: str, remedy: str) -> None:
-    if not file.is_file():
-        what = "not a regular file" if file.exists() else "no such file"
+    if not os.path.isfile(file):
+        what = "not a regular file" if os.path.exists(file) else "no such file"
         raise ValueError(f"{asked}: {what}; {remedy}")
 
 

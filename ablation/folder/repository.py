@@ -3,10 +3,12 @@
 Git is only asked: nothing is checked out, and no file of the repository is written.
 """
 
+import contextlib
 import difflib
 import os
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,20 +50,24 @@ class Repository:
     def unpack(self, commit: str, folder: Path) -> list[str]:
         """Write the files of a commit below an empty folder; the submodules, which are not among
         them. Raises ValueError."""
-        git = subprocess.Popen(
-            [*GIT, "-C", str(self.top), "archive", "--format=tar", commit],
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            with git, tarfile.open(fileobj=git.stdout, mode="r|") as tree:
-                folders = unpacked(tree, folder)
-        except tarfile.TarError as error:
-            raise ValueError(f"git archive {commit} in {self.top}: {error}") from None
-        if git.returncode:
-            raise ValueError(f"git archive {commit} in {self.top}: exit code {git.returncode}")
+        command = [*GIT, "-C", str(self.top), "archive", "--format=tar", commit]
+        with tempfile.TemporaryFile() as said:
+            git = subprocess.Popen(
+                command,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=said,
+            )
+            assert git.stdout  # it was asked for
+            folders: list[str] = []
+            with git, contextlib.suppress(tarfile.TarError):  # it is told by the exit code
+                with tarfile.open(fileobj=git.stdout, mode="r|") as tree:
+                    folders = unpacked(tree, folder)
+                git.stdout.read()
+            if git.returncode:
+                said.seek(0)
+                raise ValueError(in_words("archive", self.top, said.read()))
         return [name for name in folders if not any((folder / name).iterdir())]
 
     def uncommitted(self, files: Sequence[Path]) -> list[str]:
@@ -77,6 +83,8 @@ def unpacked(tree: tarfile.TarFile, folder: Path) -> list[str]:
     folders = []
     for member in tree:
         path = folder / member.name
+        if path.is_symlink() or not path.parent.resolve().is_relative_to(folder):
+            raise ValueError(f"{printable(member.name)}: lies behind a link of the same commit")
         if member.isdir():
             path.mkdir(parents=True, exist_ok=True)
             folders.append(member.name)
@@ -111,9 +119,13 @@ def asked(folder: Path, *words: str) -> bytes:
     except subprocess.TimeoutExpired:
         raise ValueError(f"git {words[0]} did not answer within {PATIENCE_S:g} s") from None
     if done.returncode:
-        said = printable(" ".join(done.stderr.decode(errors="replace").split()), limit=200)
-        raise ValueError(f"git {words[0]} in {folder}: {said or 'no words'}")
+        raise ValueError(in_words(words[0], folder, done.stderr))
     return done.stdout
+
+
+def in_words(word: str, folder: Path, said: bytes) -> str:
+    text = printable(" ".join(said.decode(errors="replace").split()))
+    return f"git {word} in {folder}: {text or 'it failed without a word'}"
 
 
 def environment() -> dict[str, str]:

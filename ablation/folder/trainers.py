@@ -192,9 +192,9 @@ class Layers:
     def key(self) -> str:
         return self.parts[-1][0]
 
-    def key_of(self, field: str) -> str:
+    def key_of(self, name: str) -> str:
         """Of the script or the revision."""
-        return next((f"{k}.{field}" for k, arm in reversed(self.parts) if getattr(arm, field)), "")
+        return next((f"{k}.{name}" for k, arm in reversed(self.parts) if getattr(arm, name)), "")
 
     def replacements(self) -> Iterator[tuple[str, Replacement]]:
         for key, arm in self.parts:
@@ -256,7 +256,9 @@ class Reading:
 
     @cached_property
     def folder(self) -> Path:
-        return self.script.resolve().parent if self.script else folder_of(self.study)
+        if self.script and not self.study.trainer.folder:
+            return self.script.resolve().parent
+        return folder_of(self.study)
 
     def codes(self) -> dict[tuple, Code]:
         codes: dict[tuple, Code] = {}
@@ -292,7 +294,7 @@ class Reading:
     def code_of(self, layers: Layers) -> Code:
         """Raises ValueError for a fault of the script, the revision or the command."""
         start = self.start(layers.whole)
-        folder, script = self.folder, Path(os.path.abspath(self.folder / start.name))
+        folder, script = self.folder, normal(self.folder / start.name)
         absent: Iterable[str] = ()
         if layers.whole.revision:
             beside = folder if start.is_module else script.parent
@@ -301,7 +303,7 @@ class Reading:
         modules = modules_of(start.name, folder) if start.is_module else (script_at(script),)
         root = folder if start.is_module else modules[0].file.parent
         below = folder if root.is_relative_to(folder) else root
-        patches = Patches(self.placed(layers, start, modules[0].file, folder, below))
+        patches = Patches(self.placed(layers, modules[0].file, folder, below))
         others = self.others(start, folder, below)
         is_python = self.study.trainer.launch != "command"
         code = gathered([*modules, *others], root, below, patches, readable, is_python)
@@ -316,16 +318,16 @@ class Reading:
     def start(self, whole: Arm) -> Start:
         trainer = self.study.trainer
         if self.script:
-            trainer = replace(trainer, command=(self.script.name,))
+            trainer = replace(trainer, command=(str(self.script.resolve()),))
         return start_of(trainer, whole)
 
     def placed(
-        self, layers: Layers, start: Start, first: Path, folder: Path, below: Path
+        self, layers: Layers, first: Path, folder: Path, below: Path
     ) -> list[tuple[str, str, Replacement]]:
         """Replacements with the names of their files in the code. Those of the trainer's script are
         those of the script in its place."""
-        scripts = {self.start(NOTHING).name, layers.whole.script, start.name} - {""}
-        scripts = set(map(os.path.normpath, scripts))
+        own = start_of(self.study.trainer, NOTHING).name
+        scripts = {os.path.normpath(name) for name in (own, layers.whole.script) if name}
         placed = []
         for key, change in layers.replacements():
             is_script = os.path.normpath(change.file) in scripts
@@ -336,18 +338,17 @@ class Reading:
     def others(self, start: Start, folder: Path, below: Path) -> Iterator[Module]:
         """Companions, and files that the command names beside the script."""
         for number, companion in enumerate(self.study.trainer.companions):
-            key, path = f"trainer.companions[{number}]", folder / companion
-            place = Path(os.path.normpath(path))
+            key, place = f"trainer.companions[{number}]", normal(folder / companion)
             if not place.is_relative_to(below):
                 self.faults.append(f"{key}: {companion} is not below {below}; put it there")
-            elif not path.exists():
+            elif not os.path.exists(place):
                 where = f"in {below}; give the path of a file beside the script"
                 self.faults.append(f"{key}: there is no {companion} {where}")
             else:
                 yield from companions_at(place, below)
         for number, word in enumerate(start.words):
-            place = Path(os.path.normpath(folder / word))
-            is_ours = place.is_relative_to(below) and place.is_file()
+            place = normal(folder / word)
+            is_ours = place.is_relative_to(below) and os.path.isfile(place)  # or any text at all
             if number != start.entry and not word.startswith("-") and is_ours:
                 yield from companions_at(place, below)
 
@@ -392,6 +393,11 @@ class Tree:
         if not real.is_relative_to(self.top):
             raise ValueError(f"{path} is not in the repository {self.top}; give script instead")
         return self.copy / real.relative_to(self.top)
+
+
+def normal(path: Path) -> Path:
+    """Without .., which lead back from where they are written, not from where links lead."""
+    return Path(os.path.normpath(path))
 
 
 def script_at(path: Path) -> Module:
