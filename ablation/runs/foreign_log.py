@@ -5,6 +5,7 @@ step, or where the trainer has said that it ends by itself, with the metric at t
 """
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Self
@@ -13,7 +14,9 @@ from ablation.runs.formats import LOSSES, RULE, SOURCE, SOURCE_MARKS, STEPS_IN_A
 from ablation.runs.printed import LABEL, QUOTED, Printed, label_before, rank_of, text_of
 
 MAX_NAMES = 200  # of metrics that are kept for a message
+FULLY = 100  # lines of the trainer's that are read in full; then only those that can matter
 HEAD = 3  # lines of the trainer's behind which no source begins; before, they may be an example
+MATTERS = rb"val|[nN]a[nN]|[iI]nf|#|"  # in a line, beside the metric
 KEPT = {"num_iterations", "reading", "signs_of_life", "unread"}  # when a source is forgotten
 
 
@@ -35,6 +38,10 @@ class ForeignLog(Printed):
     _rank: bytes | None = None  # of the process that told it
     _in_source: bool = False
 
+    def __post_init__(self):
+        self._metric = self.reading.metric.rpartition(" ")[2].encode()  # without its label
+        self._matters = re.compile(MATTERS + re.escape(self._metric))
+
     @property
     def marks(self) -> tuple[bytes, ...]:
         marks = self.reading.format.marks
@@ -49,9 +56,23 @@ class ForeignLog(Printed):
         marks = self.reading.format.marks
         if marks and not any(mark in line for mark in marks):
             return self._explain(line)
+        if self.lines >= FULLY and self._is_step_alone(line):
+            return
         if not self._taken(line):
             self._find_divergence(line)
             self._explain(line)
+
+    def _is_step_alone(self, line: bytes) -> bool:
+        """Whether a line tells no more than how far the training is: most do, and a log has
+        thousands of them."""
+        quick = self.reading.format.quick
+        match = quick.match(line) if quick else None
+        if not match or self._matters.search(line):
+            return False
+        total = int(match[2]) if match.lastindex == 2 else None
+        if not self._is_others(total):
+            self._at(int(match[1]), None)
+        return total is None or total in self.totals
 
     def _rule(self) -> None:
         """The end of what stands at the head of a log. If that was a source, it is forgotten."""
@@ -63,16 +84,10 @@ class ForeignLog(Printed):
         """Whether a line is the trainer's, as it stands, behind a label, or behind a text that has
         no line end."""
         row = self.reading.format
-        label = LABEL.match(line)
-        texts = [(line, None)] + ([(line[label.end() :], label)] if label else [])
-        for text, before in texts:
-            rank = rank_of(before)
-            if said := row.said(text):
-                self._say(said, line, rank)
-                return True
-            if row.end and (match := row.end.fullmatch(text)):
-                self._end(line, match.groupdict().get("step"), rank)
-                return True
+        if self._whole(line, line, None):
+            return True
+        if (label := LABEL.match(line)) and self._whole(line[label.end() :], line, rank_of(label)):
+            return True
         for form in row.behind_text:
             match = form.search(line)
             if not match or QUOTED.fullmatch(line, 0, match.start()):
@@ -81,9 +96,25 @@ class ForeignLog(Printed):
                 self._explain(line[: match.start()].rstrip())
                 self._say(said, line, rank_of(label_before(line, match.start())))
                 return True
-        if row.marks and any(digit in line for digit in b"0123456789"):
+        if self._names_metric(line):
             self.odd = line
         return False
+
+    def _whole(self, text: bytes, line: bytes, rank: bytes | None) -> bool:
+        """Whether a text is a line of the trainer's from its first sign to its last."""
+        row = self.reading.format
+        if said := row.said(text):
+            self._say(said, line, rank)
+            return True
+        if row.end and (match := row.end.fullmatch(text)):
+            self._end(line, match.groupdict().get("step"), rank)
+            return True
+        return False
+
+    def _names_metric(self, line: bytes) -> bool:
+        """Whether a line of no known form looks as if it told the metric."""
+        named = self._metric in line or self._metric.replace(b"_", b" ") in line
+        return named and any(digit in line for digit in b"0123456789")
 
     def _end(self, line: bytes, step: bytes | None, rank: bytes | None) -> None:
         self.ended = self.ended or line
@@ -109,6 +140,8 @@ class ForeignLog(Printed):
 
     def _look_at(self, values: dict[str, float], line: bytes) -> None:
         """A loss that is no number, or the metric, is a divergence at any step."""
+        if all(map(math.isfinite, values.values())):
+            return
         for name, value in values.items():
             is_loss = name == self.reading.metric or LOSSES.fullmatch(name)
             if is_loss and not math.isfinite(value):
@@ -125,8 +158,8 @@ class ForeignLog(Printed):
         if self._is_others(said.total):
             return
         self.lines += 1
-        for name in said.values if len(self.names) < MAX_NAMES else ():
-            self.names[name] = None
+        if len(self.names) < MAX_NAMES:
+            self.names.update(dict.fromkeys(said.values))
         self._look_at(said.values, line)
         if said.step is not None:
             self._at(said.step, rank)
