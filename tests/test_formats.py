@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import asdict, replace
 
 import pytest
@@ -423,6 +424,7 @@ def test_a_metric_that_is_better_higher_is_a_loss_with_its_sign_turned():
     log = '{"step": 4, "accuracy": 0.25}\n{"step": 8, "accuracy": 0.5}\n'
     result = verdict(log, reading)
     assert (result.val_loss, [loss for _, loss, _ in result.curve]) == (-0.5, [-0.25, -0.5])
+    assert "accuracy (higher is better: its sign is turned) at step 8" in result.evidence
     assert read(log, reading).contents == "the log is complete, accuracy 0.5000"
     two = verdict(log + '{"step": 8, "accuracy": 0.75}\n', reading)
     assert "accuracy 0.500000 and 0.750000" in two.reason
@@ -448,6 +450,16 @@ def test_nothing_recognisable_tells_what_was_sought_and_is_not_tried_again():
     assert other.final
     assert not verdict("hello\n", reading_of(form), FAILED).final
     assert not verdict(log_of(form, total=4), reading_of(form)).final  # exit 0, half of its steps
+
+
+def test_a_log_of_another_form_is_told(tmp_path):
+    (tmp_path / "output.log").write_text(HEAD + log_of(FORMS["nanogpt"]))
+    log = read_log(tmp_path / "output.log", TOTAL, reading_of(FORMS["speedrun"]))
+    result = judge_attempt(RUN, 1, tmp_path, log, CLEAN)
+    assert result.reason.startswith("its lines are of the form 'nanogpt', not 'modded-nanogpt': ")
+    assert result.final
+    ours = read_log(tmp_path / "output.log", TOTAL)
+    assert "of the form" not in judge_attempt(RUN, 1, tmp_path, ours, CLEAN).reason
 
 
 def test_a_line_of_another_form_is_quoted():
@@ -611,6 +623,33 @@ def test_any_table_is_a_form_or_has_faults(table):
         own_format(table)
     except ValueError as error:
         assert str(error)
+
+
+# ---------------------------------------------------------------------------------------------
+# Long logs, of which most lines are looked at in passing
+
+
+@EVERY
+def test_a_long_log_is_read_as_a_short_one(form):
+    total, reading = 700, reading_of(form)
+    log = log_of(form, total=total, last=LAST)
+    reader = read(log, reading, total)
+    assert (reader.incomplete, reader.step, reader.curve[-1][:2]) == ("", total, (total, 3.2784))
+    assert "more than one run" in read(log + log, reading, total).incomplete
+    lines = log.splitlines(keepends=True)
+    cut = "".join(lines[:500])
+    assert read(cut, reading, total).incomplete
+    assert read(cut, reading, total).step in (499, 500)
+    damaged = re.sub(r"3\.50*", "NaN", form.train(500, total))
+    assert read("".join([*lines[:500], damaged, *lines[500:]]), reading, total).non_finite
+    other = "".join([*lines[:500], form.train(300, 900), *lines[500:]])
+    assert not read(other, reading, total).incomplete
+
+
+def test_a_late_change_of_the_total_is_seen():
+    form = FORMS["speedrun"]
+    log = log_of(form, total=700) + form.train(3, 900)
+    assert "runs of 700 and of 900 steps" in read(log, reading_of(form), 0).incomplete
 
 
 # ---------------------------------------------------------------------------------------------

@@ -275,7 +275,8 @@ class ForeignLog(Printed):
         step, last = self.curve[-1][0], self.last_step
         of = f" of {last}" if last is not None and self.reading.counts_steps else ""
         how = text_of(self.ended) if self.ended else ""
-        value = f"{self.reading.metric} at step {step}{of}"
+        turned = "" if self.reading.sign > 0 else " (higher is better: its sign is turned)"
+        value = f"{self.reading.metric}{turned} at step {step}{of}"
         return "; ".join(filter(None, (how, value, f"no summary in {self.reading.format.name}")))
 
     @property
