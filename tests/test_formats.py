@@ -67,6 +67,7 @@ AROUND = {
     "behind a source between rules": lambda log: f"{RULE}\n{HEAD}{log}",
     "in a flood": lambda log: flooded(log),
     "of two ranks": lambda log: of_ranks(log),
+    "a rank that prints all at its end": lambda log: of_ranks(log, [0]) + of_ranks(log, [1]),
     "printed twice": lambda log: "".join(2 * line for line in log.splitlines(keepends=True)),
     "with carriage returns": lambda log: log.replace("\n", "\r\n"),
     "behind progress bars": lambda log: "".join(
@@ -229,14 +230,28 @@ def test_the_word_for_a_divergence_is_one():
     assert verdict("FAILED to open x\n" + log_of(form), reading_of(form)).status == "ok"
 
 
+QUOTES = [
+    "# ",
+    "> ",
+    "    ",
+    'print("',
+    "global_",
+    "[rank0]: # ",
+    "INFO: > ",
+    "> [rank0]: ",
+    "x = [",
+]
+
+
 @EVERY
-@pytest.mark.parametrize("front", ["# ", "> ", "    ", 'print("', "global_"])
-def test_a_quoted_line_is_no_value(form, front):
+@pytest.mark.parametrize("value", ["7.7777", "nan"])
+@pytest.mark.parametrize("front", QUOTES)
+def test_a_quoted_line_is_no_value(form, front, value):
     log = log_of(form, last="7.7777")
     quoted = "".join(
         front + line if "7.7777" in line else line for line in log.splitlines(keepends=True)
     )
-    assert verdict(quoted, reading_of(form)).status == "crashed"
+    assert verdict(quoted.replace("7.7777", value), reading_of(form)).status == "crashed"
 
 
 @EVERY

@@ -16,7 +16,7 @@ from ablation.runs.printed import LABEL, QUOTED, Printed, label_before, rank_of,
 MAX_NAMES = 200  # of metrics that are kept for a message
 FULLY = 100  # lines of the trainer's that are read in full; then only those that can matter
 HEAD = 3  # lines of the trainer's behind which no source begins; before, they may be an example
-MATTERS = rb"val|[nN]a[nN]|[iI]nf|#|"  # in a line, beside the metric
+MATTERS = rb"val|[nN]a[nN]|[iI]nf|#|rror|xcept|emory|"  # in a line, beside the metric
 KEPT = {"num_iterations", "reading", "signs_of_life", "unread"}  # when a source is forgotten
 
 
@@ -90,7 +90,7 @@ class ForeignLog(Printed):
             return True
         for form in row.behind_text:
             match = form.search(line)
-            if not match or QUOTED.fullmatch(line, 0, match.start()):
+            if not match or is_quoted(line, match.start()):
                 continue
             if said := row.said(match[0]):
                 self._explain(line[: match.start()].rstrip())
@@ -125,7 +125,7 @@ class ForeignLog(Printed):
         """Look for a loss that is no number in a line that is damaged, or has more in it."""
         form = self.reading.format.diverged
         match = form.search(text) if form else None
-        if not match or QUOTED.fullmatch(text, 0, match.start()):
+        if not match or is_quoted(text, match.start()):
             return False
         step, total = (int(match.groupdict().get(name) or 0) for name in ("step", "total"))
         if not self._is_others(total or None):
@@ -292,6 +292,12 @@ class ForeignLog(Printed):
         one_is_complete = not (self.incomplete and own.incomplete)
         both._in_source = not one_is_complete and (self._in_source or own._in_source)
         return both
+
+
+def is_quoted(line: bytes, at: int) -> bool:
+    """Whether what stands in front of a part of a line, behind its label, makes it a quotation."""
+    label = LABEL.match(line, 0, at)
+    return bool(QUOTED.fullmatch(line, label.end() if label else 0, at))
 
 
 def metrics_in(log: Printed) -> list[str]:
