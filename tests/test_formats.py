@@ -117,7 +117,10 @@ def test_a_time_that_the_attempt_did_not_have_is_not_believed():
 def test_a_log_of_another_length_is_no_log_of_this_run(form):
     longer, shorter = log_of(form, total=TOTAL + 1), log_of(form, total=TOTAL - 1)
     for log in (longer, shorter):
-        assert verdict(log, reading_of(form)).status == "crashed"
+        result = verdict(log, reading_of(form))
+        assert result.status == "crashed"
+        if f"/{TOTAL - 1}" in log:
+            assert "its lines tell 7 steps, the run has 8" in result.reason
 
 
 # ---------------------------------------------------------------------------------------------
@@ -347,6 +350,16 @@ def test_a_summary_without_steps_is_that_of_the_last_one():
     form = FORMS["research"]
     result = verdict("val_bpb: 0.9979\nnum_steps: 8\n", reading_of(form))
     assert (result.status, result.curve[-1][:2]) == ("ok", (8, 0.9979))
+
+
+def test_a_value_that_stands_alone_is_not_that_of_a_later_step():
+    form = FORMS["research"]
+    log = (
+        "step 00003 (37.5%) | loss: 3.5\nval_bpb: 1.1\nstep 00008 (100.0%) | loss: 3.5\ndepth: 8\n"
+    )
+    result = verdict(log, reading_of(form))
+    assert (result.status, result.curve[-1][:2]) == ("crashed", (3, 1.1))
+    assert verdict(log + "val_bpb: 1.0\n", reading_of(form)).val_loss == 1.0
 
 
 # ---------------------------------------------------------------------------------------------

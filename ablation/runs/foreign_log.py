@@ -240,6 +240,8 @@ class ForeignLog(Printed):
             return f"{self.conflict}: more than one run, or processes that do not agree"
         if not self.num_iterations and len(self.totals) > 1:
             return f"runs of {self.totals[0]} and of {self.totals[1]} steps: more than one run"
+        if self.totals and all(map(self._is_others, self.totals)):
+            return f"its lines tell {self.totals[0]} steps, the run has {self.num_iterations}"
         if not self.curve:
             return self._nothing()
         last, by_time = self.last_step, not self.reading.counts_steps
@@ -255,8 +257,6 @@ class ForeignLog(Printed):
     def _nothing(self) -> str:
         """Why there is no value at all."""
         row, metric = self.reading.format, self.reading.metric
-        if self.totals and not self.lines:
-            return f"its lines tell {self.totals[0]} steps, the run has {self.num_iterations}"
         if self.names:
             return f"no {metric} in its lines, which name {', '.join(metrics_in(self))}"
         forms = " | ".join(row.shown)
