@@ -5,6 +5,7 @@ step, or where the trainer has said that it ends by itself, with the metric at t
 """
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Self
@@ -13,7 +14,9 @@ from ablation.runs.formats import LOSSES, RULE, SOURCE, SOURCE_MARKS, STEPS_IN_A
 from ablation.runs.printed import LABEL, QUOTED, Printed, label_before, rank_of, text_of
 
 MAX_NAMES = 200  # of metrics that are kept for a message
+FULLY = 100  # lines of the trainer's that are read in full; then only those that can matter
 HEAD = 3  # lines of the trainer's behind which no source begins; before, they may be an example
+MATTERS = rb"val|[nN]a[nN]|[iI]nf|#|rror|xcept|emory|"  # in a line, beside the metric
 KEPT = {"num_iterations", "reading", "signs_of_life", "unread"}  # when a source is forgotten
 
 
@@ -35,6 +38,10 @@ class ForeignLog(Printed):
     _rank: bytes | None = None  # of the process that told it
     _in_source: bool = False
 
+    def __post_init__(self):
+        self._metric = self.reading.metric.rpartition(" ")[2].encode()  # without its label
+        self._matters = re.compile(MATTERS + re.escape(self._metric))
+
     @property
     def marks(self) -> tuple[bytes, ...]:
         marks = self.reading.format.marks
@@ -49,9 +56,23 @@ class ForeignLog(Printed):
         marks = self.reading.format.marks
         if marks and not any(mark in line for mark in marks):
             return self._explain(line)
+        if self.lines >= FULLY and self._is_step_alone(line):
+            return
         if not self._taken(line):
             self._find_divergence(line)
             self._explain(line)
+
+    def _is_step_alone(self, line: bytes) -> bool:
+        """Whether a line tells no more than how far the training is: most do, and a log has
+        thousands of them."""
+        quick = self.reading.format.quick
+        match = quick.match(line) if quick else None
+        if not match or self._matters.search(line):
+            return False
+        total = int(match[2]) if match.lastindex == 2 else None
+        if not self._is_others(total):
+            self._at(int(match[1]), None)
+        return total is None or total in self.totals
 
     def _rule(self) -> None:
         """The end of what stands at the head of a log. If that was a source, it is forgotten."""
@@ -63,27 +84,37 @@ class ForeignLog(Printed):
         """Whether a line is the trainer's, as it stands, behind a label, or behind a text that has
         no line end."""
         row = self.reading.format
-        label = LABEL.match(line)
-        texts = [(line, None)] + ([(line[label.end() :], label)] if label else [])
-        for text, before in texts:
-            rank = rank_of(before)
-            if said := row.said(text):
-                self._say(said, line, rank)
-                return True
-            if row.end and (match := row.end.fullmatch(text)):
-                self._end(line, match.groupdict().get("step"), rank)
-                return True
+        if self._whole(line, line, None):
+            return True
+        if (label := LABEL.match(line)) and self._whole(line[label.end() :], line, rank_of(label)):
+            return True
         for form in row.behind_text:
             match = form.search(line)
-            if not match or QUOTED.fullmatch(line, 0, match.start()):
+            if not match or is_quoted(line, match.start()):
                 continue
             if said := row.said(match[0]):
                 self._explain(line[: match.start()].rstrip())
                 self._say(said, line, rank_of(label_before(line, match.start())))
                 return True
-        if row.marks and any(digit in line for digit in b"0123456789"):
+        if self._names_metric(line):
             self.odd = line
         return False
+
+    def _whole(self, text: bytes, line: bytes, rank: bytes | None) -> bool:
+        """Whether a text is a line of the trainer's from its first sign to its last."""
+        row = self.reading.format
+        if said := row.said(text):
+            self._say(said, line, rank)
+            return True
+        if row.end and (match := row.end.fullmatch(text)):
+            self._end(line, match.groupdict().get("step"), rank)
+            return True
+        return False
+
+    def _names_metric(self, line: bytes) -> bool:
+        """Whether a line of no known form looks as if it told the metric."""
+        named = self._metric in line or self._metric.replace(b"_", b" ") in line
+        return named and any(digit in line for digit in b"0123456789")
 
     def _end(self, line: bytes, step: bytes | None, rank: bytes | None) -> None:
         self.ended = self.ended or line
@@ -94,7 +125,7 @@ class ForeignLog(Printed):
         """Look for a loss that is no number in a line that is damaged, or has more in it."""
         form = self.reading.format.diverged
         match = form.search(text) if form else None
-        if not match or QUOTED.fullmatch(text, 0, match.start()):
+        if not match or is_quoted(text, match.start()):
             return False
         step, total = (int(match.groupdict().get(name) or 0) for name in ("step", "total"))
         if not self._is_others(total or None):
@@ -109,6 +140,8 @@ class ForeignLog(Printed):
 
     def _look_at(self, values: dict[str, float], line: bytes) -> None:
         """A loss that is no number, or the metric, is a divergence at any step."""
+        if all(map(math.isfinite, values.values())):
+            return
         for name, value in values.items():
             is_loss = name == self.reading.metric or LOSSES.fullmatch(name)
             if is_loss and not math.isfinite(value):
@@ -125,8 +158,8 @@ class ForeignLog(Printed):
         if self._is_others(said.total):
             return
         self.lines += 1
-        for name in said.values if len(self.names) < MAX_NAMES else ():
-            self.names[name] = None
+        if len(self.names) < MAX_NAMES:
+            self.names.update(dict.fromkeys(said.values))
         self._look_at(said.values, line)
         if said.step is not None:
             self._at(said.step, rank)
@@ -207,6 +240,8 @@ class ForeignLog(Printed):
             return f"{self.conflict}: more than one run, or processes that do not agree"
         if not self.num_iterations and len(self.totals) > 1:
             return f"runs of {self.totals[0]} and of {self.totals[1]} steps: more than one run"
+        if self.totals and all(map(self._is_others, self.totals)):
+            return f"its lines tell {self.totals[0]} steps, the run has {self.num_iterations}"
         if not self.curve:
             return self._nothing()
         last, by_time = self.last_step, not self.reading.counts_steps
@@ -222,8 +257,6 @@ class ForeignLog(Printed):
     def _nothing(self) -> str:
         """Why there is no value at all."""
         row, metric = self.reading.format, self.reading.metric
-        if self.totals and not self.lines:
-            return f"its lines tell {self.totals[0]} steps, the run has {self.num_iterations}"
         if self.names:
             return f"no {metric} in its lines, which name {', '.join(metrics_in(self))}"
         forms = " | ".join(row.shown)
@@ -242,7 +275,8 @@ class ForeignLog(Printed):
         step, last = self.curve[-1][0], self.last_step
         of = f" of {last}" if last is not None and self.reading.counts_steps else ""
         how = text_of(self.ended) if self.ended else ""
-        value = f"{self.reading.metric} at step {step}{of}"
+        turned = "" if self.reading.sign > 0 else " (higher is better: its sign is turned)"
+        value = f"{self.reading.metric}{turned} at step {step}{of}"
         return "; ".join(filter(None, (how, value, f"no summary in {self.reading.format.name}")))
 
     @property
@@ -258,6 +292,12 @@ class ForeignLog(Printed):
         one_is_complete = not (self.incomplete and own.incomplete)
         both._in_source = not one_is_complete and (self._in_source or own._in_source)
         return both
+
+
+def is_quoted(line: bytes, at: int) -> bool:
+    """Whether what stands in front of a part of a line, behind its label, makes it a quotation."""
+    label = LABEL.match(line, 0, at)
+    return bool(QUOTED.fullmatch(line, label.end() if label else 0, at))
 
 
 def metrics_in(log: Printed) -> list[str]:

@@ -74,6 +74,7 @@ class LogFormat:
     marks: tuple[bytes, ...] = ()  # one of these is in every line of this form; none: look at all
     lines: tuple[re.Pattern[bytes], ...] = ()  # with a step
     alone: tuple[re.Pattern[bytes], ...] = ()  # without one: `label` (of each name), `pairs`
+    quick: re.Pattern[bytes] | None = None  # how a line with a step begins: step, total
     end: re.Pattern[bytes] | None = None  # its own word for an end before the last step: `step`
     diverged: re.Pattern[bytes] | None = None  # found anywhere in a line, also a damaged one
     json: bool = False  # each line is an object of JSON
@@ -145,9 +146,10 @@ def pairs_in(text: bytes) -> Iterator[tuple[str, float]]:
 
 def timed(said: dict[str, float]) -> tuple[dict[str, float], float | None]:
     """The values of a line, and its training time."""
-    times = [unit * said[name] for name, unit in TIMES_MS.items() if name in said]
-    time_ms = times[0] if times and 0 <= times[0] <= 1e15 else None
-    return {name: value for name, value in said.items() if name not in TIMES_MS}, time_ms
+    if TIMES_MS.keys().isdisjoint(said):
+        return said, None
+    times = [unit * said.pop(name) for name, unit in TIMES_MS.items() if name in said]
+    return said, times[0] if times and 0 <= times[0] <= 1e15 else None
 
 
 def said_alone(match: re.Match[bytes]) -> Said:
@@ -196,6 +198,7 @@ SPEEDRUN = (
     pattern(rb"step:(?P<step><I>)/(?P<total><I>)(?P<pairs>(?: <NAME>:<F>){1,16})"),
     pattern(rb"(?P<step><I>)/(?P<total><I>)(?P<pairs>(?: <NAME>: <F>){1,16})"),
 )
+SPEEDRUN_BEGINS = pattern(rb"(?:step:)?(<I>)/(<I>) ")
 SPEEDRUN_SIGN = pattern(
     rb"(?<![\w\"'`/-])(?:step:<I>/<I> (?:[a-z_]+:<F> )?(?:val|train)_loss:[-+.0-9nN]"
     rb"|<I>/<I> val_loss: )"
@@ -226,13 +229,16 @@ ROWS = (
     LogFormat(
         name="parameter-golf",
         shown=(*SPEEDRUN_SHOWN, "final_int8_zlib_roundtrip_exact val_loss:F val_bpb:F"),
-        sign=pattern(rb"(?<![\w\"'`({=])[a-z]\w*(?: \w+){0,2} val_loss:<F> val_bpb:[-+.0-9nN]"),
+        sign=pattern(
+            rb"(?<![\w\"'`({=.:/-])[A-Za-z][\w.+-]{0,63} (?:val_loss: ?<F> )?val_bpb: ?[-+.0-9nN]"
+        ),
         marks=(b"step:", b"_loss", b"_bpb"),
         lines=SPEEDRUN,
+        quick=SPEEDRUN_BEGINS,
         alone=(
             pattern(
-                rb"(?P<label>[A-Za-z]\w{0,63}(?: \w{1,64}){0,2})"
-                rb"(?P<pairs>(?: (?!val_)<NAME>:<F>){0,4} val_(?:loss|bpb):<F>(?: <NAME>:<F>){0,8})"
+                rb"(?P<label>[A-Za-z][\w.+-]{0,63}(?: [\w.+-]{1,64}){0,4})(?P<pairs>"
+                rb"(?: (?!val_)<NAME>: ?<F>){0,4} val_(?:loss|bpb): ?<F>(?: <NAME>: ?<F>){0,8})"
             ),
         ),
         end=STOPPED_EARLY,
@@ -244,6 +250,7 @@ ROWS = (
         sign=SPEEDRUN_SIGN,
         marks=(b"step:", b"_loss: "),
         lines=SPEEDRUN,
+        quick=SPEEDRUN_BEGINS,
         end=STOPPED_EARLY,
         diverged=SPEEDRUN_NAN,
     ),
@@ -258,6 +265,7 @@ ROWS = (
             ),
             pattern(rb"iter (?P<step><I>): loss (?P<loss><F>), time <F>ms(?:, mfu <F>%)?"),
         ),
+        quick=pattern(rb"iter (<I>): "),
         diverged=re.compile(
             rb"(?<![\w\"'`])(?:iter (?P<step>[0-9]{1,12}): loss |step [0-9]{1,12}: train loss "
             rb"(?:[-+.0-9e]{1,32}, val loss )?)" + NOT_FINITE
@@ -269,6 +277,7 @@ ROWS = (
         sign=pattern(rb"(?m:^)val_bpb: {1,20}[-+.0-9nN]"),
         marks=(b": ", b"FAIL"),
         lines=(pattern(rb"step (?P<step><I>) \([0-9.]{1,8}%\) \| loss: (?P<loss><F>)(?: \|.*)?"),),
+        quick=pattern(rb"step (<I>) \([0-9.]{1,8}%\) "),
         alone=(pattern(rb"(?P<pairs><NAME>: {1,20}<F>)"),),
         diverged=re.compile(rb"\AFAIL\Z"),
     ),
@@ -437,7 +446,8 @@ SOURCE = re.compile(  # every source has such a line near its beginning
     rb"import [A-Za-z_][\w.]*(?: as \w+)?(?:,|[ \t]*#|[ \t]*\r?(?:\n|\Z))|from [\w.]+ import [\w(*]"
 )
 SOURCE_MARKS = (b"#!/", b'"""', b"'''", b"import ")
-MAX_GUESSED = 1 << 22  # bytes of a log that are looked at; chosen, the source of four trainers
+MAX_GUESSED = 1 << 22  # bytes of a log that are read for a guess; chosen, twenty long sources
+LOOK = 1 << 16  # bytes at each end of what was printed in which signs are sought
 
 
 def guess_format(log: Path | bytes) -> LogFormat | None:
@@ -449,6 +459,8 @@ def guess_format(log: Path | bytes) -> LogFormat | None:
         with open_regular(log) as file:
             data = file.read(MAX_GUESSED)
     output = output_in(data)
+    if len(output) > 2 * LOOK:
+        output = output[:LOOK] + b"\n" + output[-LOOK:]
     signs = ((row, row.sign) for row in ROWS if row.sign)
     return next((row for row, sign in signs if sign.search(output)), None)
 

@@ -4,11 +4,13 @@
 record that is read what `judge` demanded when it was written.
 """
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 from ablation.runs.foreign_log import ForeignLog
+from ablation.runs.formats import Reading, guess_format
 from ablation.runs.log import LEAST, SAME_LOSS, SUMMARY_FIELDS, LogReader, read_log
 from ablation.runs.printed import NOTHING, Printed, text_of
 from ablation.runs.run import Interval, RunConfig, RunResult, run_from
@@ -66,7 +68,20 @@ def judge_attempt(
 ) -> RunResult:
     """Judge an attempt by what its folder holds. `log` is the screen's copy, output.log."""
     own = read_log(folder / "train_log.txt", run.num_iterations, log.reading)
-    return judge(run, attempt, log.with_file(own), exit)
+    result = judge(run, attempt, log.with_file(own), exit)
+    if not result.final or result.curve or not (other := other_form(log.reading, folder)):
+        return result
+    reason = f"its lines are of the form {other!r}, not {log.reading.format.name!r}"
+    return replace(result, reason=printable(f"{reason}: {result.reason}", limit=MAX_REASON))
+
+
+def other_form(reading: Reading, folder: Path) -> str:
+    """The name of another form that the log of an attempt has; empty for none."""
+    with contextlib.suppress(OSError, ValueError):
+        form = guess_format(folder / "output.log")
+        if form and form.name != reading.format.name:
+            return form.name
+    return ""
 
 
 STOPPED = {"timeout": "its time limit", "stall": "a silence that was too long"}
@@ -283,7 +298,7 @@ def unconcluded(r: RunResult) -> str:
     """Why a result that no summary speaks for does not deserve its `ok`; empty where it does."""
     time = next(f for f in SUMMARY_FIELDS if f.name == "train_time_ms")
     numbers = {"train_time_ms": r.train_time_ms}
-    if fault := time.fault(numbers) or overlong(numbers, max(r.wall_s, 0.001)):
+    if fault := time.fault(numbers) or overlong(numbers, r.wall_s):
         return f"it is ok, but {fault}"
     if not -MOST_LOSS <= r.final_loss <= MOST_LOSS:
         return f"it is ok, but its val_loss is {r.val_loss}"
