@@ -155,7 +155,7 @@ def test_where_a_run_diverged_ranks_decide_and_there_is_no_interval(tmp_path, pl
     found = answer(standing(folder), 4)
     assert found["interval"] is None
     assert found["p"]["kind"] == kind
-    assert found["runs"]["diverged"] == 2
+    assert (found["runs"]["diverged"], found["runs"]["failed"]) == (2, 0)
     rows = [row for row in found["arms"] if row["stage"] == 4]
     assert [(row["diverged"], row["n"]) for row in rows] == [(1, found["pairs"] - 1)] * 2
 
@@ -410,6 +410,7 @@ def test_ideas_that_improve_join_the_baseline_of_those_after_them(ideas):
     kept = json.dumps({"flags": {"lr": 0.3}, "env": {"V0": "x", "V3": "x"}})
     assert out.splitlines()[-1] == f"Kept of 5 ideas, at level 0.05 for all of them: {kept}"
     assert "i2: a line (there)" in out and "i4: title 23 (there)" in out
+    assert len(ideas(21, 21, 21, 21, 21)[-1]) == 5 + 5  # what was written beside them is no idea
 
 
 def test_the_level_is_divided_and_no_two_ideas_share_a_seed(ideas):
