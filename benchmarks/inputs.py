@@ -630,6 +630,7 @@ FLAGS = (
     "--status",
     "--dry_run",
     "--json",
+    "--exit_verdict",
     "--screen",
     "--unet_skips",
     "--ignore_gate",

@@ -150,13 +150,14 @@ def test_the_registered_level_is_the_one_that_is_told(home):
     ("plan", "kind"), [(None, "ranks"), (adaptive_plan(), "nominal, ranks")], ids=["classic", "ad"]
 )
 def test_where_a_run_diverged_ranks_decide_and_there_is_no_interval(tmp_path, plan, kind):
-    folder = make(tmp_path, plan, failures={"final_best/run_1": ("diverged",)})
+    lost = ("final_best/run_1", "final_baseline/run_2")
+    folder = make(tmp_path, plan, failures=dict.fromkeys(lost, ("diverged",)))
     found = answer(standing(folder), 4)
     assert found["interval"] is None
     assert found["p"]["kind"] == kind
-    assert found["runs"]["diverged"] == 1
-    (row,) = [row for row in found["arms"] if row["name"] == "final_best"]
-    assert (row["diverged"], row["n"]) == (1, found["pairs"] - 1)
+    assert (found["runs"]["diverged"], found["runs"]["failed"]) == (2, 0)
+    rows = [row for row in found["arms"] if row["stage"] == 4]
+    assert [(row["diverged"], row["n"]) for row in rows] == [(1, found["pairs"] - 1)] * 2
 
 
 # ---------------------------------------------------------------------------------------------
@@ -180,7 +181,7 @@ def test_stages_conclude_nothing_before_the_last(home):
 
 
 def test_runs_by_hand_have_means_and_no_verdict(home):
-    words = ("--experiment", "baseline,aux_4,screen_aux_4_8", "--runs", "3")
+    words = ("--experiment", "baseline,aux_4_8,screen_aux_4_8", "--runs", "3")
     code, found, err = told(home, *words, *BOTH, *FIXED)
     assert (code, found["verdict"], found["p"]) == (0, None, None)
     rows = {row["name"]: row for row in found["arms"]}
@@ -409,6 +410,7 @@ def test_ideas_that_improve_join_the_baseline_of_those_after_them(ideas):
     kept = json.dumps({"flags": {"lr": 0.3}, "env": {"V0": "x", "V3": "x"}})
     assert out.splitlines()[-1] == f"Kept of 5 ideas, at level 0.05 for all of them: {kept}"
     assert "i2: a line (there)" in out and "i4: title 23 (there)" in out
+    assert len(ideas(21, 21, 21, 21, 21)[-1]) == 5 + 5  # what was written beside them is no idea
 
 
 def test_the_level_is_divided_and_no_two_ideas_share_a_seed(ideas):
