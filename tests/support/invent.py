@@ -8,16 +8,34 @@ from ablation.plan.next_step import PLANS
 from ablation.plan.stage import State
 from ablation.runs.run import Arm, RunConfig, RunResult
 from ablation.study.experiment import Experiment, Share
-from ablation.study.heads import HEADS, aux
+from ablation.study.heads import HEADS, aux, tap_layers
 from ablation.study.overrides import Override
-from ablation.study.profiles import PROFILES
+from ablation.study.profiles import PROFILES, Profile
 
+ARMS = HEADS.by_hand  # of the built-in study, by name
 BASELINE = Arm("baseline")
 BEST = aux((4, 8), "final_best")
 
 
 def arm(name: str, *layers: int, weight=0.1, schedule="constant") -> Arm:
     return aux(layers, name, weight, schedule) if layers else Arm(name)
+
+
+def layers_of(arm: Arm) -> tuple[int, ...]:
+    return tap_layers(arm)
+
+
+def weight_of(arm: Arm) -> float:
+    return dict(arm.flags)["aux_loss_weight"]
+
+
+def schedule_of(arm: Arm) -> str:
+    return dict(arm.flags)["aux_loss_schedule"]
+
+
+def rescaled(profile: Profile, **changes) -> Profile:
+    """The profile with these fields of its scale."""
+    return replace(profile, scale=replace(profile.own_scale, **changes))
 
 
 def result(
