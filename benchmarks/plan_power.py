@@ -77,11 +77,12 @@ def staged(
     return replace(e, profile=profile, plan=plan, budget_hours=hours, **changes)
 
 
-def by_next_step(e: Experiment) -> "Plan":
-    def cost_s(run: RunConfig) -> float:
-        return RUN_S * run.num_iterations / e.full_iterations
+def cost_s(e: Experiment) -> Callable[[RunConfig], float]:
+    return lambda run: RUN_S * run.num_iterations / e.full_iterations
 
-    return lambda truth: power.outcome(e, truth, cost_s)
+
+def by_next_step(e: Experiment) -> "Plan":
+    return lambda truth: power.outcome(e, truth, cost_s(e))
 
 
 def bash_loop(truth: Truth) -> Outcome:

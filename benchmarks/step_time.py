@@ -35,7 +35,6 @@ import train_gpt
 from ablation.study.profiles import PROFILES, TRAINER_FLAGS, Profile
 
 
-
 def rescaled(p: Profile, **changes) -> Profile:
     """The profile with these fields of its scale."""
     return replace(p, scale=replace(p.own_scale, **changes))

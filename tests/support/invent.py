@@ -1,6 +1,7 @@
 """Invented runs and results, for tests of what is decided from them."""
 
-from dataclasses import fields, replace
+import json
+from dataclasses import asdict, fields, replace
 
 from ablation.plan.costs import Costs
 from ablation.plan.decision import Decision
@@ -31,6 +32,11 @@ def weight_of(arm: Arm) -> float:
 
 def schedule_of(arm: Arm) -> str:
     return dict(arm.flags)["aux_loss_schedule"]
+
+
+def settings_of(arm: Arm) -> tuple[float, str]:
+    """Its weight and schedule."""
+    return weight_of(arm), schedule_of(arm)
 
 
 def rescaled(profile: Profile, **changes) -> Profile:
@@ -87,6 +93,11 @@ def experiment(**changes) -> Experiment:
     }
     of_share = {name: changes.pop(name) for name in SHARE_FIELDS & changes.keys()}
     return Experiment(**{"share": Share(**{"device": "cpu", **of_share}), **fields, **changes})
+
+
+def by_hand(*layers: int, **settings) -> dict:
+    """The value of an override that chooses heads after these layers."""
+    return {"arm": json.loads(json.dumps(asdict(aux(layers, **settings))))}
 
 
 def overridden(e: Experiment, kind: str, stage: int, value: dict) -> Experiment:
