@@ -28,9 +28,9 @@ from step_time import run_trainer
 from ablation.study.profiles import PROFILES, TRAINER_FLAGS
 
 BEFORE = "94d8d97"  # without gains, biases and weight decay; five equal steps in Muon
+DATA = PROFILES["mini"].data_dir
 SIZE = replace(
-    PROFILES["speedrun"],  # for its learning rates
-    data_dir=PROFILES["mini"].data_dir,
+    PROFILES["speedrun"].own_scale,  # for its learning rates
     n_layer=6,
     n_head=2,
     model_dim=128,
@@ -77,7 +77,7 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--against", metavar="REV", default=BEFORE)
     parser.add_argument("--seeds", default="42,43,44,45,46")
-    parser.add_argument("--data_dir", type=Path, default=ROOT / SIZE.data_dir)
+    parser.add_argument("--data_dir", type=Path, default=ROOT / DATA)
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # those of the runs

@@ -66,7 +66,7 @@ from ablation.runs import log as logs
 from ablation.runs import outcome, store
 from ablation.runs.run import Arm, RunConfig, RunResult
 from ablation.study.experiment import Experiment, Share
-from ablation.study.heads import ARMS
+from ablation.study.heads import HEADS, aux
 from ablation.study.profiles import PROFILES
 from benchmarks import inputs, oracle
 from benchmarks.inputs import ANYTHING, DIVERGED, FAULTY, HONEST, Files, Log
@@ -250,7 +250,7 @@ def read(text: bytes | None, total: int, chunk: int = 1 << 20) -> logs.LogReader
 
 
 def honest_records(rng: random.Random) -> Iterator[Files]:
-    for n, arm in enumerate([*ARMS.values()][:24]):
+    for n, arm in enumerate([*HEADS.by_hand.values()][:24]):
         total, summary, lines = inputs.complete(rng)
         log = Log(total, inputs.joined(lines), None, inputs.exit_of(rng, summary), HONEST)
         yield attempt_files(judged(RunConfig(n % 5, arm, n % 3, n, total), log), ID)
@@ -272,7 +272,7 @@ def simulated_experiments(shop: Shop, rng: random.Random) -> Iterator[Simulated]
         (shop.materials / f"x_{kind}_000000.bin").write_bytes(b"tokens")
     m = Materials(shop.materials / "train.py", shop.materials)
     for plan in ("classic", "adaptive", "manual"):
-        by_hand = {"arms": (ARMS["baseline"], ARMS["aux_4_8"]), "seeds": (42, 43)}
+        by_hand = {"arms": (HEADS.by_hand["baseline"], HEADS.by_hand["aux_4_8"]), "seeds": (42, 43)}
         e = Experiment(
             profile=PROFILES["mini"], plan=plan, budget_hours=50.0, full_iterations=90,
             validation_runs=4, share=Share("cpu", cores=2),
@@ -286,7 +286,7 @@ def simulated_experiments(shop: Shop, rng: random.Random) -> Iterator[Simulated]
         attempts, results = [], []
         while (step := next_step(e, results)).runs and len(results) < 40:
             for run in step.runs:
-                loss = 3.3 - 0.1 * bool(run.arm.layers) + rng.gauss(0, 0.001)
+                loss = 3.3 - 0.1 * (not run.arm.is_baseline) + rng.gauss(0, 0.001)
                 total, summary, lines = inputs.complete(rng, run.num_iterations, loss)
                 exit = inputs.exit_of(rng, summary) | {"clock": f"boot {len(results)}"}
                 log = Log(total, inputs.joined(lines), None, exit, HONEST)
@@ -376,7 +376,7 @@ def check_records(folder: Path, experiment_id: str, found, honest: set[str]) -> 
 def try_open_attempts(rng: random.Random, shop: Shop) -> None:
     """What a sitting does first: everything that an earlier one left is given its record."""
     files, left = {}, {}
-    for arm in rng.sample([*ARMS], rng.choice((1, 1, 2))):
+    for arm in rng.sample([*HEADS.by_hand], rng.choice((1, 1, 2))):
         log = inputs.a_log(rng)
         run = RunConfig(1, Arm(arm), 0, 42, log.total)
         made = attempt_files(judged(run, log), ID)
@@ -643,7 +643,7 @@ def try_environment(rng: random.Random, shop: Shop) -> None:
         profile=PROFILES["mini"], plan="classic", budget_hours=1.0, full_iterations=90,
         validation_runs=None, share=share_of(rng),
     )  # fmt: skip
-    run = RunConfig(1, Arm("aux_4", (4,), 0.1), 0, 42, 90)
+    run = RunConfig(1, aux((4,)), 0, 42, 90)
     with mock.patch.dict(os.environ, values):
         kept = environment.clean(dict(os.environ))
         demand(not any(name.startswith(("PET_", "SQUEUE_")) for name in kept), f"kept {[*kept]}")

@@ -52,7 +52,7 @@ from ablation.runs.run import Arm, RunConfig, RunResult
 from ablation.study.experiment import Experiment, Share
 from ablation.study.profiles import PROFILES, Profile
 from benchmarks import step_time
-from benchmarks.step_time import PLACEMENTS, Setting, graphs_compiled, trainer_flags
+from benchmarks.step_time import PLACEMENTS, Setting, graphs_compiled, rescaled, trainer_flags
 from benchmarks.table import HEAD, Line, Row, measure, print_to
 from tests.support.emulated_gpu import emulate
 
@@ -74,9 +74,8 @@ PEAK_FLOPS = {
 TURNS = 5  # of an arm with heads and the baseline
 STEPS, LEAST_STEPS, TIMED_MS = 16, 3, 30_000  # so many, or what this time allows
 TINY = {  # in place of a profile's own
-    **{"gpus": 0, "n_head": 2, "model_dim": 16, "vocab_size": 64, "sequence_length": 32},
+    **{"n_head": 2, "model_dim": 16, "vocab_size": 64, "sequence_length": 32},
     **{"batch_size": 4, "device_batch_size": 2, "val_tokens": 96, "val_loss_every": 2},
-    "cpu_threads": 1,
 }
 AUX_4_8 = Setting("aux_4_8", PLACEMENTS["aux_4_8"], 0.125)
 
@@ -90,14 +89,16 @@ class Check:
     fits: int = 2**30  # sequences a pass
 
     def profile(self, name: str) -> Profile:
-        p = replace(PROFILES[name], **TINY if self.emulated else {})
-        return replace(p, device_batch_size=min(p.device_batch_size, self.fits))
+        p = PROFILES[name]
+        if self.emulated:
+            p = rescaled(replace(p, gpus=0, cpu_threads=1), **TINY)
+        return rescaled(p, device_batch_size=min(p.own_scale.device_batch_size, self.fits))
 
     def card(self) -> str:
         return "an emulated GPU" if self.emulated else torch.cuda.get_device_name()
 
     def smaller(self) -> "Check | None":
-        half = self.profile("speedrun").device_batch_size // 2
+        half = self.profile("speedrun").own_scale.device_batch_size // 2
         return replace(self, fits=half) if half else None
 
     def begin(self) -> None:
@@ -135,7 +136,7 @@ def speedrun(check: Check) -> Iterator[Line]:
     yield Line(f"{on(p, 1)}, ms a step", f"{middle:.1f} ({spread})")
     yield utilisation(check, p, middle / 1000, cards=1)
     peak = arm.peak_mib or train_gpt.peak_memory_mib(arm.world)
-    yield Line(f"{on(p, 1)}, peak MiB", f"{peak:.0f} ({p.device_batch_size} a pass)")
+    yield Line(f"{on(p, 1)}, peak MiB", f"{peak:.0f} ({p.own_scale.device_batch_size} a pass)")
 
 
 def on(p: Profile, cards: int) -> str:
@@ -186,13 +187,13 @@ class CountingLog(train_gpt.Log):
 def recompilations(check: Check) -> Iterator[Line]:
     """In whole short runs, with a smaller last pass of validation, and heads off at the end."""
     p, steps = check.profile("speedrun"), 6
-    sequences = p.device_batch_size + 1  # of validation
+    sequences = p.own_scale.device_batch_size + 1  # of validation
     for setting in (Setting(), AUX_4_8):
         with tempfile.TemporaryDirectory() as folder:
             step_time.write_random_shards(Path(folder), p, steps, sequences)
             flags = trainer_flags(p, setting, Path(folder), steps)
             flags += ["--aux_loss_schedule", "linear_decay", "--val_loss_every", "2"]
-            flags += ["--val_tokens", str(sequences * p.sequence_length)]
+            flags += ["--val_tokens", str(sequences * p.own_scale.sequence_length)]
             trainer = trainer_of(flags)
             train_gpt.train(trainer, log := CountingLog("", trainer.world, steps))
         first, last = log.graphs[0], log.graphs[-1]
@@ -222,10 +223,11 @@ def all_cards(check: Check) -> Iterator[Line]:
 
 
 def end_to_end(check: Check, p: Profile, iterations: int, cards: int) -> Iterator[Line]:
-    data, tokens, val_windows = ROOT / p.data_dir, "real text", p.val_tokens // p.sequence_length
+    scale, data, tokens = p.own_scale, ROOT / p.data_dir, "real text"
+    val_windows = scale.val_tokens // scale.sequence_length
     with tempfile.TemporaryDirectory() as folder:
-        if not holds(data, p, {"train": iterations * p.batch_size, "val": val_windows}):
-            data, best = Path(folder), f"at best {math.log(p.vocab_size):.3f}"
+        if not holds(data, p, {"train": iterations * scale.batch_size, "val": val_windows}):
+            data, best = Path(folder), f"at best {math.log(scale.vocab_size):.3f}"
             tokens = f"random tokens, for want of {p.data_dir}: {best}"
             step_time.write_random_shards(data, p, iterations, val_windows)
         r = run(check, p, iterations, cards, data)
@@ -238,7 +240,7 @@ def end_to_end(check: Check, p: Profile, iterations: int, cards: int) -> Iterato
 
 
 def holds(folder: Path, p: Profile, windows: dict[str, int]) -> bool:
-    shape = p.sequence_length, p.vocab_size
+    shape = p.own_scale.sequence_length, p.own_scale.vocab_size
     with suppress(ValueError, OSError):
         found = {kind: train_gpt.Windows(folder, kind, *shape).count for kind in windows}
         return all(found[kind] >= count for kind, count in windows.items())
@@ -270,7 +272,7 @@ def run(check: Check, p: Profile, iterations: int, cards: int, data: Path) -> Ru
 def processes(check: Check) -> Iterator[Line]:
     """One batch: a pass of each of two processes, or two passes of one."""
     p = check.profile("speedrun")
-    p = replace(p, batch_size=2 * p.device_batch_size)
+    p = rescaled(p, batch_size=2 * p.own_scale.device_batch_size)
     with tempfile.TemporaryDirectory() as folder:
         step_time.write_random_shards(Path(folder), p, 1)
         for size in (1, 2):

@@ -27,7 +27,7 @@ from ablation.folder.materials import Materials
 from ablation.plan.next_step import next_step
 from ablation.runs.run import RunResult
 from ablation.runs.store import write_json, write_result
-from ablation.study.heads import ARMS
+from ablation.study.heads import HEADS
 from tests.support.invent import experiment
 from tests.support.invented_folder import begin
 from tests.support.processes import stand_in_shards
@@ -42,7 +42,7 @@ def invent(folder: Path, runs: int) -> Path:
         plan="manual",
         budget_hours=2 * runs * WALL_S / 3600,
         full_iterations=200,
-        arms=(ARMS["baseline"],),
+        arms=(HEADS.baseline(),),
         seeds=tuple(range(runs + 1)),
     )
     materials = Materials(SUPPORT / "fake_train.py", folder / "data")

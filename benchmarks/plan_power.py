@@ -3,6 +3,7 @@
     python benchmarks/plan_power.py --replicates 2000 --json plan_power.json
     python benchmarks/plan_power.py --replicates 2000 --worlds=-.003 --plans "adaptive superiority"
     python benchmarks/plan_power.py --set graded --plans adaptive --rho .9 --pairing .2
+    python benchmarks/plan_power.py --study my_idea.toml --replicates 200
 
 Simulates each plan within a budget of 28 full runs of the speedrun profile (5100 iterations), and
 prints verdict rates with standard errors and the cost in full runs. The adaptive and the classic
@@ -19,6 +20,9 @@ Truth and noise: worlds.py, by --set or by name. --scattered gives the project's
 spaced effects in any order, with nothing in common between neighbours; --rho correlates the losses
 of one seed and one length. Neither rho nor other tails or sds reach the choices of successive
 halving, only its test.
+
+--study asks it of another study: over its own arms and refinements, with effects and noise that are
+as large beside its delta_eq and sigma0 as those of the table are beside the speedrun's.
 
 A replicate of a world has the same truth for every plan, and depends on --seed, the world and its
 own number only: any number of --jobs gives the same rows.
@@ -46,13 +50,15 @@ sys.path.insert(0, str(ROOT))
 from ablation import stats
 from ablation.plan import power
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
-from ablation.plan.power import NOISE, VERDICTS, Outcome, Truth, as_meant
+from ablation.plan.power import NOISE, VERDICTS, Outcome, Truth
 from ablation.runs.run import RunConfig
+from ablation.study.asked import new_experiment
 from ablation.study.experiment import Experiment
-from ablation.study.heads import GRID
+from ablation.study.heads import HEADS
 from ablation.study.overrides import NOTHING_OVERRIDDEN
 from ablation.study.profiles import PROFILES, TERMS
-from benchmarks.worlds import BESIDE, PROJECT, SETS, WORLDS, Replicate, World
+from ablation.study.study import Study
+from benchmarks.worlds import BESIDE, PROJECT, SETS, WORLDS, Replicate, World, in_units_of
 
 SPEEDRUN = PROFILES["speedrun"]
 RUN_S = 900.0  # of a full run; every arm costs the same, a short run in proportion
@@ -62,25 +68,29 @@ BUDGET = 28  # full runs
 # Plans: from a truth to a verdict and its cost
 
 
-def staged(plan: str, pairing: float = SPEEDRUN.design.pairing, **changes) -> Experiment:
-    profile = replace(SPEEDRUN, design=replace(SPEEDRUN.design, pairing=pairing))
-    return replace(as_meant(profile, plan), budget_hours=BUDGET * RUN_S / 3600, **changes)
+def staged(
+    plan: str, pairing: float = SPEEDRUN.design.pairing, study: Study = HEADS, **changes
+) -> Experiment:
+    e = new_experiment(study, SPEEDRUN.name, SPEEDRUN.gpus, cores=1)
+    profile = replace(e.profile, design=replace(e.profile.design, pairing=pairing))
+    hours = BUDGET * RUN_S / 3600
+    return replace(e, profile=profile, plan=plan, budget_hours=hours, **changes)
 
 
-def cost_s(run: RunConfig) -> float:
-    return RUN_S * run.num_iterations / SPEEDRUN.full_iterations
+def cost_s(e: Experiment) -> Callable[[RunConfig], float]:
+    return lambda run: RUN_S * run.num_iterations / e.full_iterations
 
 
-def by_next_step(e: Experiment):
-    return lambda truth: power.outcome(e, truth, cost_s)
+def by_next_step(e: Experiment) -> "Plan":
+    return lambda truth: power.outcome(e, truth, cost_s(e))
 
 
 def bash_loop(truth: Truth) -> Outcome:
     """The baseline and 27 configurations once (three of the placements); the lowest loss wins. Its
-    claim: heads help if the winner is below the one baseline run, by however little."""
-    losses = [truth.loss(configuration, 0) for configuration in GRID[:27]]
+    claim: they help if the winner is below the one baseline run, by however little."""
+    losses = [truth.loss(configuration, 0) for configuration in [*truth.rank][:27]]
     improved = min(losses) < truth.loss((), 0)
-    return Outcome(IMPROVES if improved else UNDECIDED, 28.0)
+    return Outcome(IMPROVES if improved else UNDECIDED, 1.0 + len(losses))
 
 
 RUNGS = ((0.2, 12), (0.5, 4), (1.0, 1))  # length, configurations that stay; chosen
@@ -88,8 +98,9 @@ RUNGS = ((0.2, 12), (0.5, 4), (1.0, 1))  # length, configurations that stay; cho
 
 def successive_halving(truth: Truth) -> Outcome:
     """All 36 configurations to 20 % of a run, the best 12 on to 50 %, the best 4 on to the end; the
-    winner against the baseline on fresh seeds, as many pairs as are left (7), one Welch test."""
-    left, noise, before, spent = list(GRID), {}, 0.0, 0.0
+    winner against the baseline on fresh seeds, as many pairs as are left (7), one Welch test. Of
+    more than 90 configurations the first ones, so that two pairs are left."""
+    left, noise, before, spent = [*truth.rank][:90], {}, 0.0, 0.0
     for fraction, stay in RUNGS:
         spent += len(left) * (fraction - before)
         noise = {which: next_noise(truth, fraction, before, noise.get(which)) for which in left}
@@ -115,7 +126,7 @@ def next_noise(truth: Truth, fraction: float, before: float, z: float | None) ->
 
 def oracle(truth: Truth) -> Outcome:
     """Knows the best configuration, and spends all on 14 pairs and one Welch test."""
-    best = min(GRID, key=truth.rank.get)
+    best = min(truth.rank, key=truth.rank.get)
     return Outcome(fixed_test(truth, best, BUDGET // 2), 2.0 * (BUDGET // 2))
 
 
@@ -130,7 +141,7 @@ def fixed_test(truth: Truth, configuration: tuple, pairs: int) -> str:
     if comparison.p < SPEEDRUN.design.alpha:
         return IMPROVES if comparison.improvement > 0 else HARMFUL
     narrow = stats.compare(baseline, arm, alpha=2 * SPEEDRUN.design.alpha)
-    inside = max(abs(narrow.ci_low), abs(narrow.ci_high)) < SPEEDRUN.design.delta_eq
+    inside = max(abs(narrow.ci_low), abs(narrow.ci_high)) < truth.scenario.delta_eq
     return NO_EFFECT if inside else UNDECIDED
 
 
@@ -138,14 +149,14 @@ Plan = Callable[[Truth], Outcome]
 
 
 @cache
-def plans(pairing: float = SPEEDRUN.design.pairing) -> dict[str, Plan]:
+def plans(pairing: float = SPEEDRUN.design.pairing, study: Study = HEADS) -> dict[str, Plan]:
     """pairing: share of alpha that the adaptive plan spends on differences within seeds."""
-    any_verdict = staged("adaptive", pairing)
+    any_verdict, fixed = staged("adaptive", pairing, study), staged("classic", study=study)
     ungated = NOTHING_OVERRIDDEN.ungated
     return {
         "bash loop": bash_loop,
-        "classic": by_next_step(staged("classic")),
-        "classic without gates": by_next_step(staged("classic", overrides=ungated)),
+        "classic": by_next_step(fixed),
+        "classic without gates": by_next_step(replace(fixed, overrides=ungated)),
         "successive halving": successive_halving,
         "oracle": oracle,
         "adaptive": by_next_step(any_verdict),
@@ -164,14 +175,14 @@ class Setting:
     seed: int = 0
     rho: float = 0.0  # correlation of the losses of one seed
     pairing: float = SPEEDRUN.design.pairing
+    study: Study = HEADS
 
 
 def replicates_of(task: tuple[World, str, Setting, range]) -> list[Outcome]:
     world, name, setting, numbers = task
-    plan = plans(setting.pairing)[name]
-    return [
-        plan(Replicate(world, f"{setting.seed}/{world.name}/{k}", setting.rho)) for k in numbers
-    ]
+    plan, study = plans(setting.pairing, setting.study)[name], setting.study
+    seeds = [f"{setting.seed}/{world.name}/{k}" for k in numbers]
+    return [plan(Replicate(study, world, seed, setting.rho)) for seed in seeds]
 
 
 def rows_of(
@@ -220,7 +231,15 @@ def chosen(text: str, known: Sequence[str], option: str) -> list[str]:
     return names
 
 
-def asked_for(args: argparse.Namespace) -> tuple[list[World], list[str]]:
+def study_asked(path: Path | None) -> Study:
+    if path is None:
+        return HEADS
+    from ablation.study.study_file import read_study
+
+    return read_study(path)
+
+
+def asked_for(args: argparse.Namespace, study: Study) -> tuple[list[World], list[str]]:
     """Worlds and plans. Raises ValueError for what cannot be meant."""
     if args.replicates < 1 or args.jobs < 1:
         raise ValueError("--replicates and --jobs: give 1 or more")
@@ -234,6 +253,9 @@ def asked_for(args: argparse.Namespace) -> tuple[list[World], list[str]]:
         if other := next((world.name for world in worlds if world not in PROJECT), None):
             raise ValueError(f"--scattered: not for world {other!r}; give --set project")
         worlds = [replace(world, ranks=power.scattered_ranks) for world in worlds]
+    if study is not HEADS:
+        design = staged("adaptive", study=study).profile.design
+        worlds = [in_units_of(design, world) for world in worlds]
     return worlds, chosen(args.plans, plans(), "--plans")
 
 
@@ -244,22 +266,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--replicates", type=int, default=2000, help="of each world and plan")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
+    parser.add_argument("--study", type=Path, metavar="FILE", help="other than the built-in one")
     parser.add_argument("--set", choices=SETS, default="project", help="of worlds (project)")
     parser.add_argument("--worlds", default="", metavar="A,B", help="these only: --worlds=-.003")
     parser.add_argument("--plans", default="", metavar="A,B", help="these only")
     parser.add_argument("--scattered", action="store_true", help="cells have nothing in common")
     parser.add_argument("--rho", type=float, default=0.0, help="correlation within seeds (0)")
-    pairing = SPEEDRUN.design.pairing
-    parser.add_argument("--pairing", type=float, default=pairing, help=f"adaptive ({pairing:g})")
+    pairing = f"adaptive ({SPEEDRUN.design.pairing:g}, or the study's)"
+    parser.add_argument("--pairing", type=float, help=pairing)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     args = parser.parse_args(argv)
     try:
-        worlds, names = asked_for(args)
+        study = study_asked(args.study)
+        if args.pairing is None:
+            args.pairing = (study.noise or SPEEDRUN.design).pairing
+        worlds, names = asked_for(args, study)
     except ValueError as error:
         print(f"plan_power.py: error: {error}", file=sys.stderr)
         return 1
-    setting = Setting(args.seed, args.rho, args.pairing)
+    setting = Setting(args.seed, args.rho, args.pairing, study)
     rows = []
     began = time.perf_counter()
     for row in rows_of(worlds, names, args.replicates, setting, args.jobs):

@@ -34,11 +34,14 @@ sys.path.insert(0, str(ROOT))
 import train_gpt
 from ablation.study.profiles import PROFILES, TRAINER_FLAGS, Profile
 
-MIDDLE = replace(  # between mini and the GPU profiles: the 124M model's vocabulary on a CPU
-    PROFILES["small"],
-    name="middle",
-    machine="any CPU",
-    gpus=0,
+
+def rescaled(p: Profile, **changes) -> Profile:
+    """The profile with these fields of its scale."""
+    return replace(p, scale=replace(p.own_scale, **changes))
+
+
+MIDDLE = rescaled(  # between mini and the GPU profiles: the 124M model's vocabulary on a CPU
+    replace(PROFILES["small"], name="middle", machine="any CPU", gpus=0),
     sequence_length=256,
     batch_size=8,
     device_batch_size=8,
@@ -80,17 +83,18 @@ def flops_per_step(p: Profile, s: Setting, with_muon: bool = True) -> float:
     square) and 2r^2c. That does not grow with the batch, and is not model FLOPs: it is left out
     where utilisation is computed.
     """
-    D, V, T = p.model_dim, p.vocab_size, p.sequence_length
-    positions = p.batch_size * T
-    main = p.n_layer * (6 * 12 * D**2 + 6 * T * D) + 6 * V * D
+    scale = p.own_scale
+    D, V, T = scale.model_dim, scale.vocab_size, scale.sequence_length
+    positions = scale.batch_size * T
+    main = scale.n_layer * (6 * 12 * D**2 + 6 * T * D) + 6 * V * D
     trained = {"one layer": 1, "stop at 2/3": 2 * len(s.layers) / 3}.get(s.option, len(s.layers))
     heads = trained * s.token_fraction * 6 * (D**2 + V * D)
 
     def polar_express(r: int, c: int) -> int:
         return 5 * (4 * r**2 * c + 2 * r**3)
 
-    square = 4 * p.n_layer + len(s.layers)
-    muon = square * polar_express(D, D) + 2 * p.n_layer * polar_express(D, 4 * D)
+    square = 4 * scale.n_layer + len(s.layers)
+    muon = square * polar_express(D, D) + 2 * scale.n_layer * polar_express(D, 4 * D)
     return positions * (main + heads) + with_muon * muon
 
 
@@ -99,13 +103,13 @@ def flops_per_step(p: Profile, s: Setting, with_muon: bool = True) -> float:
 
 
 def trainer_flags(p: Profile, s: Setting, data_dir: Path, num_iterations: int) -> list[str]:
-    flags = {flag: getattr(p, flag) for flag in TRAINER_FLAGS}
+    flags = {flag: getattr(p.own_scale, flag) for flag in TRAINER_FLAGS}
     flags |= {
         "aux_head_layers": ",".join(map(str, s.layers)),
         "aux_token_fraction": s.token_fraction,
         "data_dir": data_dir,
         "num_iterations": num_iterations,
-        "val_tokens": p.sequence_length,
+        "val_tokens": p.own_scale.sequence_length,
         "val_loss_every": num_iterations,
         "device": "cuda" if p.gpus else "cpu",
     }
@@ -118,9 +122,10 @@ def write_random_shards(
 ) -> None:
     rng = np.random.default_rng(0)
     header = np.zeros(256, dtype="<i4")
-    windows = num_iterations * p.batch_size
+    scale = p.own_scale
+    windows = num_iterations * scale.batch_size
     for kind, count in (("train", windows), ("val", val_windows)):
-        tokens = rng.integers(0, p.vocab_size, count * p.sequence_length + 1, dtype="<u2")
+        tokens = rng.integers(0, scale.vocab_size, count * scale.sequence_length + 1, dtype="<u2")
         header[:3] = 20240520, 1, len(tokens)
         (folder / f"random_{kind}_000001.bin").write_bytes(header.tobytes() + tokens.tobytes())
 
@@ -133,7 +138,7 @@ class Arm:
         args = train_gpt.build_parser().parse_args(flags)
         self.world, self.on_gpu = train_gpt.join_world(args.device), bool(p.gpus)
         before = torch.cuda.memory_allocated() if self.on_gpu else 0
-        shape = p.sequence_length, p.vocab_size
+        shape = p.own_scale.sequence_length, p.own_scale.vocab_size
         windows = [train_gpt.Windows(data_dir, kind, *shape) for kind in ("train", "val")]
         self.trainer, self.next = train_gpt.Trainer(args, self.world, *windows), 0
         self.trainer.warm_up()

@@ -1,6 +1,8 @@
 """What may be true, and how noisy?  The worlds of plan_power.py, as tables.
 
-A world has 36 configurations: 4 placements x 3 weights x 3 schedules. Three sets:
+A world has the configurations of a study; of the built-in one 36: 4 placements x 3 weights x 3
+schedules. Effects and noise are those of the speedrun; `in_units_of` puts another study's in their
+place. Three sets:
 
 project   The best has the effect that names the world, the worst has none, and the others lie
           between: placement, weight and schedule count a third each, in evenly spaced levels. In
@@ -8,7 +10,8 @@ project   The best has the effect that names the world, the worst has none, and 
           are alike. `noisy` worlds have 3/1.3 of the noise.
 graded    The effect is a product of a factor of the placement (1, .8, .6, .4), of the weight (1,
           .85, .6) and of the schedule (1, .9, .75), each with 5 % of noise, scaled so that the best
-          one has the effect that names the world. `less` takes as much from all of them.
+          one has the effect that names the world. `less` takes as much from all of them. Another
+          study has the first two: of its arms and of its refinements, with as many levels between.
 beside    What is asked of no plan, but should be known: one configuration of 36 helps, noise with
           the tails of t3, runs with heads of twice the sd, runs that diverge.
 
@@ -18,16 +21,17 @@ Levels come in an order of their own in each replicate. Noise: normal; sd .004/.
 length correlate by rho.
 """
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT
 from ablation.plan.power import BASELINE_LOSS, Scenario, Truth
-from ablation.study.heads import GRID, PLACEMENTS, SCHEDULES, WEIGHTS
-from ablation.study.profiles import PROFILES
+from ablation.study.profiles import PROFILES, Design
+from ablation.study.study import Study
 
 DESIGN = PROFILES["speedrun"].design
 SIGMA, DELTA_EQ = DESIGN.sigma0, DESIGN.delta_eq
@@ -41,6 +45,7 @@ class World(Scenario):
     arm_sd: float = 1.0  # of a run with heads, over that of the baseline
     arm_diverges: float = 0.0  # probability of a run with heads
     baseline_diverges: float = 0.0
+    delta_eq: float = DELTA_EQ
 
     @property
     def right(self) -> tuple[str, ...]:
@@ -48,7 +53,7 @@ class World(Scenario):
         found; up to delta_eq an improvement is no meaningful effect, too."""
         if self.best <= 0:
             return (HARMFUL,) if self.best < 0 else (NO_EFFECT,)
-        return (IMPROVES, NO_EFFECT) if self.best <= DELTA_EQ else (IMPROVES,)
+        return (IMPROVES, NO_EFFECT) if self.best <= self.delta_eq else (IMPROVES,)
 
 
 class HeavyTailed(random.Random):
@@ -61,8 +66,8 @@ class HeavyTailed(random.Random):
 class Replicate(Truth):
     """One replicate of a world; a loss that is not finite is a run that diverges."""
 
-    def __init__(self, world: World, seed: str, rho: float = 0.0):
-        super().__init__(world, seed, rho)
+    def __init__(self, study: Study, world: World, seed: str, rho: float = 0.0):
+        super().__init__(study, world, seed, rho)
         self.world = world
         if world.heavy_tails:
             self.rng = HeavyTailed(f"{seed}/noise")
@@ -79,34 +84,61 @@ class Replicate(Truth):
 
 
 # ---------------------------------------------------------------------------------------------
-# Effects of the 36 configurations, as ranks: 0 has the effect `best` of the world, 1 has `worst`
+# Effects of the configurations, as ranks: 0 has the effect `best` of the world, 1 has `worst`
 
 PLACEMENT, WEIGHT, SCHEDULE = (1.0, 0.8, 0.6, 0.4), (1.0, 0.85, 0.6), (1.0, 0.9, 0.75)
 FACTOR_SD = 0.05
 
 
 def graded_ranks(
+    study: Study,
     rng: random.Random,
     placement: Sequence[float] = PLACEMENT,
     weight: Sequence[float] = WEIGHT,
     schedule: Sequence[float] = SCHEDULE,
 ) -> list[float]:
-    """Products of three factors, of which rank 0 is the largest and rank 1 is none; a configuration
-    that harms where the best one helps lies beyond 1."""
-    factor: dict[object, float] = {}  # by level, of whichever of the three
-    for levels, factors in ((PLACEMENTS, placement), (WEIGHTS, weight), (SCHEDULES, schedule)):
-        noisy = [f * (1 + rng.gauss(0, FACTOR_SD)) for f in factors]
+    """Products of a factor each of what is varied, of which rank 0 is the largest and rank 1 is
+    none; a configuration that harms where the best one helps lies beyond 1."""
+    factors = []  # of the levels of each
+    for levels, table in zip(study.factors, (placement, weight, schedule), strict=False):
+        noisy = [f * (1 + rng.gauss(0, FACTOR_SD)) for f in spread(table, len(levels))]
         rng.shuffle(noisy)
-        factor |= zip(levels, noisy, strict=True)
-    products = [math.prod(factor[level] for level in configuration) for configuration in GRID]
+        factors.append(noisy)
+    products = [math.prod(levels) for levels in itertools.product(*factors)]
     return [1 - product / max(products) for product in products]
 
 
-def one_of_all(rng: random.Random) -> list[float]:
+def spread(table: Sequence[float], n: int) -> Sequence[float]:
+    """A table of n values from the first to the last of this one, on straight lines between."""
+    if n == len(table):
+        return table
+    values = []
+    for k in range(n):
+        at = k * (len(table) - 1) / max(1, n - 1)
+        low = min(int(at), len(table) - 2)
+        values.append(table[low] + (at - low) * (table[low + 1] - table[low]))
+    return values
+
+
+def one_of_all(study: Study, rng: random.Random) -> list[float]:
     """One configuration has rank 0, all others 1."""
-    ranks = [1.0] * len(GRID)
-    ranks[rng.randrange(len(GRID))] = 0.0
+    ranks = [1.0] * len(study.configurations)
+    ranks[rng.randrange(len(ranks))] = 0.0
     return ranks
+
+
+def in_units_of(design: Design, world: World) -> World:
+    """The world with effects and noise as large to another study as they are to the speedrun."""
+    effect, noise = design.delta_eq / DELTA_EQ, design.sigma0 / SIGMA
+    return replace(
+        world,
+        best=effect * world.best,
+        worst=effect * world.worst,
+        early_best=effect * world.early_best,
+        early_worst=effect * world.early_worst,
+        sigma=noise * world.sigma,
+        delta_eq=design.delta_eq,
+    )
 
 
 def plain(name: str, best: float, worst: float, sigma: float = SIGMA, **others) -> World:

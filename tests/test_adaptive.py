@@ -24,23 +24,29 @@ from ablation.plan.looks import (
     UNRESOLVED,
     looks_at,
 )
-from ablation.plan.next_step import MAX_ATTEMPTS, PLANS, conclude, next_step, pairs_begun
+from ablation.plan.next_step import MAX_ATTEMPTS, conclude, next_step, pairs_begun, stages_of
 from ablation.plan.validation import MAX_GIVEN_UP, decide_looks
 from ablation.runs.run import machine_seconds
-from ablation.study.heads import CELLS, DEFAULT_CELL, SCHEDULES, WEIGHTS, refinement_name
+from ablation.study.heads import HEADS, SCHEDULES, WEIGHTS
+from ablation.study.heads import cell as cell_of
 from ablation.study.profiles import PROFILES, Design
 from tests.support.invent import (
     BASELINE,
     BEST,
     arm,
+    aux,
+    by_hand,
     experiment,
+    layers_of,
     noisy_pairs,
     overridden,
     pairs_of,
     result,
+    settings_of,
     state_of,
 )
 
+CELLS = tuple(map(settings_of, HEADS.cells))
 DESIGN = Design(sigma0=0.0013, delta_eq=0.005, delta_target=0.02, drop=0.125)
 
 
@@ -189,8 +195,14 @@ def screening(baseline=(3.0, 3.0), **losses):
     return results
 
 
+def dropped(results):
+    """The layers of the arms of these results that screening drops."""
+    lost = dropped_by_screening(results, DESIGN)
+    return {layers_of(r.run.arm) for r in results if r.run.arm.configuration in lost}
+
+
 @pytest.mark.parametrize(
-    ("loss", "dropped"),
+    ("loss", "expected"),
     [
         (3.125, set()),  # exactly as much worse as is allowed
         (3.125 + 2**-20, {(6,)}),
@@ -199,18 +211,18 @@ def screening(baseline=(3.0, 3.0), **losses):
         (None, {(6,)}),
     ],
 )
-def test_screening_drops_above_its_threshold_only(loss, dropped):
-    assert dropped_by_screening(screening(a6=loss, a48=3.0), DESIGN) == dropped
+def test_screening_drops_above_its_threshold_only(loss, expected):
+    assert dropped(screening(a6=loss, a48=3.0)) == expected
 
 
 def test_screening_compares_on_the_seed_that_all_share():
-    assert dropped_by_screening(screening((3.0, 2.0), a6=3.125), DESIGN) == set()
-    assert dropped_by_screening(screening((2.75, 9.0), a6=3.125), DESIGN) == {(6,)}
+    assert dropped(screening((3.0, 2.0), a6=3.125)) == set()
+    assert dropped(screening((2.75, 9.0), a6=3.125)) == {(6,)}
 
 
 def test_without_a_usable_baseline_only_a_divergence_drops():
     results = [result(arm("screen_baseline"), status="diverged"), *screening((), a6=9.0, a48=None)]
-    assert dropped_by_screening(results, DESIGN) == {(4, 8)}
+    assert dropped(results) == {(4, 8)}
 
 
 @pytest.mark.parametrize(
@@ -254,7 +266,7 @@ FIRST = {"a4": 3.27, "a6": 3.26, "a8": 3.28, "a48": 3.265}
 
 def test_two_best_by_their_first_run():
     results = placements({"a8": 1.0}, **FIRST)
-    assert [a.layers for a in two_best(results)] == [(6,), (4, 8)]
+    assert [layers_of(a) for a in two_best(results)] == [(6,), (4, 8)]
 
 
 @pytest.mark.parametrize(
@@ -266,7 +278,7 @@ def test_two_best_of_fewer(losses, n):
 
 def test_the_lower_mean_of_the_two_wins_not_the_best_single_run():
     results = placements({"a6": 3.30, "a48": 3.265}, **FIRST)
-    assert decide(2, results).chosen.layers == (4, 8)
+    assert layers_of(decide(2, results).chosen) == (4, 8)
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
@@ -275,9 +287,9 @@ def test_of_the_two_best_with_the_same_seeds_plain_means_decide(rho):
     design = replace(DESIGN, rho=rho)
     for worse in (-0.5, 0.0, 0.5):
         again = {"a6": 3.271 + worse, "a48": 3.265 + worse}
-        assert decide(2, placements(again, **FIRST), design=design).chosen.layers == (4, 8)
+        assert layers_of(decide(2, placements(again, **FIRST), design=design).chosen) == (4, 8)
         again = {"a6": 3.269 + worse, "a48": 3.265 + worse}
-        assert decide(2, placements(again, **FIRST), design=design).chosen.layers == (6,)
+        assert layers_of(decide(2, placements(again, **FIRST), design=design).chosen) == (6,)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +309,7 @@ def test_a_missing_second_run_leaves_the_other_to_be_judged_within_seeds(rho, se
     results = [*placements({"a6": second}, **FIRST), result(arm("a48", 4, 8), status="crashed",
                stage=2, index=1)]  # fmt: skip
     decision = decide(2, results, design=replace(DESIGN, rho=rho))
-    assert decision.chosen.layers == layers
+    assert layers_of(decision.chosen) == layers
 
 
 def test_only_the_two_that_were_run_twice_are_chosen_from():
@@ -305,17 +317,17 @@ def test_only_the_two_that_were_run_twice_are_chosen_from():
     results = placements({"a6": 3.40, "a48": 3.41}, **FIRST)
     design = replace(DESIGN, rho=0.0)  # so that the mean of aux_4 is the lowest
     decision = decide(2, results, design=design)
-    means = {tuple(layers): mean for layers, mean in decision.numbers["means"]}
-    assert min(means, key=means.get) == (4,)
-    assert decision.chosen.layers == (6,)
+    means = dict(decision.numbers["means"])
+    assert min(means, key=means.get) == arm("a4", 4).label
+    assert layers_of(decision.chosen) == (6,)
 
 
 def test_the_means_of_stage_2_are_kept_as_numbers_and_differences_shown_within_seeds():
     results = placements({"a6": 3.264, "a48": 3.268}, **FIRST)
     decision = decide(2, results)
-    losses = [(r.run.arm.layers, r.run.seed, r.val_loss) for r in results]
+    losses = [(r.run.arm.label, r.run.seed, r.val_loss) for r in results]
     means = stats.arm_means(losses, 0.5)
-    found = {tuple(layers): mean for layers, mean in decision.numbers["means"]}
+    found = dict(decision.numbers["means"])
     assert found == pytest.approx(means)
     assert decision.facts[0] == "Improvement over a6 on the same seed, in brackets"
     assert "a4/run_0: 3.2700 (-0.0100)" in decision.facts
@@ -325,7 +337,7 @@ def test_the_means_of_stage_2_are_kept_as_numbers_and_differences_shown_within_s
 
 def test_a_finalist_that_diverges_the_second_time_is_out():
     results = placements({"a6": None, "a48": 3.4}, **FIRST)
-    assert decide(2, results).chosen.layers == (4, 8)
+    assert layers_of(decide(2, results).chosen) == (4, 8)
 
 
 def test_stage_2_stops_where_every_arm_diverges():
@@ -366,14 +378,14 @@ def test_screening_does_not_proceed_without_a_usable_baseline(status):
 def cell(which, loss, layers=(6,), **where):
     """A run of a weight and schedule at these layers; None diverged."""
     weight, schedule = which
-    name = refinement_name(weight, schedule)
+    name = cell_of(weight, schedule).name
     an_arm = arm(name, *layers, weight=weight, schedule=schedule)
     status = "diverged" if loss is None else "ok"
     return result(an_arm, loss, status=status, **{"stage": 3, "seed": 2000, **where})
 
 
 def test_three_cells_are_the_default_and_two_that_differ_in_both():
-    assert CELLS[0] == DEFAULT_CELL == (0.1, "constant")
+    assert CELLS[0] == settings_of(aux((4,))) == (0.1, "constant")
     weights, schedules = zip(*CELLS, strict=True)
     assert sorted(weights) == sorted(WEIGHTS)
     assert sorted(schedules) == sorted(SCHEDULES)
@@ -390,8 +402,8 @@ def stage_3(default, others, design=DESIGN):
 
 def chosen_cell(*given, **design):
     chosen = stage_3(*given, **design).chosen
-    assert chosen.layers == (6,)
-    return chosen.weight, chosen.schedule
+    assert layers_of(chosen) == (6,)
+    return settings_of(chosen)
 
 
 @pytest.mark.parametrize(
@@ -423,7 +435,7 @@ def test_a_second_seed_enters_by_the_closed_form(rho, second):
         history = (*before, *mine)
         state = {"choice": arm("a6", 6), "history": history, "design": design}
         chosen = decide(3, mine, **state).chosen
-        assert (chosen.weight, chosen.schedule) == best
+        assert settings_of(chosen) == best
 
 
 @pytest.mark.parametrize("rho", [0.5, 0.9])
@@ -437,7 +449,7 @@ def test_a_bad_second_seed_is_not_held_against_the_default(rho):
 
     def chosen(rho):
         found = decide(3, mine, design=replace(DESIGN, rho=rho), **fields).chosen
-        return found.weight, found.schedule
+        return settings_of(found)
 
     assert chosen(0.0) == CELLS[1]
     assert chosen(rho) == CELLS[0]
@@ -451,9 +463,12 @@ def test_selection_is_by_the_best_linear_unbiased_means_of_both_stages(rho):
     means = stats.arm_means([(r.run.arm.configuration, r.run.seed, r.val_loss) for r in runs], rho)
     state = {"choice": arm("a6", 6), "history": tuple(runs), "design": replace(DESIGN, rho=rho)}
     decision = decide(3, mine, **state)
-    found = {(weight, schedule): mean for weight, schedule, mean in decision.numbers["means"]}
-    assert found == pytest.approx({c: means[(6,), *c] for c in CELLS})
-    assert (decision.chosen.weight, decision.chosen.schedule) == min(found, key=found.get)
+    found = dict(decision.numbers["means"])
+    of_cells = [r for r in runs if layers_of(r.run.arm) == (6,)]
+    assert found == pytest.approx(
+        {r.run.arm.label: means[r.run.arm.configuration] for r in of_cells}
+    )
+    assert decision.chosen.label == min(found, key=found.get)
 
 
 def test_stage_3_shows_its_cells_beside_the_best_one_of_the_same_seed():
@@ -519,7 +534,7 @@ def carry_out(e, improvement=0.003, happens=lambda run, attempt: "ok", seconds=9
         for run in step.runs[: e.share.parallel_runs - len(running)]:
             attempt = 1 + sum(r.run.name == run.name for r in results)
             took_s = seconds * run.num_iterations / e.full_iterations * rng.uniform(0.999, 1.001)
-            loss = 3.28 - improvement * bool(run.arm.layers) + rng.gauss(0, 0.0013)
+            loss = 3.28 - improvement * (not run.arm.is_baseline) + rng.gauss(0, 0.0013)
             done = placeholder(Planned(run, now_s, took_s), attempt, loss, Costs(e, results))
             if (status := happens(run, attempt)) != "ok":
                 done = replace(done, status=status, reason="invented", val_loss=None)
@@ -556,7 +571,9 @@ def test_the_adaptive_plan_runs_the_agreed_runs(screen, n_max):
         ("dive_w0p05_linear_decay/run_0", 2000),
         ("dive_w0p2_cosine_decay/run_0", 2000),
     ]
-    assert {run.arm.layers for run in of_stage(launched, 3)} == {step.decisions[2].chosen.layers}
+    assert {layers_of(run.arm) for run in of_stage(launched, 3)} == {
+        layers_of(step.decisions[2].chosen)
+    }
     assert [run.name for run in of_stage(launched, 4)] == [
         f"{name}/run_{k}" for k in range(n_max) for name in ("final_baseline", "final_best")
     ]
@@ -577,11 +594,12 @@ def test_the_default_cell_is_run_again_only_for_layers_that_stage_2_did_not_run(
     e = adaptive_experiment()
     _, _, results = carry_out(e)
     results = [r for r in results if r.run.stage < 3]
-    by_hand = {"layers": layers, "weight": 0.1, "schedule": "constant"}
-    step = next_step(overridden(e, "by_hand", 3, by_hand), results)
-    asked = [(run.arm.weight, run.arm.schedule) for run in step.runs]
+    step = next_step(overridden(e, "by_hand", 3, by_hand(*layers)), results)
+    asked = [settings_of(run.arm) for run in step.runs]
     assert asked == [*CELLS][-cells:]
-    assert {(run.stage, run.seed, run.arm.layers) for run in step.runs} == {(3, 2000, (*layers,))}
+    assert {(run.stage, run.seed, layers_of(run.arm)) for run in step.runs} == {
+        (3, 2000, (*layers,))
+    }
 
 
 def test_a_default_cell_that_stage_2_lost_to_crashes_is_run_in_stage_3():
@@ -589,20 +607,19 @@ def test_a_default_cell_that_stage_2_lost_to_crashes_is_run_in_stage_3():
     _, _, results = carry_out(e)
     results = [
         replace(r, status="interrupted", reason="invented", val_loss=None)
-        if r.run.arm.layers == (4, 8)
+        if layers_of(r.run.arm) == (4, 8)
         else r
         for r in results
         if r.run.stage < 3
     ]
-    by_hand = {"layers": [4, 8], "weight": 0.1, "schedule": "constant"}
-    step = next_step(overridden(e, "by_hand", 3, by_hand), results)
-    assert [(run.arm.weight, run.arm.schedule) for run in step.runs] == [*CELLS]
+    step = next_step(overridden(e, "by_hand", 3, by_hand(4, 8)), results)
+    assert [settings_of(run.arm) for run in step.runs] == [*CELLS]
 
 
 def test_stage_3_asks_for_the_same_runs_before_and_after_they_were_done():
     e = adaptive_experiment()
     _, step, results = carry_out(e)
-    (stage,) = (stage for stage in PLANS["adaptive"] if stage.number == 3)
+    (stage,) = (stage for stage in stages_of(e) if stage.number == 3)
     asked = []
     for stages in ((1, 2), (1, 2, 3)):
         so_far = [r for r in results if r.run.stage in stages]
@@ -617,16 +634,16 @@ def test_a_placement_that_diverges_in_stage_2_is_dropped_at_the_price_of_one_run
     lost = (8,)
     launched, step, _ = carry_out(
         adaptive_experiment(),
-        happens=lambda run, _: "diverged" if run.arm.layers == lost else "ok",
+        happens=lambda run, _: "diverged" if layers_of(run.arm) == lost else "ok",
     )
-    assert [run.name for run in launched if run.arm.layers == lost] == ["aux_8/run_0"]
+    assert [run.name for run in launched if layers_of(run.arm) == lost] == ["aux_8/run_0"]
     assert len(of_stage(launched, 2)) == 6
-    assert step.decisions[2].chosen.layers != lost and step.decisions[2].missing == ()
+    assert layers_of(step.decisions[2].chosen) != lost and step.decisions[2].missing == ()
 
 
 def test_the_plan_stops_when_every_arm_diverges_in_stage_2():
     launched, step, _ = carry_out(
-        adaptive_experiment(), happens=lambda run, _: "diverged" if run.arm.layers else "ok"
+        adaptive_experiment(), happens=lambda run, _: "ok" if run.arm.is_baseline else "diverged"
     )
     assert len(launched) == 4
     assert step.at_gate and step.ended == "STOP: every arm diverged"
@@ -669,16 +686,18 @@ def test_seeds_of_stage_4_are_shared_by_a_pair_and_used_nowhere_else():
 def test_a_placement_that_screening_dropped_is_not_run_and_not_missing(layers):
     launched, step, _ = carry_out(
         adaptive_experiment(screen=True),
-        happens=lambda run, _: "diverged" if run.stage == 1 and run.arm.layers == layers else "ok",
+        happens=lambda run, _: (
+            "diverged" if run.stage == 1 and layers_of(run.arm) == layers else "ok"
+        ),
     )
-    assert layers not in {run.arm.layers for run in of_stage(launched, 2)}
+    assert layers not in {layers_of(run.arm) for run in of_stage(launched, 2)}
     assert step.decisions[2].missing == ()
 
 
 def test_the_plan_stops_when_screening_drops_everything():
     launched, step, _ = carry_out(
         adaptive_experiment(screen=True),
-        happens=lambda run, _: "diverged" if run.arm.layers else "ok",
+        happens=lambda run, _: "ok" if run.arm.is_baseline else "diverged",
     )
     assert len(launched) == 5
     assert step.at_gate
@@ -854,10 +873,9 @@ def test_results_count_for_the_configuration_that_was_trained_only():
     """Another choice by hand, after stage 4: its runs have the same names, and are other runs."""
     launched, _, results = carry_out(adaptive_experiment(), improvement=0.02)
     e = adaptive_experiment(60.0)
-    by_hand = {"layers": [3, 9], "weight": 0.1, "schedule": "constant"}
-    step = next_step(overridden(e, "by_hand", 4, by_hand), results)
+    step = next_step(overridden(e, "by_hand", 4, by_hand(3, 9)), results)
     assert step.runs and not step.ended
-    assert {run.arm.layers for run in step.runs} == {(3, 9)}  # the baseline's still count
+    assert {layers_of(run.arm) for run in step.runs} == {(3, 9)}  # the baseline's still count
     names = {run.name for run in launched}
     assert {run.name for run in step.runs} <= names
 
@@ -866,9 +884,8 @@ def test_a_choice_by_hand_takes_the_place_of_a_stage_that_is_half_done():
     e = adaptive_experiment()
     _, _, results = carry_out(e)
     half = [r for r in results if r.run.stage == 1 or r.run.name in ("aux_4/run_0", "aux_6/run_0")]
-    by_hand = {"layers": [3, 9], "weight": 0.1, "schedule": "constant"}
-    assert next_step(overridden(e, "by_hand", 4, by_hand), half).stage == 4
-    assert next_step(overridden(e, "by_hand", 3, by_hand), half).stage == 3
+    assert next_step(overridden(e, "by_hand", 4, by_hand(3, 9)), half).stage == 4
+    assert next_step(overridden(e, "by_hand", 3, by_hand(3, 9)), half).stage == 3
 
 
 def test_validation_runs_caps_the_pairs():

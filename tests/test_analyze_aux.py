@@ -22,9 +22,9 @@ from ablation.plan.looks import NO_EFFECT, Look, look_from
 from ablation.plan.next_step import next_step
 from ablation.report import chapters, comparisons, content, evidence, figures, files, validation
 from ablation.report.text import render
-from ablation.study.heads import ARMS
 from ablation.study.overrides import NOTHING_OVERRIDDEN
 from ablation.study.profiles import PROFILES
+from tests.support.invent import ARMS
 from tests.support.invented_folder import adaptive_plan, make, manual, speedrun, store, train
 
 ROOT = Path(__file__).resolve().parents[1]

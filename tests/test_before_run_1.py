@@ -11,14 +11,14 @@ import pytest
 from ablation.execute import before_run_1
 from ablation.execute.before_run_1 import HEADER_BYTES, MAGIC, VERSION, check_materials
 from ablation.folder.materials import Materials
-from ablation.study.heads import ARMS, SHORT
 from ablation.study.profiles import PROFILES
-from tests.support.invent import experiment
+from ablation.study.study import SHORT
+from tests.support.invent import ARMS, experiment, rescaled
 
 ROOT = Path(__file__).resolve().parents[1]
 MINI = PROFILES["mini"]
-T, BATCH = MINI.sequence_length, MINI.batch_size
-VAL = MINI.val_tokens + 1
+T, BATCH = MINI.own_scale.sequence_length, MINI.own_scale.batch_size
+VAL = MINI.own_scale.val_tokens + 1
 
 
 def write_shard(path, tokens, header=None, largest=255, at=-1):
@@ -69,7 +69,7 @@ def by_hand(*seeds, arms=("baseline",), **changes):
 
 
 def on(processes, pass_size=64, device="cuda", profile=MINI):
-    profile = replace(profile, device_batch_size=pass_size)
+    profile = rescaled(profile, device_batch_size=pass_size)
     return experiment(profile=profile, processes=processes, device=device)
 
 
@@ -202,7 +202,7 @@ def test_27_shards_are_enough_for_the_speedrun_and_26_are_not(there, missing, tm
         assert "at most 5,149" in line
 
 
-@pytest.mark.parametrize("tokens", [0, T, MINI.val_tokens])
+@pytest.mark.parametrize("tokens", [0, T, MINI.own_scale.val_tokens])
 def test_validation_tokens_have_to_be_there(tokens, ours):
     write_shard(ours.data_dir / "x_val_000000.bin", tokens)
     assert "validation tokens in whole windows" in refusal(ours, experiment())

@@ -21,19 +21,18 @@ from ablation.plan.next_step import PLANS
 from ablation.plan.validation import MAX_GIVEN_UP
 from ablation.runs.run import RunConfig
 from ablation.study.experiment import MOST_FIRST_SEED, Experiment
-from ablation.study.heads import (
-    ALL_SCHEDULES,
-    ARMS,
-    FINAL_ARMS,
-    REFINEMENTS,
-    SCHEDULE,
-    SCHEDULES,
-    VALIDATIONS,
-    check_choice,
-)
+from ablation.study.heads import ALL_SCHEDULES, HEADS, SCHEDULE, SCHEDULES, check_choice
 from ablation.study.profiles import PROFILES, TRAINER_FLAGS
 from data import prepare
-from tests.support.invent import experiment, with_share
+from tests.support.invent import (
+    ARMS,
+    experiment,
+    layers_of,
+    rescaled,
+    schedule_of,
+    settings_of,
+    with_share,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULTS = vars(train_gpt.build_parser().parse_args([]))
@@ -41,19 +40,20 @@ DEFAULTS = vars(train_gpt.build_parser().parse_args([]))
 # ---------------------------------------------------------------------------------------------
 # Every command that can be built is one that the trainer takes
 
-EVERY_ARM = (*ARMS.values(), *REFINEMENTS, *VALIDATIONS, *FINAL_ARMS)
+STAGES = [stage for plan in PLANS.values() for stage in plan(HEADS)]
+EVERY_ARM = (*ARMS.values(), *(arm for stage in STAGES for arm in stage.arms))
 
 
 def shares(profile) -> list[Experiment]:
     """The machines that a profile may get: its own, and all smaller ones that share its batch."""
     device = "cuda" if profile.gpus else "cpu"
-    largest = profile.gpus or profile.batch_size
-    sizes = [n for n in range(1, largest + 1) if profile.batch_size % n == 0]
+    scale = profile.own_scale
+    largest = profile.gpus or scale.batch_size
+    sizes = [n for n in range(1, largest + 1) if scale.batch_size % n == 0]
     found = [
         experiment(
-            profile=replace(
-                profile,
-                device_batch_size=min(profile.device_batch_size, profile.batch_size // size),
+            profile=rescaled(
+                profile, device_batch_size=min(scale.device_batch_size, scale.batch_size // size)
             ),
             processes=size,
             device=device,
@@ -81,9 +81,9 @@ def test_the_flags_of_every_arm_go_through_the_trainers_own_parser_and_checks(pr
             run = RunConfig(1, arm, 0, last, e.full_iterations)
             args = as_the_trainer_reads(e, run)
             train_gpt.check_arguments(args, world)
-            assert args.aux_head_layers == arm.layers
-            assert args.aux_loss_weight == arm.weight
-            assert args.aux_loss_schedule == arm.schedule
+            assert args.aux_head_layers == layers_of(arm)
+            if not arm.is_baseline:
+                assert (args.aux_loss_weight, args.aux_loss_schedule) == settings_of(arm)
             assert (args.seed, args.num_iterations) == (run.seed, run.num_iterations)
             assert args.device == e.share.device
 
@@ -93,7 +93,7 @@ def test_what_a_profile_says_is_what_the_trainer_gets(profile):
     e = shares(profile)[0]
     args = vars(as_the_trainer_reads(e, RunConfig(0, EVERY_ARM[0], 0, 1, 5)))
     for name in TRAINER_FLAGS:
-        assert args[name] == getattr(e.profile, name), name
+        assert args[name] == getattr(e.profile.own_scale, name), name
     left_to_the_trainer = set(args) - set(TRAINER_FLAGS)
     assert left_to_the_trainer == {
         *("num_iterations", "data_dir", "seed", "device", "log_file"),
@@ -107,8 +107,7 @@ def test_what_a_profile_says_is_what_the_trainer_gets(profile):
 @pytest.mark.parametrize("flag", ["unet_skips", "log_grad_norms"])
 def test_what_is_asked_of_all_arms_is_a_flag_of_the_trainer(flag):
     e = experiment(**{flag: True})
-    arm = replace(ARMS["aux_4_8"], unet_skips=e.unet_skips)
-    args = as_the_trainer_reads(e, RunConfig(0, arm, 0, 1, 5))
+    args = as_the_trainer_reads(e, RunConfig(0, ARMS["aux_4_8"], 0, 1, 5))
     assert getattr(args, flag) is True
     assert (
         getattr(as_the_trainer_reads(experiment(), RunConfig(0, ARMS["aux_4"], 0, 1, 5)), flag)
@@ -123,7 +122,7 @@ def test_what_is_asked_of_all_arms_is_a_flag_of_the_trainer(flag):
 def test_the_speedrun_profile_is_the_trainers_defaults():
     speedrun = PROFILES["speedrun"]
     for name in TRAINER_FLAGS:
-        assert DEFAULTS[name] == getattr(speedrun, name), name
+        assert DEFAULTS[name] == getattr(speedrun.own_scale, name), name
     assert DEFAULTS["num_iterations"] == speedrun.full_iterations
     assert DEFAULTS["data_dir"] == Path(speedrun.data_dir)
     assert DEFAULTS["aux_loss_schedule"] == SCHEDULE
@@ -132,7 +131,8 @@ def test_the_speedrun_profile_is_the_trainers_defaults():
 def test_schedules_are_those_that_the_trainer_knows():
     assert set(ALL_SCHEDULES) == set(aux_heads.SCHEDULES)
     assert set(SCHEDULES) <= set(ALL_SCHEDULES)
-    assert {arm.schedule for arm in EVERY_ARM} <= set(aux_heads.SCHEDULES)
+    schedules = {schedule_of(arm) for arm in EVERY_ARM if not arm.is_baseline}
+    assert schedules == set(aux_heads.SCHEDULES)
 
 
 @pytest.mark.parametrize("layers", [(0,), (1,), (11,), (12,), (4, 8), (-1,)])
@@ -147,8 +147,9 @@ def test_a_choice_by_hand_is_let_through_where_the_trainer_would(layers, schedul
 
     for profile in PROFILES.values():
         mine = accepts(check_choice, layers, 0.1, schedule)
-        rest = (profile.aux_token_fraction, 1.0, 1, profile.sequence_length)
-        settings = (layers, profile.n_layer, 0.1, schedule, *rest)
+        scale = profile.own_scale
+        rest = (scale.aux_token_fraction, 1.0, 1, scale.sequence_length)
+        settings = (layers, scale.n_layer, 0.1, schedule, *rest)
         theirs = accepts(aux_heads.check_settings, *settings)
         assert mine is theirs
 
@@ -157,8 +158,7 @@ def test_seeds_of_the_stages_and_of_a_plan_by_hand_are_in_the_trainers_range():
     world = train_gpt.World(0, 1, torch.device("cpu"))
     e = experiment()
     experiments = (e, replace(e, first_seed=MOST_FIRST_SEED))
-    stages = [stage for plan in PLANS.values() for stage in plan]
-    ends = [n for each in experiments for s in stages for n in seeds_of(each, s).values()]
+    ends = [n for each in experiments for s in STAGES for n in seeds_of(each, s).values()]
     for seed in (*ends, 0, before_run_1.SEEDS - 1):
         train_gpt.check_arguments(
             as_the_trainer_reads(e, RunConfig(0, EVERY_ARM[0], 0, seed, 5)), world
@@ -186,8 +186,9 @@ def test_the_shards_that_prepare_makes_unasked_are_those_of_the_speedrun():
 
 def test_a_validation_is_so_many_whole_windows():
     for profile in PROFILES.values():
-        assert profile.val_tokens >= profile.sequence_length
-        assert profile.val_tokens % profile.sequence_length == 0
+        scale = profile.own_scale
+        assert scale.val_tokens >= scale.sequence_length
+        assert scale.val_tokens % scale.sequence_length == 0
 
 
 def test_the_vocabulary_of_a_profile_holds_that_of_its_data():
@@ -198,7 +199,7 @@ def test_the_vocabulary_of_a_profile_holds_that_of_its_data():
     for profile in PROFILES.values():
         assert (
             vocabularies[profile.data_dir]
-            <= profile.vocab_size
+            <= profile.own_scale.vocab_size
             < vocabularies[profile.data_dir] + 64
         )
 
@@ -224,7 +225,7 @@ DIFFERENT = {
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda p: p.name)
 def test_learning_rates_are_the_ancestors_apart_from_what_is_named_here(profile):
-    found = {name: getattr(profile, name) for name in ANCESTOR}
+    found = {name: getattr(profile.own_scale, name) for name in ANCESTOR}
     assert found == ANCESTOR | DIFFERENT[profile.name]
 
 
@@ -233,7 +234,7 @@ def test_learning_rates_are_the_ancestors_apart_from_what_is_named_here(profile)
 
 MINI = PROFILES["mini"]
 T = 8
-TINY = replace(MINI, sequence_length=T, batch_size=2, device_batch_size=2, val_tokens=4 * T)
+TINY = rescaled(MINI, sequence_length=T, batch_size=2, device_batch_size=2, val_tokens=4 * T)
 TOKENS = list(range(200)) * 2
 
 
@@ -331,16 +332,16 @@ def test_what_is_said_before_run_1_refuses_the_shares_that_the_trainer_refuses()
         before_run_1.check_passes(e)
 
     for processes, pass_size in itertools.product(range(1, 20), range(1, 20)):
-        profile = replace(MINI, device_batch_size=pass_size)
+        profile = rescaled(MINI, device_batch_size=pass_size)
         e = experiment(profile=profile, processes=processes)
         args = as_the_trainer_reads(e, RunConfig(1, EVERY_ARM[0], 0, 1, 5))
         world = train_gpt.World(0, processes, torch.device("cpu"))
         theirs, mine = remedy(train_gpt.check_arguments, args, world), remedy(ours, e)
         assert (theirs is None) is (mine is None), (processes, pass_size)
-        if MINI.batch_size % processes == 0:
+        if MINI.own_scale.batch_size % processes == 0:
             assert mine == theirs
 
 
 def test_every_field_of_a_profile_that_the_trainer_has_is_handed_on():
-    fields = {field.name for field in dataclasses.fields(MINI)} & set(DEFAULTS)
-    assert fields - {"data_dir"} == set(TRAINER_FLAGS)  # the folder may be another
+    fields = {field.name for field in dataclasses.fields(MINI.own_scale)} & set(DEFAULTS)
+    assert fields == set(TRAINER_FLAGS)

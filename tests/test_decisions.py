@@ -11,7 +11,8 @@ from ablation.plan.classic import (
 )
 from ablation.plan.decision import FINAL, INCONCLUSIVE, PROCEED, STOP, render
 from ablation.runs.run import RunResult
-from tests.support.invent import BASELINE, arm, decided, result
+from ablation.study.heads import HEADS
+from tests.support.invent import BASELINE, arm, decided, layers_of, result, settings_of, weight_of
 
 SCREENED = ("screen_baseline", "screen_aux_6")
 
@@ -28,7 +29,7 @@ def screening(baseline_loss, aux_loss):
     ("name", "below", "at", "above", "holds_at"),
     [
         ("gate", 0.0199, 0.02, 0.0201, False),
-        ("layers", -1e-9, 0.0, 1e-9, False),
+        ("choice", -1e-9, 0.0, 1e-9, False),
         ("target_loss", 0.0199, 0.02, 0.0201, True),
         ("target_speedup", 0.0999, 0.10, 0.1001, True),
     ],
@@ -116,7 +117,7 @@ def test_a_configuration_that_diverged_once_cannot_be_the_best():
         result(arm("aux_6_repeat", 6), status="diverged", stage=2),
         result(arm("aux_8", 8), 2.9, stage=2),
     ]
-    assert decided("classic", 2, results).chosen.layers == (8,)
+    assert layers_of(decided("classic", 2, results).chosen) == (8,)
 
 
 def layers(aux_4=3.1, aux_6=3.1, repeat=3.1):
@@ -124,7 +125,7 @@ def layers(aux_4=3.1, aux_6=3.1, repeat=3.1):
         result(BASELINE, 3.0, stage=2),
         result(arm("aux_4", 4), aux_4, stage=2),
         result(arm("aux_6", 6), aux_6, stage=2),
-        result(arm("aux_6_repeat", 6), repeat, stage=2, seed=2001),
+        result(arm("aux_6_repeat", 6), repeat, stage=2, seed=2001, role="repeat"),
     ]
     return decided("classic", 2, results)
 
@@ -133,14 +134,14 @@ def layers(aux_4=3.1, aux_6=3.1, repeat=3.1):
 def test_layers_go_on_only_if_one_beats_the_baseline(aux_4, verdict):
     decision = layers(aux_4)
     assert decision.verdict == verdict
-    assert decision.chosen.layers == (4,)
+    assert layers_of(decision.chosen) == (4,)
 
 
 @pytest.mark.parametrize("repeat", [2.80, 2.98])
 def test_a_repeat_on_another_seed_shows_variance_and_does_not_choose(repeat):
     decision = layers(aux_4=2.95, aux_6=2.90, repeat=repeat)
-    assert decision.chosen.layers == (6,)
-    assert layers(aux_4=2.85, aux_6=2.90, repeat=2.70).chosen.layers == (4,)
+    assert layers_of(decision.chosen) == (6,)
+    assert layers_of(layers(aux_4=2.85, aux_6=2.90, repeat=2.70).chosen) == (4,)
     assert decision.numbers["repeat_difference"] == pytest.approx(abs(2.90 - repeat))
 
 
@@ -157,11 +158,18 @@ def refined(losses, validations=(2.8, 2.9)):
             loss,
             stage=3,
             seed=3000 + (name == "dive_constant"),
+            role="refinement",
         )
         for (name, weight, schedule), loss in losses.items()
     ]
     results += [
-        result(arm(f"validation_{k}", 4, 8, weight=0.2), loss, stage=3, seed=3002 + k)
+        result(
+            arm(f"validation_{k}", 4, 8, weight=0.2),
+            loss,
+            stage=3,
+            seed=3002 + k,
+            role="validation",
+        )
         for k, loss in enumerate(validations)
     ]
     return decided("classic", 3, results)
@@ -175,14 +183,14 @@ def test_stage_3_finalizes_the_lowest_on_the_shared_seed_and_reports_its_validat
             ("dive_w0p2", 0.2, "constant"): 2.89,
         }
     )
-    assert (decision.chosen.weight, decision.chosen.schedule) == (0.2, "constant")
+    assert settings_of(decision.chosen) == (0.2, "constant")
     assert decision.numbers["validation_mean"] == pytest.approx(2.85)
     assert decision.verdict == PROCEED
 
 
 def test_validation_runs_do_not_choose():
     decision = refined({("dive_w0p1", 0.1, "constant"): 2.85}, validations=(1.0, 1.0))
-    assert decision.chosen.weight == 0.1
+    assert weight_of(decision.chosen) == 0.1
 
 
 def test_stage_3_without_any_result_is_inconclusive():
@@ -223,7 +231,7 @@ def test_final_verdict_at_its_boundaries(p, improvement, speedup, title):
         "ci_low": -0.1,
         "ci_high": 0.1,
     }
-    assert title in final_verdict(numbers)[0]
+    assert title in final_verdict(numbers, HEADS)[0]
 
 
 def test_final_numbers_are_those_of_scipy():
@@ -250,9 +258,7 @@ def test_one_pair_is_no_test():
 
 
 def test_a_divergence_is_never_dropped_from_the_final_comparison():
-    results = [
-        result(arm("final_baseline"), 3.3 + k / 1000, stage=4, index=k) for k in range(4)
-    ]
+    results = [result(arm("final_baseline"), 3.3 + k / 1000, stage=4, index=k) for k in range(4)]
     results += [result(arm("final_best", 6), 3.2 + k / 1000, stage=4, index=k) for k in range(3)]
     results.append(result(arm("final_best", 6), status="diverged", stage=4, index=3))
     decision = decided("classic", 4, results)
@@ -370,6 +376,6 @@ def test_an_arm_that_diverged_on_another_seed_is_not_chosen():
     losses = {"baseline": 3.3, "aux_4": 3.2, "aux_6": 3.1}
     taps = {"baseline": (), "aux_4": (4,), "aux_6": (6,)}
     results = [result(arm(n, *taps[n]), loss, stage=2, seed=2000) for n, loss in losses.items()]
-    assert decided("classic", 2, results).chosen.layers == (6,)
+    assert layers_of(decided("classic", 2, results).chosen) == (6,)
     repeat = result(arm("aux_6_repeat", 6), status="diverged", stage=2, seed=2001)
-    assert decided("classic", 2, [*results, repeat]).chosen.layers == (4,)
+    assert layers_of(decided("classic", 2, [*results, repeat]).chosen) == (4,)

@@ -169,7 +169,9 @@ def test_an_unknown_card_says_so(on_a):
 def test_less_memory_halves_the_sequences_of_a_pass():
     check, tried = Check(cards=1), []
     while check:
-        batches = [check.profile(name).device_batch_size for name in ("speedrun", "small")]
+        batches = [
+            check.profile(name).own_scale.device_batch_size for name in ("speedrun", "small")
+        ]
         tried.append(tuple(batches))
         check = check.smaller()
     assert tried[:3] == [(64, 32), (32, 32), (16, 16)]
@@ -303,7 +305,7 @@ def test_a_folder_without_enough_text_is_not_used(tmp_path):
     assert not gpu_check.holds(tmp_path, p, needed)
     step_time.write_random_shards(tmp_path, p, 6, 3)
     assert gpu_check.holds(tmp_path, p, needed)
-    assert not gpu_check.holds(tmp_path, replace(p, vocab_size=32), needed)
+    assert not gpu_check.holds(tmp_path, step_time.rescaled(p, vocab_size=32), needed)
 
 
 def test_a_run_that_fails_says_why(monkeypatch, tmp_path):

@@ -29,8 +29,8 @@ from ablation.report import chapters, evidence, figures
 from ablation.report.figures import FIGURES, Picture
 from ablation.report.text import render
 from ablation.runs.run import run_from
-from ablation.study.heads import ARMS
 from ablation.study.overrides import NOTHING_OVERRIDDEN
+from tests.support.invent import ARMS
 from tests.support.invented_folder import make, speedrun, store, train
 
 PROGRAMS: dict[str, Callable[[Path], int]] = {
@@ -262,8 +262,8 @@ CASES = (
     *other_values("profile", "name"),
     *other_values("profile", "design"),
     *other_values("profile", "design", "alpha"),
-    *other_values("profile", "batch_size"),
-    *other_values("profile", "n_layer"),
+    *other_values("profile", "scale"),
+    *other_values("profile", "scale", "batch_size"),
     *other_values("share"),
     *other_values("seeds"),
     *other_values("arms"),

@@ -1,5 +1,6 @@
 """The simulation behind --plan_report and benchmarks/plan_power.py: truth, noise, plans, rates."""
 
+import itertools
 import json
 import math
 import os
@@ -21,16 +22,15 @@ from ablation.plan.power import (
     Truth,
     additive_ranks,
     as_meant,
-    plain_scenario,
     scattered_ranks,
 )
 from ablation.runs.run import duration
 from ablation.study.experiment import Experiment
-from ablation.study.heads import GRID, aux
+from ablation.study.heads import HEADS, SCHEDULES, WEIGHTS, aux
 from ablation.study.profiles import PROFILES
 from benchmarks import plan_power
 from benchmarks.plan_power import BUDGET, cost_s, fixed_test, next_noise, plans
-from benchmarks.worlds import WORLDS
+from benchmarks.worlds import WORLDS, plain
 from tests.support.invent import with_share
 
 ROW = {
@@ -39,11 +39,19 @@ ROW = {
 }
 
 
+GRID = HEADS.configurations
+SETTINGS = [*itertools.product(((4,), (6,), (8,), (4, 8)), WEIGHTS, SCHEDULES)]
+
+
+def configuration_of(layers, weight, schedule):
+    return aux(layers, weight=weight, schedule=schedule).configuration
+
+
 def rates(scenario, plan, replicates, **changes):
     """A row of the benchmark, in this process."""
     e = plan_power.staged(plan, **changes)
     outcomes = [
-        power.outcome(e, Truth(WORLDS[scenario], f"test/{scenario}/{k}"), cost_s)
+        power.outcome(e, Truth(HEADS, WORLDS[scenario], f"test/{scenario}/{k}"), cost_s(e))
         for k in range(replicates)
     ]
     return power.tally(scenario, plan, outcomes)
@@ -56,7 +64,7 @@ def rates(scenario, plan, replicates, **changes):
 @pytest.mark.parametrize("ranks_of", [additive_ranks, scattered_ranks])
 def test_one_configuration_is_best_one_is_worst_and_the_order_is_drawn_anew(ranks_of):
     rng = random.Random(0)
-    drawn = [ranks_of(rng) for _ in range(40)]
+    drawn = [ranks_of(HEADS, rng) for _ in range(40)]
     for ranks in drawn:
         assert len(ranks) == len(GRID) == 36
         assert (min(ranks), max(ranks)) == (0.0, pytest.approx(1.0))
@@ -65,18 +73,19 @@ def test_one_configuration_is_best_one_is_worst_and_the_order_is_drawn_anew(rank
 
 
 def test_additive_ranks_add_up_over_placement_weight_and_schedule():
-    rank = dict(zip(GRID, additive_ranks(random.Random(1)), strict=True))
-    layers, weight, schedule = GRID[0]
+    ranks = dict(zip(GRID, additive_ranks(HEADS, random.Random(1)), strict=True))
+    rank = {settings: ranks[configuration_of(*settings)] for settings in SETTINGS}
+    layers, weight, schedule = SETTINGS[0]
     for which, value in rank.items():
         of_layers = rank[which[0], weight, schedule]
         of_weight = rank[layers, which[1], schedule]
         of_schedule = rank[layers, weight, which[2]]
-        assert value == pytest.approx(of_layers + of_weight + of_schedule - 2 * rank[GRID[0]])
+        assert value == pytest.approx(of_layers + of_weight + of_schedule - 2 * rank[SETTINGS[0]])
 
 
 def test_the_best_configuration_has_the_effect_that_names_the_scenario():
     for name in ("-.003", "-.010", "-.020"):
-        truth = Truth(WORLDS[name], "0")
+        truth = Truth(HEADS, WORLDS[name], "0")
         improvements = [truth.improvement(which) for which in GRID]
         assert max(improvements) == pytest.approx(-float(name))
         assert min(improvements) == pytest.approx(0.0)
@@ -84,8 +93,7 @@ def test_the_best_configuration_has_the_effect_that_names_the_scenario():
 
 
 def test_the_grid_is_of_configurations_of_arms():
-    layers, weight, schedule = GRID[7]
-    assert aux(layers, weight=weight, schedule=schedule).configuration == GRID[7]
+    assert tuple(configuration_of(*settings) for settings in SETTINGS) == GRID
 
 
 def test_effects_move_from_the_early_to_the_late_ones():
@@ -98,21 +106,21 @@ def test_effects_move_from_the_early_to_the_late_ones():
 
 
 def test_rank_reversal_turns_the_order_around():
-    truth = Truth(WORLDS["rank reversal"], "0")
+    truth = Truth(HEADS, WORLDS["rank reversal"], "0")
     late = sorted(GRID, key=truth.improvement)
     assert truth.improvement(late[0], 0.2) > truth.improvement(late[-1], 0.2)
 
 
 @pytest.mark.parametrize(("fraction", "sd"), [(1000 / 5100, 0.004), (0.5, 0.0024), (1.0, 0.0013)])
 def test_noise_has_the_published_sd(fraction, sd):
-    truth = Truth(WORLDS["null"], "0")
+    truth = Truth(HEADS, WORLDS["null"], "0")
     losses = [truth.loss((), seed, fraction) for seed in range(20_000)]
     assert statistics.stdev(losses) == pytest.approx(sd, rel=0.02)
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.3, 0.9])
 def test_losses_of_a_seed_correlate_by_rho_and_no_others_do(rho):
-    truth, seeds = Truth(WORLDS["null"], "0", rho), range(20_000)
+    truth, seeds = Truth(HEADS, WORLDS["null"], "0", rho), range(20_000)
     first, same, short = (
         [truth.loss(which, seed, fraction) for seed in seeds]
         for which, fraction in (((), 1.0), (GRID[3], 1.0), ((), 0.2))
@@ -125,7 +133,7 @@ def test_losses_of_a_seed_correlate_by_rho_and_no_others_do(rho):
 
 
 def test_without_correlation_a_seed_changes_nothing():
-    one, other = Truth(WORLDS["null"], "0"), Truth(WORLDS["null"], "0")
+    one, other = Truth(HEADS, WORLDS["null"], "0"), Truth(HEADS, WORLDS["null"], "0")
     assert [one.loss((), 7) for _ in range(9)] == [other.loss((), seed) for seed in range(9)]
 
 
@@ -142,7 +150,7 @@ def test_a_replicate_has_the_correlation_that_is_registered(rho, monkeypatch):
 
 
 def test_noise_of_a_run_has_the_published_correlation_with_its_end():
-    truth = Truth(WORLDS["null"], "0")
+    truth = Truth(HEADS, WORLDS["null"], "0")
     at_20 = [next_noise(truth, 0.2, 0.0, None) for _ in range(40_000)]
     at_50 = [next_noise(truth, 0.5, 0.2, z) for z in at_20]
     final = [next_noise(truth, 1.0, 0.5, z) for z in at_50]
@@ -156,14 +164,14 @@ def test_noise_of_a_run_has_the_published_correlation_with_its_end():
 
 
 def test_the_gate_of_the_classic_plan_stops_after_four_short_runs():
-    found = plans()["classic"](Truth(WORLDS["-.020"], "0"))
+    found = plans()["classic"](Truth(HEADS, WORLDS["-.020"], "0"))
     assert (found.verdict, found.runs) == (UNDECIDED, pytest.approx(4 * 1000 / 5100))
 
 
 def test_the_bash_loop_claims_whatever_wins():
-    claims = [plans()["bash loop"](Truth(WORLDS["null"], f"{k}")) for k in range(100)]
+    claims = [plans()["bash loop"](Truth(HEADS, WORLDS["null"], f"{k}")) for k in range(100)]
     assert sum(found.verdict == IMPROVES for found in claims) > 90
-    assert plans()["bash loop"](Truth(WORLDS["harmful"], "0")).verdict == UNDECIDED
+    assert plans()["bash loop"](Truth(HEADS, WORLDS["harmful"], "0")).verdict == UNDECIDED
 
 
 def test_successive_halving_follows_the_early_ranks():
@@ -171,7 +179,7 @@ def test_successive_halving_follows_the_early_ranks():
     kept = []
     for name in ("-.010", "rank reversal"):
         scenario = replace(WORLDS[name], sigma=1e-6)
-        truth = Truth(scenario, "0")
+        truth = Truth(HEADS, scenario, "0")
         seen = []
         truth.loss = lambda which, seed, fraction=1.0, t=truth, s=seen: (
             s.append(which),
@@ -187,16 +195,16 @@ def test_successive_halving_follows_the_early_ranks():
     ("effect", "verdict"), [(0.01, IMPROVES), (-0.01, HARMFUL), (0.0, NO_EFFECT)]
 )
 def test_a_fixed_test_says_what_is_true(effect, verdict):
-    truth = Truth(plain_scenario("w", effect, effect, 1e-4), "1")
+    truth = Truth(HEADS, plain("w", effect, effect, 1e-4), "1")
     assert fixed_test(truth, GRID[0], 8) == verdict
 
 
 def test_a_fixed_test_with_too_much_noise_is_inconclusive():
-    assert fixed_test(Truth(plain_scenario("w", 0.0, 0.0, 0.05), "1"), GRID[0], 4) == UNDECIDED
+    assert fixed_test(Truth(HEADS, plain("w", 0.0, 0.0, 0.05), "1"), GRID[0], 4) == UNDECIDED
 
 
 def test_the_oracle_tests_the_best_configuration():
-    found = plans()["oracle"](Truth(replace(WORLDS["-.003"], sigma=1e-5), "0"))
+    found = plans()["oracle"](Truth(HEADS, replace(WORLDS["-.003"], sigma=1e-5), "0"))
     assert (found.verdict, found.runs) == (IMPROVES, 28.0)
 
 

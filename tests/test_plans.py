@@ -20,23 +20,41 @@ from ablation.plan.next_step import (
     next_step,
     pairs_begun,
     result_that_stands,
+    stages_of,
 )
 from ablation.plan.power import as_meant
 from ablation.runs.run import STATUSES, machine_seconds
-from ablation.study.heads import ARMS, PHASES
+from ablation.study.heads import HEADS
 from ablation.study.overrides import Override, Overrides
 from ablation.study.profiles import PROFILES, default_profile
-from tests.support.invent import experiment, overridden, result, with_share
+from tests.support.invent import (
+    ARMS,
+    by_hand,
+    experiment,
+    layers_of,
+    overridden,
+    result,
+    schedule_of,
+    settings_of,
+    weight_of,
+    with_share,
+)
 
 MINI = PROFILES["mini"]
 GOOD = {(): 3.3, (4,): 3.2, (6,): 3.1, (8,): 3.15, (4, 8): 3.0, (3, 6, 9): 3.25}
 HYPER = {0.05: 0.01, 0.1: 0.0, 0.2: 0.02, "constant": 0.0, "linear_decay": -0.02}
 
 
+def arms_of(phase):
+    return {p.name: p.arms for p in HEADS.phases}[phase]
+
+
 def loss_of(run, losses=GOOD):
     arm = run.arm
-    extra = HYPER[arm.weight] + HYPER.get(arm.schedule, 0.03) if arm.layers else 0.0
-    return losses[arm.layers] + extra + run.seed % 7 / 1e4 + run.seed / 1e9
+    extra = 0.0
+    if not arm.is_baseline:
+        extra = HYPER[weight_of(arm)] + HYPER.get(schedule_of(arm), 0.03)
+    return losses[layers_of(arm)] + extra + run.seed % 7 / 1e4 + run.seed / 1e9
 
 
 def carry_out(e, losses=GOOD, seconds=10.0, happens=lambda run, attempt: "ok"):
@@ -88,12 +106,12 @@ def test_the_classic_plan_runs_the_agreed_arms_in_order():
 def test_what_each_stage_chooses_goes_into_the_next():
     launched, step, _ = carry_out(experiment(), {**GOOD, (8,): 2.9})
     refined = [run.arm for run in launched if run.stage == 3]
-    assert {arm.layers for arm in refined} == {(8,)}
-    validated = {(arm.weight, arm.schedule) for arm in refined if arm.name.startswith("validation")}
+    assert {layers_of(arm) for arm in refined} == {(8,)}
+    validated = {settings_of(arm) for arm in refined if arm.name.startswith("validation")}
     assert validated == {(0.1, "linear_decay")}
     final = next(run.arm for run in launched if run.arm.name == "final_best")
-    assert (final.layers, final.weight, final.schedule) == ((8,), 0.1, "linear_decay")
-    assert step.decisions[2].chosen.layers == (8,)
+    assert (layers_of(final), *settings_of(final)) == ((8,), 0.1, "linear_decay")
+    assert layers_of(step.decisions[2].chosen) == (8,)
 
 
 def test_lengths_are_proportions_of_a_full_run():
@@ -147,16 +165,16 @@ def test_an_override_goes_on_past_a_stop():
 
 
 def test_layers_by_hand_skip_the_stages_before():
-    value = {"layers": [3, 9], "weight": 0.2, "schedule": "constant"}
+    value = by_hand(3, 9, weight=0.2)
     e = overridden(experiment(), "by_hand", 4, value)
     run = next_step(e, []).runs[1]
-    assert (run.stage, run.arm.layers, run.arm.weight) == (4, (3, 9), 0.2)
+    assert (run.stage, layers_of(run.arm), weight_of(run.arm)) == (4, (3, 9), 0.2)
 
 
 def test_a_choice_by_hand_goes_past_what_earlier_stages_decided():
     _, step, flat = carry_out(experiment(), dict.fromkeys(GOOD, 3.3))
     assert step.at_gate
-    value = {"layers": [3, 9], "weight": 0.2, "schedule": "constant"}
+    value = by_hand(3, 9, weight=0.2)
     for stage in (3, 4):
         step = next_step(overridden(experiment(), "by_hand", stage, value), flat)
         assert step.stage == stage and step.runs
@@ -165,13 +183,13 @@ def test_a_choice_by_hand_goes_past_what_earlier_stages_decided():
 
 def test_a_choice_for_a_stage_that_a_plan_does_not_have_changes_nothing():
     """Nobody can give it; a file that somebody edited may hold it."""
-    value = {"layers": [3, 9], "weight": 0.2, "schedule": "constant"}
-    by_hand = experiment(plan="manual", arms=(ARMS["baseline"],), seeds=(1,))
-    run = next_step(by_hand, []).runs[0]
+    value = by_hand(3, 9, weight=0.2)
+    manual = experiment(plan="manual", arms=(ARMS["baseline"],), seeds=(1,))
+    run = next_step(manual, []).runs[0]
     for results in ([], [replace(result(run.arm, 3.3), run=run)]):
-        step = next_step(overridden(by_hand, "by_hand", 3, value), results)
-        assert step.runs == next_step(by_hand, results).runs
-        assert step.ended == next_step(by_hand, results).ended
+        step = next_step(overridden(manual, "by_hand", 3, value), results)
+        assert step.runs == next_step(manual, results).runs
+        assert step.ended == next_step(manual, results).ended
 
 
 def test_the_same_results_in_any_order_give_the_same_step():
@@ -200,15 +218,15 @@ def test_a_run_that_recovers_counts():
 
     _, step, _ = carry_out(experiment(), happens=happens)
     assert step.decisions[2].missing == ()
-    assert step.decisions[2].chosen.layers == (4, 8)
+    assert layers_of(step.decisions[2].chosen) == (4, 8)
 
 
 def test_a_divergence_is_not_retried():
     launched, step, _ = carry_out(
         experiment(),
-        happens=lambda run, _: "diverged" if run.arm.layers == (3, 6, 9) else "ok",
+        happens=lambda run, _: "diverged" if layers_of(run.arm) == (3, 6, 9) else "ok",
     )
-    assert sum(run.arm.layers == (3, 6, 9) for run in launched) == 1
+    assert sum(layers_of(run.arm) == (3, 6, 9) for run in launched) == 1
     assert step.decisions[1].verdict == "PROCEED"
 
 
@@ -223,7 +241,7 @@ def test_an_interrupted_run_is_run_again_as_often_as_it_takes():
 
 
 def test_a_baseline_that_never_runs_is_inconclusive():
-    never = lambda run, _: "ok" if run.arm.layers else "crashed"  # noqa: E731
+    never = lambda run, _: "crashed" if run.arm.is_baseline else "ok"  # noqa: E731
     _, step, _ = carry_out(experiment(), happens=never)
     assert step.decisions[1].verdict == "INCONCLUSIVE"
     assert step.at_gate
@@ -328,12 +346,12 @@ def test_phases_hold_the_agreed_arms():
         "screening": ["screen_baseline", "screen_aux_6", "screen_aux_4_8", "screen_aux_3_6_9"],
         "quick": ["quick_baseline", "quick_aux_4_8"],
     }
-    assert {phase: [arm.name for arm in arms] for phase, arms in PHASES.items()} == agreed
+    assert {p.name: [arm.name for arm in p.arms] for p in HEADS.phases} == agreed
     assert len(ARMS) == sum(map(len, agreed.values()))
 
 
 def test_arms_by_hand_run_seed_by_seed_and_a_repeat_has_other_seeds():
-    arms = PHASES["layer_position"]
+    arms = arms_of("layer_position")
     e = experiment(plan="manual", arms=arms, seeds=(1, 2))
     runs = next_step(e, []).runs
     assert [run.name for run in runs[:5]] == [
@@ -345,13 +363,13 @@ def test_arms_by_hand_run_seed_by_seed_and_a_repeat_has_other_seeds():
 
 def test_quick_runs_are_a_tenth_and_screening_runs_short():
     by_hand = {"plan": "manual", "seeds": (1,), "full_iterations": 5100}
-    quick = next_step(experiment(arms=PHASES["quick"], **by_hand), []).runs[0]
-    short = next_step(experiment(arms=PHASES["screening"], **by_hand), []).runs[0]
+    quick = next_step(experiment(arms=arms_of("quick"), **by_hand), []).runs[0]
+    short = next_step(experiment(arms=arms_of("screening"), **by_hand), []).runs[0]
     assert (quick.num_iterations, short.num_iterations) == (510, 1000)
 
 
 def test_every_stage_has_seeds_of_its_own():
-    first = [experiment().seed(stage.number, 0) for stage in PLANS["classic"]]
+    first = [experiment().seed(stage.number, 0) for stage in stages_of(experiment())]
     assert len(set(first)) == len(first)
 
 
@@ -396,7 +414,7 @@ def test_copies_of_a_run_end_the_plan_and_near_copies_do_not():
 def test_a_stage_whose_baseline_is_lost_asks_for_nothing_more(plan, status):
     """A crash may be the machine's, until another arm has trained."""
     e = experiment(plan=plan, screen=True)
-    lost = lambda run, attempt: "ok" if run.arm.layers else status  # noqa: E731
+    lost = lambda run, attempt: status if run.arm.is_baseline else "ok"  # noqa: E731
     launched, step, results = carry_out(e, happens=lost)
     assert {run.stage for run in launched} == {1}
     most = 1 if status == "diverged" else 2 if plan == "classic" else 5  # which has two baselines
@@ -409,9 +427,9 @@ def test_a_stage_whose_baseline_is_lost_asks_for_nothing_more(plan, status):
 @pytest.mark.parametrize(("status", "pairs"), [("diverged", 3), ("crashed", 4)])
 def test_pairs_without_a_baseline_end_the_adaptive_plan_early(status, pairs):
     """Without screening its first baseline is one of stage 4."""
-    lost = lambda run, attempt: "ok" if run.arm.layers else status  # noqa: E731
+    lost = lambda run, attempt: status if run.arm.is_baseline else "ok"  # noqa: E731
     launched, step, _ = carry_out(experiment(plan="adaptive"), happens=lost)
-    assert not [run for run in launched if run.stage < 4 and not run.arm.layers]
+    assert not [run for run in launched if run.stage < 4 and run.arm.is_baseline]
     assert len({run.name for run in launched if run.stage == 4}) == 2 * pairs
     assert step.decisions[4].numbers["verdict"] == "inconclusive"
     assert step.ended == "all runs are done"
@@ -420,7 +438,7 @@ def test_pairs_without_a_baseline_end_the_adaptive_plan_early(status, pairs):
 def test_the_verdict_says_of_which_configuration_and_how_many_were_run():
     for plan in ("classic", "adaptive"):
         launched, step, _ = carry_out(experiment(plan=plan, validation_runs=4))
-        full = {run.arm.configuration for run in launched if run.stage > 1 and run.arm.layers}
+        full = {run.arm.configuration for run in launched if run.stage > 1} - {()}
         about = f"The verdict is of the configuration chosen; {len(full)} of 36 were run."
         assert about in step.decisions[4].because
         assert len(full) == {"classic": 8, "adaptive": 6}[plan]
@@ -458,7 +476,9 @@ def test_the_adaptive_plan_fills_a_packed_machine_between_looks(at_a_time, looks
         if step.stage == 4:
             asked.append(len(step.runs))
         for run in step.runs:
-            loss = 3.3 + noise.gauss(0, 0.02) - 0.3 * (run.arm.layers == (4, 8)) * (run.stage < 4)
+            loss = (
+                3.3 + noise.gauss(0, 0.02) - 0.3 * (layers_of(run.arm) == (4, 8)) * (run.stage < 4)
+            )
             results.append(replace(result(run.arm, loss), run=run))
     assert [look["n"] for look in conclude(step).decisions[4].numbers["looks"]] == looks
     assert asked == [2 * (b - a) for a, b in itertools.pairwise([0, *looks])]
@@ -495,7 +515,7 @@ def test_a_complete_training_whose_log_was_refused_is_given_up_unless_it_is_forg
 @given(seed=st.integers(0, 10**6))
 def test_whatever_becomes_of_runs_the_plan_ends_and_never_asks_again_for_an_outcome(plan, seed):
     chance = random.Random(seed)
-    by_hand = {"arms": PHASES["layer_position"], "seeds": (3, 9)} if plan == "manual" else {}
+    by_hand = {"arms": arms_of("layer_position"), "seeds": (3, 9)} if plan == "manual" else {}
     gates = [Override("ignore_gate", n) for n in (1, 2, 3) if chance.random() < 0.5]
     hours, parallel_runs = chance.choice([0.02, 0.08, 100.0]), chance.choice([1, 2, 3, 8])
     e = experiment(
@@ -555,7 +575,7 @@ def test_the_last_decision_is_not_among_those_that_runs_depend_on(plan):
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_every_stage_but_the_last_has_a_gate_and_every_choice_is_made_before_it_is_taken(plan):
-    stages = PLANS[plan]
+    stages = PLANS[plan](HEADS)
     assert [stage.has_gate for stage in stages] == [True] * (len(stages) - 1) + [False]
     made = [bool(stage.chooses) for stage in stages]
     assert all(any(made[:k]) for k, stage in enumerate(stages) if stage.takes_choice)
@@ -570,8 +590,8 @@ def test_what_a_stage_asks_for_is_made_out_once(plan, monkeypatch):
 
     e = experiment(plan=plan, validation_runs=4)
     _, _, results = carry_out(e)
-    rows = tuple(replace(stage, runs_asked_for=counting(stage)) for stage in PLANS[plan])
-    monkeypatch.setitem(PLANS, plan, rows)
+    rows = tuple(replace(stage, runs_asked_for=counting(stage)) for stage in stages_of(e))
+    monkeypatch.setitem(PLANS, plan, lambda study: rows)
     conclude(next_step(e, results))
     assert asked == [1, 2, 3, 4]
 

@@ -27,9 +27,16 @@ from ablation.folder.standing import standing
 from ablation.plan.decision import Decision, is_overridden, render
 from ablation.plan.next_step import next_step
 from ablation.runs.store import write_json, write_result
-from ablation.study.heads import ARMS
 from ablation.study.profiles import PROFILES
-from tests.support.invent import experiment, overridden, result, with_share
+from tests.support.invent import (
+    ARMS,
+    experiment,
+    layers_of,
+    overridden,
+    rescaled,
+    result,
+    with_share,
+)
 from tests.support.invented_folder import begin, train
 
 
@@ -56,7 +63,7 @@ CHANGED = {  # field that the refusal has to name: what is asked instead
     "screen": replace(ADAPTIVE, screen=True),
     "plan": replace(ADAPTIVE, plan="classic"),
     "profile.name": replace(ADAPTIVE, profile=PROFILES["small"]),
-    "profile.muon_lr": replace(ADAPTIVE, profile=replace(MINI, muon_lr=0.5)),
+    "profile.scale.muon_lr": replace(ADAPTIVE, profile=rescaled(MINI, muon_lr=0.5)),
     **{
         f"profile.design.{name}": replace(
             ADAPTIVE, profile=replace(MINI, design=replace(MINI.design, **{name: value}))
@@ -140,7 +147,7 @@ def test_every_file_that_a_decision_can_depend_on_is_registered(plan, materials,
     clock_s = 0.0
     while runs := standing(exp_dir).step.runs:
         for run in runs:
-            layers, seed = len(run.arm.layers), run.seed
+            layers, seed = len(layers_of(run.arm)), run.seed
             loss = 3.3 - 0.1 * layers * (layers < 3) + seed % 7 / 1e4 + seed / 1e9
             losses = {"val_loss": loss, "curve": ((run.num_iterations, loss, 4000.0),)}
             done = replace(

@@ -20,9 +20,8 @@ from ablation.cli import exit_codes
 from ablation.execute import command
 from ablation.plan.next_step import next_step
 from ablation.runs.run import RunConfig
-from ablation.study.heads import ARMS
 from ablation.study.profiles import PROFILES
-from tests.support.invent import experiment
+from tests.support.invent import ARMS, experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 SUPPORT = ROOT / "tests" / "support"

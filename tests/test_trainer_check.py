@@ -11,8 +11,7 @@ import pytest
 from ablation.execute import machine, trainer_check
 from ablation.execute.trainer_check import check_with_trainer, has_check
 from ablation.folder.materials import Materials
-from ablation.study.heads import ARMS
-from tests.support.invent import experiment
+from tests.support.invent import ARMS, experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINER = """

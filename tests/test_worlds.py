@@ -12,7 +12,7 @@ from ablation.plan import power
 from ablation.plan.forecast import of_stage, simulate
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
 from ablation.plan.next_step import conclude
-from ablation.study.heads import GRID, PLACEMENTS, SCHEDULES, WEIGHTS
+from ablation.study.heads import HEADS, SCHEDULES, WEIGHTS, aux
 from benchmarks.plan_power import BUDGET, cost_s, means, plans, staged
 from benchmarks.worlds import (
     BESIDE,
@@ -25,9 +25,15 @@ from benchmarks.worlds import (
     graded_ranks,
 )
 
+GRID, PLACEMENTS = HEADS.configurations, ((4,), (6,), (8,), (4, 8))
+
+
+def at(layers, weight, schedule):
+    return aux(layers, weight=weight, schedule=schedule).configuration
+
 
 def effects(name, replicate=0):
-    truth = Replicate(WORLDS[name], str(replicate))
+    truth = Replicate(HEADS, WORLDS[name], str(replicate))
     return [truth.improvement(which) for which in GRID]
 
 
@@ -49,11 +55,13 @@ def test_the_best_configuration_has_the_effect_of_the_world(name):
 def test_graded_effects_are_products_of_factors_in_an_order_drawn_anew():
     firsts = set()
     for seed in range(40):
-        ranks = graded_ranks(random.Random(seed))
+        ranks = graded_ranks(HEADS, random.Random(seed))
         effect = dict(zip(GRID, (1 - rank for rank in ranks), strict=True))
         firsts.add(min(GRID, key=lambda which: -effect[which]))
         for a, b in itertools.pairwise(WEIGHTS):
-            ratios = [effect[p, a, s] / effect[p, b, s] for p in PLACEMENTS for s in SCHEDULES]
+            ratios = [
+                effect[at(p, a, s)] / effect[at(p, b, s)] for p in PLACEMENTS for s in SCHEDULES
+            ]
             assert ratios == pytest.approx([ratios[0]] * len(ratios))
         worst = min(effect.values())  # .4 x .6 x .75, give or take 5 % in each factor
         assert 0.12 < worst < 0.26
@@ -85,7 +93,7 @@ def test_the_right_verdict_is_what_is_true_of_the_best_configuration(name, right
 
 def losses(name, rho=0.0, count=20_000):
     """Of the baseline and of an arm, on the same seeds."""
-    truth = Replicate(WORLDS[name], "0", rho)
+    truth = Replicate(HEADS, WORLDS[name], "0", rho)
     return [[truth.loss(which, seed) for seed in range(count)] for which in ((), GRID[0])]
 
 
@@ -117,12 +125,12 @@ def test_a_tenth_of_the_runs_diverges(name, of_baseline):
 
 def test_a_loss_that_is_not_finite_is_a_run_that_diverged_and_is_paid_for():
     e = staged("adaptive")
-    truth = Replicate(WORLDS["graded .010"], "0")
+    truth = Replicate(HEADS, WORLDS["graded .010"], "0")
 
     def loss(run):
         return math.inf if run.arm.name == "aux_6" else truth.loss(run.arm.configuration, run.seed)
 
-    planned, step = simulate(e, (), loss, cost_s)
+    planned, step = simulate(e, (), loss, cost_s(e))
     second = [p.run.arm.name for p in of_stage(planned, 2)]
     assert second.count("aux_6") == 1  # never run again
     assert power.verdict_in(conclude(step)) == IMPROVES
@@ -131,7 +139,7 @@ def test_a_loss_that_is_not_finite_is_a_run_that_diverged_and_is_paid_for():
 @pytest.mark.parametrize("name", WORLDS)
 def test_no_plan_spends_more_than_the_budget(name):
     for plan in plans().values():
-        found = plan(Replicate(WORLDS[name], "0", 0.3))
+        found = plan(Replicate(HEADS, WORLDS[name], "0", 0.3))
         assert 0 < found.runs <= BUDGET
         assert found.verdict in power.VERDICTS.values()
 
@@ -141,7 +149,8 @@ def test_pairs_decide_with_the_share_that_is_given():
     world = WORLDS["graded .003 sigma .0026"]
     verdicts = {
         pairing: [
-            plans(pairing)["adaptive"](Replicate(world, str(k), 0.9)).verdict for k in range(30)
+            plans(pairing)["adaptive"](Replicate(HEADS, world, str(k), 0.9)).verdict
+            for k in range(30)
         ]
         for pairing in (0.0, 0.2)
     }

@@ -1,6 +1,7 @@
 """Invented runs and results, for tests of what is decided from them."""
 
-from dataclasses import fields, replace
+import json
+from dataclasses import asdict, fields, replace
 
 from ablation.plan.costs import Costs
 from ablation.plan.decision import Decision
@@ -8,16 +9,39 @@ from ablation.plan.next_step import PLANS
 from ablation.plan.stage import State
 from ablation.runs.run import Arm, RunConfig, RunResult
 from ablation.study.experiment import Experiment, Share
-from ablation.study.heads import HEADS, aux
+from ablation.study.heads import HEADS, aux, tap_layers
 from ablation.study.overrides import Override
-from ablation.study.profiles import PROFILES
+from ablation.study.profiles import PROFILES, Profile
 
+ARMS = HEADS.by_hand  # of the built-in study, by name
 BASELINE = Arm("baseline")
 BEST = aux((4, 8), "final_best")
 
 
 def arm(name: str, *layers: int, weight=0.1, schedule="constant") -> Arm:
     return aux(layers, name, weight, schedule) if layers else Arm(name)
+
+
+def layers_of(arm: Arm) -> tuple[int, ...]:
+    return tap_layers(arm)
+
+
+def weight_of(arm: Arm) -> float:
+    return dict(arm.flags)["aux_loss_weight"]
+
+
+def schedule_of(arm: Arm) -> str:
+    return dict(arm.flags)["aux_loss_schedule"]
+
+
+def settings_of(arm: Arm) -> tuple[float, str]:
+    """Its weight and schedule."""
+    return weight_of(arm), schedule_of(arm)
+
+
+def rescaled(profile: Profile, **changes) -> Profile:
+    """The profile with these fields of its scale."""
+    return replace(profile, scale=replace(profile.own_scale, **changes))
 
 
 def result(
@@ -69,6 +93,11 @@ def experiment(**changes) -> Experiment:
     }
     of_share = {name: changes.pop(name) for name in SHARE_FIELDS & changes.keys()}
     return Experiment(**{"share": Share(**{"device": "cpu", **of_share}), **fields, **changes})
+
+
+def by_hand(*layers: int, **settings) -> dict:
+    """The value of an override that chooses heads after these layers."""
+    return {"arm": json.loads(json.dumps(asdict(aux(layers, **settings))))}
 
 
 def overridden(e: Experiment, kind: str, stage: int, value: dict) -> Experiment:
