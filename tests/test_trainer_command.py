@@ -11,7 +11,7 @@ import pytest
 
 from ablation.execute.trainer_command import command_of, env_of, values_of
 from ablation.folder.data import data_dir_of_study, data_faults, data_fingerprint, link_data
-from ablation.folder.materials import read_copy
+from ablation.folder.materials import CodeCopy, read_copy
 from ablation.folder.trainers import code_for_run, codes_of, filled
 from ablation.runs.run import Arm, Repeated, Replacement, RunConfig
 from ablation.study.study import Study, Trainer
@@ -186,7 +186,7 @@ def test_code_that_differs_from_run_to_run_lies_in_the_attempt(new, is_own, tmp_
     arm = Arm("a", replacements=(Replacement("train.py", "steps = 0", new),))
     code, copy = codes_of(study(lab, arms=(arm,)))[arm.trainer], tmp_path / "code"
     code.copy_to(copy)
-    where = code_for_run(copy, code.names, tmp_path / "run_0", VALUES)
+    where = code_for_run(CodeCopy(code, copy), tmp_path / "run_0", VALUES).folder
     assert where == (tmp_path / "run_0" / "code" if is_own else copy)
     found = read_copy(where, code.names)
     assert found.files[0][1] == f"import model\nsteps = {7 if is_own else 5}\n".encode()

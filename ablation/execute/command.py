@@ -8,12 +8,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from ablation.execute.environment import clean
 from ablation.execute.launcher import Command
 from ablation.execute.machine import named_gpus
 from ablation.execute.trainer_command import command_of, env_of, values_of
 from ablation.folder.data import link_data
 from ablation.folder.materials import CodeCopy
-from ablation.folder.trainers import filled, has_placeholders
+from ablation.folder.trainers import code_for_run
 from ablation.runs.run import Arm, RunConfig, Value
 from ablation.study.experiment import Experiment
 from ablation.study.profiles import TRAINER_FLAGS
@@ -69,29 +70,29 @@ def command_for(
     folder: Path, slot: int = 0,
 ) -> Command:  # fmt: skip
     """The command of an attempt in this folder, with this slot's share of the machine. A trainer of
-    another project runs in its own folder, where it finds its data and leaves what it writes; so
-    does code with this run's own seed or length in it."""
-    trainer, cwd, hash_code = e.study.trainer, None, copy.code.hash
-    values = values_of(run, folder, data_dir, gpus_of(e))
-    if has_placeholders(copy.code):
-        copy = CodeCopy(filled(copy.code, values), folder / "code")
-        copy.code.copy_to(copy.folder)
+    another project starts in a folder of its own below, where it finds its data and leaves what it
+    writes."""
+    about = {"code": {"hash": copy.code.hash, "files": list(copy.code.names)}}
+    trainer, cwd, run_dir = e.study.trainer, None, folder
     if not trainer.is_ours:
-        link_data(e.study, folder, copy.folder)
-        cwd = folder
-    words = build_command(e, run, copy, data_dir, folder)
-    env = environment_of(e, run, copy, data_dir, exp_dir, folder, slot)
-    about = {"code": {"hash": hash_code, "files": list(copy.code.names)}}
+        cwd = run_dir = folder / "work"
+    values = values_of(run, run_dir, data_dir, gpus_of(e))
+    copy = code_for_run(copy, folder, values)
+    if cwd:
+        cwd.mkdir(parents=True, exist_ok=True)
+        link_data(e.study, cwd, copy.folder)
+    words = build_command(e, run, copy, data_dir, run_dir)
+    env = environment_of(e, run, copy, data_dir, exp_dir, run_dir, slot)
     return Command(words, env, folder, cwd, about)
 
 
 def environment_of(
     e: Experiment, run: RunConfig, copy: CodeCopy, data_dir: Path | None, exp_dir: Path,
-    folder: Path, slot: int = 0,
+    run_dir: Path, slot: int = 0,
 ) -> dict[str, str]:  # fmt: skip
     """Variables of a run, beside those around it: its share of the machine, and its arm's own."""
-    values = values_of(run, folder, data_dir, gpus_of(e))
-    own = env_of(e.study, run.arm, copy.folder, values, os.environ)
+    values = values_of(run, run_dir, data_dir, gpus_of(e))
+    own = env_of(e.study, run.arm, copy.folder, values, clean(os.environ))
     return {**extra_environment(e, exp_dir, slot), **own}
 
 

@@ -56,7 +56,7 @@ def dry_run(
     copies = {trainer: copy_of(code, exp_dir) for trainer, code in m.codes.items()}
     for number, p in enumerate(planned, 1):
         copy = copies[p.run.arm.trainer]
-        folder = exp_dir / p.run.name
+        folder = exp_dir / p.run.name / ("" if e.study.trainer.is_ours else "work")
         command = build_command(e, p.run, copy, m.data_dir, folder)
         env = environment_of(e, p.run, copy, m.data_dir, exp_dir, folder)
         environment = "".join(f"{name}={shlex.quote(value)} " for name, value in env.items())

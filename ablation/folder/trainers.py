@@ -8,7 +8,7 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from pathlib import Path
@@ -16,13 +16,13 @@ from pathlib import Path
 from ablation.folder.materials import (
     ROOT,
     Code,
+    CodeCopy,
     Import,
     Module,
     check_is_file,
     gathered,
     hashed,
     located,
-    read_copy,
 )
 from ablation.folder.repository import repository_of
 from ablation.runs.run import Arm, Replacement
@@ -105,16 +105,14 @@ def filled(code: Code, values: Mapping[str, object]) -> Code:
     return replace(code, files=files)
 
 
-def code_for_run(
-    copy: Path, names: Sequence[str], attempt: Path, values: Mapping[str, object]
-) -> Path:
-    """Where the code of one attempt lies: the experiment's copy, or, where it differs from run to
-    run, one in the attempt's folder, which is made."""
-    code = read_copy(copy, names)
-    if not has_placeholders(code):
+def code_for_run(copy: CodeCopy, attempt: Path, values: Mapping[str, object]) -> CodeCopy:
+    """The code of one attempt: the experiment's copy, or, where it differs from run to run, one in
+    the attempt's folder, which is made."""
+    if not has_placeholders(copy.code):
         return copy
-    filled(code, values).copy_to(attempt / "code")
-    return attempt / "code"
+    own = CodeCopy(filled(copy.code, values), attempt / "code")
+    own.code.copy_to(own.folder)
+    return own
 
 
 def readable(contents: bytes) -> bytes:
