@@ -70,6 +70,7 @@ from ablation.study.heads import HEADS, aux
 from ablation.study.profiles import PROFILES
 from benchmarks import inputs, oracle
 from benchmarks.inputs import ANYTHING, DIVERGED, FAULTY, HONEST, Files, Log
+from tests.support.invent import by_hand
 
 WRONG_OK, WRONG_ELSE, TRACEBACK, HANG = "wrong ok", "wrong else", "tracebacks", "hangs"
 COUNTED = (WRONG_OK, WRONG_ELSE, TRACEBACK, HANG)
@@ -434,8 +435,7 @@ OVERRIDES = {
         {"kind": "ignore_gate", "stage": 1, "value": {}, "when": "2026-11-25T10:00:00Z"},
         {"kind": "budget", "stage": 0, "when": "", "value": {"hours": 60.0, "was": 50.0,
                                                             "pairs": -1}},
-        {"kind": "by_hand", "stage": 3, "when": "", "value": {"layers": [4, 8], "weight": 0.1,
-                                                            "schedule": "constant"}},
+        {"kind": "by_hand", "stage": 3, "when": "", "value": by_hand(4, 8)},
         {"kind": "retry", "stage": 1, "when": "", "value": {"attempts": [["aux_4/run_0", 1]]}},
     ]
 }  # fmt: skip

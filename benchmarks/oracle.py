@@ -335,13 +335,15 @@ def why_not_believed(folder: Path, arm: str, index: int, attempt: int, experimen
 
 
 def is_same_run(one: dict, other: dict) -> bool:
-    """An older version wrote fewer fields of an arm; what both say has to be the same."""
+    """Fields of an arm, and a run's role, may be left out as they are for most; what both say has
+    to be the same."""
     arms = one["arm"], other["arm"]
     if not all(isinstance(arm, dict) for arm in arms):
         return False
     both = [{name: arm[name] for name in arms[0].keys() & arms[1].keys()} for arm in arms]
-    needed = both[0].keys() >= {"name", "layers", "weight"} or not one["arm"]["layers"]
-    return needed and {**one, "arm": both[0]} == {**other, "arm": both[1]}
+    needed = both[0].keys() >= {"name", "flags", "env", "replacements"}
+    runs = [{"role": "arm", **run, "arm": arm} for run, arm in zip((one, other), both, strict=True)]
+    return needed and runs[0] == runs[1]
 
 
 def faults_of_curve(result: dict, total: int) -> list[str]:

@@ -14,6 +14,7 @@ from ablation.runs import log as logs
 from ablation.runs import outcome, printed, store
 from benchmarks import fuzz, inputs, oracle
 from benchmarks.fuzz import COUNTED, HANG, KINDS, TRACEBACK, WRONG_ELSE, WRONG_OK, Tally
+from tests.support.invent import by_hand
 
 PATIENT_S = 60.0  # a busy machine is no hang
 
@@ -179,7 +180,7 @@ def test_a_copy_under_a_number_that_no_attempt_has_counts_for_nothing(shop, name
 
 def test_a_choice_by_hand_of_more_than_an_arm_has_is_refused(shop):
     files = shop.simulated[0].files(0)
-    value = {"layers": [4], "weight": 0.1, "schedule": "constant", "name": "x"}
+    value = by_hand(4) | {"name": "x"}
     override = {"kind": "by_hand", "stage": 3, "value": value}
     files["overrides.json"] = inputs.json_bytes({"overrides": [override]})
     with shop.folder(files) as folder, pytest.raises(ValueError, match=r"a choice of .*mend it"):

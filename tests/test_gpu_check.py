@@ -169,9 +169,8 @@ def test_an_unknown_card_says_so(on_a):
 def test_less_memory_halves_the_sequences_of_a_pass():
     check, tried = Check(cards=1), []
     while check:
-        batches = [
-            check.profile(name).own_scale.device_batch_size for name in ("speedrun", "small")
-        ]
+        scales = [check.profile(name).own_scale for name in ("speedrun", "small")]
+        batches = [scale.device_batch_size for scale in scales]
         tried.append(tuple(batches))
         check = check.smaller()
     assert tried[:3] == [(64, 32), (32, 32), (16, 16)]
@@ -276,9 +275,9 @@ def quickly(monkeypatch):
 def test_small_is_run_by_the_command_of_an_experiment_on_real_text(
     emulated, quickly, monkeypatch, tmp_path
 ):
-    p = replace(PROFILES["small"], **gpu_check.TINY)
+    p = step_time.rescaled(PROFILES["small"], **gpu_check.TINY)
     step_time.write_random_shards(tmp_path, p, 6, 3)
-    monkeypatch.setitem(gpu_check.TINY, "data_dir", str(tmp_path))
+    monkeypatch.setitem(PROFILES, "small", replace(PROFILES["small"], data_dir=str(tmp_path)))
     commands, start = [], subprocess.run
 
     def run(command, **how):
@@ -298,8 +297,8 @@ def test_small_is_run_by_the_command_of_an_experiment_on_real_text(
 
 
 def test_a_folder_without_enough_text_is_not_used(tmp_path):
-    p = replace(PROFILES["small"], **gpu_check.TINY)
-    needed = {"train": 6 * p.batch_size, "val": 3}
+    p = step_time.rescaled(PROFILES["small"], **gpu_check.TINY)
+    needed = {"train": 6 * p.own_scale.batch_size, "val": 3}
     assert not gpu_check.holds(tmp_path / "nowhere", p, needed)
     step_time.write_random_shards(tmp_path, p, 5, 3)
     assert not gpu_check.holds(tmp_path, p, needed)

@@ -27,9 +27,12 @@ from ablation.folder.standing import standing
 from ablation.plan.decision import Decision, is_overridden, render
 from ablation.plan.next_step import next_step
 from ablation.runs.store import write_json, write_result
+from ablation.study.heads import HEADS
 from ablation.study.profiles import PROFILES
 from tests.support.invent import (
     ARMS,
+    BASELINE,
+    by_hand,
     experiment,
     layers_of,
     overridden,
@@ -182,7 +185,9 @@ def test_everything_that_a_verdict_rests_on_is_inside_the_hash(materials, tmp_pa
     assert fixed == json.loads(json.dumps(registered(ADAPTIVE, materials)))
     digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
     assert document["hash"] == f"sha256:{digest}"
-    assert {"hypothesis", "estimand", "failure_rule", "budget_hours"} <= fixed.keys()
+    assert {"estimand", "failure_rule", "budget_hours"} <= fixed.keys()
+    assert fixed["study"]["question"] == HEADS.question
+    assert fixed["study"]["hypothesis"] == HEADS.hypothesis
     design = fixed["profile"]["design"]
     assert {"alpha", "delta_eq", "delta_target", "speedup", "sigma0"} <= design.keys()
     stages = fixed["stages"].values()
@@ -271,7 +276,7 @@ def test_a_registration_that_lacks_something_is_one_line(field, materials, tmp_p
         read_document(exp_dir)
 
 
-CHOICE = {"layers": [4, 8], "weight": 0.1, "schedule": "constant"}
+CHOICE = by_hand(4, 8)
 
 
 @pytest.mark.parametrize(
@@ -280,19 +285,23 @@ CHOICE = {"layers": [4, 8], "weight": 0.1, "schedule": "constant"}
         {"kind": "budget", "stage": 0, "value": {}},
         {"kind": "budget", "stage": 0, "value": {"hours": "ten", "was": 1, "pairs": 0}},
         {"kind": "budget", "stage": 0, "value": {"hours": float("nan"), "was": 1, "pairs": 0}},
-        {"kind": "by_hand", "stage": 3, "value": {"weight": 0.1, "schedule": "constant"}},
-        {
-            "kind": "by_hand",
-            "stage": 3,
-            "value": {"layers": [99], "weight": 0.1, "schedule": "constant"},
-        },
+        {"kind": "by_hand", "stage": 3, "value": {}},
+        {"kind": "by_hand", "stage": 3, "value": {"arm": asdict(BASELINE)}},
         {"kind": "budget", "stage": 0, "value": {"hours": 1e308, "was": 1.0, "pairs": 0}},
         {"kind": "budget", "stage": 4, "value": {"hours": 2.0, "was": 1.0, "pairs": 0}},
         {"kind": "by_hand", "stage": 2, "value": CHOICE},
         {"kind": "by_hand", "stage": 3, "value": [*CHOICE]},
         *(
             {"kind": "by_hand", "stage": 3, "value": CHOICE | odd}
-            for odd in ({"layers": []}, {"weight": None}, {"schedule": None}, {"colour": "red"})
+            for odd in ({"arm": None}, {"arm": []}, {"arm": {"name": "x"}}, {"colour": "red"})
+        ),
+        *(
+            {"kind": "by_hand", "stage": 3, "value": {"arm": CHOICE["arm"] | odd}}
+            for odd in (
+                *({"flags": None}, {"flags": []}, {"flags": [["a"]]}, {"flags": [["a", None]]}),
+                *({"flags": [["a", [[1]]]]}, {"flags": [[1, 1]]}, {"env": [["A", 1]]}),
+                *({"slower": "fast"}, {"replacements": [{"file": "x"}]}, {"colour": "red"}),
+            )
         ),
         {"kind": "retry", "stage": 1, "value": {"attempts": []}},
         {"kind": "retry", "stage": 0, "value": {"attempts": [["baseline/run_0", -1]]}},
@@ -314,8 +323,7 @@ def test_an_override_that_nobody_can_have_given_is_one_line(override, tmp_path):
 
 def test_overrides_are_read_back_as_they_were_given(tmp_path):
     e = overridden(ADAPTIVE, "budget", 0, {"hours": 3.0, "was": 2.0, "pairs": -1})
-    by_hand = {"layers": [4, 8], "weight": 0.1, "schedule": "constant"}
-    e = overridden(overridden(e, "by_hand", 3, by_hand), "ignore_gate", 1, {})
+    e = overridden(overridden(e, "by_hand", 3, CHOICE), "ignore_gate", 1, {})
     assert overridden(e, "ignore_gate", 1, {}) == e  # once is enough
     write_overrides(tmp_path, e.overrides)
     assert read_overrides(tmp_path) == e.overrides

@@ -46,7 +46,7 @@ def override_from(value: dict) -> Override:
         if not all(map(FORM["budget_hours"][0], hours)) or type(o.value["pairs"]) is not int:
             raise ValueError(f"a budget of {o.value}")
     elif o.kind == "by_hand":
-        if arm_from(o.value["arm"]).is_baseline:
+        if {*o.value} != {"arm"} or arm_from(o.value["arm"]).is_baseline:
             raise ValueError(f"a choice of {o.value}")
     elif o.kind == "retry":
         for name, attempt in o.value["attempts"]:
