@@ -205,7 +205,8 @@ def flag_value(value, key: str, faults: Faults) -> Value | None:
     """A flag's value: a list is joined with commas, or repeated."""
     if isinstance(value, Mapping):
         if not {"values"} <= value.keys() <= REPEATED:
-            return faults.add(key, value, "give a value, or { values = [...], repeat = true }")
+            remedy = "give a value, or { values = [...], repeat = true }"
+            return faults.add(key, value, f"{remedy}; a flag with a dot in it stands in quotes")
         values = SCALARS(value["values"], f"{key}.values", faults)
         again = YES_OR_NO(value.get("repeat", False), f"{key}.repeat", faults)
         return Repeated(values) if again and values else values

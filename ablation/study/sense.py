@@ -25,11 +25,10 @@ PLACEHOLDERS = {  # that a trainer is told by, where it is told: what stands the
 }
 PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 TOLD_OURS = ("num_iterations", "seed", "data_dir", "device", "log_file", "check")  # its flags
-OF_THE_PLANS = {  # names of arms
-    **dict.fromkeys((BASELINE, "unrefined", "noise_baseline", "by_hand", "of_grid"), "the plans"),
-    **dict.fromkeys(("code", "compile_cache"), "an experiment's folder"),
-}
-PATTERN_OF_THE_PLANS = re.compile(r"(final|screen)_.*|validation_[0-9]+|.*_repeat")
+OF_THE_PLANS = re.compile(  # names that arms of stages have, and folders beside those of arms
+    rf"{BASELINE}|unrefined|noise_baseline|by_hand|of_grid|code|compile_cache"
+    r"|(final|screen)_.*|validation_[0-9]+|.*_repeat"
+)
 NEAR = 0.8  # to a placeholder, in code, where {other} names may be meant
 MOST_CONFIGURATIONS = 10_000
 
@@ -75,9 +74,8 @@ def faults_of_names(study: Study) -> list[str]:
     for key, arm in everything(study):
         if key == "base":
             continue
-        if PATTERN_OF_THE_PLANS.fullmatch(arm.name) or arm.name in OF_THE_PLANS:
-            whose = OF_THE_PLANS.get(arm.name, "the plans")
-            faults.add(key, arm.name, f"a name that {whose} use{'s' * (whose[0] == 'a')}; another")
+        if OF_THE_PLANS.fullmatch(arm.name):
+            faults.add(key, arm.name, "a name that the plans use; give another")
         if key.startswith("screening."):
             continue  # it is called screen_...
         if (other := seen.setdefault(arm.name.lower(), key)) != key:

@@ -251,7 +251,7 @@ def design_of(terms: dict | None, trainer: Trainer, faults: Faults) -> Design | 
     try:
         check_terms(design)
     except ValueError as error:
-        faults.append(f"noise.{error}")
+        faults.append(f"noise.{error}".replace(" ", ": ", 1))
     return design
 
 
@@ -441,11 +441,13 @@ def syntax_fault(said: str, text: str) -> str:
 
 def placed_in(study: Study, folder: Path) -> Study:
     """The study with the folder from which its relative paths start. None where it has no path:
-    then it is the same wherever its file lies."""
+    then it is the same wherever its file lies. Our own trainer does not lie in that folder."""
     trainer = study.trainer
     others = trainer.companions or trainer.data or trainer.command != Trainer.command
     scripts = any(arm.script for key in GROUPS for arm in getattr(study, key))
     if trainer.is_ours and not (others or scripts or trainer.folder):
         return study
-    whole = str(folder / trainer.folder)
-    return replace(study, trainer=replace(trainer, folder=whole), phases=study.phases)
+    is_default = trainer.is_ours and trainer.command == Trainer.command
+    command = (str(OWN_SCRIPT),) if is_default else trainer.command
+    trainer = replace(trainer, folder=str(folder / trainer.folder), command=command)
+    return replace(study, trainer=trainer)
