@@ -304,7 +304,8 @@ class Reading:
         patches = Patches(self.placed(layers, modules[0].file, folder, below))
         others = self.others(start, folder, below)
         is_python = self.study.trainer.launch != "command"
-        code = gathered([*modules, *others], root, below, patches, readable, is_python)
+        data = [os.path.relpath(self.folder / entry, root) for entry in self.study.trainer.data]
+        code = gathered([*modules, *others], root, below, patches, readable, is_python, data)
         patches.check_all_used(code)
         if patches.faults:
             self.faulty.add(layers.arm.trainer)

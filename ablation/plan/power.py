@@ -346,12 +346,12 @@ def render(
     e: Experiment, replicates: int = REPLICATES, seed: int = 0, progress: Progress = silently
 ) -> str:
     """The whole report. Takes seconds, for the counts; minutes where a hundred pairs fit."""
-    design, planned = e.profile.design, forecast(e)[0]
+    design, planned, metric = e.profile.design, forecast(e)[0], e.study.metric
     lines = [
         f"What can {e.budget_hours:g} hours decide? Plan {e.plan}, profile {e.profile.name},"
         f" {e.full_iterations} iterations ({duration(Costs(e)(full_run(e)))}) a full run",
         f"sd between seeds {design.sigma0:g}, smallest effect of interest (delta_eq)"
-        f" {design.delta_eq:g}, target {design.delta_target:g} {e.study.metric.unit},"
+        f" {design.delta_eq:g}, target {metric.amount(f'{design.delta_target:g}')},"
         f" alpha {design.alpha:g} two-sided",
         "",
         "Runs and hours, every gate passed",
@@ -414,7 +414,7 @@ def resolution(e: Experiment, n: int) -> str:
         for effect in (design.delta_eq, design.delta_target)
     ]
     mde80 = span([f"{test.mde80(n):.3g}" for test in tests])
-    return f"{n} pairs fit; MDE80 {mde80} {e.study.metric.unit}; power {', '.join(powers)}"
+    return f"{n} pairs fit; MDE80 {e.study.metric.amount(mde80)}; power {', '.join(powers)}"
 
 
 def span(numbers: Sequence[str]) -> str:

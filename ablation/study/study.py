@@ -63,9 +63,13 @@ class Metric:
         """What became of an attempt, for a person."""
         return r.in_words(self.words, self.sign)
 
+    def amount(self, number: str) -> str:
+        """A difference with its unit, where it has one."""
+        return f"{number} {self.unit}" if self.unit else number
+
     def delta(self, improvement: float) -> str:
         """An improvement, with its unit; positive is good."""
-        return f"{improvement:+.4f} {self.unit}".rstrip()
+        return self.amount(f"{improvement:+.4f}")
 
 
 @dataclass(frozen=True)
