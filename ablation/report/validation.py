@@ -106,8 +106,8 @@ def validated(evidence: Evidence) -> Iterator[Content]:
     found = planned(evidence, block)
     rows += effect_rows(evidence, block, found)
     rows += [("p", p_line(evidence, block, found))]
-        spreads = (spread_line(evidence.metric, group) for group in block.groups)
-        rows += zip(("baseline", "arm"), spreads, strict=True)
+    spreads = (spread_line(evidence.metric, group) for group in block.groups)
+    rows += zip(("baseline", "arm"), spreads, strict=True)
     if found.comparison:
         rows += [*sensitivity_rows(evidence, block), *resolution_rows(evidence, block)]
     rows += time_rows(evidence, block)
