@@ -107,7 +107,9 @@ def draw_comparison(evidence: Evidence):
     for ax, block, base in zip(axes[:, 0], blocks, bases, strict=True):
         draw_block(ax, block, base)
         ax.set_title("\n".join([block.title, *about_block(block, base)]))
-    axes[-1, 0].set_xlabel(f"final {as_logged(axes[-1, 0].xaxis, evidence.metric)}; left is better")
+    better = "left" if evidence.metric.sign > 0 else "right"
+    named = [as_logged(ax.xaxis, evidence.metric) for ax in axes[:, 0]]
+    axes[-1, 0].set_xlabel(f"final {named[-1]}; {better} is better")
     from matplotlib.lines import Line2D
 
     lone = Line2D([], [], label="mean, nothing of its seeds to compare with", **A_MEAN)

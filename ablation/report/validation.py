@@ -147,6 +147,8 @@ def effect_rows(evidence: Evidence, block: Block, found: Contrast) -> Iterable[t
         (low, high), delta_eq = equivalence, evidence.design.delta_eq
         inside = "inside" if -delta_eq < low and high < delta_eq else "not inside"
         about = f"{level(2 * evidence.design.alpha)}: {inside} ±{delta_eq:g} (delta_eq)"
+        if not evidence.design.noise_known:
+            about = f"{level(2 * evidence.design.alpha)}; what matters is not known (no [noise])"
         yield "equivalence", f"{span(low, high)}, {about}"
 
 
@@ -252,6 +254,8 @@ class Resolution:
 
 def effects_of(design: Design) -> dict[str, float]:
     """The effects whose power is told, in nats/token."""
+    if not design.noise_known:
+        return {}
     return {"delta_eq": design.delta_eq, "delta_target": design.delta_target}
 
 
@@ -259,7 +263,8 @@ def by_welch(sides: tuple[list[float], list[float]], design: Design, alpha: floa
     """What Welch's test could have found."""
     n, sd = min(map(len, sides)), math.sqrt(stats.pooled_variance(sides, 0.0, 0.0))
     powers = (stats.power(effect, n, sd, alpha) for effect in effects_of(design).values())
-    spread = f"{sd:.4f} of runs, pooled; {design.sigma0:g} was expected"
+    expected = f"{design.sigma0:g} was expected" if design.noise_known else "none was expected"
+    spread = f"{sd:.4f} of runs, pooled; {expected}"
     return Resolution("Welch's test", spread, stats.mde80(sd, n, alpha), tuple(powers))
 
 
@@ -291,7 +296,8 @@ def resolution_rows(evidence: Evidence, block: Block) -> Iterable[tuple[str, str
         f"{power:.3f} at {effect:g} ({name})"
         for power, (name, effect) in zip(most, effects_of(design).items(), strict=True)
     )
-    yield "power", f"{', '.join(powers)}, for n = {n} with this sd and one look{at}"
+    if design.noise_known:
+        yield "power", f"{', '.join(powers)}, for n = {n} with this sd and one look{at}"
 
 
 def time_rows(evidence: Evidence, block: Block) -> Iterable[tuple[str, str]]:
