@@ -3,7 +3,9 @@
 import json
 import math
 import re
+import tomllib
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from ablation.runs import foreign_log
 from ablation.runs.foreign_log import ForeignLog, metrics_in
 from ablation.runs.formats import (
     FORMATS,
+    KEYS,
     OURS,
     Reading,
     guess_format,
@@ -522,7 +525,7 @@ def test_the_file_of_its_own_and_the_screen_are_one_evidence(tmp_path):
     form = FORMS["speedrun"]
     log, reading = log_of(form, last=LAST), reading_of(form)
     (tmp_path / "train_log.txt").write_text(HEAD + log)
-    for screen in ("", log[:200], log):
+    for screen in ("", log[:200], "import os\n", log):
         result = judge_attempt(RUN, 1, tmp_path, read(screen, reading), CLEAN)
         assert (result.status, result.val_loss) == ("ok", float(LAST))
     other = read(log.replace(LAST, "3.3000"), reading)
@@ -651,6 +654,22 @@ def test_any_table_is_a_form_or_has_faults(table):
         own_format(table)
     except ValueError as error:
         assert str(error)
+
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs/logs.md").read_text()
+
+
+@pytest.mark.parametrize("row", FORMATS.values(), ids=FORMATS)
+def test_every_form_has_its_row_in_the_documentation(row):
+    shown = "<br>".join(f"`{line}`".replace("|", "\\|") for line in row.shown)
+    assert f"| `{row.name}` | {shown} |" in PAGE
+
+
+def test_the_example_of_the_documentation_is_a_form():
+    table = tomllib.loads(re.search(r"```toml\n(.*?)```", PAGE, re.DOTALL)[1])
+    row = own_format(table["log"], "val_loss")
+    assert row.said(table["log"]["example"].encode()).values == {"val_loss": 3.28}
+    assert {f"`{key}`" for key in KEYS} <= set(re.findall(r"^\| (`\w+`) \|", PAGE, re.MULTILINE))
 
 
 # ---------------------------------------------------------------------------------------------
