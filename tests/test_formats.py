@@ -116,6 +116,14 @@ def test_a_time_that_the_attempt_did_not_have_is_not_believed():
     assert "by the clock" in result.evidence
 
 
+def test_times_of_some_points_are_no_times():
+    log = '{"step": 2, "val_loss": 5.0, "time_s": 1}\n{"step": 8, "val_loss": 3.0}\n'
+    result = verdict(log, Reading(FORMATS["json-lines"]))
+    wall_ms = 1000 * result.wall_s
+    assert result.curve == ((2, 5.0, wall_ms / 4), (8, 3.0, wall_ms))
+    assert "by the clock" in result.evidence
+
+
 @EVERY
 def test_a_log_of_another_length_is_no_log_of_this_run(form):
     longer, shorter = log_of(form, total=TOTAL + 1), log_of(form, total=TOTAL - 1)
@@ -540,6 +548,7 @@ def record(**changes):
 @pytest.mark.parametrize("changes", [
     {"returncode": None}, {"returncode": 1}, {"steps_done": 7}, {"val_loss": 3.0}, {"curve": []},
     {"train_time_ms": None}, {"train_time_ms": 1e9}, {"evidence": ""}, {"evidence": 3},
+    {"steps_done": 7, "curve": [[7, 3.2784, 70.0]]},
     {"by_time": 1}, {"val_loss": 1e12}, {"steps_done": 20}, {"by_time": True, "steps_done": 20},
 ])  # fmt: skip
 def test_a_record_that_nobody_can_have_written_is_not_believed(changes):
