@@ -540,6 +540,15 @@ def test_the_file_of_its_own_and_the_screen_are_one_evidence(tmp_path):
     assert judge_attempt(RUN, 1, tmp_path, other, CLEAN).status == "crashed"
 
 
+@pytest.mark.parametrize(("log", "form"), [(stopped(), FORMS["speedrun"]),
+    (log_of(FORMS["research"]), FORMS["research"])])  # fmt: skip
+def test_an_end_in_the_file_of_its_own_is_one(log, form):
+    reading = reading_of(form, **BY_TIME)
+    both = read("", reading).with_file(read(log, reading))
+    assert both.incomplete == read(log, reading).incomplete == ""
+    assert read(log, reading).with_file(read("", reading)).incomplete == ""
+
+
 def record(**changes):
     form = FORMS["speedrun"]
     return {**asdict(verdict(log_of(form), reading_of(form))), **changes}
@@ -618,6 +627,12 @@ def test_a_line_of_a_users_form_is_bounded():
 ])  # fmt: skip
 def test_what_is_no_step_in_json_is_no_line(text):
     assert FORMATS["json-lines"].said(text) is None
+
+
+def test_a_line_that_says_a_thing_twice_is_none():
+    row = FORMATS["modded-nanogpt"]
+    assert row.said(b"step:8/8 val_loss:3.2 lr:1 val_loss:3.1") is None
+    assert row.said(b"step:8/8 val_loss:3.2 lr:1 val_bpb:3.1")
 
 
 @pytest.mark.parametrize(("value", "said"), [('"nan"', math.nan), ('"3.2"', None), ("null", None),

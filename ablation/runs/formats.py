@@ -109,14 +109,11 @@ class LogFormat:
         """What a line with a step says."""
         found = {name: text for name, text in match.groupdict().items() if text is not None}
         step, total = (found.pop(name, b"") for name in ("step", "total"))
-        if (
-            not step.isdigit()
-            or len(step) > 12
-            or len(total) > 12
-            or (total and not total.isdigit())
-        ):
+        if not all(number.isdigit() and len(number) <= 12 for number in (step, total or b"0")):
             return None
-        said = dict(pairs_in(found.pop("pairs", b"")))
+        pairs = list(pairs_in(found.pop("pairs", b"")))
+        if len(said := dict(pairs)) < len(pairs):
+            return None  # it says a thing twice
         for name, text in found.items():
             if (value := number_in(text)) is None or not ends_as_number(match, name):
                 return None
