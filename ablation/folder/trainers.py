@@ -260,12 +260,14 @@ class Reading:
 
     def codes(self) -> dict[tuple, Code]:
         codes: dict[tuple, Code] = {}
+        tried: set[tuple] = set()  # a fault is told once, of whichever arm comes first
         with contextlib.ExitStack() as self.held:
             for layers in layered(self.study):
                 arm = layers.arm
                 of_base = len(layers.parts) == 1
                 told = not (of_base or () in codes or arm.script or arm.revision)
-                if arm.trainer not in codes and not told:  # else the base's fault is this one's too
+                if arm.trainer not in tried and not told:  # else the base's fault is this one's too
+                    tried.add(arm.trainer)
                     with self.noting(layers):
                         codes[arm.trainer] = self.code_of(layers)
             if () in codes:
