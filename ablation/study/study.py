@@ -105,8 +105,9 @@ class Trainer:
     @cached_property
     def reading(self) -> Reading:
         """How its logs are read."""
-        form = FORMATS[self.log] if isinstance(self.log, str) else own_format(dict(self.log))
-        return Reading(form, self.metric.name, self.metric.better, not self.by_time)
+        log, name = self.log, self.metric.name
+        form = FORMATS[log] if isinstance(log, str) else own_format(dict(log), name)
+        return Reading(form, name, self.metric.better, not self.by_time)
 
     @property
     def counted(self) -> str:

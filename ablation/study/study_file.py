@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+from ablation.runs.formats import FORMATS, own_format
 from ablation.runs.run import Arm
 from ablation.runs.untrusted import open_regular, printable, printable_path
 from ablation.study import document as doc
@@ -33,7 +34,6 @@ from ablation.study.study import (
 )
 
 BY_MACHINE = "by machine"
-LOGS = ("modded-nanogpt", "parameter-golf", "nanogpt", "autoresearch", "json-lines", "ours")
 SEEDS = ("told", "none")
 RUNS_PAID = 30  # full runs in the budget of a foreign trainer; chosen, near the speedrun's 27
 DROPS = 10  # of delta_target lost in a short run: plain harm; chosen
@@ -46,7 +46,7 @@ MOST_BYTES = 1 << 20
 def log_form(value, key: str, faults: Faults):
     """The name of a form of logs, or the study's own."""
     if not isinstance(value, Mapping):
-        return doc.one_of(LOGS)(value, key, faults)
+        return doc.one_of(FORMATS)(value, key, faults)
     before = len(faults)
     found = doc.fields(value, LOG, key, faults)
     for name, what in (("step", "a regular expression"), ("example", "a line that it matches")):
@@ -95,6 +95,7 @@ def trainer_of(value, key: str, faults: Faults) -> Trainer | None:
     found = doc.fields(value, TRAINER, key, faults)
     if isinstance(value, Mapping):
         (check_ours if "profile" in value else check_foreign)(value, key, faults)
+        check_own_form(found, key, faults)
     if len(faults) > before:
         return None
     name, unit, better = (found.pop(part, None) for part in ("metric", "unit", "better"))
@@ -106,6 +107,16 @@ def trainer_of(value, key: str, faults: Faults) -> Trainer | None:
     if trainer.is_ours or trainer.budget_hours:
         return trainer
     return replace(trainer, budget_hours=RUNS_PAID * trainer.expected_hours)
+
+
+def check_own_form(found: Mapping, key: str, faults: Faults) -> None:
+    """Faults of a form of logs that the study describes, its metric not being in it among them."""
+    if isinstance(found.get("log"), tuple):
+        try:
+            own_format(dict(found["log"]), found.get("metric", Metric.name))
+        except ValueError as error:
+            lines = str(error).splitlines()
+            faults += (f"{key}.{printable(line, 400)}".replace(" ", ": ", 1) for line in lines)
 
 
 def check_ours(value: Mapping, key: str, faults: Faults) -> None:
@@ -124,7 +135,7 @@ def check_foreign(value: Mapping, key: str, faults: Faults) -> None:
         own = f'profile = "{BY_MACHINE}" for this project\'s own trainer'
         return faults.lack(f"{key}.command", f"give a script, or {own}")
     if "log" not in value:
-        faults.lack(f"{key}.log", f"give one of {', '.join(LOGS)}, or a form of your own")
+        faults.lack(f"{key}.log", f"give one of {', '.join(FORMATS)}, or a form of your own")
     if "expected_hours" not in value:
         faults.lack(f"{key}.expected_hours", "give the hours of a full run on the whole machine")
     by_time = value.get("length") == "time"
