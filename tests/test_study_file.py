@@ -15,12 +15,15 @@ from ablation.runs.formats import FORMATS
 from ablation.runs.run import Arm, Repeated, Replacement
 from ablation.study import study_file
 from ablation.study.arm_option import OWN_SCRIPT, options_of
+from ablation.study.asked import as_asked, new_experiment, study_asked
 from ablation.study.document import MOST_SHOWN, StudyFaults
+from ablation.study.experiment import FULL_RUNS
 from ablation.study.heads import HEADS
 from ablation.study.profiles import PROFILES, Design, check_terms
 from ablation.study.sense import PLACEHOLDERS, faults_of_equal_arms
 from ablation.study.study import SHORT, Metric, Study, Trainer, Words
 from ablation.study.study_file import document_of, read_study, study_from, study_of_arms
+from run_aux import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 ISSUE = """
@@ -74,7 +77,6 @@ def test_the_file_of_the_docs_says_a_study(tmp_path):
         log="modded-nanogpt",
         full_iterations=5100,
         expected_hours=0.25,
-        budget_hours=7.5,
         companions=("mymodel.py",),
         data=("data/fineweb",),
     )
@@ -393,11 +395,10 @@ def test_noise_that_nobody_knows_is_measured_by_terms_that_pass(tmp_path):
     assert study_from(document_of(study)) == study
 
 
-def test_a_foreign_trainer_has_its_own_unit_budget_and_metric(tmp_path):
+def test_a_foreign_trainer_has_its_own_unit_and_metric(tmp_path):
     trainer = 'full_iterations = 100\nmetric = "val_acc"\nbetter = "higher"'
     study = read_study(written(tmp_path, foreign(trainer)))
     assert study.metric == Metric("val_acc", unit="", better="higher")
-    assert study.trainer.budget_hours == pytest.approx(3)
     assert read_study(written(tmp_path, foreign())).metric == Metric()
 
 
@@ -905,7 +906,7 @@ def test_the_defaults_of_the_page_are_those_of_the_code():
     assert [ROWS[f"noise.{n}"][1] for n in ("delta_eq", "delta_target", "drop")] == [
         "2 x sigma0", "4 x sigma0", "10 x delta_target"
     ]  # fmt: skip
-    assert ROWS["trainer.budget_hours"][1] == f"{study_file.RUNS_PAID} full runs"
+    assert ROWS["trainer.budget_hours"][1] == f"{FULL_RUNS} full runs"
 
 
 def test_a_key_is_needed_where_the_page_says_so():
@@ -956,3 +957,19 @@ def test_the_page_names_every_form_of_logs():
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
 def test_no_scale_makes_two_arms_of_the_examples_equal(profile):
     assert not faults_of_equal_arms(HEADS, profile.scale)
+
+
+@pytest.mark.parametrize(("profile", "is_refused"), [("mini", True), ("small", False)])
+def test_an_arm_that_is_the_baseline_at_this_scale_is_refused(profile, is_refused):
+    words = f"--staged --arm low_lr=--muon_lr=0.02 --profile {profile}"
+    given = build_parser().parse_args(words.split())
+    e = new_experiment(study_asked(given), profile, 0, cores=4)
+    if not is_refused:
+        assert as_asked(e, given, 0).study.arms
+        return
+    with pytest.raises(StudyFaults) as error:
+        as_asked(e, given, 0)
+    assert str(error.value) == (
+        "--arm low_lr: muon_lr 0.02: is the same configuration as the baseline; change it, or leave"
+        " it out"
+    )

@@ -10,9 +10,12 @@ from dataclasses import replace
 from difflib import get_close_matches
 
 from ablation.runs.run import Arm
+from ablation.study.arm_option import OWN_SCRIPT, of_the_option
+from ablation.study.document import StudyFaults
 from ablation.study.experiment import Experiment, Share, profile_of, with_scale
 from ablation.study.heads import HEADS, SCHEDULE, WEIGHT, aux
-from ablation.study.profiles import PROFILES, Design, Profile, check_terms, default_profile
+from ablation.study.profiles import PROFILES, Design, Profile, Scale, check_terms, default_profile
+from ablation.study.sense import faults_of_equal_arms
 from ablation.study.study import Study
 from ablation.study.study_file import read_study, study_of_arms
 
@@ -47,9 +50,10 @@ def study_asked(options: Namespace, registered: Study = HEADS) -> Study:
     """The study that a command line names; else the registered one, or the built-in one. Raises
     ValueError, a line for each fault, for a file that is none."""
     arms = [arm_named(text) for text in options.arm or ()]
+    script = options.train_script or OWN_SCRIPT
     if options.study:
-        return read_study(options.study, arms)
-    return study_of_arms(arms) if arms else registered
+        return read_study(options.study, arms, script)
+    return study_of_arms(arms, script=script) if arms else registered
 
 
 def arm_named(text: str) -> tuple[str, str]:
@@ -149,6 +153,7 @@ def as_asked(e: Experiment, options: Namespace, gpus: int) -> Experiment:
     if e.study.noise:
         e = replace(e, study=replace(e.study, noise=design))
     if scale := e.profile.scale:
+        check_arms(e.study, scale, by_option=bool(options.arm))
         per_process = max(1, scale.batch_size // e.share.processes)
         sequences = options.device_batch_size or min(scale.device_batch_size, per_process)
         return with_scale(e, device_batch_size=sequences)
@@ -165,6 +170,14 @@ def profile_named(name: str, study: Study) -> Profile:
         raise UsageError(f"--profile {name}: the trainer of {study.name} has none; leave it out")
     profile = PROFILES[name]
     return replace(profile, design=study.noise) if study.noise else profile
+
+
+def check_arms(study: Study, scale: Scale, by_option: bool) -> None:
+    """Raise StudyFaults for arms that, at this scale, are told no more than the baseline, or than
+    another. by_option: they are arms of the command line."""
+    faults = faults_of_equal_arms(study, scale)
+    if faults:
+        raise StudyFaults(of_the_option(faults) if by_option else faults)
 
 
 def given(options: Namespace, names: Iterable[str]) -> dict:

@@ -35,7 +35,6 @@ from ablation.study.study import (
 
 BY_MACHINE = "by machine"
 SEEDS = ("told", "none")
-RUNS_PAID = 30  # full runs in the budget of a foreign trainer; chosen, near the speedrun's 27
 DROPS = 10  # of delta_target lost in a short run: plain harm; chosen
 MOST_BYTES = 1 << 20
 
@@ -103,10 +102,7 @@ def trainer_of(value, key: str, faults: Faults) -> Trainer | None:
     if unit is None:
         unit = Metric.unit if metric.name == Metric.name else ""
     full = found.pop("full_seconds", None) or found.get("full_iterations", 0)
-    trainer = Trainer(**found | {"metric": replace(metric, unit=unit), "full_iterations": full})
-    if trainer.is_ours or trainer.budget_hours:
-        return trainer
-    return replace(trainer, budget_hours=RUNS_PAID * trainer.expected_hours)
+    return Trainer(**found | {"metric": replace(metric, unit=unit), "full_iterations": full})
 
 
 def check_own_form(found: Mapping, key: str, faults: Faults) -> None:
