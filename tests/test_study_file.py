@@ -11,6 +11,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import run_aux
+from ablation.cli import exit_codes
 from ablation.runs.formats import FORMATS
 from ablation.runs.run import Arm, Repeated, Replacement
 from ablation.study import study_file
@@ -973,3 +975,28 @@ def test_an_arm_that_is_the_baseline_at_this_scale_is_refused(profile, is_refuse
         "--arm low_lr: muon_lr 0.02: is the same configuration as the baseline; change it, or leave"
         " it out"
     )
+
+
+def test_what_is_wrong_on_disk_is_told_with_what_is_wrong_in_the_file(tmp_path, capsys):
+    (tmp_path / "train.py").write_text("hidden = 4\n")
+    text = foreign(
+        more="""gone = { script = "gone.py" }
+other_width = { replace = [{ file = "train.py", find = "hidden = 5", with = "hidden = 6" }] }
+empty = {}
+same = { flags = { lr = 1e-1 } }"""
+    )
+    path = written(tmp_path, text)
+    assert run_aux.main(["--staged", "--dry_run", "--study", str(path)]) == exit_codes.REFUSED
+    assert capsys.readouterr().err.splitlines() == [
+        f"run_aux.py: error: {path}: {fault}"
+        for fault in (
+            "arms.empty: an empty table: differs in nothing; give flags, env, script, replace,"
+            " revision",
+            "arms.same: lr 0.1: is the same configuration as arms.other; change it, or leave it"
+            " out",
+            f"arms.gone.script: {tmp_path}/gone.py: no such file; give the trainer's file, by its"
+            " path from the study's",
+            "arms.other_width.replace[0].find: occurs 0 times in train.py, not once; give a text"
+            " that is in it",
+        )
+    ]

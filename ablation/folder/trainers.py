@@ -206,7 +206,8 @@ def layered(study: Study) -> Iterator[Layers]:
     yield Layers((base,))
     arms = [("arms", arm) for arm in study.arms]
     arms += [("screening", arm) for arm in study.screening]
-    arms += [("by_hand", arm) for arm in study.by_hand.values()]
+    known = {arm.trainer for _, arm in arms}
+    arms += [("by_hand", arm) for arm in study.by_hand.values() if arm.trainer not in known]
     for kind, arm in arms:
         yield Layers((base, (f"{kind}.{arm.name}", arm)))
     for arm in study.arms:

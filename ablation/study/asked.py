@@ -10,14 +10,14 @@ from dataclasses import replace
 from difflib import get_close_matches
 
 from ablation.runs.run import Arm
-from ablation.study.arm_option import OWN_SCRIPT, of_the_option
+from ablation.study.arm_option import OWN_SCRIPT
 from ablation.study.document import StudyFaults
 from ablation.study.experiment import Experiment, Share, profile_of, with_scale
 from ablation.study.heads import HEADS, SCHEDULE, WEIGHT, aux
 from ablation.study.profiles import PROFILES, Design, Profile, Scale, check_terms, default_profile
 from ablation.study.sense import faults_of_equal_arms
 from ablation.study.study import Study
-from ablation.study.study_file import read_study, study_of_arms
+from ablation.study.study_file import as_written, read_study, study_of_arms
 
 ADAPTIVE, STAGED = ("adaptive",), ("classic", "adaptive")
 TERMS_ASKED = {  # option, a field of Design: the plans that it changes something in, what it is
@@ -153,7 +153,7 @@ def as_asked(e: Experiment, options: Namespace, gpus: int) -> Experiment:
     if e.study.noise:
         e = replace(e, study=replace(e.study, noise=design))
     if scale := e.profile.scale:
-        check_arms(e.study, scale, by_option=bool(options.arm))
+        check_arms(e.study, scale, options)
         per_process = max(1, scale.batch_size // e.share.processes)
         sequences = options.device_batch_size or min(scale.device_batch_size, per_process)
         return with_scale(e, device_batch_size=sequences)
@@ -172,12 +172,16 @@ def profile_named(name: str, study: Study) -> Profile:
     return replace(profile, design=study.noise) if study.noise else profile
 
 
-def check_arms(study: Study, scale: Scale, by_option: bool) -> None:
+def check_arms(study: Study, scale: Scale, options: Namespace) -> None:
     """Raise StudyFaults for arms that, at this scale, are told no more than the baseline, or than
-    another. by_option: they are arms of the command line."""
-    faults = faults_of_equal_arms(study, scale)
-    if faults:
-        raise StudyFaults(of_the_option(faults) if by_option else faults)
+    another."""
+    if faults := faults_of_equal_arms(study, scale):
+        raise StudyFaults(as_asked_for(faults, options))
+
+
+def as_asked_for(faults: Iterable[str], options: Namespace) -> Iterable[str]:
+    """Faults of a study with what it is called on the command line."""
+    return as_written(faults, options.study, options.arm or ())
 
 
 def given(options: Namespace, names: Iterable[str]) -> dict:
