@@ -761,8 +761,8 @@ def test_a_late_change_of_the_total_is_seen():
 
 def test_a_reader_is_bounded_whatever_is_printed(monkeypatch):
     monkeypatch.setattr(foreign_log, "MAX_NAMES", 5)
-    lines = (f'{{"step": {n}, "m{n}": 1}}\n'.encode() for n in range(100))
-    log = foreign_log.fed(reader_of(TOTAL, Reading(FORMATS["json-lines"])), lines)
+    lines = "".join(f'{{"step": {n}, "m{n}": 1}}\n' for n in range(100))
+    log = read(lines, Reading(FORMATS["json-lines"]))
     assert len(log.names) <= 6
     endless = read(b'{"step": 8, "val_loss": 3}' * MAX_LINE, Reading(FORMATS["json-lines"]))
     assert endless.incomplete
