@@ -439,6 +439,12 @@ def test_a_form_is_guessed_by_what_was_printed(form, head, tmp_path):
     assert guess_format(tmp_path / "log.txt") is FORMATS[form.format]
 
 
+@EVERY
+def test_a_form_is_guessed_in_a_long_log_behind_one_rule(form):
+    log = f"{SOURCE}{RULE}\n{log_of(form, total=4000)}"
+    assert guess_format(log.encode()) is FORMATS[form.format]
+
+
 def test_our_own_form_is_guessed_by_its_summary():
     assert guess_format((HEAD + COMPLETE).encode()) is FORMATS["ours"]
     assert guess_format(HEAD.encode()) is None
@@ -497,6 +503,8 @@ def test_a_log_of_another_form_is_told(tmp_path):
     result = judge_attempt(RUN, 1, tmp_path, log, CLEAN)
     assert result.reason.startswith("its lines are of the form 'nanogpt', not 'modded-nanogpt': ")
     assert result.final
+    other = read_log(tmp_path / "output.log", TOTAL, reading_of(FORMS["nanogpt"], metric="x"))
+    assert "of the form" not in judge_attempt(RUN, 1, tmp_path, other, CLEAN).reason
     ours = read_log(tmp_path / "output.log", TOTAL)
     assert "of the form" not in judge_attempt(RUN, 1, tmp_path, ours, CLEAN).reason
 
@@ -753,8 +761,8 @@ def test_a_late_change_of_the_total_is_seen():
 
 def test_a_reader_is_bounded_whatever_is_printed(monkeypatch):
     monkeypatch.setattr(foreign_log, "MAX_NAMES", 5)
-    lines = (f'{{"step": {n}, "m{n}": 1}}\n'.encode() for n in range(100))
-    log = foreign_log.fed(reader_of(TOTAL, Reading(FORMATS["json-lines"])), lines)
+    lines = "".join(f'{{"step": {n}, "m{n}": 1}}\n' for n in range(100))
+    log = read(lines, Reading(FORMATS["json-lines"]))
     assert len(log.names) <= 6
     endless = read(b'{"step": 8, "val_loss": 3}' * MAX_LINE, Reading(FORMATS["json-lines"]))
     assert endless.incomplete
