@@ -313,8 +313,8 @@ def test_packed_runs_share_no_gpu(monkeypatch):
 def test_list_shows_every_arm(home):
     code, out, _ = ask("--list")
     assert code == 0
-    for arm in ARMS:
-        assert re.search(rf"^  {arm} ", out, re.MULTILINE), arm
+    for name in ARMS:
+        assert re.search(rf"^  {name} ", out, re.MULTILINE), name
 
 
 # ---------------------------------------------------------------------------------------------
