@@ -427,8 +427,8 @@ def verdict_table(
 ) -> list[str]:
     """A line for each row of `tally`, under a heading. shares: fields of the columns."""
     width = 2 + max(len(row[by]) for row in rows)
-    heads = [name.removeprefix("p_") for name in shares]
-    lines = [f"  {by:<{width}}" + "".join(f"{head:>15}" for head in heads) + "  full runs (most)"]
+    titles = "".join(f"{name.removeprefix('p_'):>15}" for name in shares)
+    lines = [f"  {by:<{width}}{titles}  full runs (most)"]
     for row in rows:
         cells = [
             f"{row[name]:.3f} ± {standard_error(row[name], row['replicates']):.3f}"

@@ -88,11 +88,13 @@ def arms_asked(options: Namespace, study: Study) -> tuple[Arm, ...]:
     """The arms asked for by hand; none for a staged ablation. Raises UsageError for one that the
     study does not have, with its like."""
     phases = {phase.name: phase.arms for phase in study.phases}
-    if options.phase:
+    if options.phase is not None:
         if options.phase not in phases:
             raise UsageError(f"--phase {options.phase}: give one of {', '.join(phases)}")
         return phases[options.phase]
-    names = [name.strip() for name in (options.experiment or "").split(",") if name]
+    if options.experiment is None:
+        return ()
+    names = [name.strip() for name in options.experiment.split(",")]
     for name in names:
         if name not in study.by_hand:
             close = ", ".join(get_close_matches(name, study.by_hand, 3)) or "see --list"

@@ -1,7 +1,7 @@
 """What is asked, of which arms, with which trainer?  A study: the built-in one, or a TOML file's.
 
-A study is a value. `heads` holds the built-in one, `study_file` reads any other; plans, commands,
-texts and figures speak of its arms, refinements and words, and of nothing that one study has alone.
+A study is a value. One is built in, `study_file` reads any other; plans, commands, texts and
+figures speak of its arms, refinements and words, and of nothing that one study has alone.
 """
 
 from collections.abc import Mapping
