@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_run_aux import ask
+from test_run_aux import FIXED, ask
 
 import analyze_aux
 from ablation.cli import exit_codes
@@ -279,9 +279,9 @@ def test_a_program_gets_its_answer(lab, home, capfd):
 
 
 def test_an_arm_on_the_command_line_is_a_study_of_our_own_trainer(home):
-    words = ("--arm", "low_lr=--muon_lr 0.01", "--data_dir", "shards", "--num_gpus", "0")
-    code, out, _ = said(*words, "--profile", "mini", "--experiment", "baseline,low_lr")
-    assert code == exit_codes.DONE, out
+    words = ("--arm", "low_lr=--muon_lr 0.01", "--experiment", "baseline,low_lr", *FIXED)
+    code, out, err = said(*words)
+    assert code == exit_codes.DONE, (out, err)
     config = json.loads((newest(home) / "low_lr" / "run_0" / "config.json").read_text())
     at = config["command"].index("--muon_lr")
     assert config["command"][at + 1] == "0.01" and config["command"].count("--muon_lr") == 1
