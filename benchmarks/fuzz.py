@@ -70,7 +70,7 @@ from ablation.study.heads import HEADS, aux
 from ablation.study.profiles import PROFILES
 from benchmarks import inputs, oracle
 from benchmarks.inputs import ANYTHING, DIVERGED, FAULTY, HONEST, Files, Log
-from tests.support.invent import by_hand
+from tests.support.invent import by_hand, code_at
 
 WRONG_OK, WRONG_ELSE, TRACEBACK, HANG = "wrong ok", "wrong else", "tracebacks", "hangs"
 COUNTED = (WRONG_OK, WRONG_ELSE, TRACEBACK, HANG)
@@ -651,7 +651,8 @@ def try_environment(rng: random.Random, shop: Shop) -> None:
         demand(kept.get("CUDA_VISIBLE_DEVICES") == given, "what the user means is gone")
         names = refusable(machine.visible_gpus) or ()
         demand(all(isinstance(name, str) for name in names), f"GPUs {names!r}")
-        words = refusable(command.build_command, e, run, Path("t.py"), Path("d"), Path("l")) or ()
+        copy, data = code_at("t.py"), Path("d")
+        words = refusable(command.build_command, e, run, copy, data, Path("l")) or ()
         demand(all(isinstance(word, str) and word for word in words), f"command {words}")
         own = command.extra_environment(e, Path("e"), rng.randrange(e.share.parallel_runs))
         demand(all(isinstance(v, str) for v in own.values()), f"environment {own}")

@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     how = parser.add_argument_group("what to run")
     how.add_argument("--study", type=a_path, metavar="FILE", help="TOML file (auxiliary heads)")
-    how.add_argument("--arm", action="append", metavar="A='FLAGS'", help="a study of this arm")
+    how.add_argument("--arm", action="append", metavar="NAME", help="a study of NAME='--flag 1'")
     how.add_argument("--profile", metavar="NAME", help=f"{', '.join(PROFILES)} (by the GPUs seen)")
     how.add_argument("--max_budget_hours", type=float, metavar="H", help="machine hours in all")
     how.add_argument("--plan", choices=STAGED, metavar="NAME", help="classic (default) or adaptive")
@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--validation_runs", type=int, metavar="N", help="most pairs in stage 4")
     how.add_argument("--runs", type=int, metavar="K", help="seeds per arm by hand (1)")
     how.add_argument("--seeds", type=int_list, metavar="LIST", help="seeds by hand, as 1,2,3")
-    how.add_argument("--best", metavar="A[+R]", help="stage 3 or 4 by hand: arm, refinement")
+    how.add_argument("--best", metavar="ARM", help="stage 3 or 4 by hand: ARM[+REFINEMENT]")
     how.add_argument("--best_layers", type=int_list, metavar="L", help="stage 3 or 4 by hand: 4,8")
     how.add_argument("--best_weight", type=float, metavar="W", help="stage 4 by hand: loss weight")
     how.add_argument("--best_schedule", metavar="S", help="stage 4 by hand: weight schedule")
