@@ -38,7 +38,9 @@ def a_study(name="lower_lr", arms=(), refinements=(), noise=NOISE, metric=None, 
         full_iterations=1000,
         expected_hours=0.25,
     )
-    study = Study(name, "Does it lower the loss?", trainer=trainer, noise=noise, **fields)
+    base = Arm("baseline", env=(("SEED", "{seed}"), ("ITERS", "{num_iterations}")))
+    told = {"trainer": trainer, "base": base, "noise": noise}
+    study = Study(name, "Is it better?", **told, **fields)
     described = tuple(map(study.described, arms))
     return replace(study, arms=described, refinements=tuple(map(study.described, refinements)))
 

@@ -393,7 +393,9 @@ def speedup(results: Sequence[RunResult]) -> float | None:
 
 def speedup_text(metric: Metric, value: float | None) -> str:
     """A speedup in words; None where a run did not get there."""
-    return f"not every run reached the baseline's {metric.noun}" if value is None else f"{value:+.1%}"
+    if value is None:
+        return f"not every run reached the baseline's {metric.noun}"
+    return f"{value:+.1%}"
 
 
 # ---------------------------------------------------------------------------------------------
