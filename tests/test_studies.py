@@ -133,7 +133,7 @@ def test_a_plan_is_carried_through_to_the_right_verdict_of_the_best_configuratio
     assert step.decisions[4].chosen.configuration == best_of(e.study)
     verdict = step.decisions[4]
     assert verdict.numbers.get("verdict") == {"adaptive": IMPROVES}.get(plan)
-    assert ("HELP: target met" in verdict.title) == (plan == "classic")
+    assert ("HELP: " in verdict.title) == (plan == "classic")
     pairs = [p.run for p in of_stage(planned, 4)]
     assert {run.arm.configuration for run in pairs} == {(), best_of(e.study)}
     earlier = {p.run.seed for p in planned if p.run.stage < 4}
@@ -258,7 +258,7 @@ def test_three_repeats_of_the_baseline_say_what_matters():
     sd = math.sqrt(math.fsum((loss - mean) ** 2 for loss in losses) / 2)
     assert step.decisions[1].numbers["sd"] == pytest.approx(sd, rel=0.02)  # to two digits
     design = design_in_force(e, step.decisions)
-    assert design.delta_eq == 2 * step.decisions[1].numbers["sd"] != NOISE.delta_eq
+    assert design.delta_eq == pytest.approx(2 * sd, rel=0.03) != NOISE.delta_eq
     assert f"±{design.delta_eq:g}" in step.decisions[4].rule
     assert design_in_force(asked(STUDIES["three arms"], "adaptive"), step.decisions) == NOISE
 
