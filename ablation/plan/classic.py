@@ -328,7 +328,7 @@ def final_facts(
         f" best {mean_text(times[True], 1, ' s')}",
         f"Delta: {delta}",
         f"p-value: {p_text(numbers['p']).removeprefix('p ').removeprefix('= ')}",
-        f"Speedup: {speedup_text(numbers['speedup'])}",
+        f"Speedup: {speedup_text(metric, numbers['speedup'])}",
     ]
 
 
@@ -403,9 +403,11 @@ def speedup(results: Sequence[RunResult]) -> float | None:
     return 1 - sum(times) / len(times) / full
 
 
-def speedup_text(value: float | None) -> str:
+def speedup_text(metric: Metric, value: float | None) -> str:
     """A speedup in words; None where a run did not get there."""
-    return "not every run reached the baseline's loss" if value is None else f"{value:+.1%}"
+    if value is None:
+        return f"not every run reached the baseline's {metric.noun}"
+    return f"{value:+.1%}"
 
 
 # ---------------------------------------------------------------------------------------------
