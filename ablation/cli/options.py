@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--status", action="store_true", help="where --exp_dir stands")
 
     how = parser.add_argument_group("what to run")
-    how.add_argument("--study", type=a_path, metavar="FILE", help="TOML file (auxiliary heads)")
+    how.add_argument("--study", type=a_path, metavar="FILE", help="a TOML file (docs/studies.md)")
     how.add_argument("--arm", action="append", metavar="NAME", help="a study of NAME='--flag 1'")
     how.add_argument("--profile", metavar="NAME", help=f"{', '.join(PROFILES)} (by the GPUs seen)")
     how.add_argument("--max_budget_hours", type=float, metavar="H", help="machine hours in all")

@@ -447,15 +447,17 @@ def pairs(state: State) -> list[RunConfig]:
     return [run for k in range(n) for run in pair_of(state, k)]
 
 
-@lru_cache
-def classic(study: Study) -> tuple[Stage, ...]:
-    """The rows of the plan for a study."""
-    words, best = study.words, study.expected_best
-    refined = study.refined_arms(best)
+def rules_in_words(study: Study) -> dict[int, str]:
+    """What decides in each stage, in the units and with the targets of a study."""
     known = rules_of(study)
     targets = " or ".join(str(known[name]) for name in TARGETS if name in known)
-    terms = {**known, "words": words, "metric": study.metric, "targets": targets}
-    rules = {n: text.format(**terms) for n, text in RULE_TEXTS.items()}
+    terms = {**known, "words": study.words, "metric": study.metric, "targets": targets}
+    return {n: text.format(**terms) for n, text in RULE_TEXTS.items()}
+
+
+def choosing_rows(study: Study, rules: dict[int, str]) -> tuple[Stage, Stage]:
+    """Stages 1 and 2, in which an arm is chosen."""
+    words = study.words
     return (
         Stage(
             number=1,
@@ -482,31 +484,47 @@ def classic(study: Study) -> tuple[Stage, ...]:
             chooses=words.choice,
             needs_baseline=True,
         ),
-        Stage(
-            number=3,
-            name=words.refined,
-            question=words.which_refinement,
-            rule=rules[3],
-            arms=(*refined, *validation_arms(best)) if refined else (),
-            fraction=1.0,
-            runs_asked_for=refinements_then_validations,
-            decide=decide_refinements,
-            has_gate=True,
-            takes_choice=True,
-            chooses=words.refinement,
-            why_empty=lambda e: nothing_to_refine(study),
-        ),
-        Stage(
-            number=4,
-            name="final validation",
-            question="does it hold on seeds used nowhere else?",
-            rule=rules[4],
-            arms=final_arms(study),
-            fraction=1.0,
-            runs_asked_for=pairs,
-            decide=decide_final,
-            has_gate=False,
-            takes_choice=True,
-            most_pairs=N_PAIRS,
-        ),
     )
+
+
+def refining_row(study: Study, rule: str) -> Stage:
+    words, best = study.words, study.expected_best
+    refined = study.refined_arms(best)
+    return Stage(
+        number=3,
+        name=words.refined,
+        question=words.which_refinement,
+        rule=rule,
+        arms=(*refined, *validation_arms(best)) if refined else (),
+        fraction=1.0,
+        runs_asked_for=refinements_then_validations,
+        decide=decide_refinements,
+        has_gate=True,
+        takes_choice=True,
+        chooses=words.refinement,
+        why_empty=lambda e: nothing_to_refine(study),
+    )
+
+
+def final_row(study: Study, rule: str) -> Stage:
+    return Stage(
+        number=4,
+        name="final validation",
+        question="does it hold on seeds used nowhere else?",
+        rule=rule,
+        arms=final_arms(study),
+        fraction=1.0,
+        runs_asked_for=pairs,
+        decide=decide_final,
+        has_gate=False,
+        takes_choice=True,
+        most_pairs=N_PAIRS,
+    )
+
+
+@lru_cache
+def classic(study: Study) -> tuple[Stage, ...]:
+    """The rows of the plan for a study."""
+    rules = rules_in_words(study)
+    chosen = choosing_rows(study, rules)
+    return (*chosen, refining_row(study, rules[3]), final_row(study, rules[4]))

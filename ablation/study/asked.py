@@ -69,7 +69,7 @@ def best_asked(options: Namespace, study: Study) -> Arm | None:
     study does not have."""
     if options.best_layers:
         if study.words != HEADS.words:
-            raise UsageError(f"--best_layers: for auxiliary heads; {study.name} has --best ARM")
+            raise UsageError(f"--best_layers: for {HEADS.name}; {study.name} has --best ARM")
         terms = options.best_weight or WEIGHT, options.best_schedule or SCHEDULE
         return aux(options.best_layers, "by_hand", *terms)
     if options.best is None:
@@ -151,6 +151,8 @@ def as_asked(e: Experiment, options: Namespace, gpus: int) -> Experiment:
         raise UsageError("--validation_runs 1: a single pair concludes nothing; give 2 or more")
     e = replace(e, share=share_asked(options, e.share, gpus, e.profile))
     design = design_asked(options, e.profile.design)
+    if e.screen and not design.noise_known:
+        raise UsageError("--screen: stage 1 of this study measures its noise; give that in [noise]")
     e = replace(e, profile=replace(e.profile, design=design))
     if e.study.noise:
         e = replace(e, study=replace(e.study, noise=design))
