@@ -21,7 +21,7 @@ from ablation.study.experiment import profile_of
 from ablation.study.profiles import Design
 from ablation.study.study import Metric, Study, Trainer, overlaid
 from tests.support.invent import experiment
-from tests.support.invented_folder import make
+from tests.support.invented_folder import fall, make
 
 NOISE = Design(sigma0=0.002, delta_eq=0.01, delta_target=0.04, drop=0.5)
 UNKNOWN = replace(NOISE, noise_known=False)
@@ -164,6 +164,25 @@ def test_a_metric_of_which_more_is_better_is_shown_as_the_trainer_prints_it(plan
     assert re.search(r"(?m)^Baseline\b.*\b0\.\d+", facts)
     improvement = step.decisions[4].numbers["improvement"]
     assert improvement == pytest.approx(4 / 3 * 0.08, abs=0.01)
+
+
+def around_zero(run) -> float:
+    """The baseline's mean is 0, where it is tested too; every arm is better."""
+    apart = (-1) ** run.index * (run.index // 2 + 1) * 2.0**-10 if run.stage == 4 else 0.0
+    better = 0.0 if run.arm.is_baseline else 0.1 + run.seed * 1e-7
+    return apart - better
+
+
+@BOTH
+def test_a_baseline_of_which_the_mean_is_0_is_compared_without_a_share(plan):
+    e = asked(STUDIES["no refinements"], plan)
+    step = conclude(simulate(e, (), around_zero)[1])
+    assert step.ended == ALL_DONE and [*step.decisions] == [1, 2, 3, 4]
+    assert step.decisions[4].numbers["improvement"] == pytest.approx(0.1, abs=0.01)
+    if plan == "classic":
+        assert all("no share of 0" in " ".join(step.decisions[n].facts) for n in (1, 2, 4))
+        worse = conclude(simulate(e, (), lambda run: -around_zero(run))[1])
+        assert worse.at_gate and worse.stage == 1
 
 
 @BOTH
@@ -325,3 +344,14 @@ def test_a_whole_report_speaks_of_the_study_and_its_metric(name, plan, tmp_path)
     if name == "more is better":
         assert "accuracy" in text and "nats" not in text
         assert not re.search(r"(Baseline|Best):? +-0\.[567]", text)
+
+
+@REGISTERED
+def test_a_report_of_a_baseline_at_0_tells_no_share_of_it(tmp_path):
+    from ablation.report.evidence import read_experiment
+    from ablation.report.text import render_report
+
+    e = asked(STUDIES["one arm alone"], "adaptive")
+    exp_dir = make(tmp_path, e, effects={best_of(e.study): 0.1}, level=-fall(1.0), sd=0.0)
+    text = render_report(read_experiment(exp_dir))
+    assert "+0.1000 nats/token (no share of 0 of the baseline's)" in " ".join(text.split())
