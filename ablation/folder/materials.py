@@ -204,7 +204,8 @@ def gathered(
 
 def read_copy(folder: Path, names: Sequence[str]) -> Code:
     """Code as it was copied, by the names of its files. Raises ValueError for one that is gone."""
-    return Code(folder, tuple((name, contents_of(folder / name, folder)) for name in names), ())
+    root = folder.resolve()  # contents_of takes what lies elsewhere for a link out of it
+    return Code(folder, tuple((name, contents_of(root / name, root)) for name in names), ())
 
 
 def left_out(
