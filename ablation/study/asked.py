@@ -119,14 +119,15 @@ def new_experiment(study: Study, profile: str, gpus: int, cores: int) -> Experim
 
     gpus: visible ones, all for one run; 0 for the CPU. cores: that this process may use.
     """
-    p = PROFILES[profile] if study.trainer.is_ours else profile_of(study, gpus)
+    trainer = study.trainer
+    p = PROFILES[profile] if trainer.is_ours else profile_of(study, gpus)
     if study.noise:
         p = replace(p, design=study.noise)
     return Experiment(
         profile=p,
         plan="classic",
-        budget_hours=p.budget_hours,
-        full_iterations=p.full_iterations,
+        budget_hours=trainer.budget_hours or p.budget_hours,
+        full_iterations=trainer.full_iterations or p.full_iterations,
         validation_runs=None,
         share=Share("cuda" if gpus else "cpu", processes=gpus or 1, cores=cores),
         study=study,
