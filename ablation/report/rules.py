@@ -435,9 +435,11 @@ def check(rule: CommunityRule, baseline: Sequence[float] | None, sign: int, metr
 # ---------------------------------------------------------------------------------------------
 # Testing again after each added run
 
-FIRST, LAST = 3, 14  # runs at which one looks; as in the share of false positives below
-REPEATED = 0.196  # of tests at .05 two-sided, Welch, at 3 to 14 runs an arm; by simulation,
-REPEATED_MEAN = 0.051  # and at .01 one-sided, one sample: benchmarks/repeated_testing.py
+FIRST, LAST = 3, 14  # runs at which one looks; as in the shares below, which
+REPEATED = {"a t test of one group, or of pairs": 0.197, "Welch's": 0.174}  # of tests of nothing at
+REPEATED_LEVEL = 0.05  # two-sided find something: by simulation, benchmarks/repeated_testing.py
+T_SHARE = 0.8  # of the level that a one-sample t may spend by bounds made for z, which it crosses
+# up to 1.2 times as often at few runs: by the same; Welch's, 1.0 times
 MOST_LOOKS = 200  # chosen: bounds in a second
 
 
@@ -448,18 +450,23 @@ class Bound(NamedTuple):
     p: float  # one-sided: below it the rule is met, at the rule's level over all looks
 
 
-def sequential_bound(level: float, last: int = LAST, first: int = FIRST) -> tuple[Bound, ...]:
-    """The bound on p at each number of runs from first to last that keeps the level over all
+def sequential_bound(form: Form, last: int = LAST, first: int = FIRST) -> tuple[Bound, ...]:
+    """The bound on p at each number of runs from first to last that keeps the form's level over all
     looks, by `sequential.cubic_spending`; last is fixed before the first look. ValueError for looks
-    that are none.
+    that are none, and a form without a level.
 
     Where a baseline stays as it is and the group alone grows, the looks are more alike than these
-    bounds assume, which errs on the safe side."""
-    if not (2 <= first <= last < first + MOST_LOOKS and 0 < level < 1):
+    bounds assume, which errs on the safe side.
+    """
+    if form.level is None:
+        raise ValueError(f"rule {form} has no level that bounds could keep: give it a p, as p<0.01")
+    if not 2 <= first <= last < first + MOST_LOOKS:
         raise ValueError(
-            f"looks from {first!r} to {last!r} runs at level {level!r}: give 2 <= first <= last,"
-            f" at most {MOST_LOOKS} looks, and a level between 0 and 1"
+            f"looks from {first!r} to {last!r} runs: give 2 <= first <= last, at most"
+            f" {MOST_LOOKS} looks"
         )
+    is_t_of_mean = form.sigma is None and not form.compares
+    level = form.level * (T_SHARE if is_t_of_mean else 1.0)
     ns = range(first, last + 1)
     spent = [sequential.cubic_spending(n / last, level) for n in ns]
     bounds = sequential.bounds(ns, spent)
@@ -481,8 +488,8 @@ def words_of(
     for found in j.found:
         yield from words_of_form(j, found, lost)
     yield from words_of_lost(group, baseline, lost)
-    if j.deciding.p is not None and j.deciding.form.level is not None:
-        yield from words_of_repeats(j.n, j.deciding.form.level)
+    if j.deciding.p is not None:
+        yield from words_of_repeats(j.n, j.deciding.form)
     if j.rule.notes:
         yield f"The rule's source adds: {j.rule.notes}."
 
@@ -547,16 +554,18 @@ def words_of_lost(
         )
 
 
-def words_of_repeats(n: int, level: float) -> Iterator[str]:
+def words_of_repeats(n: int, form: Form) -> Iterator[str]:
     """A p-value says what it says for one test, at a number of runs that was fixed before."""
+    shares = ", ".join(f"{test} {100 * share:.1f} %" for test, share in REPEATED.items())
     yield (
-        "This is one test, at a number of runs fixed beforehand. Who tests again after each added"
-        f" run, from {FIRST} to {LAST}, at 0.05 finds {REPEATED:.1%} false positives."
+        "This p is that of one test, at a number of runs fixed beforehand. Who tests again after"
+        f" each added run, from {FIRST} to {LAST}, at {REPEATED_LEVEL:g}, finds something in"
+        f" nothing far more often: {shares}."
     )
     last = max(LAST, n)
     if FIRST <= n < FIRST + MOST_LOOKS:
-        at = next(bound for bound in sequential_bound(level, last) if bound.n == n)
+        at = next(bound for bound in sequential_bound(form, last) if bound.n == n)
         yield (
-            f"Whoever looks after each run up to a fixed {last} keeps the level {level:.2g} with"
-            f" p < {at.p:.2g} at {n} runs (sequential bound)."
+            f"Who looks after each run, up to {last} fixed beforehand, keeps the rule's level with"
+            f" the sequential bound, at {n} runs p < {at.p:.2g}."
         )
