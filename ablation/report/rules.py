@@ -225,8 +225,8 @@ def in_unit_of(rule: CommunityRule, metric: str, ratio: float | None) -> Communi
         return replace(rule, forms=forms, unit=unit)
     raise ValueError(
         f"rule {rule.name} is in {rule.unit}, metric {shown(metric)} in {unit}, and these logs do"
-        " not tell one ratio of the two: take the metric val_loss, or give the bound by hand, as in"
-        " 'improvement>=0.002,p<0.01'"
+        f" not tell one ratio of the two: take a metric in {rule.unit}, or by hand a bound in"
+        f" {unit}, as in {BY_HAND}"
     )
 
 
@@ -344,6 +344,8 @@ def with_more(form: Form, sides: Sequence[Runs], sign: int) -> Found:
         return asked(form, larger, sign).met
 
     n, found = sides[0].n, asked(form, sides, sign)
+    if found.by is not None and found.by < 0:
+        return found  # whatever n is
     if not form.compares:
         return replace(found, more=fewest_more(meets, n))
     return replace(
@@ -486,7 +488,7 @@ def words_of(
     unit = f" ({j.rule.unit})" if j.rule.unit else ""
     yield f"{j.rule.name}, {j.rule.project}: {j.rule.inequality}{unit}: {VERDICTS[j.met]}."
     for found in j.found:
-        yield from words_of_form(j, found, lost)
+        yield from words_of_form(j, found)
     yield from words_of_lost(group, baseline, lost)
     if j.deciding.p is not None:
         yield from words_of_repeats(j.n, j.deciding.form)
@@ -494,43 +496,51 @@ def words_of(
         yield f"The rule's source adds: {j.rule.notes}."
 
 
-def words_of_form(j: Judged, found: Found, lost: Sequence[Lost]) -> Iterator[str]:
-    form = found.form
+def words_of_form(j: Judged, found: Found) -> Iterator[str]:
+    form, value = found.form, found.value
     if len(j.rule.forms) > 1:
         meaning = f": it says {form.says}" if found.met and form.says else ""
         yield f"{form}: {VERDICTS[found.met]}{meaning}."
-    if found.value is None:
+    if value is None:
         yield "No run with the metric at its last step: no mean."
         return
-    runs = f"{j.n} against {j.n_baseline} runs" if form.compares else f"{j.n} run(s)"
-    text = f"{form.of} {found.value:.5f} of {runs}"
-    if found.by is not None:
-        text += f", {abs(found.by):.5f} {'inside' if found.by >= 0 else 'short of'} {form.bound:g}"
+    against = f" against {j.n_baseline}" if form.compares else ""
+    text = f"{form.of} {value:.5f} of {runs_words(j.n)}{against}"
+    if found.by is None:  # a run diverged: what that means is said of all forms at once
+        yield text + "."
+        return
+    text += f", {abs(found.by):.5f} {'above' if value >= form.bound else 'below'} {form.bound:g}"
     if found.evidence is not None:
         text += f", in the rule's measure {found.evidence:.5f}"
     if found.limit is not None and form.level is not None:
         text += f"; one-sided {100 * (1 - form.level):.4g} % limit {found.limit:.5f}"
         text += f", {p_text(found.p)}"
     yield text + "."
-    if not any(side.diverged for side in lost):
-        yield from words_of_more(found)
+    yield from words_of_more(found, found.by)
 
 
-def words_of_more(found: Found) -> Iterator[str]:
+def words_of_more(found: Found, by: float) -> Iterator[str]:
     """How many runs would decide, at the present mean and sd."""
     if found.met is None:
         yield "No spread is known, so no p: it takes two runs or more a group that are not equal."
-    elif not found.met and found.by is not None and found.by < 0:
+    elif found.met and found.form.level is None:
+        yield "Without a level, as p<0.01, chance is not excluded."
+    elif not found.met and by < 0:
         yield "More runs do not meet it while the mean stays where it is."
     elif not found.met:
-        text = f"At the present mean and sd it is met with {more_words(found.more)}"
+        alone = " of the group alone" if found.form.compares else ""
+        text = f"At the present mean and sd it takes {more_words(found.more)}{alone}"
         if found.form.compares:
-            text += f" of the group alone, or {more_words(found.more_of_each)} of each group"
+            text += f", or {more_words(found.more_of_each)} of each group"
         yield text + "."
 
 
+def runs_words(n: int) -> str:
+    return f"{n} run" if n == 1 else f"{n} runs"
+
+
 def more_words(more: int | None) -> str:
-    return f"no number of runs up to {MOST}" if more is None else f"{more} run(s) more"
+    return f"more than {MOST} runs" if more is None else f"{runs_words(more)} more"
 
 
 def words_of_lost(
@@ -539,9 +549,8 @@ def words_of_lost(
     diverged = [side.diverged for side in lost]
     if any(diverged):
         yield (
-            f"Diverged: {' and '.join(map(str, diverged))} run(s) of the group"
-            f"{' and the baseline' if len(lost) > 1 else ''}. A diverged run is worse than any"
-            " number, so the mean of the others decides nothing."
+            f"Diverged: {of_sides(diverged)}. A diverged run is worse than any number, so the mean"
+            " of the others decides nothing."
         )
         if len(lost) > 1:
             ranks = stats.worst_rank(baseline, group, diverged[1], diverged[0])
@@ -549,9 +558,14 @@ def words_of_lost(
             yield f"By worst rank, two-sided, without a margin: {p_text(ranks.p)}, for {side}."
     if any(side.other for side in lost):
         yield (
-            f"Not counted: {' and '.join(str(side.other) for side in lost)} run(s) cut off or"
-            " without the metric. The rule holds only if their losses did not decide that."
+            f"Not counted, cut off or without the metric: {of_sides([s.other for s in lost])}. What"
+            " they would have shown is unknown."
         )
+
+
+def of_sides(counts: Sequence[int]) -> str:
+    sides = zip(counts, ("the group", "the baseline"), strict=False)
+    return ", ".join(f"{runs_words(count)} of {side}" for count, side in sides)
 
 
 def words_of_repeats(n: int, form: Form) -> Iterator[str]:
