@@ -27,12 +27,10 @@ class Form:
     of: str  # "mean" of the metric as logged, or "improvement" over the baseline: positive is good
     relation: str  # "<", "<=", ">" or ">="
     bound: float
-    p: float | None = None  # it is exceeded at this one-sided level
-    p_relation: str = "<"
-    evidence: float | None = (
-        None  # at least: the distance from the bound / sqrt(1/n + 1/n_baseline)
-    )
-    sigma: float | None = None  # the sd of a run that this takes as known
+    p: float | None = None  # the one-sided level at which it must hold
+    p_relation: str = "<"  # or "<="
+    evidence: float | None = None  # instead: distance from the bound / sqrt(1/n [+ 1/n_baseline])
+    sigma: float | None = None  # is at least that; the sd of a run that it takes as known
     says: str = ""  # what it answers, where a rule has several
 
     @property
