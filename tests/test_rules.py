@@ -100,6 +100,19 @@ def test_an_improvement_at_its_bound_and_beside_it(rule, arm, met):
     assert judged(rule_named(rule), [arm], [3.285]).met is met
 
 
+def test_what_differs_by_rounding_alone_is_no_improvement():
+    arm, baseline = [3.27, 3.271, 3.272], [3.271]
+    assert stats.mean_sd(arm)[0] < 3.271  # by 5e-16
+    assert judged(rule_named("improvement>0"), arm, baseline).met is False
+    assert judged(rule_named("improvement>=0"), baseline, arm).met is True
+
+
+def test_a_level_of_a_half_does_not_make_an_equal_mean_a_lower_one():
+    assert judged(rule_named("mean<=3,p<=0.5"), [2.0, 4.0]).p == 0.5
+    assert judged(rule_named("mean<=3,p<=0.5"), [2.0, 4.0]).met is True
+    assert judged(rule_named("mean<3,p<=0.5"), [2.0, 4.0]).met is False
+
+
 @pytest.mark.parametrize(("mean", "met"), [(3.279, True), (3.2790001, False), (3.2789999, True)])
 def test_track3s_mean_at_its_bound_with_16_runs(mean, met):
     assert judged(TRACK3, [mean] * 16).met is met
@@ -187,6 +200,9 @@ def test_higher_is_better_is_the_same_rule_turned_round(losses, bound):
     up = judged(rule_named(f"mean>={-bound!r},p<0.05"), losses, sign=-1)
     assert (up.met, up.p, up.by, up.more) == (down.met, down.p, down.by, down.more)
     assert up.found[0].value == pytest.approx(-down.found[0].value)
+    rule = rule_named("improvement>=0.1,p<0.05")  # of losses, whose sign is turned already
+    base = [loss + 0.2 for loss in losses]
+    assert judged(rule, losses, base, sign=-1).found == judged(rule, losses, base).found
 
 
 def replicated(mean: float, sd: float, n: int) -> list[float]:
@@ -222,9 +238,17 @@ def test_runs_more_of_the_group_alone_and_of_both():
     assert ten.more == next(n - 3 for n in range(3, 1001) if p(30, n) < 0.01) > 0
 
 
-@pytest.mark.parametrize(("mean", "more"), [(3.2795, 48), (3.2799, None), (3.281, None)])
+@pytest.mark.parametrize(
+    ("mean", "more"),
+    [
+        (3.2795, 48),
+        (3.28 - 0.00400001 / math.sqrt(1000), 984),
+        (3.28 - 0.00399999 / math.sqrt(1000), None),
+        (3.281, None),
+    ],
+)
 def test_track3_needs_no_spread_to_say_how_many_runs_more(mean, more):
-    """(.004 / .0005) ** 2 is 64 runs, (.004 / .0001) ** 2 is 1600, above what is asked for."""
+    """(.004 / .0005) ** 2 is 64 runs in all; at most 1000 are asked for."""
     assert judged(TRACK3, [mean] * 16).more == more
 
 
