@@ -408,6 +408,41 @@ def test_a_metric_of_unknown_unit_is_taken_as_it_is_and_by_hand_has_none():
 
 
 # ---------------------------------------------------------------------------------------------
+# Words
+
+
+@pytest.mark.parametrize(
+    ("rule", "losses", "said"),
+    [
+        ("speedrun", ARM, "mean 3.27833 of 10 runs, 0.00167 below 3.28; one-sided 99 % limit"),
+        ("speedrun", BASE, "mean 3.28674 of 10 runs, 0.00674 above 3.28; one-sided 99 % limit"),
+        ("speedrun", BASE, "More runs do not meet it while the mean stays where it is."),
+        ("speedrun", ARM[:3], "At the present mean and sd it takes 2 runs more."),
+        ("speedrun", [3.2799], "mean 3.27990 of 1 run, 0.00010 below 3.28."),
+        ("mean<4", ARM, "Without a level, as p<0.01, chance is not excluded."),
+        ("track3", [3.2795] * 4, "in the rule's measure 0.00100"),
+    ],
+)
+def test_the_words_say_by_how_much_and_what_it_takes(rule, losses, said):
+    words = judged(rule_named(rule), losses).words
+    assert any(said in line for line in words), words
+    assert all(line.isprintable() and line[-1] == "." for line in words)
+
+
+def test_the_words_of_a_comparison_say_what_more_runs_of_one_or_both_would_do():
+    words = judged(GOLF, replicated(3.28, 0.0013, 3), replicated(3.2861, 0.0013, 3)).words
+    assert any("more than 1000 runs of the group alone, or" in line for line in words)
+
+
+def test_the_numbers_of_a_rule_are_those_of_the_form_that_is_nearest():
+    j = judged(TRACK3, ARM[:3], BASE)
+    assert [f.met for f in j.found] == [False, True]
+    assert (j.p, j.more) == (j.found[1].p, 0)
+    far = judged(TRACK3, [3.2795] * 3, [3.2796] * 3)
+    assert (far.met, far.more) == (False, far.found[0].more)
+
+
+# ---------------------------------------------------------------------------------------------
 # Testing again
 
 
@@ -429,8 +464,8 @@ def test_the_bounds_grow_with_the_runs_and_stay_below_the_level():
         ps = [bound.p for bound in rules.sequential_bound(form)]
         assert ps == sorted(ps) and ps[-1] < form.level
         assert len(ps) == 12
-    single = rules.sequential_bound(GOLF.forms[0], last=5, first=5)
-    assert single == (rules.Bound(5, pytest.approx(0.01)),)
+    for form in (*TRACK3.forms, GOLF.forms[0]):
+        assert rules.sequential_bound(form, 5, 5) == (rules.Bound(5, pytest.approx(form.level)),)
 
 
 def test_the_words_give_the_bound_at_these_runs():

@@ -271,8 +271,7 @@ class Judged:
     @property
     def deciding(self) -> Found:
         """The form that is met, or else the one nearest to it."""
-        known = [f for f in self.found if f.met] or [f for f in self.found if f.more is not None]
-        return min(known or self.found, key=lambda f: MOST if f.more is None else f.more)
+        return min(self.found, key=lambda f: math.inf if f.more is None else f.more)
 
     @property
     def p(self) -> float | None:
