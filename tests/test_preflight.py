@@ -182,6 +182,15 @@ def test_costs_of_another_run_are_refused(home, arguments, words):
     assert not (home / "experiments").exists()
 
 
+def test_costs_hold_whatever_is_to_be_concluded(home):
+    """What a budget decides is asked again and again, with other terms, of one preflight."""
+    assert asked(*FIXED)[0] == 0
+    terms = ("--plan", "adaptive", "--sigma0", "0.01", "--max_budget_hours", "0.2")
+    code, out, err = call("--plan_report", *FIXED, *terms, "--preflight_file", "preflight.json")
+    assert (code, err) == (0, "")
+    assert "sd between seeds 0.01" in out
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
