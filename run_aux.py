@@ -304,11 +304,11 @@ def print_arms(study: Study) -> int:
     for phase in study.phases:
         print(f"\n{phase.name}")
         for arm in phase.arms:
-            print(f"  {arm.name:<22} {arm.label:<44} {arm.description}")
+            print(f"  {arm.name:<22} {arm.label:<44} {arm.description}".rstrip())
     if study.refinements:
         print("\nrefinements, of the arm that stage 2 chooses")
     for arm in study.refinements:
-        print(f"  {arm.name:<22} {study.label(arm):<44} {arm.description}")
+        print(f"  {arm.name:<22} {study.label(arm):<44} {arm.description}".rstrip())
     return exit_codes.DONE
 
 

@@ -103,6 +103,8 @@ def test_a_plan_is_carried_out_and_told_in_the_words_of_the_study(plan, lab, hom
     assert "gain + more" in found.step.decisions[4].chosen.label
     code, *_ = analyze(exp_dir)
     report = (exp_dir / "analysis_report.txt").read_text()
+    assert "arms' own code" in report
+    assert "runs differ in code" not in report  # other.py and a patched train.py, as was asked
     for word in ("aux", "heads", "layers", "tap", "weight and schedule", "dive_"):
         assert word not in report.replace("layer_ablation.png", ""), word
         assert word not in out.replace("analyze_aux", "").replace("run_aux", ""), word

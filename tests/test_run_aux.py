@@ -315,6 +315,7 @@ def test_list_shows_every_arm(home):
     assert code == 0
     for name in ARMS:
         assert re.search(rf"^  {name} ", out, re.MULTILINE), name
+    assert out.splitlines() == [line.rstrip() for line in out.splitlines()]
 
 
 # ---------------------------------------------------------------------------------------------

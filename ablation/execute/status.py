@@ -11,7 +11,7 @@ from ablation.plan.decision import counted
 from ablation.plan.forecast import forecast, paid_s
 from ablation.runs.formats import Reading
 from ablation.runs.log import read_log
-from ablation.runs.run import machine_seconds
+from ablation.runs.run import duration, machine_seconds
 from ablation.runs.store import Attempt, read_config
 from ablation.runs.untrusted import printable
 
@@ -111,6 +111,6 @@ def print_status(s: dict) -> None:
     for folder in s["passed_over"]:
         print(f"  passed over: {printable(folder)}: a copy of another run, or a link")
     print(
-        f"  {s['hours_spent']:.2f} h spent, about {s['hours_to_go']:.2f} h to go,"
-        f" budget {s['budget_hours']:g} h"
+        f"  {duration(3600 * s['hours_spent'])} spent, about {duration(3600 * s['hours_to_go'])}"
+        f" to go, budget {duration(3600 * s['budget_hours'])}"
     )

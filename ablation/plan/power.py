@@ -348,13 +348,14 @@ def render(
     """The whole report. Takes seconds, for the counts; minutes where a hundred pairs fit."""
     design, planned, metric = e.profile.design, forecast(e)[0], e.study.metric
     lines = [
-        f"What can {e.budget_hours:g} hours decide? Plan {e.plan}, profile {e.profile.name},"
-        f" {e.full_iterations} iterations ({duration(Costs(e)(full_run(e)))}) a full run",
+        f"What can {duration(3600 * e.budget_hours)} decide? Plan {e.plan}, profile"
+        f" {e.profile.name}, {e.full_iterations} iterations ({duration(Costs(e)(full_run(e)))})"
+        " a full run",
         f"sd between seeds {design.sigma0:g}, smallest effect of interest (delta_eq)"
         f" {design.delta_eq:g}, target {metric.amount(f'{design.delta_target:g}')},"
         f" alpha {design.alpha:g} two-sided",
         "",
-        "Runs and hours, every gate passed",
+        "Runs and time, every gate passed",
         *course_table(e, planned),
         "",
     ]
@@ -388,11 +389,11 @@ def concluded(e: Experiment, replicates: int, seed: int) -> str:
 
 
 def course_table(e: Experiment, planned: Sequence[Planned]) -> list[str]:
-    """Runs and hours of each stage, at most."""
+    """Runs and time of each stage, at most."""
     parts = {f"{s.number} {s.name}": of_stage(planned, s.number) for s in stages_of(e)}
-    rows = [(name, len(part), paid_s(e, part) / 3600) for name, part in parts.items()]
-    rows.append(("at most", len(planned), sum(hours for _, _, hours in rows)))
-    return [f"  {name:<20}{n:>4} runs{hours:>8.2f} h" for name, n, hours in rows]
+    rows = [(name, len(part), paid_s(e, part)) for name, part in parts.items()]
+    rows.append(("at most", len(planned), sum(seconds for _, _, seconds in rows)))
+    return [f"  {name:<20}{n:>4} runs{duration(seconds):>10}" for name, n, seconds in rows]
 
 
 def size_table(e: Experiment) -> list[str]:

@@ -235,6 +235,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def spent_of(spent_s: float, budget_hours: float) -> str:
+    """Time spent of a budget, for a person."""
+    return f"{duration(spent_s)} of {duration(3600 * budget_hours)}"
+
+
 # ---------------------------------------------------------------------------------------------
 # Records as values
 

@@ -457,7 +457,7 @@ def syntax_fault(said: str, text: str) -> str:
         return f"no TOML: {printable(said)}"
     number = int(at[1] or len(lines))
     line = printable(lines[min(number, len(lines)) - 1], 60)
-    remedy = 'TOML is key = value, with texts in "quotes"'
+    remedy = """TOML is key = value, with texts in "quotes", or with a \\ in them in 'quotes'"""
     return f"line {number}: {line}: {printable(said[: at.start()])}; {remedy}"
 
 
