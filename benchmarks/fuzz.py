@@ -64,6 +64,7 @@ from ablation.plan.next_step import conclude, next_step
 from ablation.report import figures
 from ablation.runs import log as logs
 from ablation.runs import outcome, store
+from ablation.runs.formats import OURS
 from ablation.runs.run import Arm, RunConfig, RunResult
 from ablation.study.experiment import Experiment, Share
 from ablation.study.heads import HEADS, aux
@@ -392,7 +393,7 @@ def try_open_attempts(rng: random.Random, shop: Shop) -> None:
             left.pop(touched, None)
     with shop.folder(files) as folder:
         said: list[str] = []
-        found = refusable(reconcile.reconcile, folder, ID, NoLauncher(), said.append)
+        found = refusable(reconcile.reconcile, folder, ID, NoLauncher(), OURS, said.append)
         for line in said:
             demand(line.isprintable(), f"said {line!r}", TRACEBACK)
         if found is None:
