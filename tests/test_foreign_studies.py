@@ -160,6 +160,17 @@ def test_another_study_is_refused_in_a_folder_by_what_differs(lab, home):
     assert "0.05" in err and "0.07" in err
 
 
+def test_other_noise_in_the_file_is_another_study(lab, home):
+    study(lab, "--stage", "1", "--alpha", "0.04", "--plan", "adaptive")
+    words = ("--stage", "2", "--exp_dir", newest(home))
+    code, _, err = study(lab, *words, edits=[("sigma0 = 0.002", "sigma0 = 0.003")])
+    assert code == exit_codes.REFUSED
+    assert "study.noise.sigma0: registered 0.002, now 0.003" in err
+    assert "profile.design.alpha: registered 0.04, now 0.05" in err
+    code, _, err = study(lab, *words, "--alpha", "0.04")
+    assert code == exit_codes.DONE, err
+
+
 def test_data_that_changed_is_another_experiment(lab, home):
     study(lab, "--stage", "1")
     (lab / "text" / "a.txt").write_text("text, and more\n")
