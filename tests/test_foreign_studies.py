@@ -14,7 +14,7 @@ from test_run_aux import FIXED, ask
 
 import analyze_aux
 from ablation.cli import exit_codes
-from ablation.folder.registration import newest_experiment
+from ablation.folder.registration import digest_of, newest_experiment
 from ablation.folder.standing import standing
 from tests.support.processes import survivors
 
@@ -186,6 +186,26 @@ def test_a_copy_that_was_edited_is_refused(lab, home):
     code, _, err = said("--stage", "2", "--exp_dir", newest(home))
     assert code == exit_codes.REFUSED
     assert "was edited" in err
+
+
+FORGED = {
+    "no code": ([], "no code of arms.other is registered"),
+    "no texts": ([[{}, [], []]], "not by texts"),
+    "no texts in a replacement": ([["", [["a", {}, "b"]], ""]], "not by texts"),
+}
+
+
+@pytest.mark.parametrize(("trainers", "words"), FORGED.values(), ids=FORGED)
+def test_forged_code_of_arms_is_refused_in_words(trainers, words, lab, home):
+    study(lab, "--stage", "1", "--plan", "adaptive")
+    path = newest(home) / "experiment_configs.json"
+    document = json.loads(path.read_text())
+    fixed = document["registered"]
+    row = fixed["codes_of_arms"][0]
+    fixed["codes_of_arms"] = [row | {"trainer": trainer} for trainer in trainers]
+    path.write_text(json.dumps(document | {"hash": digest_of(fixed)}))
+    code, _, err = said("--stage", "2", "--exp_dir", newest(home))
+    assert code == exit_codes.REFUSED and words in err
 
 
 def test_a_seed_in_a_replacement_makes_a_copy_for_each_run(lab, home):

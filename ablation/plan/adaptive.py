@@ -195,7 +195,9 @@ def decide_arms(state: State) -> Decision:
     return state.decided(
         PROCEED,
         "PROCEED to Stage 3",
-        because=(f"{chosen}: the {metric.best} mean of those run twice. Exploratory, biased upwards.",),
+        because=(
+            f"{chosen}: the {metric.best} mean of those run twice. Exploratory, biased upwards.",
+        ),
         facts=(
             *beside(metric, best, results),
             f"Best: {best.names[0]}, {loss_mean(metric, best.losses)}",
