@@ -203,6 +203,24 @@ def test_the_forecast_knows_every_run_that_a_plan_can_ask_for(name, plan):
     assert len(of_stage(longest, 4)) >= len(of_stage(planned, 4))
 
 
+def test_a_change_adds_its_replacements_and_its_time_and_takes_the_place_of_the_rest():
+    deep = Replacement("train.py", "depth = 8", "depth = 16")
+    under = replace(WIDE, script="a.py", revision="old", slower=0.25)
+    over = Arm("deep", script="b.py", replacements=(deep,), revision="new", slower=0.5)
+    whole = overlaid(under, over)
+    assert whole.replacements == (*WIDE.replacements, deep)
+    assert (whole.name, whole.script, whole.revision) == ("wide", "b.py", "new")
+    assert whole.slower == 0.75
+    assert overlaid(under, Arm("nothing")) == under
+
+
+def test_cells_of_a_study_take_the_place_of_its_refinements_where_it_gives_them():
+    study = STUDIES["three arms"]
+    cells = (Arm("as_it_is"), OF_ENV)
+    assert [c.name for c in study.compared_cells] == ["unrefined", "slow_embed"]
+    assert replace(study, cells=cells).compared_cells == cells
+
+
 # ---------------------------------------------------------------------------------------------
 # Stages with nothing to decide
 
