@@ -656,6 +656,7 @@ def test_flags_that_cannot_be_meant_are_a_line_that_names_the_arm(flags, said):
     [
         ("a/b", '"a/b": name it by letters, digits and _, at most 57'),
         ("baseline", '"baseline": a name that the plans use; give another'),
+        ("Final_x", '"Final_x": a name that the plans use; give another'),
         ("first", '"--muon_lr 1": is given twice; give each arm a name of its own'),
     ],
 )
