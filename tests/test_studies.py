@@ -294,6 +294,8 @@ def test_three_repeats_of_the_baseline_say_what_matters():
     mean = math.fsum(losses) / 3
     sd = math.sqrt(math.fsum((loss - mean) ** 2 for loss in losses) / 2)
     assert step.decisions[1].numbers["sd"] == pytest.approx(sd, rel=0.02)  # to two digits
+    rough = f"{0.5207 * sd:.2g} to {6.285 * sd:.2g}"  # by chi-squared with 2 degrees of freedom
+    assert step.decisions[1].because[1].endswith(f"95 % interval of their sd {rough}.")
     design = design_in_force(e, step.decisions)
     assert design.delta_eq == pytest.approx(2 * sd, rel=0.03) != NOISE.delta_eq
     assert f"±{design.delta_eq:g}" in step.decisions[4].rule

@@ -309,12 +309,14 @@ def decide_noise(state: State) -> Decision:
     if not sd:
         return no_spread(state, losses)
     design, metric = state.design.with_noise(sd), state.study.metric
+    low, high = stats.sd_interval(sd, len(losses))
     return state.decided(
         PROCEED,
         "PROCEED to Stage 2",
         because=(
             f"No noise was registered, so {len(losses)} repeats say what matters: delta_eq"
             f" {design.delta_eq:.4g}, delta_target {design.delta_target:.4g}.",
+            f"So few say it roughly: 95 % interval of their sd {low:.2g} to {high:.2g}.",
         ),
         facts=(f"Baseline: {loss_mean(metric, losses)}", *loss_lines(metric, results)),
         numbers={"sd": sd, "n": len(losses), "delta_eq": design.delta_eq},
