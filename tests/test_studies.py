@@ -313,6 +313,7 @@ def test_repeats_that_all_fail_end_the_plan_without_a_guess():
     ("loss", "why"),
     [
         (lambda run: 3.25, "3 repeats have the same val loss, 3.2500"),
+        (lambda run: 0.05, "3 repeats have the same val loss, 0.0500"),  # of which the sd is 8e-18
         (lambda run: 3.25 if run.index == 1 else math.inf, "1 usable repeat(s) of the baseline"),
     ],
 )

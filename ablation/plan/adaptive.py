@@ -306,7 +306,7 @@ def decide_noise(state: State) -> Decision:
     results = state.stage_results
     losses = [r.final_loss for r in results if r.status == "ok"]
     _, sd = stats.mean_sd(losses) if losses else (None, None)
-    if not sd:
+    if sd is None or stats.only_rounding(sd, *losses):
         return no_spread(state, losses)
     design, metric = state.design.with_noise(sd), state.study.metric
     low, high = stats.sd_interval(sd, len(losses))
