@@ -132,7 +132,9 @@ def target_of(args, print_line) -> Target:
     gpus = gpus_seen(args, document)
     if document is not None:
         e = experiment_of(document)
-        return Target(exp_dir, document, replace(e, study=study_asked(args, e.study)), gpus)
+        study = study_asked(args, e.study)
+        profile = replace(e.profile, design=study.noise or e.profile.design)
+        return Target(exp_dir, document, replace(e, study=study, profile=profile), gpus)
     return Target(exp_dir, None, experiment_to_begin(args, gpus, print_line), gpus)
 
 

@@ -14,7 +14,7 @@ from test_run_aux import FIXED, ask
 
 import analyze_aux
 from ablation.cli import exit_codes
-from ablation.folder.registration import newest_experiment
+from ablation.folder.registration import digest_of, newest_experiment
 from ablation.folder.standing import standing
 from tests.support.processes import survivors
 
@@ -133,6 +133,17 @@ def test_every_arm_runs_code_of_its_own_from_the_experiment(lab, home):
     assert hashes == {ran["other"], ran["patched"]}
 
 
+def test_a_run_is_told_its_own_folder_and_how_many_gpus_it_has(lab, home):
+    told = 'ITERS = "{num_iterations}", TO = "{run_dir}/x", GPUS = "{num_gpus}"'
+    code, _, err = study(
+        lab, "--experiment", "baseline", edits=[('ITERS = "{num_iterations}"', told)]
+    )
+    assert code == exit_codes.DONE, err
+    run = newest(home) / "baseline" / "run_0"
+    env = json.loads((run / "config.json").read_text())["env"]
+    assert env["TO"] == str(run.resolve() / "work" / "x") and env["GPUS"] == "0"
+
+
 def test_what_a_trainer_writes_lies_apart_from_the_records(lab, home):
     code, *_ = study(lab, "--experiment", "baseline")
     assert code == exit_codes.DONE
@@ -162,6 +173,17 @@ def test_another_study_is_refused_in_a_folder_by_what_differs(lab, home):
     assert "0.05" in err and "0.07" in err
 
 
+def test_other_noise_in_the_file_is_another_study(lab, home):
+    study(lab, "--stage", "1", "--alpha", "0.04", "--plan", "adaptive")
+    words = ("--stage", "2", "--exp_dir", newest(home))
+    code, _, err = study(lab, *words, edits=[("sigma0 = 0.002", "sigma0 = 0.003")])
+    assert code == exit_codes.REFUSED
+    assert "study.noise.sigma0: registered 0.002, now 0.003" in err
+    assert "profile.design.alpha: registered 0.04, now 0.05" in err
+    code, _, err = study(lab, *words, "--alpha", "0.04")
+    assert code == exit_codes.DONE, err
+
+
 def test_data_that_changed_is_another_experiment(lab, home):
     study(lab, "--stage", "1")
     (lab / "text" / "a.txt").write_text("text, and more\n")
@@ -177,6 +199,26 @@ def test_a_copy_that_was_edited_is_refused(lab, home):
     code, _, err = said("--stage", "2", "--exp_dir", newest(home))
     assert code == exit_codes.REFUSED
     assert "was edited" in err
+
+
+FORGED = {
+    "no code": ([], "no code of arms.other is registered"),
+    "no texts": ([[{}, [], []]], "not by texts"),
+    "no texts in a replacement": ([["", [["a", {}, "b"]], ""]], "not by texts"),
+}
+
+
+@pytest.mark.parametrize(("trainers", "words"), FORGED.values(), ids=FORGED)
+def test_forged_code_of_arms_is_refused_in_words(trainers, words, lab, home):
+    study(lab, "--stage", "1", "--plan", "adaptive")
+    path = newest(home) / "experiment_configs.json"
+    document = json.loads(path.read_text())
+    fixed = document["registered"]
+    row = fixed["codes_of_arms"][0]
+    fixed["codes_of_arms"] = [row | {"trainer": trainer} for trainer in trainers]
+    path.write_text(json.dumps(document | {"hash": digest_of(fixed)}))
+    code, _, err = said("--stage", "2", "--exp_dir", newest(home))
+    assert code == exit_codes.REFUSED and words in err
 
 
 def test_a_seed_in_a_replacement_makes_a_copy_for_each_run(lab, home):

@@ -138,7 +138,7 @@ def stage_line(registered, counted: str) -> str:
     name, what, steps = (
         simple(field(registered, key)) for key in ("name", "question", "num_iterations")
     )
-    return f"{name}: {what} {steps} {counted}, seeds {listed}: {', '.join(names)}"
+    return f"{name}: {what} {steps} {counted}, seeds {listed}: {', '.join(names) or 'no arm'}"
 
 
 MOST_SHOWN = 100  # entries that are shown: chosen, as no plan registers as many
