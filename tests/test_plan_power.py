@@ -320,7 +320,7 @@ def test_bad_input_is_one_line(args, said, capsys):
 @pytest.mark.parametrize("plan", ["classic", "adaptive"])
 def test_the_report_has_its_parts(profile, plan):
     text = power.render(as_meant(PROFILES[profile], plan), replicates=2)
-    for part in ("Runs and time", "MDE80", "power", "independent", "± standard error", "seed 0"):
+    for part in ("Runs and hours", "MDE80", "power", "independent", "± standard error", "seed 0"):
         assert part in text
     assert max(map(len, text.splitlines())) <= 125
 
