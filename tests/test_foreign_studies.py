@@ -131,15 +131,16 @@ def test_every_arm_runs_code_of_its_own_from_the_experiment(lab, home):
     assert hashes == {ran["other"], ran["patched"]}
 
 
-def test_a_run_is_told_its_own_folder_and_how_many_gpus_it_has(lab, home):
+def test_a_run_is_told_its_own_folder_its_gpus_and_what_its_study_says_of_threads(lab, home):
     told = 'ITERS = "{num_iterations}", TO = "{run_dir}/x", GPUS = "{num_gpus}"'
-    code, _, err = study(
-        lab, "--experiment", "baseline", edits=[('ITERS = "{num_iterations}"', told)]
-    )
+    told += ', OMP_NUM_THREADS = "7"'  # else a share of the cores
+    words = ("--experiment", "baseline,gain", "--parallel_runs", "2")
+    code, _, err = study(lab, *words, edits=[('ITERS = "{num_iterations}"', told)])
     assert code == exit_codes.DONE, err
     run = newest(home) / "baseline" / "run_0"
     env = json.loads((run / "config.json").read_text())["env"]
     assert env["TO"] == str(run.resolve() / "work" / "x") and env["GPUS"] == "0"
+    assert env["OMP_NUM_THREADS"] == "7"
 
 
 def test_what_a_trainer_writes_lies_apart_from_the_records(lab, home):
