@@ -331,6 +331,19 @@ def test_an_arm_on_the_command_line_is_a_study_of_our_own_trainer(home):
     assert newest(home).name.startswith("low_lr_")
 
 
+def test_the_base_of_a_study_of_our_own_trainer_is_told_to_every_run_of_it(home):
+    text = 'question = "Is it better?"\n[trainer]\nprofile = "mini"\n[base.flags]\nmuon_lr = 0.03\n'
+    (home / "own.toml").write_text(f"{text}[arms]\nlow = {{ flags = {{ embed_lr = 0.1 }} }}\n")
+    words = ("--study", home / "own.toml", "--experiment", "baseline,low", *FIXED)
+    code, out, err = said(*words)
+    assert code == exit_codes.DONE, (out, err)
+    for name in ("baseline", "low"):
+        config = json.loads((newest(home) / name / "run_0" / "config.json").read_text())
+        command = config["command"]
+        assert command.count("--muon_lr") == 1
+        assert command[command.index("--muon_lr") + 1] == "0.03"
+
+
 @pytest.mark.parametrize("launcher", ["torchrun", "command"])
 def test_a_trainer_starts_in_other_ways_too(launcher, lab, home, monkeypatch):
     monkeypatch.delenv("TORCHRUN")
