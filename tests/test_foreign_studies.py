@@ -133,15 +133,16 @@ def test_every_arm_runs_code_of_its_own_from_the_experiment(lab, home):
     assert hashes == {ran["other"], ran["patched"]}
 
 
-def test_a_run_is_told_its_own_folder_and_how_many_gpus_it_has(lab, home):
+def test_a_run_is_told_its_own_folder_its_gpus_and_what_its_study_says_of_threads(lab, home):
     told = 'ITERS = "{num_iterations}", TO = "{run_dir}/x", GPUS = "{num_gpus}"'
-    code, _, err = study(
-        lab, "--experiment", "baseline", edits=[('ITERS = "{num_iterations}"', told)]
-    )
+    told += ', OMP_NUM_THREADS = "7"'  # else a share of the cores
+    words = ("--experiment", "baseline,gain", "--parallel_runs", "2")
+    code, _, err = study(lab, *words, edits=[('ITERS = "{num_iterations}"', told)])
     assert code == exit_codes.DONE, err
     run = newest(home) / "baseline" / "run_0"
     env = json.loads((run / "config.json").read_text())["env"]
     assert env["TO"] == str(run.resolve() / "work" / "x") and env["GPUS"] == "0"
+    assert env["OMP_NUM_THREADS"] == "7"
 
 
 def test_what_a_trainer_writes_lies_apart_from_the_records(lab, home):
@@ -330,6 +331,19 @@ def test_an_arm_on_the_command_line_is_a_study_of_our_own_trainer(home):
     at = config["command"].index("--muon_lr")
     assert config["command"][at + 1] == "0.01" and config["command"].count("--muon_lr") == 1
     assert newest(home).name.startswith("low_lr_")
+
+
+def test_the_base_of_a_study_of_our_own_trainer_is_told_to_every_run_of_it(home):
+    text = 'question = "Is it better?"\n[trainer]\nprofile = "mini"\n[base.flags]\nmuon_lr = 0.03\n'
+    (home / "own.toml").write_text(f"{text}[arms]\nlow = {{ flags = {{ embed_lr = 0.1 }} }}\n")
+    words = ("--study", home / "own.toml", "--experiment", "baseline,low", *FIXED)
+    code, out, err = said(*words)
+    assert code == exit_codes.DONE, (out, err)
+    for name in ("baseline", "low"):
+        config = json.loads((newest(home) / name / "run_0" / "config.json").read_text())
+        command = config["command"]
+        assert command.count("--muon_lr") == 1
+        assert command[command.index("--muon_lr") + 1] == "0.03"
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "command"])

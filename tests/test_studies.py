@@ -345,6 +345,20 @@ def test_copies_of_a_trainer_without_a_seed_are_not_blamed_on_its_seed():
         assert step.fault and words in step.ended
 
 
+@pytest.mark.parametrize("reads", [False, True])
+def test_an_arm_that_changes_nothing_at_all_is_asked_about(reads):
+    """A variable that the trainer does not know, say."""
+    e = asked(STUDIES["one arm alone"], "adaptive")
+
+    def loss(run) -> float:
+        own = 1e-6 * (reads and not run.arm.is_baseline and run.index == 0)
+        return 3.0 + random.Random(run.seed).gauss(0, 0.002) + own
+
+    decision = conclude(simulate(e, (), loss)[1]).decisions[4]
+    asks = "does the trainer read what differs?" in " ".join(decision.because)
+    assert asks is not reads
+
+
 def test_rules_and_choices_of_a_metric_of_which_more_is_better_say_highest():
     for plan in PLANS:
         text = texts_of(*carried_out("more is better", plan)[::2])
