@@ -1,0 +1,433 @@
+"""Which runs does a log tell of, that nobody registered?  One file may hold several.
+
+Runs lie one after the other, each perhaps behind the source of its trainer; or one lies in several
+files, one of each rank. What a log tells of a run, and whether it is that of a complete training,
+is a `ToldRun`: bounded in size, whatever the log is. The reading itself is `foreign_log`'s.
+"""
+
+import copy
+import hashlib
+import os
+import re
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from math import prod
+from pathlib import Path
+from typing import BinaryIO
+
+from ablation.runs.foreign_log import HEAD, KEPT, ForeignLog, metrics_in
+from ablation.runs.formats import FORMATS, RULE, SOURCE, LogFormat, Reading, Said, guess_format
+from ablation.runs.outcome import fault_of_loss
+from ablation.runs.printed import text_of
+from ablation.runs.untrusted import open_regular, printable
+
+# ---------------------------------------------------------------------------------------------
+# What a log says beside its metric
+
+SEED = re.compile(rb"(?<![\w.])seed[\"']?[ ]{0,2}[:=][ ]{0,2}([0-9]{1,18})(?![\w.])")
+SEED_IN_NAME = re.compile(r"(?:\A|[^a-z])seed[-_=]?([0-9]{1,18})(?![0-9])", re.IGNORECASE)
+VAL_TOKENS = re.compile(  # how much text the validation loss is of; also in the trainer's source
+    rb"(?<!\w)val_tokens[\"']?[ ]{0,2}(?::[ ]{0,2}int[ ]{0,2})?[:=][ ]{0,2}"
+    rb"([0-9][0-9_]{0,18}(?:[ ]?\*[ ]?[0-9][0-9_]{0,18}){0,4})|\Aval_loader:.{1,400} tokens:([0-9]{1,18})"
+)
+ASIDE = (b"seed", b"val_tokens", b"val_loader")  # one of these is in every such line
+
+
+def val_tokens_in(line: bytes) -> int | None:
+    if not (match := VAL_TOKENS.search(line)):
+        return None
+    return prod(int(part) for part in (match[1] or match[2]).replace(b" ", b"").split(b"*")) or None
+
+
+@dataclass
+class LogOfRuns(ForeignLog):
+    """Reads a log in which runs may lie one after the other.
+
+    A run begins where the steps begin anew, or behind the source of a trainer, which ends with a
+    line of 100 `=`. The last one is this reader itself, the others are in `before`.
+    """
+
+    whole_steps: int = 0  # of a run, for logs that do not tell it
+    before: list[ForeignLog] = field(default_factory=list)  # runs that have ended, in their order
+    seed: int | None = None
+    val_tokens: int | None = None
+    beside: dict[str, float] = field(default_factory=dict)  # what the last line with the metric says
+    _seed_behind: int | None = None  # told behind steps: perhaps that of the next run
+    _at_source: "LogOfRuns | None" = None  # this run as it stood where a source may have begun
+
+    @property
+    def marks(self) -> tuple[bytes, ...]:
+        return (*super().marks, *ASIDE) if super().marks else ()
+
+    def _line(self, line: bytes) -> None:
+        if any(mark in line for mark in ASIDE):
+            self._aside(line)
+        if self.lines >= HEAD and SOURCE.match(line):
+            if not self._at_source or self.lines - self._at_source.lines >= HEAD:
+                self._at_source = self._copy()
+        super()._line(line)
+
+    def _aside(self, line: bytes) -> None:
+        if (tokens := val_tokens_in(line)) is not None:
+            self.val_tokens = tokens
+        if (found := SEED.search(line)) and not self._in_source:
+            if self.lines == 0:
+                self.seed = int(found[1])
+            else:
+                self._seed_behind = int(found[1])
+
+    def _rule(self) -> None:
+        if self._at_source:  # the source of the next run
+            tokens, (run, self._at_source) = self.val_tokens, (self._at_source, None)
+            self._end_run(run)
+            self.val_tokens, self.seed = tokens, None
+        elif self._in_source:
+            tokens = self.val_tokens
+            self._begin()
+            self.val_tokens = tokens
+
+    def _copy(self) -> "LogOfRuns":
+        """This run as it stands, which nothing that comes changes."""
+        run = copy.copy(self)
+        run.curve, run.names, run.tail = list(self.curve), dict(self.names), self.tail.copy()
+        run.before, run._at_source = [], None
+        return run
+
+    def _end_run(self, run: "LogOfRuns") -> None:
+        seed, tokens = self._seed_behind, self.val_tokens
+        self.before.append(run)
+        self._begin()
+        self.seed, self.val_tokens = seed, tokens
+
+    def _begin(self) -> None:
+        """Forget everything of the run so far."""
+        fresh = type(self)(self.num_iterations, self.reading)
+        kept = {*KEPT, "whole_steps", "before"}
+        vars(self).update({k: v for k, v in vars(fresh).items() if k not in kept})
+
+    def _begins_anew(self, step: int, rank: bytes | None) -> bool:
+        return self._first is not None and step <= self._first < self.step and rank == self._rank
+
+    def _at(self, step: int, rank: bytes | None) -> None:
+        if self._begins_anew(step, rank):
+            self._end_run(self._copy())
+        super()._at(step, rank)
+
+    def _say(self, said: Said, line: bytes, rank: bytes | None) -> None:
+        value = said.values.get(self.reading.metric)
+        if said.step is not None and self._begins_anew(said.step, rank):
+            self._end_run(self._copy())
+        elif said.step is None and value is not None and self.stands_alone:
+            told = self.reading.sign * self.curve[-1][1]
+            if value != told and " " not in self.reading.metric:  # the end of one more run
+                self._end_run(self._copy())
+        super()._say(said, line, rank)
+        if value is not None:
+            self.beside = said.values
+
+    # -- what it comes to
+
+    @property
+    def last_step(self) -> int | None:
+        told = self.totals[0] if self.totals else self.whole_steps
+        return told - 1 + self.reading.format.first_step if told else None
+
+    @property
+    def length(self) -> int | None:
+        """Steps of a whole run; None of one that ended by its own word, at any step."""
+        last = self.last_step
+        return None if last is not None and self.ended and self.step < last else last
+
+    @property
+    def is_blank(self) -> bool:
+        """Nothing of a run: what lies behind the last one."""
+        return not (self.lines or self.curve or self.names or self.non_finite)
+
+
+# ---------------------------------------------------------------------------------------------
+# What became of a run
+
+STATUSES = {  # of a run that only its log tells of; in the order in which they are listed
+    "ok": "the metric stands at its last step",
+    "diverged": "a loss that is no number",
+    "cut off": "the log ends before its last step",
+    "unclear": "its lines contradict each other",
+    "no metric": "no line tells the metric",
+    "unreadable": "no text that can be read",
+    "twice": "another file has the same content, and counts",
+}
+MOST_POINTS = 2000  # of a curve that are kept: chosen, more than a figure has dots
+
+
+@dataclass(frozen=True)
+class ToldRun:
+    """What a log tells of one run."""
+
+    status: str  # a key of STATUSES
+    reason: str  # empty when ok
+    loss: float | None = None  # of a run that is ok: the metric at its end; lower is better
+    step: int = 0  # the last one that is told
+    length: int | None = None  # steps of the whole run; None: not told, or it ends by itself
+    by_itself: bool = False  # it ended by its own word, before the last step
+    seed: int | None = None
+    val_tokens: int | None = None
+    time_ms: float | None = None  # of training, at its end; None where not all lines tell it
+    points: bytes = b""  # of its curve: step, loss, training time in ms (NaN: not told), as doubles
+    names: tuple[str, ...] = ()  # of the values that are told
+    beside: tuple[tuple[str, float], ...] = ()  # values of the last line with the metric
+    format: str = ""  # a row of FORMATS; empty where none is known
+
+    @property
+    def curve(self) -> tuple[tuple[int, float, float], ...]:
+        numbers = array("d", self.points)
+        return tuple((int(a), b, c) for a, b, c in zip(*[iter(numbers)] * 3, strict=True))
+
+
+@dataclass(frozen=True)
+class ToldFile:
+    """What a log says, in one file or in several of ranks."""
+
+    paths: tuple[Path, ...]
+    digest: str  # of its content
+    runs: tuple[ToldRun, ...]  # one at least
+    head: str = ""  # its first lines, where no line was known
+
+
+def told_by(log: LogOfRuns) -> ToldRun:
+    """What became of a run, by its log alone: there is no exit code."""
+    status, reason = judged(log)
+    ok = status == "ok"
+    ended = log.curve[-1] if log.curve else None
+    timed = bool(log.curve) and log.times_told
+    return ToldRun(
+        status=status,
+        reason=printable(reason, limit=600),
+        loss=ended[1] if ok and ended else None,
+        step=log.step,
+        length=log.length,
+        by_itself=bool(log.ended),
+        seed=log.seed,
+        val_tokens=log.val_tokens,
+        time_ms=ended[2] if ok and timed and ended else None,
+        points=thinned_points(log.curve),
+        names=tuple(metrics_in(log)),
+        beside=tuple(log.beside.items()) if ok else (),
+        format=log.reading.format.name,
+    )
+
+
+def judged(log: LogOfRuns) -> tuple[str, str]:
+    """Status and reason."""
+    incomplete = log.incomplete
+    if log.unread:
+        return "unreadable", log.unread
+    if log.non_finite:
+        return "diverged", f"non-finite loss: {text_of(log.non_finite)}"
+    if not incomplete:
+        fault = fault_of_loss(log, log.curve[-1][1])
+        return ("unclear", fault) if fault else ("ok", "")
+    if log.conflict or len(log.totals) > 1:
+        return "unclear", incomplete
+    if not log.curve and not log.lines:
+        return "no metric", incomplete
+    if not log.curve and log.names and log.reading.metric not in log.names:
+        at = f" to step {log.step}" if log.step else ""
+        return "no metric", f"{incomplete}; it goes{at or ' nowhere'}"
+    last = f": {log.last_words}" if log.error or log.out_of_memory else ""
+    return "cut off", f"{incomplete}{last}"
+
+
+def thinned_points(curve: Sequence[tuple[int, float, float | None]]) -> bytes:
+    """A curve's points, evenly fewer where there are many; the last one always."""
+    every = -(-len(curve) // MOST_POINTS) or 1
+    kept = curve[::-1][::every][::-1]
+    nan = float("nan")
+    return array("d", [x for s, v, t in kept for x in (s, v, nan if t is None else t)]).tobytes()
+
+
+# ---------------------------------------------------------------------------------------------
+# Fewer lines to read
+#
+# Most of a log are lines that tell no more than how far the training is, or a flood of something
+# else. What can matter is found by searches for a few texts, at the speed of memory.
+
+PIECE = 1 << 20  # bytes that are read at a time
+FULL = 1 << 15  # bytes behind the head that are read in full, and at the end of a piece
+ALSO = (  # in a line that can matter, whatever the metric is
+    *(b"val", b"nan", b"NaN", b":inf", b" inf", b"-inf", b"Inf", b"1.#", b"stopping", b"FAIL"),
+    *(b"rror", b"xcept", b"nterrupt", b"of memory", b"OfMemory", b"xitcode"),
+    *(RULE, b"import ", b'"""', b"'''", b"#!/", *ASIDE),
+)
+
+
+def lines_that_matter(data: bytes, texts: Sequence[bytes]) -> bytes:
+    """The lines of whole lines in which one of the texts stands, in their order."""
+    starts: dict[int, int] = {}
+    for text in texts:
+        at = data.find(text)
+        while at >= 0:
+            end = data.find(b"\n", at) + 1 or len(data)
+            starts[data.rfind(b"\n", 0, at) + 1] = end
+            at = data.find(text, end)
+    return b"".join(data[start : starts[start]] for start in sorted(starts))
+
+
+def first_step_in(data: bytes, row: LogFormat) -> bytes:
+    """How a line of the first step begins, so that a run which begins anew is seen; empty for none.
+    """
+    behind = data.rfind(RULE + b"\n", 0, 1 << 19) + 1
+    pattern = re.compile(rb"(?<![\w/\"'`-])" + row.quick.pattern) if row.quick else None
+    match = pattern.search(data, behind) if pattern else None
+    if not match:
+        return b""
+    begins = data[match.start() : match.end(1) + 1]
+    return begins if not begins[:1].isdigit() else b"\n" + begins
+
+
+class Feeder:
+    """Gives a reader what can matter of a log, piece by piece."""
+
+    def __init__(self, log: LogOfRuns):
+        self.log, self.rest = log, b""
+        metric = log.reading.metric.rpartition(" ")[2].encode()
+        self.texts = (metric, metric.replace(b"_", b" "), *ALSO)
+        self.begin = b""
+
+    def feed(self, data: bytes) -> None:
+        data, self.rest = self.rest + data, b""
+        if data.count(b"\r") != data.count(b"\r\n") or not self.log.reading.format.quick:
+            return self.log.feed(data)  # progress bars overwrite lines: each is looked at
+        cut = max(data.rfind(b"\n", 0, len(data) - FULL) + 1, 0)
+        self.begin = self.begin or first_step_in(data[:cut], self.log.reading.format)
+        if not self.begin or cut < FULL:
+            return self.log.feed(data)
+        if self.log.lines < HEAD:  # the head, and the first lines, in full
+            at = data.find(self.begin)
+            full = data.find(b"\n", min(at + FULL, cut)) + 1 or cut
+            self.log.feed(data[:full])
+            data, cut = data[full:], max(cut - full, 0)
+        self.log.feed(lines_that_matter(data[:cut], (*self.texts, self.begin)))
+        self.log.feed(data[cut:])
+
+
+# ---------------------------------------------------------------------------------------------
+# Files
+
+MOST_BYTES = 1 << 30  # of a file that are read: chosen, as log.py's
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How logs are to be read."""
+
+    metric: str = ""  # empty: val_loss, or the only one that the log's form ends with
+    better: str = "lower"
+    format: str = ""  # a row of FORMATS; empty: each log tells its own
+    whole_steps: int = 0  # of a run, where logs do not tell it
+
+
+DEFAULT_METRIC = {"autoresearch": "val_bpb"}  # of a form that ends with no val_loss
+FIRST_LINES = 3  # of a log that nobody knows, that are shown
+
+
+def read_runs(paths: Sequence[Path], asked: Asked) -> ToldFile:
+    """What a log says: in one file, or in one of each rank. Whatever it holds: never raises."""
+    logs, digests, head = [], [], ""
+    for path in paths:
+        try:
+            with open_regular(path) as file:
+                found, digest, head = runs_in(file, asked)
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            found, digest = [unread(asked, why or str(error))], f"unreadable {path}"
+        logs.append(found)
+        digests.append(digest)
+    runs = [together(parts) for parts in zip_longest(*logs)]
+    told = tuple(map(told_by, runs))
+    known = any(run.names for run in told)
+    return ToldFile(tuple(paths), " ".join(sorted(digests)), told, "" if known else head)
+
+
+def unread(asked: Asked, why: str) -> LogOfRuns:
+    log = LogOfRuns(0, Reading(FORMATS["modded-nanogpt"], asked.metric or "val_loss", asked.better))
+    log.unread = why
+    return log
+
+
+def together(parts: Sequence[LogOfRuns | None]) -> LogOfRuns:
+    """What the ranks of a run say; those that print no step of it say nothing."""
+    known = [log for log in parts if log is not None]
+    speaking = [log for log in known if not log.is_blank] or known[:1]
+    first, *others = speaking
+    for other in others:
+        first = first.with_file(other)
+    return first
+
+
+def runs_in(file: BinaryIO, asked: Asked) -> tuple[list[LogOfRuns], str, str]:
+    """The runs that an open file tells of, its digest, its first lines."""
+    data = file.read(PIECE)
+    size = os.fstat(file.fileno()).st_size if hasattr(file, "fileno") else len(data)
+    digest, head = hashlib.blake2b(data, digest_size=16), first_lines(data)
+    if why := fault_of_file(data, size):
+        while more := file.read(PIECE):
+            digest.update(more)
+        return [unread(asked, why)], digest.hexdigest(), head
+    row = FORMATS[asked.format] if asked.format else format_of(data, file)
+    reading = Reading(row, asked.metric or DEFAULT_METRIC.get(row.name, "val_loss"), asked.better)
+    log = LogOfRuns(0, reading, whole_steps=asked.whole_steps)
+    feeder = Feeder(log)
+    while data:
+        feeder.feed(data)
+        if data := file.read(PIECE):
+            digest.update(data)
+    log.close()
+    runs = [run for run in (*log.before, log) if isinstance(run, LogOfRuns)]
+    spoken = [run for run in runs if not run.is_blank]
+    return spoken or runs[:1], digest.hexdigest(), head
+
+
+def fault_of_file(data: bytes, size: int) -> str:
+    if not data:
+        return "an empty file"
+    if data.count(b"\0") > len(data) // 1000:
+        return "a binary file, not a log"
+    return f"longer than {MOST_BYTES} bytes" if size > MOST_BYTES else ""
+
+
+def format_of(data: bytes, file: BinaryIO) -> LogFormat:
+    """The form of a log. Where its head does not tell, its end may."""
+    at = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(at, size - PIECE))
+    end = file.read(PIECE)
+    file.seek(at)
+    known = guess_format(outputs_in(data)) or guess_format(outputs_in(end))
+    if not known:
+        signs = ((row, row.sign) for row in FORMATS.values() if row.sign)
+        known = next((row for row, sign in signs if sign.search(data) or sign.search(end)), None)
+    return known or FORMATS["modded-nanogpt"]
+
+
+SOURCE_BEGINS = re.compile(rb"(?m:^)(?:" + SOURCE.pattern + rb")")
+
+
+def outputs_in(data: bytes) -> bytes:
+    """A log without the sources of trainers in it."""
+    *blocks, last = data.split(RULE + b"\n")
+    cut = (SOURCE_BEGINS.split(block, maxsplit=1)[0] for block in blocks)
+    return b"\n".join([*cut, last])
+
+
+def first_lines(data: bytes) -> str:
+    """The first lines of a file, for a person."""
+    lines = [text for line in data[:4096].split(b"\n") if (text := text_of(line))]
+    return " | ".join(printable(line, limit=80) for line in lines[:FIRST_LINES])
+
+
+def seed_in_name(path: Path) -> int | None:
+    """The seed that a file's name tells; None for none."""
+    found = SEED_IN_NAME.findall(path.name)
+    return int(found[0]) if len(found) == 1 else None
