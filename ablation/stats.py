@@ -66,6 +66,17 @@ class Comparison:
     cohens_d: float | None = None  # in units of the pooled sd
 
 
+def welch_error(n: int, sd_baseline: float, m: int, sd_arm: float) -> tuple[float, float]:
+    """Standard error of the difference of two means and its Welch-Satterthwaite degrees of freedom,
+    by n and m >= 2 values; (0, 0) without any variance."""
+    of_baseline, of_arm = sd_baseline**2 / n, sd_arm**2 / m  # squared standard errors
+    if not of_baseline + of_arm:
+        return 0.0, 0.0
+    share = of_baseline / (of_baseline + of_arm)  # rather than a square, which could underflow
+    df = 1 / (share**2 / (n - 1) + (1 - share) ** 2 / (m - 1))
+    return math.sqrt(of_baseline + of_arm), df
+
+
 def compare(baseline: Sequence[float], arm: Sequence[float], alpha: float = 0.05) -> Comparison:
     """Welch's test and interval (Welch 1947), as scipy.stats.ttest_ind(equal_var=False).
 
@@ -76,15 +87,10 @@ def compare(baseline: Sequence[float], arm: Sequence[float], alpha: float = 0.05
     plain = Comparison(n, mean_b, sd_b, m, mean_a, sd_a, improvement)
     if sd_b is None or sd_a is None:
         return plain
-    of_baseline, of_arm = sd_b**2 / n, sd_a**2 / m  # squared standard errors
-    se = math.sqrt(of_baseline + of_arm)
+    se, df = welch_error(n, sd_b, m, sd_a)
     if only_rounding(se, mean_b, mean_a):
         return plain
-    from scipy.special import stdtr, stdtrit
-
-    share = of_baseline / (of_baseline + of_arm)  # rather than a square, which could underflow
-    df = 1 / (share**2 / (n - 1) + (1 - share) ** 2 / (m - 1))
-    reach = -float(stdtrit(df, alpha / 2)) * se
+    reach = one_sided_reach(se, df, alpha / 2)
     pooled_sd = math.sqrt(((n - 1) * sd_b**2 + (m - 1) * sd_a**2) / (n + m - 2))
     return replace(
         plain,
@@ -92,7 +98,7 @@ def compare(baseline: Sequence[float], arm: Sequence[float], alpha: float = 0.05
         df=df,
         ci_low=improvement - reach,
         ci_high=improvement + reach,
-        p=2 * float(stdtr(df, -abs(improvement) / se)),
+        p=2 * one_sided_p(abs(improvement), se, df),
         cohens_d=improvement / pooled_sd,
     )
 
@@ -114,6 +120,58 @@ def pooled_variance(
     if prior_df + df <= 0:
         raise ValueError("a variance needs a prior or a sample of two or more")
     return (prior_df * prior_variance + squares) / (prior_df + df)
+
+
+# ---------------------------------------------------------------------------------------------
+# One group, one side
+
+
+@final
+@dataclass(frozen=True)
+class Mean:
+    """A mean. The fields from `se` on are None where they are undefined, as those of a
+    Comparison."""
+
+    n: int
+    mean: float
+    sd: float | None
+    se: float | None = None
+    df: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+
+
+def mean_error(n: int, sd: float) -> tuple[float, float]:
+    """Standard error of the mean of n >= 2 values, and its degrees of freedom."""
+    return sd / math.sqrt(n), n - 1
+
+
+def mean_interval(values: Sequence[float], alpha: float = 0.05) -> Mean:
+    """A mean with its two-sided t interval, as scipy.stats.ttest_1samp."""
+    mean, sd = mean_sd(values)
+    plain = Mean(len(values), mean, sd)
+    if sd is None or only_rounding(sd, *finite(values)):
+        return plain
+    se, df = mean_error(len(values), sd)
+    reach = one_sided_reach(se, df, alpha / 2)
+    return replace(plain, se=se, df=df, ci_low=mean - reach, ci_high=mean + reach)
+
+
+def one_sided_p(distance: float, se: float, df: float) -> float:
+    """p of the claim that an estimate lies truly above a bound, by its distance above it (below is
+    negative): the one-sided one-sample t test of a mean, as scipy.stats.ttest_1samp(alternative=
+    "greater"), and Welch's with a margin of an improvement, as ttest_ind of shifted values."""
+    from scipy.special import stdtr
+
+    return float(stdtr(df, -distance / se))
+
+
+def one_sided_reach(se: float, df: float, alpha: float) -> float:
+    """How far the one-sided confidence limit of level 1 - alpha lies from the estimate: p < alpha
+    just where the estimate is farther than that from the bound."""
+    from scipy.special import stdtrit
+
+    return -float(stdtrit(df, alpha)) * se
 
 
 # ---------------------------------------------------------------------------------------------
@@ -142,11 +200,8 @@ def paired(baseline: Sequence[float], arm: Sequence[float], alpha: float = 0.05)
     improvement, sd = mean_sd(differences)
     if sd is None or only_rounding(sd, *baseline, *arm):
         return Paired(improvement)
-    from scipy.special import stdtr, stdtrit
-
-    se, df = sd / math.sqrt(len(differences)), len(differences) - 1
-    reach = -float(stdtrit(df, alpha / 2)) * se
-    p = 2 * float(stdtr(df, -abs(improvement) / se))
+    se, df = mean_error(len(differences), sd)
+    reach, p = one_sided_reach(se, df, alpha / 2), 2 * one_sided_p(abs(improvement), se, df)
     return Paired(improvement, se, df, improvement - reach, improvement + reach, p)
 
 
