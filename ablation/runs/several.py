@@ -53,7 +53,9 @@ class LogOfRuns(ForeignLog):
     before: list[ForeignLog] = field(default_factory=list)  # runs that have ended, in their order
     seed: int | None = None
     val_tokens: int | None = None
-    beside: dict[str, float] = field(default_factory=dict)  # what the last line with the metric says
+    beside: dict[str, float] = field(
+        default_factory=dict
+    )  # what the last line with the metric says
     _seed_behind: int | None = None  # told behind steps: perhaps that of the next run
     _at_source: "LogOfRuns | None" = None  # this run as it stood where a source may have begun
 
@@ -232,11 +234,12 @@ def judged(log: LogOfRuns) -> tuple[str, str]:
         return "unclear", incomplete
     if not log.curve and not log.lines:
         return "no metric", incomplete
-    if not log.curve and log.names and log.reading.metric not in log.names:
-        at = f" to step {log.step}" if log.step else ""
-        return "no metric", f"{incomplete}; it goes{at or ' nowhere'}"
-    last = f": {log.last_words}" if log.error or log.out_of_memory else ""
-    return "cut off", f"{incomplete}{last}"
+    short = log.last_step is not None and log.step < log.last_step
+    if not log.curve and log.reading.metric not in log.names and not short:
+        return "no metric", incomplete
+    how_far = f"the log ends at step {log.step} of {log.last_step}: " if short else ""
+    last = f"; its last words: {log.last_words}" if log.error or log.out_of_memory else ""
+    return "cut off", f"{how_far}{incomplete}{last}"
 
 
 def thinned_points(curve: Sequence[tuple[int, float, float | None]]) -> bytes:
@@ -275,8 +278,7 @@ def lines_that_matter(data: bytes, texts: Sequence[bytes]) -> bytes:
 
 
 def first_step_in(data: bytes, row: LogFormat) -> bytes:
-    """How a line of the first step begins, so that a run which begins anew is seen; empty for none.
-    """
+    """How a line of the first step begins, so that a run which begins anew is seen; empty for none."""
     behind = data.rfind(RULE + b"\n", 0, 1 << 19) + 1
     pattern = re.compile(rb"(?<![\w/\"'`-])" + row.quick.pattern) if row.quick else None
     match = pattern.search(data, behind) if pattern else None
