@@ -11,9 +11,10 @@ analysis_report.txt, runs.csv (a row for each run) and what can be drawn of val_
 layer_ablation.png, training_curves.png, verdict.png (adaptive plan) and gradient_flow.png (where
 runs logged gradient norms). It launches nothing, and decides as run_aux.py does: from the records,
 by the registered rules. With --logs the same is said of training logs, of any trainer and
-without an experiment: docs/logs.md. Everywhere, improvement = mean val_loss(baseline) - mean val_loss(arm) in nats/token:
-positive is good. Runs are compared within a block only, the runs of one stage with one number of
-steps, and there on the seeds that both have: all else differs by more than the arms.
+without an experiment: docs/logs.md. Everywhere, improvement = mean val_loss(baseline) - mean
+val_loss(arm) in nats/token: positive is good. Runs are compared within a block only, the runs of
+one stage with one number of steps, and there on the seeds that both have: all else differs by more
+than the arms.
 """
 
 import os.path
@@ -46,6 +47,7 @@ from ablation.report.evidence import Evidence, read_experiment
 from ablation.report.figures import Picture
 from ablation.report.files import REPORT, RUNS, pictures_of, write_all
 from ablation.report.log_chapters import KEYS
+from ablation.report.rules import RULES
 from ablation.report.table import rows_of_experiment
 from ablation.report.text import render
 from ablation.runs.formats import FORMATS
@@ -63,7 +65,7 @@ OF_LOGS = {  # options that go with --logs
     "better": "lower or higher: where the metric is better (default: lower)",
     "format": f"of the logs, where they do not tell: {', '.join(FORMATS)}",
     "num_iterations": "steps of a whole run, where the logs do not tell",
-    "rule": "of a community: speedrun, track3, parameter-golf, or 'mean<=3.28,p<0.01'; several times",
+    "rule": f"of a community: {', '.join(RULES)}, or 'mean<=3.28,p<0.01'; several times",
     "delta_eq": "the smallest improvement of interest (default: 0.005)",
     "alpha": "level of two-sided tests (default: 0.05)",
 }
@@ -140,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BadUsage as end:
             if "--json" not in words:
                 raise
-            told.code, told.error = end.code, end.line
+            told.code, told.error = exit_codes.USAGE, end.line
     if "--json" in words:
         ended = {"exit_code": told.code, "error": told.error or None}
         print(json.dumps({**told.found, **ended}), file=out, flush=True)

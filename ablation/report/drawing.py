@@ -118,7 +118,7 @@ def legend_entries(line: str, *more, band: bool, by_seed: bool = True) -> list:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    arm = "arm, same seeds" if by_seed else "group, to the baseline's mean"
+    arm = "arm, same seeds" if by_seed else "group"
     sd = Patch(color=BLACK, alpha=0.12, label="baseline ± sd of its runs (n > 1)")
     return [
         Line2D([], [], label="one run", **A_RUN),

@@ -13,7 +13,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -139,8 +138,8 @@ def read_all(
             told = list(watched(parts, len(tasks)))
             pool.close()
             pool.join()
-    parts = iter(told)
-    return [[next(parts) for _ in group.logs] for group in groups]
+    each = iter(told)
+    return [[next(each) for _ in group.logs] for group in groups]
 
 
 def read_one(task: tuple[tuple[Path, ...], Asked]) -> ToldFile:
@@ -233,27 +232,15 @@ class Groups:
     blocks: tuple[Block, ...]
     notes: tuple[str, ...]  # what must be known beside the numbers
 
-    @cached_property
-    def pairs(self) -> bool:
-        """Whether groups name the same seeds."""
-        seeds = [
-            {r.run.seed for r in g.runs if r.run.seed >= 0} for b in self.blocks for g in b.groups
-        ]
-        return len(seeds) > 1 and any(seeds[0] & other for other in seeds[1:])
-
 
 def groups_of(named: Sequence[Named], files: Sequence[Sequence[ToldFile]], asked: Asked) -> Groups:
     """Groups as they are compared: the one called baseline first, or else the first."""
     seen: dict[str, str] = {}
-    rows = {n.name: rows_of(n, told, seen) for n, told in zip(named, files, strict=True)}
+    told = {n.name: mine for n, mine in zip(named, files, strict=True)}
+    rows = {n.name: rows_of(n, told[n.name], seen) for n in named}
     names = sorted(rows, key=lambda name: name != "baseline")
     for name in names:
-        check_group(
-            name,
-            rows[name],
-            [f for n, fs in zip(named, files) if n.name == name for f in fs],
-            asked,
-        )
+        check_group(name, rows[name], told[name], asked)
     parts = {name: parts_of(name, k, rows[name]) for k, name in enumerate(names)}
     notes = [*notes_of(named, rows), *kinds_told(parts)]
     every = tuple(row for name in names for row in rows[name])
@@ -380,7 +367,7 @@ def notes_of(named: Sequence[Named], rows: Mapping[str, list[Row]]) -> Iterable[
         if again := [*group.again, *(f"{row.file} ({row.told.reason})" for row in twice)]:
             yield f"{group.name}: counted once, though there twice: {listed(again)}"
         if group.passed_over:
-            yield f"{group.name}: passed over, as no logs by their names: {listed(group.passed_over)}"
+            yield f"{group.name}: passed over, no logs by their names: {listed(group.passed_over)}"
         if lost := [row for row in rows[group.name] if row.told.status not in ("ok", "twice")]:
             count = Counter(row.told.status for row in lost)
             words = ", ".join(f"{n} {status}" for status, n in count.items())
@@ -396,7 +383,7 @@ def listed(items: Sequence[str], most: int = 3) -> str:
 
 
 def kinds_told(parts: Mapping[str, list[LogGroup]]) -> Iterable[str]:
-    """Lengths and validation sizes that differ within a group, or between a group and the baseline."""
+    """Lengths and validation sizes that differ within a group, or from the baseline's."""
     bases, *others = parts.values()
     for name, mine in parts.items():
         if len(mine) > 1:

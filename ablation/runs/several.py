@@ -30,7 +30,8 @@ SEED = re.compile(rb"(?<![\w.])seed[\"']?[ ]{0,2}[:=][ ]{0,2}([0-9]{1,18})(?![\w
 SEED_IN_NAME = re.compile(r"(?:\A|[^a-z])seed[-_=]?([0-9]{1,18})(?![0-9])", re.IGNORECASE)
 VAL_TOKENS = re.compile(  # how much text the validation loss is of; also in the trainer's source
     rb"(?<!\w)val_tokens[\"']?[ ]{0,2}(?::[ ]{0,2}int[ ]{0,2})?[:=][ ]{0,2}"
-    rb"([0-9][0-9_]{0,18}(?:[ ]?\*[ ]?[0-9][0-9_]{0,18}){0,4})|\Aval_loader:.{1,400} tokens:([0-9]{1,18})"
+    rb"([0-9][0-9_]{0,18}(?:[ ]?\*[ ]?[0-9][0-9_]{0,18}){0,4})"
+    rb"|\Aval_loader:.{1,400} tokens:([0-9]{1,18})"
 )
 ASIDE = (b"seed", b"val_tokens", b"val_loader")  # one of these is in every such line
 
@@ -66,9 +67,9 @@ class LogOfRuns(ForeignLog):
     def _line(self, line: bytes) -> None:
         if any(mark in line for mark in ASIDE):
             self._aside(line)
-        if self.lines >= HEAD and SOURCE.match(line):
-            if not self._at_source or self.lines - self._at_source.lines >= HEAD:
-                self._at_source = self._copy()
+        since = self.lines - (self._at_source.lines if self._at_source else 0)
+        if since >= HEAD and SOURCE.match(line):
+            self._at_source = self._copy()
         super()._line(line)
 
     def _aside(self, line: bytes) -> None:
@@ -278,7 +279,7 @@ def lines_that_matter(data: bytes, texts: Sequence[bytes]) -> bytes:
 
 
 def first_step_in(data: bytes, row: LogFormat) -> bytes:
-    """How a line of the first step begins, so that a run which begins anew is seen; empty for none."""
+    """How a line of the first step begins, to see where a run begins anew; empty for none."""
     behind = data.rfind(RULE + b"\n", 0, 1 << 19) + 1
     pattern = re.compile(rb"(?<![\w/\"'`-])" + row.quick.pattern) if row.quick else None
     match = pattern.search(data, behind) if pattern else None
