@@ -49,6 +49,7 @@ from ablation.execute.opening import (
     MachineFault,
     SittingOptions,
     begin,
+    faults_on_disk,
     go_on,
     launcher_of,
     materials_of,
@@ -78,6 +79,7 @@ from ablation.runs.untrusted import printable
 from ablation.study.asked import (
     UsageError,
     as_asked,
+    as_asked_for,
     best_asked,
     new_experiment,
     profile_asked,
@@ -173,9 +175,24 @@ def gpus_seen(args, document: dict | None) -> tuple[str, ...]:
         return (f"{UNCOUNTED} ({unknown.why})",) * max(taken, args.gpus_per_run or 1)
 
 
+def study_to_begin(args) -> Study:
+    """The study asked for. Raises StudyFaults for everything that is wrong with its file, its code
+    or its data, all at once."""
+    faults: list[str] = []
+    try:
+        study = study_asked(args)
+    except StudyFaults as error:
+        study, faults = error.study, [*error.faults]
+    if study is not None and (args.study or args.arm):
+        faults += as_asked_for(faults_on_disk(study, args.train_script), args)
+    if faults:
+        raise StudyFaults(faults)
+    return study
+
+
 def experiment_to_begin(args, gpus: Sequence[str], print_line) -> Experiment:
     """A new experiment of the profile asked for, or of the one that fits the GPUs."""
-    study = study_asked(args)
+    study = study_to_begin(args)
     if not study.trainer.is_ours:
         return new_experiment(study, "", len(gpus), cores())
     name, why = profile_asked(args, len(gpus), study)

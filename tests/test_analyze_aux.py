@@ -273,7 +273,7 @@ def test_decisions_are_those_of_the_records_that_are_left(tmp_path):
 
 
 def edit_hypothesis(document: dict) -> None:
-    document["registered"]["hypothesis"] = "It was always thought that heads do harm."
+    document["registered"]["study"]["hypothesis"] = "It was always thought that heads do harm."
 
 
 def edit_rules(document: dict) -> None:
@@ -299,7 +299,7 @@ def test_a_changed_folder_is_called_so_at_the_top_and_no_decision_is_shown(full,
     assert told.count("AUX HEADS HELP") == told.count(f"{recorded} AUX HEADS HELP") + (
         edit is edit_rules
     )
-    assert document["registered"]["hypothesis"] in " ".join(text.split())
+    assert document["registered"]["study"]["hypothesis"] in " ".join(text.split())
     assert row(chapter(text, "Arms against their baseline"), "final_best")[1] == "8"
     assert drawn(exp_dir) == ALWAYS
 

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,27 @@ def test_no_file_imports_itself_by_a_detour():
         for name in ready:
             del left[name]
     assert not left
+
+
+SPEAK_OF_HEADS = {"study.heads", "report.layers"}  # the built-in study, and its figures
+HAVE_THE_DEFAULT = {  # files for which the built-in study is the default, or one of two kinds
+    *("study.experiment", "study.asked", "study.study_file", "folder.registration"),
+    *("cli.options", "cli.checks"),
+}
+OF_HEADS = re.compile(r"aux_head|(?<![A-Za-z])(?:taps?|heads)(?![A-Za-z])")
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_only_the_built_in_study_and_its_figures_speak_of_heads(path):
+    """In code, texts and comments. Apart from the name of the trainer's own file."""
+    text = path.read_text().replace("aux_heads.py", "")
+    if named(path) in HAVE_THE_DEFAULT:
+        text = text.replace("from ablation.study.heads import", "")
+    elif named(path) not in SPEAK_OF_HEADS:
+        assert not re.search(r"\bHEADS\b", text)
+    if named(path) not in SPEAK_OF_HEADS:
+        lines = [line for line in text.splitlines() if OF_HEADS.search(line)]
+        assert not lines
 
 
 def test_programs_import_no_program_and_the_trainer_nothing_of_the_house():

@@ -16,7 +16,7 @@ from ablation.plan.next_step import PLANS, conclude, is_second_test, next_step, 
 from ablation.runs.run import machine_seconds
 from ablation.study.overrides import NOTHING_OVERRIDDEN
 from ablation.study.profiles import PROFILES
-from tests.support.invent import experiment, overridden, result, with_share
+from tests.support.invent import experiment, layers_of, overridden, result, with_share
 
 STAGED = [name for name in PLANS if name != "manual"]
 SPEEDRUN = {
@@ -30,7 +30,7 @@ SPEEDRUN = {
 
 def loss_of(run):
     """Every gate lets the plan pass: two layers are best."""
-    better = {0: 0.0, 1: 0.1, 2: 0.3, 3: 0.2}[len(run.arm.layers)]
+    better = {0: 0.0, 1: 0.1, 2: 0.3, 3: 0.2}[len(layers_of(run.arm))]
     return 3.3 - better + run.seed % 7 / 1e4 + run.seed / 1e9
 
 

@@ -209,7 +209,7 @@ def test_short_runs_are_short_at_every_scale():
         device = "cuda" if profile.gpus else "cpu"
         e = experiment(profile=profile, device=device, processes=profile.gpus or 1)
         assert steps_of(e) == steps
-        assert short_run(e).profile.val_loss_every == steps // 2
+        assert short_run(e).profile.own_scale.val_loss_every == steps // 2
 
 
 # ---------------------------------------------------------------------------------------------

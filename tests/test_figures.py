@@ -23,6 +23,7 @@ from ablation.report.drawing import BETTER, BLACK, WORSE, NothingToDraw, plain_m
 from ablation.report.evidence import read_experiment
 from ablation.report.figures import FIGURES, picture
 from ablation.study.overrides import NOTHING_OVERRIDDEN
+from tests.support.invent import arm
 from tests.support.invented_folder import adaptive_plan, make, manual, speedrun
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -285,7 +286,7 @@ def test_curves_are_mean_losses_over_steps_and_over_seconds(classic):
                 line = next(n for n in ax.lines if n.get_label().splitlines()[0] == label)
                 assert line.get_xdata() == pytest.approx(at)
                 assert line.get_ydata() == pytest.approx(curves[:, :, 1].mean(0))
-                assert (to_rgb(line.get_color()) == to_rgb(BLACK)) == (not group.arm.layers)
+                assert (to_rgb(line.get_color()) == to_rgb(BLACK)) == group.arm.is_baseline
     assert by_time.get_xlim()[1] < 5100 * 0.2  # 165 ms a step
 
 
@@ -514,7 +515,7 @@ def test_ratios_of_gradients_are_arm_over_baseline(gradients):
 def test_texts_from_files_are_drawn_printable_and_in_silence(by_hand, recwarn, capfd):
     evil = "\x1b[2J\x07 $x^{$ 漢字 🧪 \ud800\n" + "x" * 5000
     results = [
-        replace(r, run=replace(r.run, arm=replace(r.run.arm, schedule=evil)))
+        replace(r, run=replace(r.run, arm=arm("aux_6", 6, schedule=evil)))
         if r.run.arm.name == "aux_6"
         else r
         for r in by_hand.records.results
@@ -532,7 +533,7 @@ def test_texts_from_files_are_drawn_printable_and_in_silence(by_hand, recwarn, c
 
 def test_more_configurations_than_can_be_told_apart_are_not_drawn(by_hand):
     first = by_hand.records.results[0]
-    arms = [replace(first.run.arm, name=f"a{k}", layers=(k,), weight=0.1) for k in range(1, 200)]
+    arms = [arm(f"a{k}", k) for k in range(1, 200)]
     runs = [replace(first, run=replace(first.run, arm=arm)) for arm in arms]
     records = replace(by_hand.records, results=tuple(runs))
     x = replace(by_hand, standing=replace(by_hand.standing, records=records))

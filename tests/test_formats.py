@@ -3,7 +3,9 @@
 import json
 import math
 import re
+import tomllib
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -14,10 +16,11 @@ from ablation.runs import foreign_log
 from ablation.runs.foreign_log import ForeignLog, metrics_in
 from ablation.runs.formats import (
     FORMATS,
+    KEYS,
     OURS,
     Reading,
     guess_format,
-    nests_quantifiers,
+    may_take_for_ever,
     own_format,
 )
 from ablation.runs.log import LogReader, read_log, reader_of
@@ -110,6 +113,14 @@ def test_a_time_that_the_attempt_did_not_have_is_not_believed():
     log = log_of(form).replace("train_time:80ms", "train_time:800000000ms")
     result = verdict(log, reading_of(form))
     assert result.train_time_ms == 1000 * result.wall_s
+    assert "by the clock" in result.evidence
+
+
+def test_times_of_some_points_are_no_times():
+    log = '{"step": 2, "val_loss": 5.0, "time_s": 1}\n{"step": 8, "val_loss": 3.0}\n'
+    result = verdict(log, Reading(FORMATS["json-lines"]))
+    wall_ms = 1000 * result.wall_s
+    assert result.curve == ((2, 5.0, wall_ms / 4), (8, 3.0, wall_ms))
     assert "by the clock" in result.evidence
 
 
@@ -428,6 +439,12 @@ def test_a_form_is_guessed_by_what_was_printed(form, head, tmp_path):
     assert guess_format(tmp_path / "log.txt") is FORMATS[form.format]
 
 
+@EVERY
+def test_a_form_is_guessed_in_a_long_log_behind_one_rule(form):
+    log = f"{SOURCE}{RULE}\n{log_of(form, total=4000)}"
+    assert guess_format(log.encode()) is FORMATS[form.format]
+
+
 def test_our_own_form_is_guessed_by_its_summary():
     assert guess_format((HEAD + COMPLETE).encode()) is FORMATS["ours"]
     assert guess_format(HEAD.encode()) is None
@@ -486,6 +503,8 @@ def test_a_log_of_another_form_is_told(tmp_path):
     result = judge_attempt(RUN, 1, tmp_path, log, CLEAN)
     assert result.reason.startswith("its lines are of the form 'nanogpt', not 'modded-nanogpt': ")
     assert result.final
+    other = read_log(tmp_path / "output.log", TOTAL, reading_of(FORMS["nanogpt"], metric="x"))
+    assert "of the form" not in judge_attempt(RUN, 1, tmp_path, other, CLEAN).reason
     ours = read_log(tmp_path / "output.log", TOTAL)
     assert "of the form" not in judge_attempt(RUN, 1, tmp_path, ours, CLEAN).reason
 
@@ -522,11 +541,20 @@ def test_the_file_of_its_own_and_the_screen_are_one_evidence(tmp_path):
     form = FORMS["speedrun"]
     log, reading = log_of(form, last=LAST), reading_of(form)
     (tmp_path / "train_log.txt").write_text(HEAD + log)
-    for screen in ("", log[:200], log):
+    for screen in ("", log[:200], "import os\n", log):
         result = judge_attempt(RUN, 1, tmp_path, read(screen, reading), CLEAN)
         assert (result.status, result.val_loss) == ("ok", float(LAST))
     other = read(log.replace(LAST, "3.3000"), reading)
     assert judge_attempt(RUN, 1, tmp_path, other, CLEAN).status == "crashed"
+
+
+@pytest.mark.parametrize(("log", "form"), [(stopped(), FORMS["speedrun"]),
+    (log_of(FORMS["research"]), FORMS["research"])])  # fmt: skip
+def test_an_end_in_the_file_of_its_own_is_one(log, form):
+    reading = reading_of(form, **BY_TIME)
+    both = read("", reading).with_file(read(log, reading))
+    assert both.incomplete == read(log, reading).incomplete == ""
+    assert read(log, reading).with_file(read("", reading)).incomplete == ""
 
 
 def record(**changes):
@@ -537,6 +565,7 @@ def record(**changes):
 @pytest.mark.parametrize("changes", [
     {"returncode": None}, {"returncode": 1}, {"steps_done": 7}, {"val_loss": 3.0}, {"curve": []},
     {"train_time_ms": None}, {"train_time_ms": 1e9}, {"evidence": ""}, {"evidence": 3},
+    {"steps_done": 7, "curve": [[7, 3.2784, 70.0]]},
     {"by_time": 1}, {"val_loss": 1e12}, {"steps_done": 20}, {"by_time": True, "steps_done": 20},
 ])  # fmt: skip
 def test_a_record_that_nobody_can_have_written_is_not_believed(changes):
@@ -594,6 +623,34 @@ def test_the_first_part_of_a_number_is_no_value():
     assert row.said(b"3 0.5e-3") is None
 
 
+def test_a_line_of_a_users_form_is_bounded():
+    row = own_format({"step": r"(?P<step>\d+) (?P<value>\S+) .*", "example": "3 0.5 x"})
+    assert row.said(b"3 0.5 " + b"x" * 1000)
+    assert row.said(b"3 0.5 " + b"x" * 1100) is None
+
+
+@pytest.mark.parametrize("text", [
+    b'{"step": 8, "val_loss": 3.2, "val_loss": 3.1}', b'{"step": 8.5, "val_loss": 3.2}', b"{8}",
+    b'{"step": -1, "val_loss": 3.2}', b'["step"]', b'{"step": 1e300}', b'{"step": NaN}',
+])  # fmt: skip
+def test_what_is_no_step_in_json_is_no_line(text):
+    assert FORMATS["json-lines"].said(text) is None
+
+
+def test_a_line_that_says_a_thing_twice_is_none():
+    row = FORMATS["modded-nanogpt"]
+    assert row.said(b"step:8/8 val_loss:3.2 lr:1 val_loss:3.1") is None
+    assert row.said(b"step:8/8 val_loss:3.2 lr:1 val_bpb:3.1")
+
+
+@pytest.mark.parametrize(("value", "said"), [('"nan"', math.nan), ('"3.2"', None), ("null", None),
+    ("true", None), ("[3]", None), ("1e999", math.inf), ("9" * 400, math.inf),
+    ("-3", -3.0)])  # fmt: skip
+def test_a_value_of_json_is_a_number(value, said):
+    found = FORMATS["json-lines"].said(f'{{"step": 8, "x": {value}}}'.encode()).values.get("x")
+    assert found == said or (math.isnan(said) and math.isnan(found))
+
+
 WRONG = {  # a change of the table: words of the fault
     "an unknown key": ({"exmple": "x"}, "log.exmple is no key of a log's form; 'example' is"),
     "another one": ({"zzz": "x"}, "log.zzz is no key of a log's form: give step, end, example"),
@@ -611,7 +668,9 @@ WRONG = {  # a change of the table: words of the fault
     "no NaN": ({"step": r"epoch=(?P<step>\d+) of 8, loss=(?P<value>[-\d.]+) .*"},
                r"would not see a divergence: write (?P<value>\S+)"),
     "a repeated repetition": ({"step": r"(?P<step>\d+) (\w+)* (?P<value>\S+)"}, "take for ever"),
-    "a deeper one": ({"end": r"((a|b)+c)+"}, "log.end '((a|b)+c)+': a repetition of a repetition"),
+    "a deeper one": ({"end": r"((a|b)+c)+"}, "log.end '((a|b)+c)+': a group that repeats holds"),
+    "alternatives that overlap": ({"end": r"(?:a|aa)+b"}, "a group that repeats holds * + ? {"),
+    "a part that may lack": ({"end": r"(?P<x>a?a?)*b"}, "may take for ever"),
     "a wrong end": ({"end": "["}, "log.end '[' is no regular expression"),
     "too long": ({"end": "a" * 2000}, "longer than 1024 characters"),
     "another first step": ({"first_step": 2}, "log.first_step 2: give 0 or 1"),
@@ -633,10 +692,10 @@ def test_all_faults_of_a_form_are_told_at_once():
     assert len(str(error.value).splitlines()) == 5
 
 
-@pytest.mark.parametrize("text", [r"(?P<step>\d+) .* (?P<value>\S+)", r"(a|b)+", r"\(a+\)*x",
+@pytest.mark.parametrize("text", [r"(?P<step>\d+) .* (?P<value>\S+)", r"(a|b)c+", r"\(a+\)*x",
     r"[(a+)]*", r"(?:ab)+c+", r"(a)?(b+)?"])  # fmt: skip
 def test_a_plain_repetition_is_allowed(text):
-    assert not nests_quantifiers(text)
+    assert not may_take_for_ever(text)
 
 
 @settings(max_examples=200, deadline=None)
@@ -651,6 +710,22 @@ def test_any_table_is_a_form_or_has_faults(table):
         own_format(table)
     except ValueError as error:
         assert str(error)
+
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs/logs.md").read_text()
+
+
+@pytest.mark.parametrize("row", FORMATS.values(), ids=FORMATS)
+def test_every_form_has_its_row_in_the_documentation(row):
+    shown = "<br>".join(f"`{line}`".replace("|", "\\|") for line in row.shown)
+    assert f"| `{row.name}` | {shown} |" in PAGE
+
+
+def test_the_example_of_the_documentation_is_a_form():
+    table = tomllib.loads(re.search(r"```toml\n(.*?)```", PAGE, re.DOTALL)[1])
+    row = own_format(table["log"], "val_loss")
+    assert row.said(table["log"]["example"].encode()).values == {"val_loss": 3.28}
+    assert {f"`{key}`" for key in KEYS} <= set(re.findall(r"^\| (`\w+`) \|", PAGE, re.MULTILINE))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -686,8 +761,8 @@ def test_a_late_change_of_the_total_is_seen():
 
 def test_a_reader_is_bounded_whatever_is_printed(monkeypatch):
     monkeypatch.setattr(foreign_log, "MAX_NAMES", 5)
-    lines = (f'{{"step": {n}, "m{n}": 1}}\n'.encode() for n in range(100))
-    log = foreign_log.fed(reader_of(TOTAL, Reading(FORMATS["json-lines"])), lines)
+    lines = "".join(f'{{"step": {n}, "m{n}": 1}}\n' for n in range(100))
+    log = read(lines, Reading(FORMATS["json-lines"]))
     assert len(log.names) <= 6
     endless = read(b'{"step": 8, "val_loss": 3}' * MAX_LINE, Reading(FORMATS["json-lines"]))
     assert endless.incomplete

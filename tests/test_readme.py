@@ -18,12 +18,13 @@ from ablation.plan.forecast import forecast, of_stage
 from ablation.plan.next_step import MAX_ATTEMPTS, PLANS
 from ablation.runs.log import SUMMARY_FIELDS
 from ablation.runs.run import RunConfig
-from ablation.study import heads
 from ablation.study.asked import TERMS_ASKED
 from ablation.study.experiment import STOP_ON
-from ablation.study.heads import SHORT
+from ablation.study.heads import HEADS
 from ablation.study.profiles import PROFILES, TERMS, default_profile
+from ablation.study.study import SHORT
 from run_aux import build_parser
+from tests.support.invent import ARMS, settings_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -31,12 +32,12 @@ PAGES = {
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 README, ALL = PAGES["README.md"], "\n".join(PAGES.values())
-STAGE_OF = {"gate": 1, "layers": 2}
+STAGE_OF = {"gate": 1, "choice": 2}
 
 
 def stage_rows():
     full = PROFILES["speedrun"].full_iterations
-    for stage in PLANS["classic"]:
+    for stage in PLANS["classic"](HEADS):
         names = [f"`{arm.name}`" for arm in stage.arms]
         iterations = round(full * stage.fraction)
         length = f"{iterations} iterations" if stage.fraction == SHORT else "full"
@@ -55,9 +56,10 @@ def adaptive_runs():
     words = ("no", "one", "two", "three", "four", "five")
     planned = forecast(replace(e, screen=True))[0]
     screening, layers, cells = ([p.run for p in of_stage(planned, k)] for k in (1, 2, 3))
-    arms = [f"`{name}`" for name in dict.fromkeys(r.arm.name for r in screening if r.arm.layers)]
+    names = [run.arm.name for run in screening if not run.arm.is_baseline]
+    arms = [f"`{name}`" for name in dict.fromkeys(names)]
     again = sum(run.index > 0 for run in layers)
-    weight, schedule = heads.DEFAULT_CELL
+    weight, schedule = settings_of(HEADS.cells[0])
     return {
         1: f"none; with `--screen` {len(screening)} short: baseline twice, {', '.join(arms)}",
         2: f"{len(layers)}: {words[len(layers) - again]} placements once, the {words[again]} best"
@@ -68,7 +70,7 @@ def adaptive_runs():
 
 
 def adaptive_rows():
-    for stage in PLANS["adaptive"]:
+    for stage in PLANS["adaptive"](HEADS):
         rule = stage.rule_text(PROFILES["speedrun"].design)
         yield f"| {stage.number} {stage.name} | {adaptive_runs()[stage.number]} | {rule} |"
 
@@ -81,10 +83,12 @@ def term_rows():
 
 def profile_rows():
     for p in PROFILES.values():
-        tokens = p.full_iterations * p.batch_size * p.sequence_length
+        scale = p.own_scale
+        a_step = scale.batch_size * scale.sequence_length
+        tokens = p.full_iterations * a_step
         run = (
-            f"{p.n_layer} layers, width {p.model_dim}, {p.full_iterations} iterations"
-            f" of {p.batch_size * p.sequence_length:,} tokens ({tokens / 1e6:,.1f}M)"
+            f"{scale.n_layer} layers, width {scale.model_dim}, {p.full_iterations} iterations"
+            f" of {a_step:,} tokens ({tokens / 1e6:,.1f}M)"
         )
         yield f"| `{p.name}` | {p.machine}, {p.budget_hours:g} h | {run} | `{p.data_dir}` |"
 
@@ -110,8 +114,8 @@ def test_numbers_in_the_text_are_those_of_the_code():
     everything = forecast(replace(speedrun, budget_hours=1e6))[0]
     full = sum(p.run.num_iterations for p in everything) / speedrun.full_iterations
     assert f"The classic plan asks for {full:.1f} full runs" in ALL
-    p = speedrun.profile
-    tokens = p.full_iterations * p.batch_size * p.sequence_length
+    p = speedrun.profile.own_scale
+    tokens = speedrun.full_iterations * p.batch_size * p.sequence_length
     assert f"fineweb --shards {math.ceil(tokens / 100_000_000)}`" in ALL
     assert f"in {N_PAIRS} interleaved pairs (`run_0` … `run_{N_PAIRS - 1}`" in ALL
     assert f"tried up to {('no', 'one', 'two', 'three')[MAX_ATTEMPTS]} times" in ALL
@@ -129,7 +133,7 @@ def test_numbers_of_the_pages_are_those_of_the_code():
         [n for n in range(1, 9) if default_profile(n)[0] == name] for name in ("small", "speedrun")
     )
     assert f"{many[0]} or more, {few[0]} to {few[-1]}, none." in README
-    p = PROFILES["speedrun"]
+    p = PROFILES["speedrun"].own_scale
     of_a_head = 6 * p.vocab_size * p.model_dim * p.batch_size * p.sequence_length
     assert f"{of_a_head / p.flops_per_step:.0%}".replace("%", " %") in PAGES["docs/trainers.md"]
     assert f"is 1/{1 / p.aux_token_fraction:g}, because" in PAGES["docs/trainers.md"]
@@ -138,8 +142,9 @@ def test_numbers_of_the_pages_are_those_of_the_code():
 def test_every_argument_and_every_number_of_the_trainer_is_in_the_contract():
     page = PAGES["docs/trainers.md"]
     e = replace(power.as_meant(PROFILES["speedrun"]), unet_skips=True, log_grad_norms=True)
-    arm = replace(heads.aux((4, 8)), unet_skips=True)
-    words = build_command(e, RunConfig(1, arm, 0, 42, 10), Path("t.py"), Path("d"), Path("l"))
+    words = build_command(
+        e, RunConfig(1, ARMS["aux_4_8"], 0, 42, 10), Path("t.py"), Path("d"), Path("l")
+    )
     arguments = [word for word in words[words.index("t.py") :] if word.startswith("--")]
     assert not [name for name in arguments if f"`{name}`" not in page]
     assert set(re.findall(r"`(--\w+)`", page.split("## What heads")[0])) - {"--train_script"} == {

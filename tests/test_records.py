@@ -26,9 +26,10 @@ from ablation.runs.store import (
     write_result,
 )
 from ablation.runs.untrusted import printable
+from ablation.study.heads import aux
 
 TOTAL = 8
-RUN = RunConfig(2, Arm("aux_4_8", (4, 8), 0.1), 0, seed=2000, num_iterations=TOTAL)
+RUN = RunConfig(2, aux((4, 8)), 0, seed=2000, num_iterations=TOTAL)
 SUMMARY = {
     "val_loss": 3.2741123,
     "steps_done": TOTAL,
@@ -429,10 +430,10 @@ BOTH_DAMAGE = {  # of what is in both files of an attempt
     "a seed beyond all bounds": lambda text: text.replace("2000", "2" * 30),
     "a seed of 100,000 digits": lambda text: text.replace("2000", "2" * 100_000),
     "an arm that is a path": lambda text: text.replace("aux_4_8", "../../x"),
-    "layers in words": lambda text: text.replace("    4,", '    "4",'),
-    "a layer below the first": lambda text: text.replace("    4,", "    0,"),
-    "a weight that is NaN": lambda text: text.replace('"weight": 0.1', '"weight": NaN'),
-    "a weight beyond all bounds": lambda text: text.replace('"weight": 0.1', '"weight": 1e999'),
+    "layers that are nothing": lambda text: text.replace('"4,8"', "null"),
+    "a layer below the first": lambda text: text.replace('"4,8"', '"0,8"'),
+    "a weight that is NaN": lambda text: text.replace(" 0.1", " NaN"),
+    "a weight beyond all bounds": lambda text: text.replace(" 0.1", " 1e999"),
     "another length": lambda text: text.replace('"num_iterations": 8', '"num_iterations": 9'),
     "a truth for a number": lambda text: text.replace('"index": 0', '"index": false'),
     "one field too many in its run": lambda text: text.replace('"stage"', '"x": 1, "stage"'),
@@ -662,10 +663,16 @@ def test_the_ledger_is_the_union_of_all_attempts(intervals):
     "edit",
     [
         lambda value: value["curve"].insert(0, [False, 11.0, 0.0]),
-        lambda value: value["run"]["arm"].update(layers=""),
-        lambda value: value["run"]["arm"].update(layers={}),
+        lambda value: value["run"]["arm"].update(flags=""),
+        lambda value: value["run"]["arm"].update(flags={}),
+        lambda value: value["run"]["arm"].update(flags=["ab"]),
+        lambda value: value["run"]["arm"].update(env={"ab": 1}),
+        lambda value: value["run"]["arm"].update(replacements=""),
     ],
-    ids=["a step that is no number", "layers that are a text", "layers that are an object"],
+    ids=[
+        *("a step that is no number", "flags that are a text", "flags that are an object"),
+        *("a flag that is a text", "variables that are an object", "replacements as a text"),
+    ],
 )
 def test_what_only_counts_as_a_number_or_a_list_is_none(edit):
     value = json.loads(json.dumps(asdict(verdict(COMPLETE))))

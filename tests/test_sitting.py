@@ -506,6 +506,7 @@ def test_the_newest_experiment_is_the_one_registered_last(tmp_path):
         (["--experiment", "baseline,aux_4,baseline"], ["baseline 2 times", "each once"]),
         (["--experiment", "aux_4,"], ["--experiment ''"]),
         (["--experiment", ""], ["--experiment ''"]),
+        (["--phase", ""], ["--phase", "give one of baseline, "]),
         (["--experiment", "baseline", "--seeds", "42,42,43"], ["42 2 times"]),
         (["--experiment", "baseline", "--seeds", ","], ["--seeds"]),
         (["--experiment", "baseline", "--seeds", "-1"], ["--seeds -1", "4294967295"]),

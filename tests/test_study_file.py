@@ -11,15 +11,21 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import run_aux
+from ablation.cli import exit_codes
+from ablation.runs.formats import FORMATS
 from ablation.runs.run import Arm, Repeated, Replacement
 from ablation.study import study_file
 from ablation.study.arm_option import OWN_SCRIPT, options_of
+from ablation.study.asked import as_asked, new_experiment, study_asked
 from ablation.study.document import MOST_SHOWN, StudyFaults
+from ablation.study.experiment import FULL_RUNS
 from ablation.study.heads import HEADS
-from ablation.study.profiles import Design, check_terms
-from ablation.study.sense import PLACEHOLDERS
+from ablation.study.profiles import PROFILES, Design, check_terms
+from ablation.study.sense import PLACEHOLDERS, faults_of_equal_arms
 from ablation.study.study import SHORT, Metric, Study, Trainer, Words
 from ablation.study.study_file import document_of, read_study, study_from, study_of_arms
+from run_aux import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 ISSUE = """
@@ -73,7 +79,6 @@ def test_the_file_of_the_docs_says_a_study(tmp_path):
         log="modded-nanogpt",
         full_iterations=5100,
         expected_hours=0.25,
-        budget_hours=7.5,
         companions=("mymodel.py",),
         data=("data/fineweb",),
     )
@@ -137,8 +142,8 @@ FAULTS = {  # what is put in place of what in the file: what is said of it
     ),
     "no log": (
         'log = "modded-nanogpt"', "",
-        "trainer.log: not given: give one of modded-nanogpt, parameter-golf, nanogpt, autoresearch,"
-        " json-lines, ours, or a form of your own",
+        "trainer.log: not given: give one of ours, parameter-golf, modded-nanogpt, nanogpt,"
+        " autoresearch, json-lines, or a form of your own",
     ),
     "a length of the other kind": (
         "full_iterations = 5100", "full_iterations = 5100\nfull_seconds = 60",
@@ -392,17 +397,16 @@ def test_noise_that_nobody_knows_is_measured_by_terms_that_pass(tmp_path):
     assert study_from(document_of(study)) == study
 
 
-def test_a_foreign_trainer_has_its_own_unit_budget_and_metric(tmp_path):
+def test_a_foreign_trainer_has_its_own_unit_and_metric(tmp_path):
     trainer = 'full_iterations = 100\nmetric = "val_acc"\nbetter = "higher"'
     study = read_study(written(tmp_path, foreign(trainer)))
     assert study.metric == Metric("val_acc", unit="", better="higher")
-    assert study.trainer.budget_hours == pytest.approx(3)
     assert read_study(written(tmp_path, foreign())).metric == Metric()
 
 
 def test_a_log_of_its_own_needs_a_form_and_a_line(tmp_path):
     own = foreign().replace(
-        '"nanogpt"', "{ step = '(?P<step>[0-9]+) (?P<value>.+)', first_step = 0 }"
+        '"nanogpt"', "{ step = '(?P<step>[0-9]+) (?P<value>\\S+)', first_step = 0 }"
     )
     assert faults_of(tmp_path, own) == [
         "trainer.log.example: not given: give a line that it matches"
@@ -410,7 +414,30 @@ def test_a_log_of_its_own_needs_a_form_and_a_line(tmp_path):
     own = own.replace("{ step", "{ example = '10 3.5', step")
     study = read_study(written(tmp_path, own))
     assert dict(study.trainer.log)["first_step"] == 0
+    assert study.trainer.reading.format.said(b"3 2.5").values == {"val_loss": 2.5}
+    other = replace(study.trainer, metric=Metric("val_acc"))
+    assert other.reading.format.said(b"3 2.5").values == {"val_acc": 2.5}
     assert study_from(json.loads(json.dumps(document_of(study)))) == study
+
+
+@pytest.mark.parametrize(
+    ("step", "example", "fault"),
+    [
+        ("(?P<value>[0-9.]+)", "1", "trainer.log.step: has no group for the step: write"),
+        ("(?P<step>[0-9]+) (?P<loss>[^ ]+)", "1 2", "trainer.log.step: has no group for val_acc"),
+        ("(?P<step>[0-9]+) (?P<value>[^ ]+)", "1", "trainer.log.example: '1': log.step matches"),
+        (
+            "(?P<step>[0-9]+) (?P<value>[^ ]+",
+            "1 2",
+            "trainer.log.step: '(?P<step>[0-9]+) (?P<value>",
+        ),
+        ("(?P<step>[0-9]+) (?P<value>[^ ]+)", "1 x", "trainer.log.example: '1 x': what log.step"),
+    ],
+)
+def test_a_form_has_to_find_the_metric_in_its_line(tmp_path, step, example, fault):
+    form = f"{{ step = '{step}', example = '{example}' }}\nmetric = 'val_acc'"
+    (said,) = faults_of(tmp_path, foreign().replace('"nanogpt"', form))
+    assert said.startswith(fault)
 
 
 def test_names_in_braces_of_code_are_its_own_unless_they_are_nearly_ours(tmp_path):
@@ -691,13 +718,14 @@ def arms_called(prefix):
     return st.lists(arm, max_size=3, unique_by=lambda arm: arm.name).map(tuple)
 
 
+OWN_FORM = (("step", r"(?P<step>[0-9]+) (?P<value>\S+)"), ("example", "1 2"), ("first_step", 0))
 TRAINERS = st.builds(
     Trainer,
     command=st.lists(WORDS, min_size=1, max_size=3).map(tuple),
     folder=st.just("/somewhere"),
     launch=st.sampled_from(["torchrun", "plain", "command"]),
     flag_form=st.sampled_from(["--name value", "--name=value", "name=value"]),
-    log=st.sampled_from(["nanogpt", (("step", "(.*)"), ("example", "1 2"), ("first_step", 0))]),
+    log=st.sampled_from(["nanogpt", OWN_FORM]),
     metric=st.builds(Metric, NAMES.map("m{}".format), st.just("") | WORDS, st.just("higher")),
     full_iterations=st.integers(1, 10**9),
     expected_hours=st.floats(1e-3, 1e3),
@@ -773,10 +801,13 @@ def places(value, path=()):
             yield from places(value[key], (*path, key))
 
 
+OWN_FORMED = tomllib.loads(foreign())["trainer"] | {"log": dict(OWN_FORM), "seed": "none"}
+OWN_FORMED["command"] = ["train.py", "{num_iterations}"]
 VALID = [
     document_of(HEADS),
     document_of(study_from({"name": "x", **tomllib.loads(ISSUE)})),
     document_of(study_from({"name": "x", **tomllib.loads(foreign(more="[words]\nit = 'this'"))})),
+    {**document_of(HEADS), "trainer": OWN_FORMED},
 ]
 PLACES = [(k, path) for k, document in enumerate(VALID) for path in places(document)]
 
@@ -877,7 +908,7 @@ def test_the_defaults_of_the_page_are_those_of_the_code():
     assert [ROWS[f"noise.{n}"][1] for n in ("delta_eq", "delta_target", "drop")] == [
         "2 x sigma0", "4 x sigma0", "10 x delta_target"
     ]  # fmt: skip
-    assert ROWS["trainer.budget_hours"][1] == f"{study_file.RUNS_PAID} full runs"
+    assert ROWS["trainer.budget_hours"][1] == f"{FULL_RUNS} full runs"
 
 
 def test_a_key_is_needed_where_the_page_says_so():
@@ -918,3 +949,54 @@ def test_the_names_that_the_plans_use_are_on_the_page():
         with pytest.raises(StudyFaults, match="a name that the plans use"):
             study_from({**VALID[2], "arms": {name: {"flags": {"x": 1}}}})
         assert name.replace("x", "...").replace("......", "...") in PAGE
+
+
+def test_the_page_names_every_form_of_logs():
+    (row,) = re.findall(r"^\| `trainer.log` .*$", PAGE, re.M)
+    assert {*re.findall(r"`([\w-]+)`", row)} == FORMATS.keys()
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+def test_no_scale_makes_two_arms_of_the_examples_equal(profile):
+    assert not faults_of_equal_arms(HEADS, profile.scale)
+
+
+@pytest.mark.parametrize(("profile", "is_refused"), [("mini", True), ("small", False)])
+def test_an_arm_that_is_the_baseline_at_this_scale_is_refused(profile, is_refused):
+    words = f"--staged --arm low_lr=--muon_lr=0.02 --profile {profile}"
+    given = build_parser().parse_args(words.split())
+    e = new_experiment(study_asked(given), profile, 0, cores=4)
+    if not is_refused:
+        assert as_asked(e, given, 0).study.arms
+        return
+    with pytest.raises(StudyFaults) as error:
+        as_asked(e, given, 0)
+    assert str(error.value) == (
+        "--arm low_lr: muon_lr 0.02: is the same configuration as the baseline; change it, or leave"
+        " it out"
+    )
+
+
+def test_what_is_wrong_on_disk_is_told_with_what_is_wrong_in_the_file(tmp_path, capsys):
+    (tmp_path / "train.py").write_text("hidden = 4\n")
+    text = foreign(
+        more="""gone = { script = "gone.py" }
+other_width = { replace = [{ file = "train.py", find = "hidden = 5", with = "hidden = 6" }] }
+empty = {}
+same = { flags = { lr = 1e-1 } }"""
+    )
+    path = written(tmp_path, text)
+    assert run_aux.main(["--staged", "--dry_run", "--study", str(path)]) == exit_codes.REFUSED
+    assert capsys.readouterr().err.splitlines() == [
+        f"run_aux.py: error: {path}: {fault}"
+        for fault in (
+            "arms.empty: an empty table: differs in nothing; give flags, env, script, replace,"
+            " revision",
+            "arms.same: lr 0.1: is the same configuration as arms.other; change it, or leave it"
+            " out",
+            f"arms.gone.script: {tmp_path}/gone.py: no such file; give the trainer's file, by its"
+            " path from the study's",
+            "arms.other_width.replace[0].find: occurs 0 times in train.py, not once; give a text"
+            " that is in it",
+        )
+    ]

@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--best_weight", type=float, metavar="W", help="stage 4 by hand: loss weight")
     how.add_argument("--best_schedule", metavar="S", help="stage 4 by hand: weight schedule")
     how.add_argument("--unet_skips", action="store_true", help="every model with U-net skips")
-    how.add_argument("--log_grad_norms", action="store_true", help="what heads add to gradients")
+    how.add_argument("--log_grad_norms", action="store_true", help="of each layer, in every run")
     how.add_argument("--ignore_gate", action="store_true", help="go on past a STOP, on record")
 
     terms = parser.add_argument_group("statistical terms, nats/token (the profile's)")

@@ -117,14 +117,11 @@ def check_data_is_there(e: Experiment, m: Materials) -> None:
         )
 
 
-def check_study(e: Experiment, m: Materials) -> None:
-    """Raise StudyFaults where the code or the data of a study is not what it says."""
-    named = m.script if not e.study.trainer.is_ours else None
-    faults = [] if named is None else [*faults_of(e.study), *data_faults(e.study)]
-    if e.study.trainer.is_ours:
-        faults = faults_of(e.study, m.script)
-    if faults:
-        raise StudyFaults(faults)
+def faults_on_disk(study: Study, script: Path | None) -> list[str]:
+    """What is wrong with the code and the data of a study, a line each. script: in place of the
+    trainer's own."""
+    of_data = [] if study.trainer.is_ours else data_faults(study)
+    return [*faults_of(study, script), *of_data]
 
 
 def facts_of(e: Experiment, gpus: Sequence[str]) -> dict:
@@ -144,7 +141,8 @@ def begin(
 ) -> int:  # fmt: skip
     """Register a new experiment, in exp_dir or in a new folder of output_dir; then sit."""
     m = materials_of(options, None, exp_dir, e)
-    check_study(e, m)
+    if faults := faults_on_disk(e.study, options.train_script):
+        raise StudyFaults(faults)
     check_materials(m, e)
     if options.stage is None and (why := too_few_pairs(e)):
         raise ValueError(why)

@@ -109,17 +109,21 @@ def failed(r: RunResult) -> bool:
     return r.status in ("crashed", "timeout")
 
 
-def fault_of(failures: Sequence[RunResult], last: RunResult, results: Sequence[RunResult]) -> str:
+def fault_of(
+    e: Experiment, failures: Sequence[RunResult], last: RunResult, results: Sequence[RunResult]
+) -> str:
     """Why the sitting stops after this result; empty while it goes on.
 
     failures: the attempts that failed in a row, up to now. That of several runs means a broken
     machine, if their arms differ or have trained before; one arm that never has trained may be at
-    fault itself.
+    fault itself. Another trainer whose first training cannot be read would train on for nothing.
     """
     if last.status == "refused":
         return f"{last.run.name}: the trainer refuses: {last.reason}"
     if last.status == "interrupted" and last.reason.startswith(watcher.OF_THE_MACHINE):
         return f"{last.run.name}: {last.reason}"
+    if not e.study.trainer.is_ours and last.final and not any(r.has_outcome for r in results):
+        return f"{last.run.name}, the first to end, cannot be read: {last.reason}"
     runs = {r.run.name for r in failures}
     arms = {r.run.arm.configuration for r in failures}
     trained = any(r.has_outcome and r.run.arm.configuration in arms for r in results)
@@ -203,7 +207,7 @@ def drive_with(
             done = runs_with_outcome(results)
             display.print_line(result_line(e.study.metric, r, done, len(to_come)))
             failures = in_a_row(failures, r)
-            fault = fault or fault_of(failures, r, results)
+            fault = fault or fault_of(e, failures, r, results)
 
     take(orchestrator.reattach(s.running, s.stall_s))
     while True:

@@ -164,12 +164,14 @@ def gathered(
     patched: Callable[[str, bytes], bytes] = as_it_is,
     readable: Callable[[bytes], bytes] = bytes,
     is_python: bool = True,
+    linked: Sequence[str] = (),
 ) -> Code:
     """These files, the first of which is what is started, and what they import, as read_code.
 
     root: that imports are found from; below: that paths are relative to, root or a folder above it.
     patched: a file's contents by its path and what was read; readable: that Python can parse. The
-    first file is Python's whatever it is called, if is_python.
+    first file is Python's whatever it is called, if is_python. linked: paths below root at which a
+    run finds data, which is not copied.
     """
     first = modules[0].file
     files: dict[str, bytes] = {}
@@ -194,7 +196,7 @@ def gathered(
                 todo += found
                 if missing and found_import.needed:
                     notes.append(f"{name}, line {found_import.line}: imports {missing}")
-    notes += left_out(trees, root, {os.path.relpath(below / name, root) for name in files})
+    notes += left_out(trees, root, {os.path.relpath(below / name, root) for name in files}, linked)
     name = first.relative_to(below).as_posix()
     started = (name, files.pop(name))
     return Code(below, (started, *sorted(files.items())), tuple(map(printable, notes)))
@@ -205,7 +207,9 @@ def read_copy(folder: Path, names: Sequence[str]) -> Code:
     return Code(folder, tuple((name, contents_of(folder / name, folder)) for name in names), ())
 
 
-def left_out(trees: dict[str, ast.Module], root: Path, copied: set[str]) -> Iterator[str]:
+def left_out(
+    trees: dict[str, ast.Module], root: Path, copied: set[str], linked: Sequence[str] = ()
+) -> Iterator[str]:
     """What the code names and no import statement tells."""
     for name, tree in trees.items():
         for call in filter(is_import_call, ast.walk(tree)):
@@ -213,6 +217,8 @@ def left_out(trees: dict[str, ast.Module], root: Path, copied: set[str]) -> Iter
                 yield f"{name}, line {call.lineno}: imports by a name that is computed"
     named = {text: name for name, tree in trees.items() for text in file_names_in(tree, root)}
     for text in sorted(named.keys() - copied):
+        if any(Path(text).is_relative_to(place) for place in linked):
+            continue
         yield f"{named[text]}: names {text}, which lies beside it and is not copied"
 
 

@@ -206,7 +206,8 @@ def layered(study: Study) -> Iterator[Layers]:
     yield Layers((base,))
     arms = [("arms", arm) for arm in study.arms]
     arms += [("screening", arm) for arm in study.screening]
-    arms += [("by_hand", arm) for arm in study.by_hand.values()]
+    known = {arm.trainer for _, arm in arms}
+    arms += [("by_hand", arm) for arm in study.by_hand.values() if arm.trainer not in known]
     for kind, arm in arms:
         yield Layers((base, (f"{kind}.{arm.name}", arm)))
     for arm in study.arms:
@@ -260,12 +261,14 @@ class Reading:
 
     def codes(self) -> dict[tuple, Code]:
         codes: dict[tuple, Code] = {}
+        tried: set[tuple] = set()  # a fault is told once, of whichever arm comes first
         with contextlib.ExitStack() as self.held:
             for layers in layered(self.study):
                 arm = layers.arm
                 of_base = len(layers.parts) == 1
                 told = not (of_base or () in codes or arm.script or arm.revision)
-                if arm.trainer not in codes and not told:  # else the base's fault is this one's too
+                if arm.trainer not in tried and not told:  # else the base's fault is this one's too
+                    tried.add(arm.trainer)
                     with self.noting(layers):
                         codes[arm.trainer] = self.code_of(layers)
             if () in codes:
@@ -304,7 +307,8 @@ class Reading:
         patches = Patches(self.placed(layers, modules[0].file, folder, below))
         others = self.others(start, folder, below)
         is_python = self.study.trainer.launch != "command"
-        code = gathered([*modules, *others], root, below, patches, readable, is_python)
+        data = [os.path.relpath(self.folder / entry, root) for entry in self.study.trainer.data]
+        code = gathered([*modules, *others], root, below, patches, readable, is_python, data)
         patches.check_all_used(code)
         if patches.faults:
             self.faulty.add(layers.arm.trainer)

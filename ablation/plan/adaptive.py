@@ -38,13 +38,13 @@ from ablation.study.profiles import Design
 from ablation.study.study import SHORT, Metric, Study
 
 RULE_TEXTS = {  # by stage: shown beside the decisions, registered, and in docs/plans.md
-    1: "drop an arm if it diverges or improvement < -{drop:g} {{unit}}; STOP if all are dropped",
+    1: "drop an arm if it diverges or improvement < -{drop:g}{{unit}}; STOP if all are dropped",
     2: "the lower mean of the two best, each with the same two seeds; STOP if all diverge",
     3: "the lowest mean of {n} cells, {default} by stage 2; within seeds, rho {{rho:g}}",
     4: (
         "improves if the sequential interval lies above 0, harmful if below; no meaningful effect"
         " if the equivalence interval lies inside ±{delta_eq:g}; target met if the lower end >="
-        " {delta_target:g} {{unit}}. Of two intervals the shorter one: pairs, with {pairing:g} of"
+        " {delta_target:g}{{unit}}. Of two intervals the shorter one: pairs, with {pairing:g} of"
         " alpha, and Welch, with the rest"
     ),
 }
@@ -333,11 +333,12 @@ def noise_row(study: Study) -> Stage:
 
 
 def screening_row(study: Study) -> Stage:
+    unit = study.metric.amount("")
     return Stage(
         number=1,
         name="screening",
         question=f"does any {study.words.arm} do plain harm?",
-        rule=RULE_TEXTS[1].replace("{{unit}}", study.metric.unit),
+        rule=RULE_TEXTS[1].replace("{{unit}}", unit),
         arms=study.screened,
         fraction=SHORT,
         runs_asked_for=twice_the_baseline,
@@ -351,7 +352,7 @@ def screening_row(study: Study) -> Stage:
 @lru_cache
 def adaptive(study: Study) -> tuple[Stage, ...]:
     """The rows of the plan for a study."""
-    words, cells = study.words, study.compared_cells
+    words, cells, unit = study.words, study.compared_cells, study.metric.amount("")
     n = COUNTS[len(cells)] if len(cells) < len(COUNTS) else str(len(cells))
     rule = RULE_TEXTS[3] if len(cells) > 1 else "none: there is nothing to choose between"
     known = study.noise is None or study.noise.noise_known
@@ -389,7 +390,7 @@ def adaptive(study: Study) -> tuple[Stage, ...]:
             number=4,
             name="final validation",
             question="does it hold on seeds used nowhere else?",
-            rule=RULE_TEXTS[4].replace("{{unit}}", study.metric.unit),
+            rule=RULE_TEXTS[4].replace("{{unit}}", unit),
             arms=final_arms(study),
             fraction=1.0,
             runs_asked_for=pairs_until_settled,

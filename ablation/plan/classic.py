@@ -153,7 +153,9 @@ def decide_arms(state: State) -> Decision:
     numbers = best_numbers(baseline, best)
     if repeated := repeat_difference(results):
         name, difference = repeated
-        facts.append(f"Run-to-run difference ({name}, two seeds): {difference:.4f} {metric.unit}")
+        facts.append(
+            f"Run-to-run difference ({name}, two seeds): {metric.amount(f'{difference:.4f}')}"
+        )
         numbers["repeat_difference"] = difference
     rule = rules_of(state.study)["choice"]
     if rule.holds(improvement):

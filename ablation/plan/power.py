@@ -346,12 +346,12 @@ def render(
     e: Experiment, replicates: int = REPLICATES, seed: int = 0, progress: Progress = silently
 ) -> str:
     """The whole report. Takes seconds, for the counts; minutes where a hundred pairs fit."""
-    design, planned = e.profile.design, forecast(e)[0]
+    design, planned, metric = e.profile.design, forecast(e)[0], e.study.metric
     lines = [
         f"What can {e.budget_hours:g} hours decide? Plan {e.plan}, profile {e.profile.name},"
         f" {e.full_iterations} iterations ({duration(Costs(e)(full_run(e)))}) a full run",
         f"sd between seeds {design.sigma0:g}, smallest effect of interest (delta_eq)"
-        f" {design.delta_eq:g}, target {design.delta_target:g} {e.study.metric.unit},"
+        f" {design.delta_eq:g}, target {metric.amount(f'{design.delta_target:g}')},"
         f" alpha {design.alpha:g} two-sided",
         "",
         "Runs and hours, every gate passed",
@@ -414,7 +414,7 @@ def resolution(e: Experiment, n: int) -> str:
         for effect in (design.delta_eq, design.delta_target)
     ]
     mde80 = span([f"{test.mde80(n):.3g}" for test in tests])
-    return f"{n} pairs fit; MDE80 {mde80} {e.study.metric.unit}; power {', '.join(powers)}"
+    return f"{n} pairs fit; MDE80 {e.study.metric.amount(mde80)}; power {', '.join(powers)}"
 
 
 def span(numbers: Sequence[str]) -> str:
@@ -427,8 +427,8 @@ def verdict_table(
 ) -> list[str]:
     """A line for each row of `tally`, under a heading. shares: fields of the columns."""
     width = 2 + max(len(row[by]) for row in rows)
-    heads = [name.removeprefix("p_") for name in shares]
-    lines = [f"  {by:<{width}}" + "".join(f"{head:>15}" for head in heads) + "  full runs (most)"]
+    titles = "".join(f"{name.removeprefix('p_'):>15}" for name in shares)
+    lines = [f"  {by:<{width}}{titles}  full runs (most)"]
     for row in rows:
         cells = [
             f"{row[name]:.3f} ± {standard_error(row[name], row['replicates']):.3f}"

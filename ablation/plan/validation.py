@@ -303,7 +303,7 @@ def explain(
         yield (
             f"Ranks, in which a diverged run is the worst, show no difference (p = {last.p:.4f});"
             f" the runs that finished are equivalent within ±{design.delta_eq:g}"
-            f" {state.study.metric.unit}."
+            f"{state.study.metric.amount('')}."
         )
     elif verdict == NO_EFFECT:
         # the last look can have no interval: a run diverged after the verdict had fallen
@@ -341,5 +341,5 @@ def still_to_come(state: State, n: int, effect: float, needed: int) -> str:
             "as many as were run, so chance decided. A new experiment is a second test:"
             " its p-value does not undo this one"
         )
-    unit = state.study.metric.unit
-    return f"For power .8 at {effect:.4f} {unit} it takes about {needed} runs per arm: {still}."
+    size = state.study.metric.amount(f"{effect:.4f}")
+    return f"For power .8 at {size} it takes about {needed} runs per arm: {still}."

@@ -105,6 +105,7 @@ SCALE = ("n_layer", "model_dim", "n_head", "sequence_length", "batch_size", "val
 def asked(evidence: Evidence) -> Iterator[Content]:
     """The registration in words: whatever it holds, it is only shown."""
     r, profile = evidence.registered, field(evidence.registered, "profile")
+    counted = evidence.study.trainer.counted
     known = [("name", field(profile, "name"))]
     known += [(name, field(profile, "scale", name)) for name in SCALE]
     scale = ", ".join(f"{name} {simple(v)}" for name, v in known if v is not None)
@@ -114,7 +115,7 @@ def asked(evidence: Evidence) -> Iterator[Content]:
         ("hypothesis", field(r, "study", "hypothesis") or None),
         ("plan", r.get("plan")),
         ("profile", scale.removeprefix("name ") if evidence.study.trainer.is_ours else None),
-        ("full run", f"{simple(r.get('full_iterations'))} {evidence.study.trainer.counted}"),
+        ("full run", f"{simple(r.get('full_iterations'))} {counted}"),
         ("estimand", r.get("estimand")),
         ("improvement", f"{evidence.metric.difference}, positive is good"),
         ("failures", r.get("failure_rule")),
@@ -122,13 +123,13 @@ def asked(evidence: Evidence) -> Iterator[Content]:
         ("on file", f"{on_file}; see the top") if evidence.changed else ("registered", on_file),
     ]
     numbers = [str(stage.number) for stage in evidence.standing.stages]
-    stages = [(f"stage {n}", stage_line(field(r, "stages", n))) for n in numbers]
+    stages = [(f"stage {n}", stage_line(field(r, "stages", n), counted)) for n in numbers]
     empty = {f"stage {n}": why for n, why in evidence.empty_stages.items()}
     stages = [(name, f"{line}; {empty[name]}" if name in empty else line) for name, line in stages]
     yield Pairs((*rows, *stages))
 
 
-def stage_line(registered) -> str:
+def stage_line(registered, counted: str) -> str:
     """One registered stage: what it asks, and of which runs."""
     arms, seeds = field(registered, "arms"), field(registered, "seeds")
     names = [simple(field(arm, "name")) for arm in few(arms)]
@@ -137,7 +138,7 @@ def stage_line(registered) -> str:
     name, what, steps = (
         simple(field(registered, key)) for key in ("name", "question", "num_iterations")
     )
-    return f"{name}: {what} {steps} steps, seeds {listed}: {', '.join(names)}"
+    return f"{name}: {what} {steps} {counted}, seeds {listed}: {', '.join(names)}"
 
 
 MOST_SHOWN = 100  # entries that are shown: chosen, as no plan registers as many

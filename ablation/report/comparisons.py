@@ -87,13 +87,14 @@ class Block:
 
     stage: int
     name: str
-    num_iterations: int
+    num_iterations: int  # or seconds
     groups: tuple[ArmRuns, ...]  # the baseline first, where there is one
+    counted: str = "steps"
 
     @property
     def title(self) -> str:
         exploratory = ", exploratory, biased" if self.stage in SELECTING else ""
-        return f"{self.name} ({self.num_iterations} steps{exploratory})"
+        return f"{self.name} ({self.num_iterations} {self.counted}{exploratory})"
 
     @property
     def baseline(self) -> ArmRuns | None:
@@ -128,7 +129,8 @@ def blocks_of(evidence: Compared) -> list[Block]:
     found = []
     for (stage, steps), runs in sorted(blocks.items()):
         arms = tuple(ArmRuns(tuple(each)) for each in runs.values())
-        found.append(Block(stage, evidence.stage_name(stage), steps, arms))
+        counted = evidence.study.trainer.counted
+        found.append(Block(stage, evidence.stage_name(stage), steps, arms, counted))
     return found
 
 

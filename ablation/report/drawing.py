@@ -139,4 +139,5 @@ def as_logged(axis, metric: Metric) -> str:
     """Let an axis of losses show the metric as it is logged; returns its label."""
     if metric.sign < 0:
         axis.set_major_formatter(lambda value, _: f"{-value:g}")
+        axis.set_inverted(True)  # larger values lie to the right, or above
     return f"{metric.words} ({metric.unit})" if metric.unit else metric.words

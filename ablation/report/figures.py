@@ -40,6 +40,7 @@ from ablation.report.evidence import Compared
 from ablation.report.layers import draw_gradients, draw_layers
 from ablation.report.verdict import draw_verdict
 from ablation.runs.untrusted import printable
+from ablation.study.study import Metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,7 +112,9 @@ def draw_comparison(evidence: Compared):
     for ax, block, base in zip(axes[:, 0], blocks, bases, strict=True):
         draw_block(ax, block, base)
         ax.set_title("\n".join([block.title, *about_block(block, base)]))
-    axes[-1, 0].set_xlabel(f"final {as_logged(axes[-1, 0].xaxis, evidence.metric)}; left is better")
+    better = "left" if evidence.metric.sign > 0 else "right"
+    named = [as_logged(ax.xaxis, evidence.metric) for ax in axes[:, 0]]
+    axes[-1, 0].set_xlabel(f"final {named[-1]}; {better} is better")
     from matplotlib.lines import Line2D
 
     lone = Line2D([], [], label="mean, nothing of its seeds to compare with", **A_MEAN)
@@ -219,7 +222,7 @@ def draw_curves(evidence: Compared):
     styles = curve_styles(blocks)
     for panels, block in zip(axes, blocks, strict=True):
         for ax, column in zip(panels, over, strict=True):
-            draw_panel(ax, block, styles, column)
+            draw_panel(ax, evidence.metric, block, styles, column)
         seeds = {frozenset(r.run.seed for r in g.ok) for g in block.groups if g.ok and g.by_seed}
         panels[0].set_title("\n".join([block.title, *[ON_OTHER_SEEDS][: len(seeds) > 1]]))
         panels[0].set_ylabel(as_logged(panels[0].yaxis, evidence.metric))
@@ -239,17 +242,23 @@ def curve_styles(blocks: Sequence[Block]) -> dict[tuple, tuple[str, str]]:
     return {((), False): (BLACK, "-"), **of_arms}
 
 
-def draw_panel(ax, block: Block, styles: Mapping[tuple, tuple[str, str]], column: int) -> None:
-    """Curves and their inset; the axis is as high as keeps their right half below the inset."""
-    inset = ax.inset_axes((0.5, 0.54, 0.5, 0.46))
+def draw_panel(
+    ax, metric: Metric, block: Block, styles: Mapping[tuple, tuple[str, str]], column: int
+) -> None:
+    """Curves and their inset; the axis is as high as keeps their right half below the inset, or
+    above it where they rise."""
+    inset = ax.inset_axes((0.5, 0.54 if metric.sign > 0 else 0.1, 0.5, 0.46))
+    as_logged(inset.yaxis, metric)
     for group in block.groups:
         for axes in (ax, inset):
             draw_curve(axes, group, *styles[group.key], column)
     curves = [rows for group in block.groups if (rows := mean_curve(group))]
+    last = max((rows[-1][STEP] for rows in curves), default=0)
     for axes, share, height in ((ax, 0.4, 0.45), (inset, 0.85, 1.0)):
-        shown = [row for rows in curves for row in rows_from(rows, share * block.num_iterations)]
+        shown = [row for rows in curves for row in rows_from(rows, share * last)]
         low, high = with_margin([loss for row in shown for loss in row[LOW:TIME]])
-        axes.set_ylim(low, low + (high - low) / height)
+        ends = low, low + (high - low) / (height if metric.sign > 0 else 0.8 * height)
+        axes.set_ylim(*(ends if metric.sign > 0 else reversed(ends)))
     inset.set_xlim(*with_margin([row[column] for row in shown]))
     inset.tick_params(labelsize=11)
     inset.locator_params(nbins=4)

@@ -34,6 +34,7 @@ from ablation.report.content import (
 )
 from ablation.report.evidence import Compared, Evidence
 from ablation.study.profiles import Design
+from ablation.study.study import Metric
 
 SEED = 0  # of the bootstrap and of Dunnett's integration; chosen: the same report again
 
@@ -105,7 +106,8 @@ def validated(evidence: Evidence) -> Iterator[Content]:
     found = planned(evidence, block)
     rows += effect_rows(evidence, block, found)
     rows += [("p", p_line(evidence, block, found))]
-    rows += zip(("baseline", "arm"), map(spread_line, block.groups), strict=True)
+    spreads = (spread_line(evidence.metric, group) for group in block.groups)
+    rows += zip(("baseline", "arm"), spreads, strict=True)
     if found.comparison:
         rows += [*sensitivity_rows(evidence, block), *resolution_rows(evidence, block)]
     rows += time_rows(evidence, block)
@@ -130,8 +132,8 @@ def effect_rows(evidence: Compared, block: Block, found: Contrast) -> Iterable[t
     if difference is None:
         return
     share = difference.improvement / abs(difference.mean_baseline)
-    about = f"{evidence.metric.unit} ({share:+.2%} of the baseline's)"
-    yield "effect", f"improvement {difference.improvement:+.4f} {about}"
+    size = evidence.metric.delta(difference.improvement)
+    yield "effect", f"improvement {size} ({share:+.2%} of the baseline's)"
     if interval is None:
         yield "interval", "none: ranks decide where a run diverged, and n = 1 or no spread has none"
         return
@@ -145,6 +147,8 @@ def effect_rows(evidence: Compared, block: Block, found: Contrast) -> Iterable[t
         (low, high), delta_eq = equivalence, evidence.design.delta_eq
         inside = "inside" if -delta_eq < low and high < delta_eq else "not inside"
         about = f"{level(2 * evidence.design.alpha)}: {inside} ±{delta_eq:g} (delta_eq)"
+        if not evidence.design.noise_known:
+            about = f"{level(2 * evidence.design.alpha)}; what matters is not known (no [noise])"
         yield "equivalence", f"{span(low, high)}, {about}"
 
 
@@ -187,7 +191,7 @@ def excluded(evidence: Compared, block: Block) -> str:
     if equivalence and evidence.verdict == NO_EFFECT:  # shown at the level of that verdict
         interval, kind = equivalence, f"sequential {level(2 * evidence.design.alpha)}"
     low, high = interval
-    beyond = f"{max(-low, high):.4f} {evidence.metric.unit}"
+    beyond = evidence.metric.amount(f"{max(-low, high):.4f}")
     return f"effects beyond ±{beyond} are excluded ({kind} interval)"
 
 
@@ -210,8 +214,9 @@ def p_line(evidence: Compared, block: Block, found: Contrast) -> str:
     )
 
 
-def spread_line(group: ArmRuns) -> str:
+def spread_line(metric: Metric, group: ArmRuns) -> str:
     mean, sd = group.mean_sd()
+    mean = mean and metric.sign * mean
     lost = f"; {group.lost}" if group.lost else ""
     return f"n = {len(group.losses)}, mean {number(mean, '.4f')}, sd {number(sd, '.4f')}{lost}"
 
@@ -220,7 +225,8 @@ def sensitivity_rows(evidence: Compared, block: Block) -> Iterable[tuple[str, st
     """Other statistics of the same runs; none of them decides."""
     base, group = block.groups
     sides = paired_losses(base, group)
-    if sides[0] and not test_of_pairs(evidence):
+    has_pairs = evidence.study.trainer.seed != "none"
+    if sides[0] and has_pairs and not test_of_pairs(evidence):
         test = stats.paired(*sides, evidence.design.alpha)
         about = f"{span(test.ci_low, test.ci_high)}, {p_text(test.p)}, n = {len(sides[0])} pairs"
         yield "paired t", f"{test.improvement:+.4f}, {about} (sensitivity)"
@@ -248,6 +254,8 @@ class Resolution:
 
 def effects_of(design: Design) -> dict[str, float]:
     """The effects whose power is told, in nats/token."""
+    if not design.noise_known:
+        return {}
     return {"delta_eq": design.delta_eq, "delta_target": design.delta_target}
 
 
@@ -255,7 +263,8 @@ def by_welch(sides: tuple[list[float], list[float]], design: Design, alpha: floa
     """What Welch's test could have found."""
     n, sd = min(map(len, sides)), math.sqrt(stats.pooled_variance(sides, 0.0, 0.0))
     powers = (stats.power(effect, n, sd, alpha) for effect in effects_of(design).values())
-    spread = f"{sd:.4f} of runs, pooled; {design.sigma0:g} was expected"
+    expected = f"{design.sigma0:g} was expected" if design.noise_known else "none was expected"
+    spread = f"{sd:.4f} of runs, pooled; {expected}"
     return Resolution("Welch's test", spread, stats.mde80(sd, n, alpha), tuple(powers))
 
 
@@ -279,15 +288,16 @@ def resolution_rows(evidence: Evidence, block: Block) -> Iterable[tuple[str, str
         found.append(by_pairs(n, pairs.se, design, pairs.share * design.alpha))
     yield "sd", "; ".join(each.spread for each in found)
     sharper = min(found, key=lambda each: each.mde80 or math.inf)
-    unit = evidence.metric.unit
     of, at = (f", by {sharper.test}", ", by the sharper test") if len(found) > 1 else ("", "")
-    yield "MDE80", f"{number(sharper.mde80, '.4f')} {unit}, for n = {n} with this sd{of}"
+    mde80 = evidence.metric.amount(number(sharper.mde80, ".4f"))
+    yield "MDE80", f"{mde80}, for n = {n} with this sd{of}"
     most = map(max, zip(*(each.powers for each in found), strict=True))
     powers = (
         f"{power:.3f} at {effect:g} ({name})"
         for power, (name, effect) in zip(most, effects_of(design).items(), strict=True)
     )
-    yield "power", f"{', '.join(powers)}, for n = {n} with this sd and one look{at}"
+    if design.noise_known:
+        yield "power", f"{', '.join(powers)}, for n = {n} with this sd and one look{at}"
 
 
 def time_rows(evidence: Compared, block: Block) -> Iterable[tuple[str, str]]:

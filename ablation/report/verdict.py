@@ -79,9 +79,12 @@ def decided_pairs(evidence: Evidence) -> Block:
 
 
 def draw_regions(ax, d: Design) -> None:
-    about = f"no meaningful effect: within ±{d.delta_eq:g}"
-    ax.axhspan(-d.delta_eq, d.delta_eq, color=BLACK, alpha=0.1, linewidth=0, label=about)
+    if d.noise_known:
+        about = f"no meaningful effect: within ±{d.delta_eq:g}"
+        ax.axhspan(-d.delta_eq, d.delta_eq, color=BLACK, alpha=0.1, linewidth=0, label=about)
     ax.axhline(0, color=BLACK, linewidth=1.5)
+    if not d.noise_known:
+        return
     target = {"color": PALETTE[2], "linewidth": 2, "linestyle": "--"}
     ax.axhline(d.delta_target, label=f"target: {d.delta_target:g}", **target)
 
@@ -152,7 +155,8 @@ def draw_looks(ax, evidence: Evidence) -> None:
         ax.plot([fell.n], [fell.improvement], "o", color=BLACK, label=about, **ring)
     d, later = evidence.design, looks[len(looks) // 2 :]
     ends = (end for look in later for end in (look.low, look.high) if end is not None)
-    shown = [0, -d.delta_eq, d.delta_eq, d.delta_target, *(y for _, y in every)]
+    shown = [0, *(y for _, y in every)]
+    shown += [-d.delta_eq, d.delta_eq, d.delta_target] if d.noise_known else []
     ax.set_ylim(*with_margin([*shown, *ends]))
 
 

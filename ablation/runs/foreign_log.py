@@ -6,7 +6,6 @@ step, or where the trainer has said that it ends by itself, with the metric at t
 
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -303,10 +302,3 @@ def is_quoted(line: bytes, at: int) -> bool:
 def metrics_in(log: Printed) -> list[str]:
     """The names of the values that a log tells, in order."""
     return sorted(getattr(log, "names", ())) or [log.reading.metric] * bool(log.curve)
-
-
-def fed(log: Printed, pieces: Iterable[bytes]) -> Printed:
-    """A reader that has read all of these."""
-    for piece in pieces:
-        log.feed(piece)
-    return log.close()

@@ -109,14 +109,11 @@ class LogFormat:
         """What a line with a step says."""
         found = {name: text for name, text in match.groupdict().items() if text is not None}
         step, total = (found.pop(name, b"") for name in ("step", "total"))
-        if (
-            not step.isdigit()
-            or len(step) > 12
-            or len(total) > 12
-            or (total and not total.isdigit())
-        ):
+        if not all(number.isdigit() and len(number) <= 12 for number in (step, total or b"0")):
             return None
-        said = dict(pairs_in(found.pop("pairs", b"")))
+        pairs = list(pairs_in(found.pop("pairs", b"")))
+        if len(said := dict(pairs)) < len(pairs):
+            return None  # it says a thing twice
         for name, text in found.items():
             if (value := number_in(text)) is None or not ends_as_number(match, name):
                 return None
@@ -384,20 +381,20 @@ def compiled_from(key: str, text) -> tuple[re.Pattern[bytes] | None, str]:
     said = f"log.{key} {printable(repr(text), 120)}"
     if len(text) > MAX_OWN_LINE:
         return None, f"{said}: longer than {MAX_OWN_LINE} characters"
-    if nests_quantifiers(text):
-        return None, f"{said}: a repetition of a repetition may take for ever; write one of them"
+    if may_take_for_ever(text):
+        return None, f"{said}: a group that repeats holds * + ? {{ or |, and may take for ever"
     try:
         return re.compile(text.encode()), ""
     except (re.error, UnicodeEncodeError, OverflowError, RecursionError) as error:
         return None, f"{said} is no regular expression: {error}"
 
 
-def nests_quantifiers(text: str) -> bool:
-    """Whether something that is repeated is repeated as a whole, as in (a+)*: matching may take
-    exponential time."""
+def may_take_for_ever(text: str) -> bool:
+    """Whether a group that is repeated as a whole can match one text in several ways, as (a+)* or
+    (a|aa)+ can: matching may take exponential time."""
     text = VISIBLE.sub("x", text)
     while match := INNER.search(text):
-        repeats = any(sign in match[1] for sign in "*+{\0")
+        repeats = any(sign in match[1] for sign in "*+?{|\0")
         if repeats and match[2]:
             return True
         inside = "\0" if repeats or match[2] else "x"

@@ -241,9 +241,9 @@ def duration(seconds: float) -> str:
 
 def arm_from(value: dict) -> Arm:
     """The inverse of `asdict`. Raises TypeError, ValueError or KeyError for what is no arm."""
-    replacements = tuple(Replacement(**each) for each in value["replacements"])
-    flags = tuple((name, value_from(flag)) for name, flag in value["flags"])
-    env = tuple((name, text) for name, text in value["env"])
+    replacements = tuple(Replacement(**each) for each in listed(value["replacements"]))
+    flags = tuple((name, value_from(flag)) for name, flag in map(listed, listed(value["flags"])))
+    env = tuple((name, text) for name, text in map(listed, listed(value["env"])))
     arm = Arm(**{**value, "flags": flags, "env": env, "replacements": replacements})
     texts = [arm.name, arm.script, arm.revision, arm.description, arm.label]
     texts += [name for name, _ in flags] + [text for pair in env for text in pair]
@@ -253,6 +253,13 @@ def arm_from(value: dict) -> Arm:
     if not is_number(arm.slower):
         raise TypeError(f"slower {arm.slower!r}: give a number")
     return arm
+
+
+def listed(value) -> Sequence:
+    """The same, if it is a list: a text or an object could be taken apart, too."""
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{value!r:.60}: give a list")
+    return value
 
 
 def value_from(value) -> Value:

@@ -1,6 +1,6 @@
 """Where do the files of a run lie, and what do they say?  Written whole, read as untrusted.
 
-    experiments/aux_heads_YYYYMMDD_HHMMSS/
+    experiments/<study>_YYYYMMDD_HHMMSS/
         <arm>/run_<k>/{config.json, exit.json, result.json, output.log, train_log.txt}
         <arm>/run_<k>/attempt_2/{...}      a second attempt, where the first one failed
 

@@ -10,11 +10,14 @@ from dataclasses import replace
 from difflib import get_close_matches
 
 from ablation.runs.run import Arm
+from ablation.study.arm_option import OWN_SCRIPT
+from ablation.study.document import StudyFaults
 from ablation.study.experiment import Experiment, Share, profile_of, with_scale
 from ablation.study.heads import HEADS, SCHEDULE, WEIGHT, aux
-from ablation.study.profiles import PROFILES, Design, Profile, check_terms, default_profile
+from ablation.study.profiles import PROFILES, Design, Profile, Scale, check_terms, default_profile
+from ablation.study.sense import faults_of_equal_arms
 from ablation.study.study import Study
-from ablation.study.study_file import read_study, study_of_arms
+from ablation.study.study_file import as_written, read_study, study_of_arms
 
 ADAPTIVE, STAGED = ("adaptive",), ("classic", "adaptive")
 TERMS_ASKED = {  # option, a field of Design: the plans that it changes something in, what it is
@@ -47,9 +50,10 @@ def study_asked(options: Namespace, registered: Study = HEADS) -> Study:
     """The study that a command line names; else the registered one, or the built-in one. Raises
     ValueError, a line for each fault, for a file that is none."""
     arms = [arm_named(text) for text in options.arm or ()]
+    script = options.train_script or OWN_SCRIPT
     if options.study:
-        return read_study(options.study, arms)
-    return study_of_arms(arms) if arms else registered
+        return read_study(options.study, arms, script)
+    return study_of_arms(arms, script=script) if arms else registered
 
 
 def arm_named(text: str) -> tuple[str, str]:
@@ -84,11 +88,13 @@ def arms_asked(options: Namespace, study: Study) -> tuple[Arm, ...]:
     """The arms asked for by hand; none for a staged ablation. Raises UsageError for one that the
     study does not have, with its like."""
     phases = {phase.name: phase.arms for phase in study.phases}
-    if options.phase:
+    if options.phase is not None:
         if options.phase not in phases:
             raise UsageError(f"--phase {options.phase}: give one of {', '.join(phases)}")
         return phases[options.phase]
-    names = [name.strip() for name in (options.experiment or "").split(",") if name]
+    if options.experiment is None:
+        return ()
+    names = [name.strip() for name in options.experiment.split(",")]
     for name in names:
         if name not in study.by_hand:
             close = ", ".join(get_close_matches(name, study.by_hand, 3)) or "see --list"
@@ -149,6 +155,7 @@ def as_asked(e: Experiment, options: Namespace, gpus: int) -> Experiment:
     if e.study.noise:
         e = replace(e, study=replace(e.study, noise=design))
     if scale := e.profile.scale:
+        check_arms(e.study, scale, options)
         per_process = max(1, scale.batch_size // e.share.processes)
         sequences = options.device_batch_size or min(scale.device_batch_size, per_process)
         return with_scale(e, device_batch_size=sequences)
@@ -165,6 +172,18 @@ def profile_named(name: str, study: Study) -> Profile:
         raise UsageError(f"--profile {name}: the trainer of {study.name} has none; leave it out")
     profile = PROFILES[name]
     return replace(profile, design=study.noise) if study.noise else profile
+
+
+def check_arms(study: Study, scale: Scale, options: Namespace) -> None:
+    """Raise StudyFaults for arms that, at this scale, are told no more than the baseline, or than
+    another."""
+    if faults := faults_of_equal_arms(study, scale):
+        raise StudyFaults(as_asked_for(faults, options))
+
+
+def as_asked_for(faults: Iterable[str], options: Namespace) -> Iterable[str]:
+    """Faults of a study with what it is called on the command line."""
+    return as_written(faults, options.study, options.arm or ())
 
 
 def given(options: Namespace, names: Iterable[str]) -> dict:

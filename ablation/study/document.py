@@ -21,8 +21,9 @@ class StudyFaults(ValueError):
     """Everything in a document that cannot be meant, a line each: key, value, what is wrong with
     it, remedy."""
 
-    def __init__(self, faults: Iterable[str]):
-        self.faults = tuple(faults)
+    def __init__(self, faults: Iterable[str], study: Any = None):
+        """study: as far as it could be read, where its trainer could."""
+        self.faults, self.study = tuple(faults), study
         more = len(self.faults) - MOST_SHOWN
         more_line = [f"and {more} faults more"] if more > 0 else []
         self.lines = (*self.faults[:MOST_SHOWN], *more_line)

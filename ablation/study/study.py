@@ -1,7 +1,7 @@
 """What is asked, of which arms, with which trainer?  A study: the built-in one, or a TOML file's.
 
-A study is a value. `heads` holds the built-in one, `study_file` reads any other; plans, commands,
-texts and figures speak of its arms, refinements and words, and of nothing that one study has alone.
+A study is a value. One is built in, `study_file` reads any other; plans, commands, texts and
+figures speak of its arms, refinements and words, and of nothing that one study has alone.
 """
 
 from collections.abc import Mapping
@@ -63,9 +63,13 @@ class Metric:
         """What became of an attempt, for a person."""
         return r.in_words(self.words, self.sign)
 
+    def amount(self, number: str) -> str:
+        """A difference with its unit, where it has one."""
+        return f"{number} {self.unit}" if self.unit else number
+
     def delta(self, improvement: float) -> str:
         """An improvement, with its unit; positive is good."""
-        return f"{improvement:+.4f} {self.unit}".rstrip()
+        return self.amount(f"{improvement:+.4f}")
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,9 @@ class Trainer:
     @cached_property
     def reading(self) -> Reading:
         """How its logs are read."""
-        form = FORMATS[self.log] if isinstance(self.log, str) else own_format(dict(self.log))
-        return Reading(form, self.metric.name, self.metric.better, not self.by_time)
+        log, name = self.log, self.metric.name
+        form = FORMATS[log] if isinstance(log, str) else own_format(dict(log), name)
+        return Reading(form, name, self.metric.better, not self.by_time)
 
     @property
     def counted(self) -> str:

@@ -6,10 +6,11 @@ checked in `sense`. All faults are told at once.
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+from ablation.runs.formats import FORMATS, own_format
 from ablation.runs.run import Arm
 from ablation.runs.untrusted import open_regular, printable, printable_path
 from ablation.study import document as doc
@@ -33,9 +34,7 @@ from ablation.study.study import (
 )
 
 BY_MACHINE = "by machine"
-LOGS = ("modded-nanogpt", "parameter-golf", "nanogpt", "autoresearch", "json-lines", "ours")
 SEEDS = ("told", "none")
-RUNS_PAID = 30  # full runs in the budget of a foreign trainer; chosen, near the speedrun's 27
 DROPS = 10  # of delta_target lost in a short run: plain harm; chosen
 MOST_BYTES = 1 << 20
 
@@ -46,7 +45,7 @@ MOST_BYTES = 1 << 20
 def log_form(value, key: str, faults: Faults):
     """The name of a form of logs, or the study's own."""
     if not isinstance(value, Mapping):
-        return doc.one_of(LOGS)(value, key, faults)
+        return doc.one_of(FORMATS)(value, key, faults)
     before = len(faults)
     found = doc.fields(value, LOG, key, faults)
     for name, what in (("step", "a regular expression"), ("example", "a line that it matches")):
@@ -95,6 +94,7 @@ def trainer_of(value, key: str, faults: Faults) -> Trainer | None:
     found = doc.fields(value, TRAINER, key, faults)
     if isinstance(value, Mapping):
         (check_ours if "profile" in value else check_foreign)(value, key, faults)
+        check_own_form(found, key, faults)
     if len(faults) > before:
         return None
     name, unit, better = (found.pop(part, None) for part in ("metric", "unit", "better"))
@@ -102,10 +102,17 @@ def trainer_of(value, key: str, faults: Faults) -> Trainer | None:
     if unit is None:
         unit = Metric.unit if metric.name == Metric.name else ""
     full = found.pop("full_seconds", None) or found.get("full_iterations", 0)
-    trainer = Trainer(**found | {"metric": replace(metric, unit=unit), "full_iterations": full})
-    if trainer.is_ours or trainer.budget_hours:
-        return trainer
-    return replace(trainer, budget_hours=RUNS_PAID * trainer.expected_hours)
+    return Trainer(**found | {"metric": replace(metric, unit=unit), "full_iterations": full})
+
+
+def check_own_form(found: Mapping, key: str, faults: Faults) -> None:
+    """Faults of a form of logs that the study describes, its metric not being in it among them."""
+    if isinstance(found.get("log"), tuple):
+        try:
+            own_format(dict(found["log"]), found.get("metric", Metric.name))
+        except ValueError as error:
+            lines = str(error).splitlines()
+            faults += (f"{key}.{printable(line, 400)}".replace(" ", ": ", 1) for line in lines)
 
 
 def check_ours(value: Mapping, key: str, faults: Faults) -> None:
@@ -124,7 +131,7 @@ def check_foreign(value: Mapping, key: str, faults: Faults) -> None:
         own = f'profile = "{BY_MACHINE}" for this project\'s own trainer'
         return faults.lack(f"{key}.command", f"give a script, or {own}")
     if "log" not in value:
-        faults.lack(f"{key}.log", f"give one of {', '.join(LOGS)}, or a form of your own")
+        faults.lack(f"{key}.log", f"give one of {', '.join(FORMATS)}, or a form of your own")
     if "expected_hours" not in value:
         faults.lack(f"{key}.expected_hours", "give the hours of a full run on the whole machine")
     by_time = value.get("length") == "time"
@@ -189,16 +196,17 @@ def arms_of(value, key: str, faults: Faults) -> tuple[Arm, ...] | None:
     """The arms of a table; those that have faults are left out."""
     if not isinstance(value, Mapping) or not 1 <= len(value) <= doc.MOST_KEYS:
         return faults.add(key, value, f"give 1 to {doc.MOST_KEYS}, each NAME = a table")
-    arms = []
+    arms: list[Arm] = []
     for name, item in value.items():
         if not IS_ARM(name):
             faults.add(f"{key}.{name}", name, ARM_REMEDY)
         elif (arm := arm_of(item, f"{key}.{name}", faults)) is not None:
-            arms.append(arm)
-            if arm.is_baseline and not (key == "cells" and len(arms) == 1):
-                faults.add(
-                    f"{key}.{name}", item, f"differs in nothing; give {', '.join(DIFFERENCE)}"
-                )
+            is_default = key == "cells" and not arms
+            if is_default or not arm.is_baseline:
+                arms.append(arm)
+                continue
+            remedy = f"differs in nothing; give {', '.join(DIFFERENCE)}"
+            faults.add(f"{key}.{name}", item, remedy)
     return tuple(arms)
 
 
@@ -316,8 +324,19 @@ def study_from(document, name: str = "", script: Path | None = None) -> Study:
     faults += faults_of_sense(study, has_base="base" in found or "base" not in document)
     faults += unknown_flags(study, script) if script else []
     if faults:
-        raise StudyFaults(faults)
+        raise StudyFaults(faults, faultless(study, faults) if "trainer" in found else None)
     return HEADS if study == HEADS else study
+
+
+def faultless(study: Study, faults: Iterable[str]) -> Study:
+    """The study without the arms that have faults."""
+    faulty = {tuple(re.split(r"[.:]", fault)[:2]) for fault in faults}
+    arms, refinements, cells, screening = (
+        tuple(arm for arm in getattr(study, group) if (group, arm.name) not in faulty)
+        for group in GROUPS
+    )
+    whole = replace(study, arms=arms, refinements=refinements)
+    return replace(whole, cells=cells, screening=screening, phases=())
 
 
 def study_made(found: dict, faults: Faults) -> Study:
@@ -370,15 +389,19 @@ def read_study(path: Path, arms: Arms = (), script: Path = OWN_SCRIPT) -> Study:
     if arms:
         kept = {key: value for key, value in document.items() if key in LEFT}
         document = kept | of_arms(arms, document.get("trainer"))
+    folder = path.absolute().parent
     try:
-        study = study_from(document, path.stem, script)
+        return placed_in(study_from(document, path.stem, script), folder)
     except StudyFaults as error:
-        faults = of_the_option(error.faults) if arms else error.faults
-        where = printable_path(path)
-        raise StudyFaults(
-            f if f.startswith("--arm ") else f"{where}: {f}" for f in faults
-        ) from None
-    return placed_in(study, path.absolute().parent)
+        read = error.study and placed_in(error.study, folder)
+        raise StudyFaults(as_written(error.faults, path, arms), read) from None
+
+
+def as_written(faults: Iterable[str], path: Path | None, arms: Arms) -> Iterator[str]:
+    """Faults with the file of their study in front, or with the option."""
+    for fault in of_the_option(faults) if arms else faults:
+        where = "" if path is None or fault.startswith("--arm ") else f"{printable_path(path)}: "
+        yield f"{where}{fault}"
 
 
 def of_arms(arms: Arms, trainer) -> dict:
@@ -404,7 +427,7 @@ def study_of_arms(arms: Arms, profile: str = BY_MACHINE, script: Path = OWN_SCRI
     try:
         return study_from(document, script=script)
     except StudyFaults as error:
-        raise StudyFaults(of_the_option(error.faults)) from None
+        raise StudyFaults(as_written(error.faults, None, arms), error.study) from None
 
 
 def read_toml(path: Path) -> dict:

@@ -20,8 +20,8 @@ HYPER = {"0.05": -0.01, "0.2": -0.02, "linear_decay": 0.01, "cosine_decay": 0.00
 def main() -> int:
     words = [word for word in sys.argv[1:] if word not in ("--unet_skips", "--log_grad_norms")]
     args = dict(zip(words[::2], words[1::2], strict=True))
-    layers, seed = args["--aux_head_layers"], args["--seed"]
-    weight, schedule = args["--aux_loss_weight"], args["--aux_loss_schedule"]
+    layers, seed = args.get("--aux_head_layers", ""), args["--seed"]
+    weight, schedule = args.get("--aux_loss_weight", ""), args.get("--aux_loss_schedule", "")
     total = int(args["--num_iterations"])
     mischief = json.loads(os.environ.get("FAKE_MISCHIEF", "{}")).get(layers, "")
     seconds = float(os.environ.get("FAKE_SECONDS", "0")) * total / 100
