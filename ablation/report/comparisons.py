@@ -272,19 +272,18 @@ def reference(evidence: Compared, block: Block) -> ArmRuns | None:
     """What the arms of a block are compared with: its baseline; in a stage without one, the
     configuration that an earlier stage chose, or else the stage itself: its runs so far on seeds of
     the block. None where there is no such."""
-    if block.baseline:
+    if block.baseline or not isinstance(evidence, Evidence):
         return block.baseline
     decided = sorted(evidence.decisions.items())
     earlier = [d.chosen for n, d in decided if n < block.stage and d.chosen]
     its_own = [d.chosen for n, d in decided if n == block.stage and d.chosen]
     choice = next(iter([*earlier[-1:], *its_own]), None)
-    if choice is None or not isinstance(evidence, Evidence):
-        return None
     seeds = {r.run.seed for g in block.groups for r in g.runs}
     runs = [
         r
         for r in evidence.records.latest().values()
-        if r.run.arm.configuration == choice.configuration
+        if choice
+        and r.run.arm.configuration == choice.configuration
         and r.run.num_iterations == block.num_iterations
         and r.run.stage <= block.stage
         and r.run.seed in seeds
@@ -323,10 +322,8 @@ def t_of(look: Look, test: Test) -> tuple[float | None, float | None]:
 # Time
 
 
-def by_packing(evidence: Compared, block: Block) -> dict[str, Block]:
+def by_packing(evidence: Evidence, block: Block) -> dict[str, Block]:
     """A block for each way in which its runs shared the machine."""
-    if not isinstance(evidence, Evidence):
-        return {"": block}
     parts = {}
     for packing in dict.fromkeys(evidence.packing(r) for g in block.groups for r in g.runs):
         groups = (tuple(r for r in g.runs if evidence.packing(r) == packing) for g in block.groups)

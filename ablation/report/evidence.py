@@ -34,25 +34,13 @@ class Recorded:
 
 
 class Compared(Protocol):
-    """What comparisons, and tables and figures of them, ask for: of an experiment, or of logs."""
+    """What is compared, as figures ask for it: of an experiment, or of logs."""
 
     @property
     def metric(self) -> Metric: ...
 
     @property
-    def design(self) -> Design: ...
-
-    @property
     def blocks(self) -> Sequence: ...  # who is compared with whom, where no experiment says it
-
-    @property
-    def decisions(self) -> Mapping[int, Decision]: ...
-
-    @property
-    def looks(self) -> tuple[Look, ...]: ...
-
-    @property
-    def verdict(self) -> str: ...
 
 
 @dataclass(frozen=True)

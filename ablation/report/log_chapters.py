@@ -7,12 +7,11 @@ look, and says so.
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ablation import stats
-from ablation.plan.decision import Decision, p_text
-from ablation.plan.looks import Look
+from ablation.plan.decision import p_text
 from ablation.report.chapters import (
     ARM_COLUMNS,
     COST_COLUMNS,
@@ -64,10 +63,6 @@ class Findings:
     metric: Metric
     design: Design
     rules: tuple[CommunityRule, ...] = ()
-
-    decisions: Mapping[int, Decision] = field(default_factory=dict)  # none: nobody registered one
-    looks: tuple[Look, ...] = ()
-    verdict: str = ""
 
     @property
     def blocks(self) -> tuple[Block, ...]:

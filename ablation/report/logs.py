@@ -205,16 +205,17 @@ class LogGroup(ArmRuns):
         return f"{steps}, {self.val_tokens} validation tokens" if self.val_tokens else steps
 
 
-def rows_of(group: Named, files: Sequence[ToldFile], seen: dict[str, str]) -> list[Row]:
-    """A row for each run. seen: the file that counts of each content so far, which grows."""
+def rows_of(group: Named, files: Sequence[ToldFile], seen: dict[str, tuple[str, str]]) -> list[Row]:
+    """A row for each run. seen: of each content so far the group and the file that counts."""
     rows = []
     for file in files:
         name = str(file.paths[0])
-        twin = seen.setdefault(file.digest, name)
+        whose, twin = seen.setdefault(file.digest, (group.name, name))
         more = f" and {len(file.paths) - 1} more rank(s)" if len(file.paths) > 1 else ""
         for told in file.runs:
-            if twin != name and told.status != "unreadable":
-                told = ToldRun("twice", f"the same content as {twin}", seed=told.seed)
+            if (whose, twin) != (group.name, name) and told.status != "unreadable":
+                of = "" if whose == group.name else f" of group {whose}"
+                told = ToldRun("twice", f"the same content as {twin}{of}", seed=told.seed)
             seed = told.seed
             if seed is None and len(file.runs) == 1:
                 seed = seed_in_name(file.paths[0])
@@ -235,7 +236,7 @@ class Groups:
 
 def groups_of(named: Sequence[Named], files: Sequence[Sequence[ToldFile]], asked: Asked) -> Groups:
     """Groups as they are compared: the one called baseline first, or else the first."""
-    seen: dict[str, str] = {}
+    seen: dict[str, tuple[str, str]] = {}
     told = {n.name: mine for n, mine in zip(named, files, strict=True)}
     rows = {n.name: rows_of(n, told[n.name], seen) for n in named}
     names = sorted(rows, key=lambda name: name != "baseline")
@@ -273,20 +274,25 @@ def check_group(name: str, rows: list[Row], files: Sequence[ToldFile], asked: As
             f"group {name}: no {metric} in its logs: --metric gives one of {', '.join(names)}"
         )
     if len(outcomes) < 2:
-        raise ValueError(f"group {name}: {too_few(outcomes, told)}")
+        raise ValueError(f"group {name}: {too_few(outcomes, told, asked)}")
 
 
-def too_few(outcomes: Sequence[ToldRun], told: Sequence[ToldRun]) -> str:
+def too_few(outcomes: Sequence[ToldRun], told: Sequence[ToldRun], asked: Asked) -> str:
     """What can and cannot be said of a group with one run or none."""
     others = Counter(each.status for each in told if each not in outcomes)
     lost = ", ".join(f"{n} {status}" for status, n in others.items())
-    why = next((f" ({each.reason})" for each in told if each not in outcomes), "")
-    beside = f"; the others: {lost}{printable(why, 200)}" if lost else ""
+    why = next((printable(each.reason, 200) for each in told if each not in outcomes), "")
     if not outcomes:
-        return f"no run counts{beside}: give logs of whole runs"
+        remedy = "give logs of whole runs"
+        if "nothing tells" in why:
+            remedy = "--num_iterations gives the steps of a whole run"
+        return f"no run counts: {lost} ({why}): {remedy}"
+    loss = outcomes[0].loss
+    value = "which diverged" if loss is None else f"which ends at {asked.sign * loss:.4f}"
+    beside = f" and {lost} ({why})" if lost else ""
     return (
-        f"one run alone{beside}: its value can be read, but nothing says how far runs differ, so"
-        " there is no interval and no test; give a second run, better three"
+        f"one run, {value}{beside}: how far it lies from others can be read, but not how far runs"
+        " differ, so there is no interval and no test; give a second run, better three"
     )
 
 

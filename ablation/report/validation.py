@@ -32,7 +32,7 @@ from ablation.report.content import (
     percent,
     span,
 )
-from ablation.report.evidence import Compared, Evidence
+from ablation.report.evidence import Evidence
 from ablation.study.profiles import Design
 from ablation.study.study import Metric
 
@@ -46,7 +46,7 @@ def generator():
     return np.random.default_rng(SEED)
 
 
-def planned(evidence: Compared, block: Block) -> Contrast:
+def planned(evidence: Evidence, block: Block) -> Contrast:
     """The comparison that was planned, at the level that was registered for it."""
     return contrast(block, block.arms[0], evidence.design.alpha)
 
@@ -77,7 +77,7 @@ def ends(low: float | None, high: float | None) -> Ends | None:
     return None if low is None or high is None else (low, high)
 
 
-def primary_interval(evidence: Compared, found: Contrast) -> tuple[Ends | None, str]:
+def primary_interval(evidence: Evidence, found: Contrast) -> tuple[Ends | None, str]:
     """The interval that the verdict rests on, and what it is; none where ranks decide, as the runs
     that finished are then only the better ones."""
     kind = level(evidence.design.alpha)
@@ -126,7 +126,7 @@ def how_it_fell(evidence: Evidence) -> str:
     return f"; it fell at {fell.n} pairs by {BY[fell.decides.name]}" if fell else ""
 
 
-def effect_rows(evidence: Compared, block: Block, found: Contrast) -> Iterable[tuple[str, str]]:
+def effect_rows(evidence: Evidence, block: Block, found: Contrast) -> Iterable[tuple[str, str]]:
     interval, kind = primary_interval(evidence, found)
     difference = found.comparison
     if difference is None:
@@ -167,7 +167,7 @@ def interval_of(look: Look, test: Test) -> Ends:
     return look.improvement - test.reach, look.improvement + test.reach
 
 
-def equivalence_interval(evidence: Compared, block: Block) -> Ends | None:
+def equivalence_interval(evidence: Evidence, block: Block) -> Ends | None:
     """The interval of two one-sided tests at alpha: that of the last look, or Welch's."""
     if evidence.looks:
         return ends(evidence.looks[-1].eq_low, evidence.looks[-1].eq_high)
@@ -176,7 +176,7 @@ def equivalence_interval(evidence: Compared, block: Block) -> Ends | None:
     return ends(c.ci_low, c.ci_high)
 
 
-def excluded(evidence: Compared, block: Block) -> str:
+def excluded(evidence: Evidence, block: Block) -> str:
     """What a null result excludes, in words. Empty where there is an effect, or no test, and before
     the decision: a nominal interval of the pairs so far would exclude too much.
 
@@ -195,12 +195,12 @@ def excluded(evidence: Compared, block: Block) -> str:
     return f"effects beyond ±{beyond} are excluded ({kind} interval)"
 
 
-def final_p(evidence: Compared, block: Block) -> float | None:
+def final_p(evidence: Evidence, block: Block) -> float | None:
     """The p-value of the final validation: over all looks, or of its one test."""
     return repeated_ps(evidence.looks)[-1] if evidence.looks else planned(evidence, block).p
 
 
-def p_line(evidence: Compared, block: Block, found: Contrast) -> str:
+def p_line(evidence: Evidence, block: Block, found: Contrast) -> str:
     if not evidence.looks:
         test = "exact worst-rank test" if found.ranked else "Welch"
         return f"{p_text(final_p(evidence, block))}, two-sided, {test}"
@@ -221,7 +221,7 @@ def spread_line(metric: Metric, group: ArmRuns) -> str:
     return f"n = {len(group.losses)}, mean {number(mean, '.4f')}, sd {number(sd, '.4f')}{lost}"
 
 
-def sensitivity_rows(evidence: Compared, block: Block) -> Iterable[tuple[str, str]]:
+def sensitivity_rows(evidence: Evidence, block: Block) -> Iterable[tuple[str, str]]:
     """Other statistics of the same runs; none of them decides."""
     base, group = block.groups
     sides = paired_losses(base, group)
@@ -235,7 +235,7 @@ def sensitivity_rows(evidence: Compared, block: Block) -> Iterable[tuple[str, st
     yield "BCa bootstrap", f"{span(*(bca or (None, None)))} ({about})"
 
 
-def test_of_pairs(evidence: Compared) -> Test | None:
+def test_of_pairs(evidence: Evidence) -> Test | None:
     """The test of pairs at the last look, where it is one of those that decide; else it is one more
     statistic of the same runs."""
     tests = evidence.looks[-1].tests if evidence.looks else ()
@@ -300,7 +300,7 @@ def resolution_rows(evidence: Evidence, block: Block) -> Iterable[tuple[str, str
         yield "power", f"{', '.join(powers)}, for n = {n} with this sd and one look{at}"
 
 
-def time_rows(evidence: Compared, block: Block) -> Iterable[tuple[str, str]]:
+def time_rows(evidence: Evidence, block: Block) -> Iterable[tuple[str, str]]:
     """What the arm costs and saves in training time, by packing."""
     parts = by_packing(evidence, block)
     for packing, part in parts.items():

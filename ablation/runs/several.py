@@ -330,6 +330,10 @@ class Asked:
     format: str = ""  # a row of FORMATS; empty: each log tells its own
     whole_steps: int = 0  # of a run, where logs do not tell it
 
+    @property
+    def sign(self) -> int:
+        return -1 if self.better == "higher" else 1
+
 
 DEFAULT_METRIC = {"autoresearch": "val_bpb"}  # of a form that ends with no val_loss
 FIRST_LINES = 3  # of a log that nobody knows, that are shown
