@@ -25,7 +25,6 @@ from ablation.report.log_chapters import (
     Findings,
     base_of,
     chapters,
-    groups_in,
     opening,
     report,
     resolution_of,
@@ -207,7 +206,7 @@ def document_of(f: Findings, rows: Sequence[TableRow]) -> dict[str, Any]:
         "level": 1 - f.design.alpha,
         "delta_eq": f.design.delta_eq,
         "baseline": f.groups.names[0],
-        "groups": [group_document(f, group) for block in f.blocks for group in groups_in(block)],
+        "groups": [group_document(f, group) for group in f.groups.parts],
         "comparisons": [comparison_document(f, *each) for each in f.arms],
         "rules": [rule_document(group, judgement) for group, judgement in f.judgements],
         "notes": list(f.groups.notes),
@@ -266,7 +265,7 @@ def comparison_document(
         "n_baseline": len(base.losses),
         "diverged": arm.diverged,
         "diverged_baseline": base.diverged,
-        "same_steps": arm.kind == base.kind,
+        "same_kind": arm.is_like(base),
         "equivalent": None
         if ranked or not wide or not inside
         else -delta < (wide.ci_low or 0.0) and (wide.ci_high or 0.0) < delta,

@@ -142,7 +142,8 @@ def matched(block: Block, group: ArmRuns) -> tuple[ArmRuns, ArmRuns] | None:
     """
     base = block.baseline
     if base and not base.by_seed:
-        return (base, group) if base.seeds and group.seeds else None
+        both = base.on(base.seeds), group.on(group.seeds)
+        return both if all(side.runs for side in both) else None
     if not base or not (seeds := base.seeds & group.seeds):
         return None
     return base.on(seeds), group.on(seeds)
@@ -207,7 +208,11 @@ def dunnett(block: Block, rng) -> dict[str, float]:
     if base is None or len(base.losses) < 2 or base.diverged:
         return {}
     arms = [g for g in block.arms if g.losses and not g.diverged]
-    arms = [g for g in arms if not g.by_seed or finished_seeds(g) == finished_seeds(base)]
+    arms = [
+        g
+        for g in arms
+        if (finished_seeds(g) == finished_seeds(base) if g.by_seed else len(g.losses) > 1)
+    ]
     if len(arms) < 2:
         return {}
     found = stats.dunnett(base.losses, [g.losses for g in arms], rng)

@@ -213,7 +213,7 @@ def draw_curves(evidence: Compared):
     if not blocks:
         raise NothingToDraw("no finished run has a curve")
     longest = max(b.num_iterations for b in blocks)
-    blocks = [b for b in blocks if b.num_iterations == longest]
+    blocks = [b for b in blocks if b.num_iterations == longest or not b.groups[0].by_seed]
     groups = [g for b in blocks for g in b.groups if g.ok]
     timed = all(g.numbers("train_time_ms") for g in groups)
     over = {STEP: "steps", TIME: "training time (s)"} if timed else {STEP: "steps"}

@@ -44,7 +44,15 @@ from ablation.report.content import (
     span,
 )
 from ablation.report.logs import Groups, LogGroup, Row
-from ablation.report.rules import CommunityRule, Judged, Lost, bpb_per_nat, judged
+from ablation.report.rules import (
+    VERDICTS,
+    CommunityRule,
+    Judged,
+    Lost,
+    bpb_per_nat,
+    judged,
+    more_words,
+)
 from ablation.report.validation import Resolution, by_welch, generator
 from ablation.study.profiles import Design
 from ablation.study.study import Metric
@@ -136,16 +144,28 @@ def opening(f: Findings) -> Iterator[Content]:
     yield Paragraph(f"Logs: {against}, by {f.metric.words}", Role.TITLE)
     yield Heading("The answer")
     for block in f.blocks:
-        if not block.baseline or not block.arms:
+        if not block.baseline or (not block.arms and len(f.groups.parts) == 1):
             for group in groups_in(block):
                 yield Paragraph(mean_line(f, group), Role.ITEM)
     for block, arm, found in f.arms:
         yield Paragraph(effect_line(f, block, arm, found), Role.ITEM)
         yield from (Paragraph(text, Role.DETAIL) for text in verdict_lines(f, block, arm, found))
     for group, judgement in f.judgements:
-        first_words, *_ = judgement.words
-        yield Paragraph(f"{group.name}: rule {first_words}", Role.ITEM)
+        yield Paragraph(f"{group.name}: {judgement_line(judgement)}{without(group)}.", Role.ITEM)
     yield from (Paragraph(f"Beware: {note}", Role.ITEM) for note in f.groups.notes)
+
+
+def judgement_line(j: Judged) -> str:
+    """Met or not, by how much, and how many runs more would decide it."""
+    found, words = j.deciding, f"rule {j.rule.name}: {VERDICTS[j.met]}"
+    if found.by is not None:
+        side = "inside" if found.by >= 0 else "short of"
+        words += f", {abs(found.by):.5f} {side} {found.form.bound:g}"
+    if found.p is not None:
+        words += f", one-sided {p_text(found.p)}"
+    if not j.met and found.more:
+        words += f"; {more_words(found.more)} would meet it at the present mean"
+    return words
 
 
 def mean_line(f: Findings, group: LogGroup) -> str:
@@ -168,8 +188,8 @@ def ends_as_logged(f: Findings, low: float | None, high: float | None):
 
 def without(*groups: LogGroup) -> str:
     """What the numbers before it leave out, as the end of a sentence."""
-    lost = [f"{g.name} {g.lost}" for g in groups if g.lost]
-    return f"; not in these numbers: {', '.join(lost)}" if lost else ""
+    lost = [f"{g.name}: {g.lost}" for g in groups if g.lost]
+    return f"; not in these numbers: {'; '.join(lost)}" if lost else ""
 
 
 def base_of(block: Block) -> LogGroup:
@@ -185,7 +205,8 @@ def effect_line(f: Findings, block: Block, arm: LogGroup, found: Contrast) -> st
     if found.ranked:
         how = f"no interval, {by_ranks(found)}"
     elif difference.ci_low is None:
-        how = "no spread: no interval and no test"
+        alone = min(len(arm.losses), len(base.losses)) < 2
+        how = f"{'one run alone' if alone else 'no spread'}: no interval and no test"
     else:
         within = span(difference.ci_low, difference.ci_high)
         how = f"{level(f.design.alpha)} interval {within}, {p_text(found.p)} (Welch, two-sided)"
@@ -242,19 +263,18 @@ GROUP_COLUMNS = (
 
 
 def group_rows(f: Findings) -> Iterator[tuple]:
-    for block in f.blocks:
-        for group in groups_in(block):
-            found = stats.mean_interval(group.losses, f.design.alpha) if group.losses else None
-            low, high = ends_as_logged(f, found and found.ci_low, found and found.ci_high)
-            yield (
-                group.name,
-                len(group.losses),
-                number(found and f.metric.sign * found.mean, ".5f"),
-                number(found and found.sd, ".5f"),
-                None if low is None else f"{low:.4f} to {high:.4f}",
-                group.length,
-                group.lost,
-            )
+    for group in f.groups.parts:
+        found = stats.mean_interval(group.losses, f.design.alpha) if group.losses else None
+        low, high = ends_as_logged(f, found and found.ci_low, found and found.ci_high)
+        yield (
+            group.name,
+            len(group.losses),
+            number(found and f.metric.sign * found.mean, ".5f"),
+            number(found and found.sd, ".5f"),
+            None if low is None else f"{low:.4f} to {high:.4f}",
+            group.length,
+            group.lost,
+        )
 
 
 def groups_told(f: Findings) -> Iterator[Content]:
@@ -280,7 +300,8 @@ def compared(f: Findings) -> Iterator[Content]:
         return
     yield Paragraph(
         f"improvem.: {f.metric.difference.replace('arm', 'group')}, positive is good; interval and"
-        f" p: Welch, two-sided. {ONE_LOOK}"
+        " p: Welch, two-sided; where a run diverged p is the exact worst-rank test's. d: Cohen's."
+        f" {ONE_LOOK}"
     )
     for block in f.blocks:
         if block.baseline and block.arms:
@@ -294,7 +315,10 @@ def compared(f: Findings) -> Iterator[Content]:
 def compared_rows(f: Findings, block: Block) -> Iterator[tuple]:
     for group in groups_in(block):
         row = arm_row(f.metric, block, group, block.baseline)
-        yield (*row[:SEEDS], *row[SEEDS + 1 :], group.lost)
+        improvement, interval, p, d = row[SEEDS + 1 :]
+        if contrast(block, group).ranked:  # the runs that finished are only the better ones
+            interval, d = None, None
+        yield (*row[:SEEDS], improvement, interval, p, d, group.lost)
 
 
 def several_told(f: Findings, block: Block) -> Iterator[str]:
@@ -324,7 +348,8 @@ def detail_rows(
         yield "interval", f"{span(difference.ci_low, difference.ci_high)}, {level(f.design.alpha)}"
         yield "p", f"{p_text(found.p)}, two-sided, Welch"
         yield "equivalence", equivalence(f, base, arm)
-    yield "in pairs", pairs_line(f, base, arm)
+    if not found.ranked:
+        yield "in pairs", pairs_line(f, base, arm)
     yield from resolution_rows(f, base, arm, difference)
 
 
@@ -402,7 +427,7 @@ TIME_NOTES = (
 
 
 def timed(f: Findings) -> Iterator[Content]:
-    groups = [g for block in f.blocks for g in groups_in(block) if g.losses]
+    groups = [g for g in f.groups.parts if g.losses]
     silent = [g.name for g in groups if not g.numbers("train_time_ms")]
     if len(silent) == len(groups):
         yield Paragraph("These logs tell no training time.")

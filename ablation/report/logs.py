@@ -194,10 +194,10 @@ class LogGroup(ArmRuns):
         count = Counter(row.told.status for row in self.rows if not row.counts)
         return ", ".join(f"{count[s]} {s}" for s in STATUSES if count[s] and s != "twice")
 
-    @property
-    def kind(self) -> tuple[int | None, int | None]:
-        """What must be equal for losses to be of the same thing."""
-        return self.length, self.val_tokens
+    def is_like(self, other: "LogGroup") -> bool:
+        """Whether losses of both are of the same thing, as far as the logs tell."""
+        sizes = {self.val_tokens, other.val_tokens} - {None}
+        return self.length == other.length and len(sizes) < 2
 
     @property
     def kind_in_words(self) -> str:
@@ -227,8 +227,8 @@ def rows_of(group: Named, files: Sequence[ToldFile], seen: dict[str, tuple[str, 
 class Groups:
     """What was read, and what is compared with what."""
 
-    asked: Asked
     names: tuple[str, ...]  # the baseline's first
+    parts: tuple[LogGroup, ...]  # of all groups, in that order
     rows: tuple[Row, ...]
     blocks: tuple[Block, ...]
     notes: tuple[str, ...]  # what must be known beside the numbers
@@ -245,7 +245,9 @@ def groups_of(named: Sequence[Named], files: Sequence[Sequence[ToldFile]], asked
     parts = {name: parts_of(name, k, rows[name]) for k, name in enumerate(names)}
     notes = [*notes_of(named, rows), *kinds_told(parts)]
     every = tuple(row for name in names for row in rows[name])
-    return Groups(asked, tuple(names), every, tuple(blocks_of_parts(parts, names)), tuple(notes))
+    all_parts = tuple(part for name in names for part in parts[name])
+    blocks = tuple(blocks_of_parts(parts, names))
+    return Groups(tuple(names), all_parts, every, blocks, tuple(notes))
 
 
 def check_group(name: str, rows: list[Row], files: Sequence[ToldFile], asked: Asked) -> None:
@@ -323,7 +325,7 @@ def part_of(name: str, k: int, kind: tuple, rows: list[Row], several: bool) -> L
         if row.told.status != "twice"
     )
     plain = LogGroup(runs, name, tuple(rows), *kind)
-    return replace(plain, name=f"{name}, {plain.kind_in_words}") if several else plain
+    return replace(plain, name=f"{name} ({plain.kind_in_words})") if several else plain
 
 
 def result_of(arm: Arm, index: int, row: Row, seed: int) -> RunResult:
@@ -351,16 +353,30 @@ def blocks_of_parts(parts: Mapping[str, list[LogGroup]], names: Sequence[str]) -
     bases = parts[names[0]]
     left = [part for name in names[1:] for part in parts[name]]
     for base in bases:
-        mine = [p for p in left if p.kind == base.kind or len(bases) == 1]
-        yield block_of([base, *mine])
-        left = [p for p in left if p not in mine]
+        mine = [part for part in left if part.is_like(base)]
+        left = [part for part in left if part not in mine]
+        if mine or len(bases) > 1 or not left:
+            yield block_of([base, *mine], f"Runs of {base.kind_in_words}")
     for part in left:
-        yield block_of([part])
+        of_both = f"{part.name}, {part.kind_in_words}; {bases[0].name}, {bases[0].kind_in_words}"
+        if len(bases) == 1:
+            yield block_of([bases[0], part], of_both)
+        else:
+            yield block_of([part], f"{part.name}: no baseline of {part.kind_in_words}")
 
 
-def block_of(groups: Sequence[LogGroup]) -> Block:
+@dataclass(frozen=True)
+class LogBlock(Block):
+    """Groups that are compared with each other."""
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+
+def block_of(groups: Sequence[LogGroup], title: str) -> LogBlock:
     longest = max(r.run.num_iterations for g in groups for r in g.runs)
-    return Block(0, "Runs of the logs", longest, tuple(groups))
+    return LogBlock(0, title, longest, tuple(groups))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -396,7 +412,7 @@ def kinds_told(parts: Mapping[str, list[LogGroup]]) -> Iterable[str]:
             sizes = "; ".join(f"{len(p.losses)} run(s) of {p.kind_in_words}" for p in mine)
             yield f"{name} has runs of different kinds, which are not averaged: {sizes}"
     for part in (p for mine in others for p in mine):
-        if part.kind in [base.kind for base in bases]:
+        if any(part.is_like(base) for base in bases):
             continue
         if len(bases) > 1:
             yield f"{part.name} is compared with nothing: no baseline of {part.kind_in_words}"
@@ -406,9 +422,7 @@ def kinds_told(parts: Mapping[str, list[LogGroup]]) -> Iterable[str]:
                 " each is taken at its own end, so the difference is also one of length"
             )
         else:
-            known = part.val_tokens and bases[0].val_tokens
-            if known:
-                yield (
-                    f"{part.name} and {bases[0].name} are validated on {part.val_tokens} and"
-                    f" {bases[0].val_tokens} tokens: the difference is also one of the text"
-                )
+            yield (
+                f"{part.name} and {bases[0].name} are validated on {part.val_tokens} and"
+                f" {bases[0].val_tokens} tokens: the difference is also one of the text"
+            )

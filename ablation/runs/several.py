@@ -11,7 +11,7 @@ import os
 import re
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from math import prod
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import BinaryIO
 from ablation.runs.foreign_log import HEAD, KEPT, ForeignLog, metrics_in
 from ablation.runs.formats import FORMATS, RULE, SOURCE, LogFormat, Reading, Said, guess_format
 from ablation.runs.outcome import fault_of_loss
-from ablation.runs.printed import text_of
+from ablation.runs.printed import LABEL, text_of
 from ablation.runs.untrusted import open_regular, printable
 
 # ---------------------------------------------------------------------------------------------
@@ -67,6 +67,9 @@ class LogOfRuns(ForeignLog):
     def _line(self, line: bytes) -> None:
         if any(mark in line for mark in ASIDE):
             self._aside(line)
+        if label := LABEL.match(line) if line.endswith(RULE) or self.lines < HEAD else None:
+            shown = line[label.end() :]  # of torchrun --tee, in front of a source too
+            line = shown if shown == RULE or SOURCE.match(shown) else line
         since = self.lines - (self._at_source.lines if self._at_source else 0)
         if since >= HEAD and SOURCE.match(line):
             self._at_source = self._copy()
@@ -161,6 +164,7 @@ STATUSES = {  # of a run that only its log tells of; in the order in which they 
     "unreadable": "no text that can be read",
     "twice": "another file has the same content, and counts",
 }
+NO_METRIC = "no metric"
 MOST_POINTS = 2000  # of a curve that are kept: chosen, more than a figure has dots
 
 
@@ -234,10 +238,10 @@ def judged(log: LogOfRuns) -> tuple[str, str]:
     if log.conflict or len(log.totals) > 1:
         return "unclear", incomplete
     if not log.curve and not log.lines:
-        return "no metric", incomplete
+        return NO_METRIC, incomplete
     short = log.last_step is not None and log.step < log.last_step
     if not log.curve and log.reading.metric not in log.names and not short:
-        return "no metric", incomplete
+        return NO_METRIC, incomplete
     how_far = f"the log ends at step {log.step} of {log.last_step}: " if short else ""
     last = f"; its last words: {log.last_words}" if log.error or log.out_of_memory else ""
     return "cut off", f"{how_far}{incomplete}{last}"
@@ -354,6 +358,9 @@ def read_runs(paths: Sequence[Path], asked: Asked) -> ToldFile:
     runs = [together(parts) for parts in zip_longest(*logs)]
     told = tuple(map(told_by, runs))
     known = any(run.names for run in told)
+    if not known:
+        why = f"no line of a known form; it begins: {head or 'with nothing'}"
+        told = tuple(replace(run, reason=why) if run.status == NO_METRIC else run for run in told)
     return ToldFile(tuple(paths), " ".join(sorted(digests)), told, "" if known else head)
 
 
