@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from ablation.runs.foreign_log import HEAD, KEPT, ForeignLog, metrics_in
 from ablation.runs.formats import FORMATS, RULE, SOURCE, LogFormat, Reading, Said, guess_format
@@ -57,7 +57,7 @@ class LogOfRuns(ForeignLog):
     beside: dict[str, float] = field(
         default_factory=dict
     )  # what the last line with the metric says
-    _seed_behind: int | None = None  # told behind steps: perhaps that of the next run
+    _behind: dict[str, int] = field(default_factory=dict)  # told behind steps: of the next run?
     _at_source: "LogOfRuns | None" = None  # this run as it stood where a source may have begun
 
     @property
@@ -76,23 +76,31 @@ class LogOfRuns(ForeignLog):
         super()._line(line)
 
     def _aside(self, line: bytes) -> None:
+        told = {}
         if (tokens := val_tokens_in(line)) is not None:
-            self.val_tokens = tokens
-        if (found := SEED.search(line)) and not self._in_source:
-            if self.lines == 0:
-                self.seed = int(found[1])
-            else:
-                self._seed_behind = int(found[1])
+            told["val_tokens"] = tokens
+        if (found := SEED.search(line)) and not (self._in_source or self._at_source):
+            told["seed"] = int(found[1])
+        if self.lines == 0:
+            vars(self).update(told)
+        else:
+            self._behind.update(told)
 
     def _rule(self) -> None:
-        if self._at_source:  # the source of the next run
-            tokens, (run, self._at_source) = self.val_tokens, (self._at_source, None)
-            self._end_run(run)
-            self.val_tokens, self.seed = tokens, None
+        """The end of what stands at the head of a run. If that was a source, it is forgotten."""
+        if self._at_source:
+            self._end_run(self._at_source)
         elif self._in_source:
             tokens = self.val_tokens
             self._begin()
             self.val_tokens = tokens
+
+    def close(self) -> Self:
+        super().close()
+        whole = self._at_source and not self._at_source.incomplete
+        if self._at_source and whole and self.incomplete:  # the log ends in the next run's source
+            self._end_run(self._at_source)
+        return self
 
     def _copy(self) -> "LogOfRuns":
         """This run as it stands, which nothing that comes changes."""
@@ -102,10 +110,11 @@ class LogOfRuns(ForeignLog):
         return run
 
     def _end_run(self, run: "LogOfRuns") -> None:
-        seed, tokens = self._seed_behind, self.val_tokens
+        behind = {"val_tokens": run.val_tokens, **self._behind}
+        in_source = bool(run is not self._at_source and self._at_source)
         self.before.append(run)
         self._begin()
-        self.seed, self.val_tokens = seed, tokens
+        vars(self).update(behind, _in_source=in_source)
 
     def _begin(self) -> None:
         """Forget everything of the run so far."""
@@ -270,23 +279,45 @@ ALSO = (  # in a line that can matter, whatever the metric is
 )
 
 
-def lines_that_matter(data: bytes, texts: Sequence[bytes]) -> bytes:
-    """The lines of whole lines in which one of the texts stands, in their order."""
-    starts: dict[int, int] = {}
+def lines_that_matter(data: bytes, texts: Sequence[bytes], mark: bytes, step: re.Pattern) -> bytes:
+    """Of whole lines those in which one of the texts stands, the first one, and of those between
+    them the last that tell a step; in their order. mark: stands in every such line."""
+    ends: dict[int, int] = {0: data.find(b"\n") + 1}  # of lines, by where they start
     for text in texts:
         at = data.find(text)
         while at >= 0:
-            end = data.find(b"\n", at) + 1 or len(data)
-            starts[data.rfind(b"\n", 0, at) + 1] = end
+            end = data.find(b"\n", at + len(text) - 1) + 1
+            ends[data.rfind(b"\n", 0, at + len(text) - 1) + 1] = end
             at = data.find(text, end)
-    return b"".join(data[start : starts[start]] for start in sorted(starts))
+    lines, done = [], 0
+    for start in sorted(ends):
+        lines += last_steps_in(data[done:start], mark, step)
+        lines.append(data[start : ends[start]])
+        done = ends[start]
+    return b"".join([*lines, *last_steps_in(data[done:], mark, step)])
 
 
-def first_step_in(data: bytes, row: LogFormat) -> bytes:
+def last_steps_in(data: bytes, mark: bytes, step: re.Pattern) -> list[bytes]:
+    """The last lines that look as if they told a step, of the last ones with its mark: the very
+    last one may be damaged."""
+    lines: list[bytes] = []
+    end = len(data)
+    for _ in range(LOOK_BACK):
+        if len(lines) == LAST_STEPS or (at := data.rfind(mark, 0, end)) < 0:
+            break
+        end = data.rfind(b"\n", 0, at) + 1
+        line = data[end : data.find(b"\n", at + len(mark) - 1) + 1]
+        lines += [line] if step.search(line) else []
+    return lines[::-1]
+
+
+LAST_STEPS, LOOK_BACK = 3, 20  # lines: chosen
+NOT_INSIDE = rb"(?<![\w/\"'`-])"  # what may not stand in front of a step
+
+
+def first_step_in(data: bytes, step: re.Pattern) -> bytes:
     """How a line of the first step begins, to see where a run begins anew; empty for none."""
-    behind = data.rfind(RULE + b"\n", 0, 1 << 19) + 1
-    pattern = re.compile(rb"(?<![\w/\"'`-])" + row.quick.pattern) if row.quick else None
-    match = pattern.search(data, behind) if pattern else None
+    match = step.search(data, data.rfind(RULE + b"\n", 0, 1 << 19) + 1)
     if not match:
         return b""
     begins = data[match.start() : match.end(1) + 1]
@@ -297,26 +328,40 @@ class Feeder:
     """Gives a reader what can matter of a log, piece by piece."""
 
     def __init__(self, log: LogOfRuns):
-        self.log, self.rest = log, b""
+        self.log, self.rest, self.begin = log, b"", b""
+        quick = log.reading.format.quick
+        self.step = re.compile(NOT_INSIDE + quick.pattern) if quick else None
         metric = log.reading.metric.rpartition(" ")[2].encode()
         self.texts = (metric, metric.replace(b"_", b" "), *ALSO)
-        self.begin = b""
 
     def feed(self, data: bytes) -> None:
-        data, self.rest = self.rest + data, b""
-        if data.count(b"\r") != data.count(b"\r\n") or not self.log.reading.format.quick:
+        data = self.rest + data
+        whole = data.rfind(b"\n") + 1
+        data, self.rest = data[:whole], data[whole:]
+        self._feed_lines(data)
+        if len(self.rest) > PIECE:  # an endless line: the reader skips it
+            self.log.feed(self.rest)
+            self.rest = b""
+
+    def close(self) -> None:
+        self.log.feed(self.rest)
+        self.log.close()
+
+    def _feed_lines(self, data: bytes) -> None:
+        if self.step is None or data.count(b"\r") != data.count(b"\r\n"):
             return self.log.feed(data)  # progress bars overwrite lines: each is looked at
-        cut = max(data.rfind(b"\n", 0, len(data) - FULL) + 1, 0)
-        self.begin = self.begin or first_step_in(data[:cut], self.log.reading.format)
-        if not self.begin or cut < FULL:
+        self.begin = self.begin or first_step_in(data, self.step)
+        at = 0 if self.log.lines >= HEAD else data.find(self.begin)
+        if not self.begin or at < 0:
             return self.log.feed(data)
-        if self.log.lines < HEAD:  # the head, and the first lines, in full
-            at = data.find(self.begin)
-            full = data.find(b"\n", min(at + FULL, cut)) + 1 or cut
-            self.log.feed(data[:full])
-            data, cut = data[full:], max(cut - full, 0)
-        self.log.feed(lines_that_matter(data[:cut], (*self.texts, self.begin)))
-        self.log.feed(data[cut:])
+        first = data.find(b"\n", at + FULL * bool(at)) + 1 or len(data)
+        last = max(first, data.rfind(b"\n", 0, max(0, len(data) - FULL)) + 1)
+        mark = self.begin.rstrip(b"0123456789/:,() ")  # "step:0/" is that of a step
+        self.log.feed(data[:first])
+        if first < last:
+            texts, mark = (*self.texts, self.begin), mark or b"/"
+            self.log.feed(lines_that_matter(data[first:last], texts, mark, self.step))
+        self.log.feed(data[last:])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -397,7 +442,7 @@ def runs_in(file: BinaryIO, asked: Asked) -> tuple[list[LogOfRuns], str, str]:
         feeder.feed(data)
         if data := file.read(PIECE):
             digest.update(data)
-    log.close()
+    feeder.close()
     runs = [run for run in (*log.before, log) if isinstance(run, LogOfRuns)]
     spoken = [run for run in runs if not run.is_blank]
     return spoken or runs[:1], digest.hexdigest(), head
@@ -418,11 +463,13 @@ def format_of(data: bytes, file: BinaryIO) -> LogFormat:
     file.seek(max(at, size - PIECE))
     end = file.read(PIECE)
     file.seek(at)
-    known = guess_format(outputs_in(data)) or guess_format(outputs_in(end))
-    if not known:
-        signs = ((row, row.sign) for row in FORMATS.values() if row.sign)
-        known = next((row for row, sign in signs if sign.search(data) or sign.search(end)), None)
-    return known or FORMATS["modded-nanogpt"]
+    tries = (outputs_in(data), outputs_in(end), data, end)
+    return next(filter(None, map(sign_of_format, tries)), FORMATS["modded-nanogpt"])
+
+
+def sign_of_format(data: bytes) -> LogFormat | None:
+    signs = ((row, row.sign) for row in FORMATS.values() if row.sign)
+    return guess_format(data) or next((row for row, sign in signs if sign.search(data)), None)
 
 
 SOURCE_BEGINS = re.compile(rb"(?m:^)(?:" + SOURCE.pattern + rb")")
@@ -430,9 +477,8 @@ SOURCE_BEGINS = re.compile(rb"(?m:^)(?:" + SOURCE.pattern + rb")")
 
 def outputs_in(data: bytes) -> bytes:
     """A log without the sources of trainers in it."""
-    *blocks, last = data.split(RULE + b"\n")
-    cut = (SOURCE_BEGINS.split(block, maxsplit=1)[0] for block in blocks)
-    return b"\n".join([*cut, last])
+    blocks = data.split(RULE + b"\n")
+    return b"\n".join(SOURCE_BEGINS.split(block, maxsplit=1)[0] for block in blocks)
 
 
 def first_lines(data: bytes) -> str:
