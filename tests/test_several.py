@@ -160,7 +160,7 @@ PARTS = st.lists(
     st.sampled_from(
         [
             *("whole", "whole", "cut", "nan", "source", "flood", "import torch\n", "seed:3\n"),
-            *("step:3/40 train_loss:nan train_time:30ms step_avg:1ms\n", "x" * 300 + "\n", "bar"),
+            *("lost", "x" * 300 + "\n", "bar"),
         ]
     ),
     min_size=1,
@@ -177,6 +177,7 @@ def built(parts: list[str], form) -> bytes:
             "cut": log[: len(log) // 2] + "\n",
             "nan": log_of(form, total=40, last="nan"),
             "source": HEAD,
+            "lost": form.train(3, 40).replace("3.5000", "nan"),
             "flood": flooded(log, FLOOD[:3]),
             "bar": "\rstep 1\rstep 2\n",
         }.get(part, part)
