@@ -55,7 +55,7 @@ def invent(folder: Path, count: int) -> None:
         group = folder / ("baseline", "mine")[n % 8 < 4]
         group.mkdir(exist_ok=True)
         last = f"{rng.gauss(3.28 - 0.003 * (n % 8 < 4), 0.0013):.6f}"
-        (group / f"{name}_{n}.txt").write_text(text.replace("LAST.", last))
+        (group / f"{name}_{n}.txt").write_text(f"run {n}\n" + text.replace("LAST.", last))
 
 
 def main() -> None:

@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from ablation.runs.foreign_log import HEAD, KEPT, ForeignLog, metrics_in
-from ablation.runs.formats import FORMATS, RULE, SOURCE, LogFormat, Reading, Said, guess_format
+from ablation.runs.formats import (
+    FORMATS,
+    RULE,
+    SOURCE,
+    SOURCE_MARKS,
+    LogFormat,
+    Reading,
+    Said,
+    guess_format,
+)
 from ablation.runs.outcome import fault_of_loss
 from ablation.runs.printed import LABEL, text_of
 from ablation.runs.untrusted import open_regular, printable
@@ -271,39 +280,57 @@ def thinned_points(curve: Sequence[tuple[int, float, float | None]]) -> bytes:
 # else. What can matter is found by searches for a few texts, at the speed of memory.
 
 PIECE = 1 << 20  # bytes that are read at a time
-FULL = 1 << 15  # bytes behind the head that are read in full, and at the end of a piece
-ALSO = (  # in a line that can matter, whatever the metric is
-    *(b"val", b"nan", b"NaN", b":inf", b" inf", b"-inf", b"Inf", b"1.#", b"stopping", b"FAIL"),
-    *(b"rror", b"xcept", b"nterrupt", b"of memory", b"OfMemory", b"xitcode"),
-    *(RULE, b"import ", b'"""', b"'''", b"#!/", *ASIDE),
+FULL = 1 << 13  # bytes behind the head that are read in full, and at the end of a piece
+OF_SOURCE = (*SOURCE_MARKS, *ASIDE)
+ALSO = (  # in a line that can matter, whatever the metric is; in small letters
+    *(b"val", b"nan", b":inf", b" inf", b"-inf", b"1.#", b"rror", RULE, *SOURCE_MARKS, b"seed"),
 )
 
 
-def lines_that_matter(data: bytes, texts: Sequence[bytes], mark: bytes, step: re.Pattern) -> bytes:
+def texts_of(reading: Reading) -> tuple[bytes, ...]:
+    """One of these stands in every line that can matter, in small or in large letters."""
+    row, metric = reading.format, reading.metric.rpartition(" ")[2].encode().lower()
+    of_metric = () if b"val" in metric else (metric, metric.replace(b"_", b" "))
+    of_end = (b"stopping",) if row.end else ()
+    return (*of_metric, *of_end, *(mark.lower() for mark in row.marks if mark == b"FAIL"), *ALSO)
+
+
+MOST_ASIDE = 1000  # lines of 1 MB: what is told more often is a flood
+
+
+def lines_that_matter(
+    data: bytes, texts: Sequence[bytes], mark: bytes = b"", step: re.Pattern | None = None
+) -> bytes:
     """Of whole lines those in which one of the texts stands, the first one, and of those between
     them the last that tell a step; in their order. mark: stands in every such line."""
     ends: dict[int, int] = {0: data.find(b"\n") + 1}  # of lines, by where they start
+    of_steps = set()  # of those the ones that may tell a step
+    small = data.lower()
     for text in texts:
-        at = data.find(text)
+        at = -1 if text in ASIDE and small.count(text) > MOST_ASIDE else small.find(text)
         while at >= 0:
             end = data.find(b"\n", at + len(text) - 1) + 1
-            ends[data.rfind(b"\n", 0, at + len(text) - 1) + 1] = end
-            at = data.find(text, end)
+            start = data.rfind(b"\n", 0, at + len(text) - 1) + 1
+            ends[start] = end
+            if text not in ASIDE:
+                of_steps.add(start)
+            at = small.find(text, end)
     lines, done = [], 0
     for start in sorted(ends):
-        lines += last_steps_in(data[done:start], mark, step)
+        if start in of_steps:
+            lines += last_steps_in(data[done:start], mark, step)
+            done = ends[start]
         lines.append(data[start : ends[start]])
-        done = ends[start]
     return b"".join([*lines, *last_steps_in(data[done:], mark, step)])
 
 
-def last_steps_in(data: bytes, mark: bytes, step: re.Pattern) -> list[bytes]:
+def last_steps_in(data: bytes, mark: bytes, step: re.Pattern | None) -> list[bytes]:
     """The last lines that look as if they told a step, of the last ones with its mark: the very
     last one may be damaged."""
     lines: list[bytes] = []
     end = len(data)
     for _ in range(LOOK_BACK):
-        if len(lines) == LAST_STEPS or (at := data.rfind(mark, 0, end)) < 0:
+        if step is None or len(lines) == LAST_STEPS or (at := data.rfind(mark, 0, end)) < 0:
             break
         end = data.rfind(b"\n", 0, at) + 1
         line = data[end : data.find(b"\n", at + len(mark) - 1) + 1]
@@ -315,24 +342,23 @@ LAST_STEPS, LOOK_BACK = 3, 20  # lines: chosen
 NOT_INSIDE = rb"(?<![\w/\"'`-])"  # what may not stand in front of a step
 
 
-def first_step_in(data: bytes, step: re.Pattern) -> bytes:
-    """How a line of the first step begins, to see where a run begins anew; empty for none."""
-    match = step.search(data, data.rfind(RULE + b"\n", 0, 1 << 19) + 1)
-    if not match:
-        return b""
-    begins = data[match.start() : match.end(1) + 1]
-    return begins if not begins[:1].isdigit() else b"\n" + begins
+def end_of_head(data: bytes, step: re.Pattern) -> int:
+    """Where the source of the trainer ends, if a log begins with one."""
+    end = data.find(RULE + b"\n")
+    source = source_in(data, min(end, MOST_BEFORE)) if end > 0 else -1
+    return end if source >= 0 and not step.search(data, 0, source) else 0
+
+
+MOST_BEFORE = 1 << 12  # bytes before a source at the head of a log: chosen
 
 
 class Feeder:
     """Gives a reader what can matter of a log, piece by piece."""
 
     def __init__(self, log: LogOfRuns):
-        self.log, self.rest, self.begin = log, b"", b""
+        self.log, self.rest, self.texts, self.begun = log, b"", texts_of(log.reading), b""
         quick = log.reading.format.quick
         self.step = re.compile(NOT_INSIDE + quick.pattern) if quick else None
-        metric = log.reading.metric.rpartition(" ")[2].encode()
-        self.texts = (metric, metric.replace(b"_", b" "), *ALSO)
 
     def feed(self, data: bytes) -> None:
         data = self.rest + data
@@ -350,18 +376,30 @@ class Feeder:
     def _feed_lines(self, data: bytes) -> None:
         if self.step is None or data.count(b"\r") != data.count(b"\r\n"):
             return self.log.feed(data)  # progress bars overwrite lines: each is looked at
-        self.begin = self.begin or first_step_in(data, self.step)
-        at = 0 if self.log.lines >= HEAD else data.find(self.begin)
-        if not self.begin or at < 0:
-            return self.log.feed(data)
-        first = data.find(b"\n", at + FULL * bool(at)) + 1 or len(data)
-        last = max(first, data.rfind(b"\n", 0, max(0, len(data) - FULL)) + 1)
-        mark = self.begin.rstrip(b"0123456789/:,() ")  # "step:0/" is that of a step
+        if not self.begun:
+            data = self._begin(data)
+        last = max(0, data.rfind(b"\n", 0, max(0, len(data) - FULL)) + 1)
+        if self.begun and last:
+            mark = self.begun.strip(b"\n0123456789/:,() ") or b"/"  # "step" of "step:0/"
+            texts = (*self.texts, self.begun)
+            self.log.feed(lines_that_matter(data[:last], texts, mark, self.step))
+            data = data[last:]
+        self.log.feed(data)
+
+    def _begin(self, data: bytes) -> bytes:
+        """Read the head of a log, and its first steps; returns the rest. Then it is known how a
+        line of the first step begins, so that one is seen where a run begins anew."""
+        assert self.step is not None
+        if end := end_of_head(data, self.step) if self.log.lines == 0 else 0:
+            self.log.feed(lines_that_matter(data[:end], (RULE, *OF_SOURCE)))  # it is forgotten
+            data = data[end:]
+        if not (match := self.step.search(data)):
+            return data
+        begins = data[match.start() : match.end(1) + 1].lower()
+        self.begun = b"\n" + begins if begins[:1].isdigit() else begins
+        first = data.find(b"\n", match.start() + FULL) + 1 or len(data)
         self.log.feed(data[:first])
-        if first < last:
-            texts, mark = (*self.texts, self.begin), mark or b"/"
-            self.log.feed(lines_that_matter(data[first:last], texts, mark, self.step))
-        self.log.feed(data[last:])
+        return data[first:]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -458,12 +496,14 @@ def fault_of_file(data: bytes, size: int) -> str:
 
 def format_of(data: bytes, file: BinaryIO) -> LogFormat:
     """The form of a log. Where its head does not tell, its end may."""
+    if row := guess_format(outputs_in(data)):
+        return row
     at = file.tell()
     size = file.seek(0, os.SEEK_END)
     file.seek(max(at, size - PIECE))
     end = file.read(PIECE)
     file.seek(at)
-    tries = (outputs_in(data), outputs_in(end), data, end)
+    tries = (outputs_in(end), data, end)
     return next(filter(None, map(sign_of_format, tries)), FORMATS["modded-nanogpt"])
 
 
@@ -472,13 +512,29 @@ def sign_of_format(data: bytes) -> LogFormat | None:
     return guess_format(data) or next((row for row, sign in signs if sign.search(data)), None)
 
 
-SOURCE_BEGINS = re.compile(rb"(?m:^)(?:" + SOURCE.pattern + rb")")
+BEGINNINGS = (b"#!/", b'"""', b"'''", b'r"""', b"import ", b"from ")  # of lines that SOURCE knows
+
+
+def source_in(data: bytes, most: int | None = None) -> int:
+    """Where the first line stands that begins a source, in the first bytes; -1 for nowhere."""
+    if SOURCE.match(data):
+        return 0
+    found, most = [], len(data) if most is None else most
+    for text in BEGINNINGS:
+        at = data.find(b"\n" + text, 0, most)
+        while at >= 0 and not SOURCE.match(data, at + 1):
+            at = data.find(b"\n" + text, at + 1, most)
+        if at >= 0:
+            found.append(at + 1)
+            most = at + 1  # only earlier ones are of interest
+    return min(found, default=-1)
 
 
 def outputs_in(data: bytes) -> bytes:
     """A log without the sources of trainers in it."""
     blocks = data.split(RULE + b"\n")
-    return b"\n".join(SOURCE_BEGINS.split(block, maxsplit=1)[0] for block in blocks)
+    ends = ((block, source_in(block)) for block in blocks)
+    return b"\n".join(block if end < 0 else block[:end] for block, end in ends)
 
 
 def first_lines(data: bytes) -> str:
