@@ -64,13 +64,14 @@ from ablation.plan.next_step import conclude, next_step
 from ablation.report import figures
 from ablation.runs import log as logs
 from ablation.runs import outcome, store
+from ablation.runs.formats import OURS
 from ablation.runs.run import Arm, RunConfig, RunResult
 from ablation.study.experiment import Experiment, Share
 from ablation.study.heads import HEADS, aux
 from ablation.study.profiles import PROFILES
 from benchmarks import inputs, oracle
 from benchmarks.inputs import ANYTHING, DIVERGED, FAULTY, HONEST, Files, Log
-from tests.support.invent import by_hand
+from tests.support.invent import by_hand, code_at
 
 WRONG_OK, WRONG_ELSE, TRACEBACK, HANG = "wrong ok", "wrong else", "tracebacks", "hangs"
 COUNTED = (WRONG_OK, WRONG_ELSE, TRACEBACK, HANG)
@@ -392,7 +393,7 @@ def try_open_attempts(rng: random.Random, shop: Shop) -> None:
             left.pop(touched, None)
     with shop.folder(files) as folder:
         said: list[str] = []
-        found = refusable(reconcile.reconcile, folder, ID, NoLauncher(), said.append)
+        found = refusable(reconcile.reconcile, folder, ID, NoLauncher(), OURS, said.append)
         for line in said:
             demand(line.isprintable(), f"said {line!r}", TRACEBACK)
         if found is None:
@@ -651,7 +652,8 @@ def try_environment(rng: random.Random, shop: Shop) -> None:
         demand(kept.get("CUDA_VISIBLE_DEVICES") == given, "what the user means is gone")
         names = refusable(machine.visible_gpus) or ()
         demand(all(isinstance(name, str) for name in names), f"GPUs {names!r}")
-        words = refusable(command.build_command, e, run, Path("t.py"), Path("d"), Path("l")) or ()
+        copy, data = code_at("t.py"), Path("d")
+        words = refusable(command.build_command, e, run, copy, data, Path("l")) or ()
         demand(all(isinstance(word, str) and word for word in words), f"command {words}")
         own = command.extra_environment(e, Path("e"), rng.randrange(e.share.parallel_runs))
         demand(all(isinstance(v, str) for v in own.values()), f"environment {own}")

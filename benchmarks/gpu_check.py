@@ -55,6 +55,7 @@ from benchmarks import step_time
 from benchmarks.step_time import PLACEMENTS, Setting, graphs_compiled, rescaled, trainer_flags
 from benchmarks.table import HEAD, Line, Row, measure, print_to
 from tests.support.emulated_gpu import emulate
+from tests.support.invent import code_at
 
 # Dense bf16 with fp32 sums, by what the name that torch gives a card has in it; first come first.
 # Only cards whose maker's own figure was seen (quoted, where the document itself was not at hand);
@@ -254,7 +255,7 @@ def run(check: Check, p: Profile, iterations: int, cards: int, data: Path) -> Ru
     script = ROOT / ("tests/support/emulated_gpu.py" if check.emulated else "train_gpt.py")
     with tempfile.TemporaryDirectory() as name:
         folder, started = Path(name), time.monotonic()
-        command = build_command(e, config, script, data, folder / "train_log.txt")
+        command = build_command(e, config, code_at(script), data, folder)
         how = {"env": os.environ | extra_environment(e, folder), "stderr": subprocess.STDOUT}
         with (folder / "output.log").open("wb") as output:
             code = subprocess.run(command, stdout=output, **how).returncode

@@ -660,6 +660,9 @@ WITH_NUMBER = (
     "--stall_timeout",
 )
 WITH_TEXT = (
+    "--study",
+    "--arm",
+    "--best",
     "--experiment",
     "--phase",
     "--profile",

@@ -7,6 +7,7 @@ import pytest
 
 from ablation.study.asked import UsageError, as_asked, new_experiment, profile_asked
 from ablation.study.experiment import STOP_ON
+from ablation.study.heads import HEADS
 from ablation.study.profiles import PROFILES, TERMS, check_terms
 from run_aux import build_parser
 
@@ -19,7 +20,7 @@ def options(text: str):
 
 def asked(text: str, gpus: int, profile: str = "speedrun"):
     given = options(text)
-    return as_asked(new_experiment(profile, gpus, cores=4), given, gpus)
+    return as_asked(new_experiment(HEADS, profile, gpus, cores=4), given, gpus)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_an_option_is_refused_where_it_would_change_nothing(text, plans):
     }
     for plan, words in ways.items():
         options = build_parser().parse_args([*words, *text.split()])
-        e = new_experiment("speedrun", 0, cores=4)
+        e = new_experiment(HEADS, "speedrun", 0, cores=4)
         if plan in plans:
             assert as_asked(e, options, 0).plan == plan
             continue
@@ -175,7 +176,7 @@ def test_every_term_is_checked_against_everything(field, value):
 
 
 def test_the_terms_of_every_profile_can_be_meant():
-    assert TERMS.keys() == vars(PROFILES["mini"].design).keys()
+    assert TERMS.keys() == vars(PROFILES["mini"].design).keys() - {"noise_known"}
     for profile in PROFILES.values():
         check_terms(profile.design)
 
@@ -203,5 +204,5 @@ def test_the_profile_follows_the_gpus(text, gpus, name):
 
 def test_a_pass_has_no_more_sequences_than_a_process_has():
     e = asked("", 8)
-    assert e.profile.device_batch_size == min(64, e.profile.batch_size // 8)
-    assert asked("--device_batch_size 16", 8).profile.device_batch_size == 16
+    assert e.profile.own_scale.device_batch_size == min(64, e.profile.own_scale.batch_size // 8)
+    assert asked("--device_batch_size 16", 8).profile.own_scale.device_batch_size == 16

@@ -12,6 +12,7 @@ from ablation.execute.launcher import CannotStart, Command, exit_of
 from ablation.execute.lock import Lock
 from ablation.execute.orchestrator import Limits, Orchestrator
 from ablation.execute.reconcile import reconcile
+from ablation.runs.formats import OURS
 from ablation.runs.outcome import exit_from
 from ablation.runs.run import Interval, RunConfig
 from ablation.runs.store import next_attempt, read_records
@@ -136,7 +137,7 @@ def test_litter_of_killed_sittings_is_removed_and_nothing_else(attempts):
     os.utime(link, (long_ago, long_ago), follow_symlinks=False)
     kept += [(report, ""), (link, "")]
     with Lock(exp_dir):
-        reconcile(exp_dir, "id", NoLauncher(), lambda _: None)
+        reconcile(exp_dir, "id", NoLauncher(), OURS, lambda _: None)
     assert not [path for path, _ in litter if path.exists()]
     assert [path for path, _ in kept if not path.exists()] == []
     assert not old.exists()

@@ -71,6 +71,44 @@ def test_compare_turns_round_and_shifts(x, y, shift):
     assert moved.se == pytest.approx(there.se, rel=1e-6)
 
 
+@settings(max_examples=100, deadline=None)
+@given(losses)
+def test_a_mean_has_scipys_interval(x):
+    assume(spread(x))
+    ours, reference = a.mean_interval(x, 0.1), stats.ttest_1samp(x, 0.0)
+    assert (ours.n, ours.mean, ours.df) == (len(x), pytest.approx(np.mean(x)), len(x) - 1)
+    interval = reference.confidence_interval(0.9)
+    assert (ours.ci_low, ours.ci_high) == (
+        pytest.approx(interval.low, rel=1e-7),
+        pytest.approx(interval.high, rel=1e-7),
+    )
+
+
+@pytest.mark.parametrize("x", [[3.3], [3.3, 3.3], [3.3] * 7])
+def test_a_mean_without_spread_has_no_interval(x):
+    ours = a.mean_interval(x)
+    assert (ours.mean, ours.se, ours.ci_low) == (pytest.approx(3.3), None, None)
+
+
+@settings(max_examples=100, deadline=None)
+@given(losses, losses, st.floats(-2, 2))
+def test_one_sided_p_and_reach_are_scipys_and_agree(x, y, bound):
+    assume(spread(x) and spread(y))
+    c = a.compare(x, y)
+    assert (c.se, c.df) == a.welch_error(len(x), c.sd_baseline, len(y), c.sd_arm)
+    shifted = [value - bound for value in x]
+    reference = stats.ttest_ind(shifted, y, equal_var=False, alternative="greater").pvalue
+    p = a.one_sided_p(c.improvement - bound, c.se, c.df)
+    assert p == pytest.approx(reference, rel=1e-6, abs=1e-12)
+    at_the_limit = a.one_sided_reach(c.se, c.df, 0.01)
+    assert a.one_sided_p(at_the_limit, c.se, c.df) == pytest.approx(0.01, rel=1e-6)
+
+
+def test_the_errors_without_any_variance():
+    assert a.welch_error(3, 0.0, 4, 0.0) == (0.0, 0.0)
+    assert a.mean_error(4, 2.0) == (1.0, 3)
+
+
 def test_positive_is_good():
     assert a.compare([3.3, 3.31], [3.2, 3.21]).improvement == pytest.approx(0.1)
 

@@ -12,7 +12,7 @@ from ablation.execute import command
 from ablation.execute.command import build_command, extra_environment
 from ablation.execute.machine import named_gpus
 from ablation.runs.run import RunConfig
-from tests.support.invent import arm, experiment
+from tests.support.invent import arm, code_at, experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = RunConfig(1, arm("aux_6", 6), 0, 1000, 10)
@@ -25,7 +25,7 @@ def nothing_named(monkeypatch):
 
 
 def built(**changes):
-    return build_command(experiment(**changes), RUN, Path("t.py"), Path("d"), Path("log"))
+    return build_command(experiment(**changes), RUN, code_at("t.py"), Path("d"), Path("log"))
 
 
 def test_a_run_is_launched_with_this_python_on_this_machine_alone():

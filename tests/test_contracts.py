@@ -26,6 +26,7 @@ from ablation.study.profiles import PROFILES, TRAINER_FLAGS
 from data import prepare
 from tests.support.invent import (
     ARMS,
+    code_at,
     experiment,
     layers_of,
     rescaled,
@@ -66,7 +67,7 @@ def shares(profile) -> list[Experiment]:
 
 
 def as_the_trainer_reads(e, run) -> argparse.Namespace:
-    command = build_command(e, run, Path("train_gpt.py"), Path("data"), Path("log.txt"))
+    command = build_command(e, run, code_at("train_gpt.py"), Path("data"), Path("run"))
     flags = command[command.index("train_gpt.py") + 1 :]
     return train_gpt.build_parser().parse_args(flags)
 

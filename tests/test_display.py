@@ -16,6 +16,7 @@ import pytest
 from ablation.cli import console
 from ablation.execute import display
 from ablation.execute.display import Display
+from ablation.runs.formats import OURS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,7 +25,7 @@ def flight(step=30):
     """A run in flight, as far as a display looks at it."""
     return SimpleNamespace(
         run=SimpleNamespace(name="aux_6/run_0", num_iterations=90),
-        log=SimpleNamespace(step=step, curve=[(step, 3.5)]),
+        log=SimpleNamespace(step=step, curve=[(step, 3.5)], reading=OURS),
         handle=SimpleNamespace(started=True),
         started_s=0.0,
     )

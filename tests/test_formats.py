@@ -108,12 +108,17 @@ def test_times_are_the_logs_own_where_it_has_any(form):
     assert result.step_avg_ms == pytest.approx(expected / TOTAL)
 
 
-def test_a_time_that_the_attempt_did_not_have_is_not_believed():
+@pytest.mark.parametrize("told", ["800000000", "0"])
+def test_a_time_that_the_attempt_did_not_have_is_not_believed(told):
+    """Neither at the end, nor on the way there: a speedup would be read off both."""
     form = FORMS["speedrun"]
-    log = log_of(form).replace("train_time:80ms", "train_time:800000000ms")
+    log = re.sub(r"train_time:\d+ms", f"train_time:{told}ms", log_of(form))
     result = verdict(log, reading_of(form))
     assert result.train_time_ms == 1000 * result.wall_s
     assert "by the clock" in result.evidence
+    assert [time_ms for *_, time_ms in result.curve] == [
+        pytest.approx(1000 * result.wall_s * step / TOTAL) for step, *_ in result.curve
+    ]
 
 
 def test_times_of_some_points_are_no_times():

@@ -22,6 +22,7 @@ from ablation.execute.display import Display
 from ablation.execute.local import LocalLauncher
 from ablation.execute.reconcile import reconcile
 from ablation.execute.status import processes_left
+from ablation.runs.formats import OURS
 from ablation.runs.store import read_records
 from benchmarks import many_runs
 from tests.support.processes import TOKEN, stand_in_shards, survivors, wait_until_gone
@@ -511,7 +512,7 @@ def test_attempts_behind_a_link_are_passed_over_and_left_alone(tmp_path, finishe
     before = sorted(elsewhere.rglob("*"))
     exp_dir.mkdir()
     (exp_dir / "quick_baseline").symlink_to(elsewhere)
-    records = reconcile(exp_dir, "id", LocalLauncher(tmp_path), lambda _: None)
+    records = reconcile(exp_dir, "id", LocalLauncher(tmp_path), OURS, lambda _: None)
     assert records.stray and not records.open and not records.results
     assert sorted(elsewhere.rglob("*")) == before
 

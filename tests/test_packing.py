@@ -10,7 +10,7 @@ from ablation.execute.launcher import Command
 from ablation.execute.orchestrator import Limits, Orchestrator
 from ablation.runs.outcome import Exit
 from ablation.runs.run import RunConfig
-from tests.support.invent import arm, experiment
+from tests.support.invent import arm, code_at, experiment
 
 
 class PretendedRun:
@@ -43,7 +43,7 @@ def test_over_a_thousand_starts_nothing_is_shared(tmp_path, monkeypatch, gpus, e
     e = experiment(device="cuda", processes=each, parallel_runs=gpus // each)
 
     def command_of(run, folder, slot):
-        words = build_command(e, run, Path("t.py"), Path("d"), folder / "log")
+        words = build_command(e, run, code_at("t.py"), Path("d"), folder)
         assert "--standalone" in words
         return Command(words, extra_environment(e, tmp_path, slot), folder)
 

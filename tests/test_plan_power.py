@@ -450,3 +450,34 @@ def test_whoever_waits_for_the_counts_is_shown_how_far_they_are():
     shown = power.render(e, replicates=20, progress=progress)
     assert shown == power.render(e, replicates=20)
     assert seen == [len(seen)] * len(seen) and len(seen) == 10 * len(power.scenarios_for(e))
+
+
+STUDY = """
+question = "Does a longer warm-up help?"
+[trainer]
+command = "train.py"
+launch = "plain"
+log = "nanogpt"
+full_iterations = 100
+expected_hours = 0.1
+[base]
+env = { ITERS = "{num_iterations}", SEED = "{seed}" }
+[arms]
+short = { env = { WARMUP = "1" } }
+long = { env = { WARMUP = "2" } }
+[noise]
+sigma0 = 0.2
+delta_eq = 1.0
+delta_target = 4.0
+"""
+
+
+def test_worlds_may_be_of_another_study_in_its_own_units(tmp_path, capsys):
+    pytest.importorskip("ablation.study.study_file")  # not in every checkout yet
+    (tmp_path / "train.py").write_text("pass\n")
+    (tmp_path / "warm.toml").write_text(STUDY)
+    asked = ["--study", str(tmp_path / "warm.toml"), "--json", str(tmp_path / "rows.json")]
+    few = ["--replicates", "4", "--worlds", "null,-.010", "--plans", "adaptive,oracle"]
+    assert plan_power.main([*asked, *few]) == 0, capsys.readouterr().err
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["p_right"] for row in rows] == [1.0] * 4  # -.010 is ten of its sigma0, too

@@ -24,7 +24,7 @@ from ablation.study.heads import HEADS
 from ablation.study.profiles import PROFILES, TERMS, default_profile
 from ablation.study.study import SHORT
 from run_aux import build_parser
-from tests.support.invent import ARMS, settings_of
+from tests.support.invent import ARMS, code_at, settings_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -143,7 +143,7 @@ def test_every_argument_and_every_number_of_the_trainer_is_in_the_contract():
     page = PAGES["docs/trainers.md"]
     e = replace(power.as_meant(PROFILES["speedrun"]), unet_skips=True, log_grad_norms=True)
     words = build_command(
-        e, RunConfig(1, ARMS["aux_4_8"], 0, 42, 10), Path("t.py"), Path("d"), Path("l")
+        e, RunConfig(1, ARMS["aux_4_8"], 0, 42, 10), code_at("t.py"), Path("d"), Path("l")
     )
     arguments = [word for word in words[words.index("t.py") :] if word.startswith("--")]
     assert not [name for name in arguments if f"`{name}`" not in page]

@@ -21,7 +21,7 @@ from ablation.execute import command
 from ablation.plan.next_step import next_step
 from ablation.runs.run import RunConfig, arm_from
 from ablation.study.profiles import PROFILES
-from tests.support.invent import ARMS, arm, experiment
+from tests.support.invent import ARMS, arm, code_at, experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 SUPPORT = ROOT / "tests" / "support"
@@ -273,8 +273,8 @@ def test_golden_command_line(monkeypatch):
     monkeypatch.setenv("TORCHRUN", "torchrun")
     e = experiment(profile=PROFILES["speedrun"], full_iterations=5100, processes=8, device="cuda")
     run = RunConfig(2, ARMS["aux_4_8"], 0, 2000, 5100)
-    script, data, log = Path("train_gpt.py"), Path("data/fineweb"), Path("train_log.txt")
-    assert shlex.join(command.build_command(e, run, script, data, log)) == (
+    words = command.build_command(e, run, code_at("train_gpt.py"), Path("data/fineweb"), Path(""))
+    assert shlex.join(words) == (
         "torchrun --standalone --nnodes=1 --local-addr=127.0.0.1 --nproc_per_node=8"
         " --log-dir=/dev/null train_gpt.py --num_iterations 5100"
         " --n_layer 12 --n_head 6 --model_dim 768 --vocab_size 50304 --sequence_length 1024"

@@ -196,7 +196,7 @@ def crashes(*names, seeds=1):
     ],
 )  # fmt: skip
 def test_it_is_the_machine_when_several_runs_of_arms_that_can_train_fail(row, trained, broken):
-    why = sitting.fault_of(row, row[-1], [*trained, *row])
+    why = sitting.fault_of(experiment(), row, row[-1], [*trained, *row])
     assert bool(why) == broken
 
 
@@ -554,5 +554,5 @@ def test_a_path_is_what_the_shell_would_have_made_of_it(home, monkeypatch):
 def test_what_the_machine_did_to_one_run_it_would_do_to_the_next(reason, stops):
     """It is not held against a run, so nothing else would end the attempts at it."""
     last = replace(result(arm("a4", 4), status="interrupted"), reason=reason)
-    why = sitting.fault_of([], last, [last])
+    why = sitting.fault_of(experiment(), [], last, [last])
     assert why == (f"{last.run.name}: {reason}" if stops else "")

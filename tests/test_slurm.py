@@ -14,7 +14,7 @@ from ablation.execute import slurm
 from ablation.execute.command import build_command
 from ablation.execute.launcher import Command
 from ablation.runs.run import RunConfig
-from tests.support.invent import arm, experiment
+from tests.support.invent import arm, code_at, experiment
 from tests.support.slurm_cluster import SlurmCluster, why_not
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -219,7 +219,7 @@ RUN = RunConfig(1, arm("aux_6", 6), 0, 1000, 10)
 
 def script_of(tmp_path, nodes):
     e = experiment(processes=8 * nodes, nodes=nodes, launcher="slurm")
-    command = build_command(e, RUN, Path("t.py"), Path("d"), Path("log"))
+    command = build_command(e, RUN, code_at("t.py"), Path("d"), Path("log"))
     return slurm.job_script(Command(command, {"A": "b c"}, tmp_path), Path("watcher.py"), nodes, 8)
 
 

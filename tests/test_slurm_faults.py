@@ -14,6 +14,7 @@ from ablation.cli import exit_codes
 from ablation.execute import closing, slurm, status, watcher
 from ablation.execute.launcher import UNRECORDED, CannotStart, Command, exit_of
 from ablation.execute.watcher import A_SIGNAL
+from ablation.runs.formats import OURS
 from ablation.runs.log import LogReader, read_log
 from ablation.runs.outcome import judge
 from ablation.runs.run import RunConfig, machine_seconds
@@ -453,18 +454,18 @@ def attempt(tmp_path):
 
 
 def test_a_job_is_paid_for_from_its_claim_to_its_last_sign_of_life_on_each_node(attempt):
-    r = closing.close_attempt(Attempt(RUN.name, 1, attempt), "id", None)
+    r = closing.close_attempt(Attempt(RUN.name, 1, attempt), "id", None, OURS)
     assert r.status == "interrupted"
     assert machine_seconds([r]) == pytest.approx(2 * 30, abs=1)
     assert r.clock != watcher.boot_clock()  # others beside it are paid for on their own
 
 
 def test_a_job_that_still_waits_in_the_queue_has_cost_nothing(attempt):
-    found = status.read_in_flight(Attempt(RUN.name, 1, attempt))
+    found = status.read_in_flight(Attempt(RUN.name, 1, attempt), OURS)
     assert machine_seconds((), [found["interval"]]) == pytest.approx(2 * 40, abs=1)
     (attempt / "claim.json").unlink()
-    assert status.read_in_flight(Attempt(RUN.name, 1, attempt))["interval"] is None
-    assert closing.close_attempt(Attempt(RUN.name, 1, attempt), "id", None).wall_s == 0
+    assert status.read_in_flight(Attempt(RUN.name, 1, attempt), OURS)["interval"] is None
+    assert closing.close_attempt(Attempt(RUN.name, 1, attempt), "id", None, OURS).wall_s == 0
 
 
 # ---------------------------------------------------------------------------------------------
@@ -482,7 +483,7 @@ def unseen(launcher, attempt):
 
 
 def judged(attempt, exit):
-    r = closing.close_attempt(Attempt(RUN.name, 1, attempt), "id", exit)
+    r = closing.close_attempt(Attempt(RUN.name, 1, attempt), "id", exit, OURS)
     return r.status, r.reason, round(r.wall_s)
 
 

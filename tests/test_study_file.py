@@ -524,6 +524,18 @@ arms.a.flags.muon_lr = 0.1"""
     ]
 
 
+def test_a_study_may_say_another_length_and_budget_than_its_profile(tmp_path):
+    text = 'question = "?"\ntrainer.profile = "mini"\narms.a.flags.muon_lr = 0.1'
+    own = new_experiment(read_study(written(tmp_path, text)), "mini", 0, cores=4)
+    assert own.full_iterations == PROFILES["mini"].full_iterations
+    assert own.budget_hours == PROFILES["mini"].budget_hours
+    text += "\ntrainer.full_iterations = 7\ntrainer.budget_hours = 3"
+    other = new_experiment(read_study(written(tmp_path, text)), "mini", 0, cores=4)
+    assert (other.full_iterations, other.budget_hours) == (7, 3)
+    (fault,) = faults_of(tmp_path, text + "\ntrainer.expected_hours = 3")
+    assert fault.startswith("trainer.expected_hours: 3: this project's own trainer")
+
+
 def test_paths_start_from_the_file_where_there_are_any(tmp_path):
     text = 'question = "?"\ntrainer.profile = "mini"\narms.a.flags.muon_lr = 0.1'
     assert read_study(written(tmp_path, text)).trainer.folder == ""

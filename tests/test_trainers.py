@@ -258,6 +258,14 @@ def test_a_copy_is_what_was_read_and_its_programs_can_be_started(tmp_path):
         read_copy(copy, found.names)
 
 
+def test_a_copy_is_read_from_the_folder_that_it_lies_in(tmp_path, monkeypatch):
+    """--exp_dir is often given relative to where a person stands."""
+    write(tmp_path / "code", {"train.py": "import rates\n", "rates.py": "RATE = 1\n"})
+    found = read_code(tmp_path / "code" / "train.py")
+    monkeypatch.chdir(tmp_path)
+    assert read_copy(Path("code"), found.names).hash == found.hash
+
+
 # ---------------------------------------------------------------------------------------------
 # A commit of the trainer's own repository
 

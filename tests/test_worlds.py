@@ -133,7 +133,7 @@ def test_a_loss_that_is_not_finite_is_a_run_that_diverged_and_is_paid_for():
     planned, step = simulate(e, (), loss, cost_s(e))
     second = [p.run.arm.name for p in of_stage(planned, 2)]
     assert second.count("aux_6") == 1  # never run again
-    assert power.verdict_in(conclude(step)) == IMPROVES
+    assert conclude(step).decisions[4].numbers["verdict"] == IMPROVES
 
 
 @pytest.mark.parametrize("name", WORLDS)

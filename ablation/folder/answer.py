@@ -4,7 +4,7 @@ Every number is one that a decision or a record holds already: nothing is comput
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from ablation.folder.standing import Standing
 from ablation.plan.classic import CLASSIC_RULES
@@ -13,11 +13,12 @@ from ablation.plan.looks import look_from
 from ablation.plan.next_step import verdict_in
 from ablation.plan.stage import FINAL_STAGE
 from ablation.runs.run import Arm, RunResult, machine_seconds
+from ablation.study.study import Metric
 
 SCHEMA = 1  # of the object: a key that is renamed or that means something else raises it
 KEYS = (
     *("verdict", "title", "ended", "improvement", "interval", "p", "pairs", "runs", "hours"),
-    *("arms", "chosen", "folder"),
+    *("metric", "arms", "chosen", "folder"),
 )
 
 
@@ -40,7 +41,8 @@ def answer(found: Standing | None, until: int) -> dict:
             "spent": machine_seconds(results) / 3600,
             "budget": found.experiment.budget_hours,
         },
-        "arms": [*arms_of(found.records.latest().values())],
+        "metric": asdict(found.experiment.study.metric),
+        "arms": [*arms_of(found.experiment.study.metric, found.records.latest().values())],
         "chosen": named(decision.chosen) if decision and decision.chosen else None,
         "folder": str(found.exp_dir.resolve()),
     }
@@ -62,7 +64,7 @@ class Tested:
 
 def tested(found: Standing, decision: Decision | None) -> dict:
     """The keys of the test."""
-    t = test_in(decision, found.experiment.profile.design.alpha)
+    t = test_in(decision, found.design.alpha)
     interval = {"low": t.low, "high": t.high, "level": 1 - t.alpha, "sequential": t.sequential}
     return {
         "improvement": t.improvement,
@@ -106,7 +108,7 @@ def named(arm: Arm) -> dict:
     return {"name": arm.name, "description": arm.label}
 
 
-def arms_of(latest: Iterable[RunResult]) -> Iterator[dict]:
+def arms_of(metric: Metric, latest: Iterable[RunResult]) -> Iterator[dict]:
     """A row for each configuration of a stage, and of a length: only such runs are compared."""
     rows: dict[tuple[int, int], list[RunResult]] = {}
     for r in latest:
@@ -118,7 +120,7 @@ def arms_of(latest: Iterable[RunResult]) -> Iterator[dict]:
                 "stage": stage,
                 "iterations": iterations,
                 "n": len(group.losses),
-                "mean": group.mean if group.losses else None,
+                "mean": metric.sign * group.mean if group.losses else None,
                 "sd": group.sd if group.losses else None,
                 "diverged": group.diverged,
             }

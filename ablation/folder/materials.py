@@ -204,6 +204,7 @@ def gathered(
 
 def read_copy(folder: Path, names: Sequence[str]) -> Code:
     """Code as it was copied, by the names of its files. Raises ValueError for one that is gone."""
+    folder = folder.resolve()
     return Code(folder, tuple((name, contents_of(folder / name, folder)) for name in names), ())
 
 

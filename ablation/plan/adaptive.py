@@ -257,8 +257,9 @@ def arms_then_two_again(state: State) -> list[RunConfig]:
     """Every arm that screening left, once; then the two best with a new seed."""
     if nothing_to_choose(state.experiment):
         return []
-    dropped = state.numbers_of(1).get("dropped", [])
-    first = [state.run(arm) for arm in state.stage.arms if arm.label not in dropped]
+    screened = [r for r in state.history if r.run.stage == 1]
+    dropped = dropped_by_screening(screened, state.design) if state.experiment.screen else set()
+    first = [state.run(arm) for arm in state.stage.arms if arm.configuration not in dropped]
     done = state.results_of(first)
     if len(done) < len(first):
         return first
@@ -349,55 +350,65 @@ def screening_row(study: Study) -> Stage:
     )
 
 
+def arms_row(study: Study) -> Stage:
+    words = study.words
+    return Stage(
+        number=2,
+        name=words.compared,
+        question=words.which,
+        rule=RULE_TEXTS[2],
+        arms=study.arms,
+        fraction=1.0,
+        runs_asked_for=arms_then_two_again,
+        decide=decide_arms,
+        has_gate=True,
+        chooses=words.choice,
+        why_empty=nothing_to_choose,
+    )
+
+
+def cells_row(study: Study) -> Stage:
+    words, cells = study.words, study.compared_cells
+    n = COUNTS[len(cells)] if len(cells) < len(COUNTS) else str(len(cells))
+    rule = RULE_TEXTS[3] if len(cells) > 1 else "none: there is nothing to choose between"
+    return Stage(
+        number=3,
+        name=words.refined,
+        question=words.which_refinement,
+        rule=rule.format(n=n, default=words.default),
+        arms=tuple(study.refined(study.expected_best, cell) for cell in cells),
+        fraction=1.0,
+        runs_asked_for=cells_not_run,
+        decide=decide_refinements,
+        has_gate=True,
+        takes_choice=True,
+        chooses=words.refinement,
+        why_empty=nothing_to_refine,
+        seeds_of=2,
+    )
+
+
+def final_row(study: Study) -> Stage:
+    unit = study.metric.amount("")
+    return Stage(
+        number=4,
+        name="final validation",
+        question="does it hold on seeds used nowhere else?",
+        rule=RULE_TEXTS[4].replace("{{unit}}", unit),
+        arms=final_arms(study),
+        fraction=1.0,
+        runs_asked_for=pairs_until_settled,
+        decide=decide_pairs,
+        has_gate=False,
+        takes_choice=True,
+        most_pairs=MAX_PAIRS,
+        sequential=True,
+    )
+
+
 @lru_cache
 def adaptive(study: Study) -> tuple[Stage, ...]:
     """The rows of the plan for a study."""
-    words, cells, unit = study.words, study.compared_cells, study.metric.amount("")
-    n = COUNTS[len(cells)] if len(cells) < len(COUNTS) else str(len(cells))
-    rule = RULE_TEXTS[3] if len(cells) > 1 else "none: there is nothing to choose between"
     known = study.noise is None or study.noise.noise_known
-    return (
-        screening_row(study) if known else noise_row(study),
-        Stage(
-            number=2,
-            name=words.compared,
-            question=words.which,
-            rule=RULE_TEXTS[2],
-            arms=study.arms,
-            fraction=1.0,
-            runs_asked_for=arms_then_two_again,
-            decide=decide_arms,
-            has_gate=True,
-            chooses=words.choice,
-            why_empty=nothing_to_choose,
-        ),
-        Stage(
-            number=3,
-            name=words.refined,
-            question=words.which_refinement,
-            rule=rule.format(n=n, default=words.default),
-            arms=tuple(study.refined(study.expected_best, cell) for cell in cells),
-            fraction=1.0,
-            runs_asked_for=cells_not_run,
-            decide=decide_refinements,
-            has_gate=True,
-            takes_choice=True,
-            chooses=words.refinement,
-            why_empty=nothing_to_refine,
-            seeds_of=2,
-        ),
-        Stage(
-            number=4,
-            name="final validation",
-            question="does it hold on seeds used nowhere else?",
-            rule=RULE_TEXTS[4].replace("{{unit}}", unit),
-            arms=final_arms(study),
-            fraction=1.0,
-            runs_asked_for=pairs_until_settled,
-            decide=decide_pairs,
-            has_gate=False,
-            takes_choice=True,
-            most_pairs=MAX_PAIRS,
-            sequential=True,
-        ),
-    )
+    first = screening_row(study) if known else noise_row(study)
+    return first, arms_row(study), cells_row(study), final_row(study)

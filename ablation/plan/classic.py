@@ -28,6 +28,8 @@ from ablation.plan.decision import (
     missing_arms,
     on_shared_seed,
     p_text,
+    percent,
+    relative,
     sides,
 )
 from ablation.plan.looks import HARMFUL, IMPROVES, UNDECIDED
@@ -93,18 +95,19 @@ def decide_screening(state: State) -> Decision:
     if not (baseline and baseline.usable and best):
         return no_comparison(state, results, baseline and baseline.usable, best, missing(state))
     words, metric = state.study.words, state.study.metric
-    relative = (baseline.mean - best.mean) / abs(baseline.mean)
-    percent = f"{relative:+.2%}"
+    improvement = baseline.mean - best.mean
+    share = relative(improvement, baseline.mean)
     rule = CLASSIC_RULES["gate"]
-    if rule.holds(relative):
+    if improvement > 0 if share is None else rule.holds(share):
         verdict, title = PROCEED, "PROCEED to Stage 2"
+        found = metric.delta(improvement) if share is None else f"{share:.2%}"
         because: tuple[str, ...] = (
-            f"{capitalized(words.short)} show promise ({relative:.2%} improvement)",
+            f"{capitalized(words.short)} show promise ({found} improvement)",
         )
     else:
         verdict, title = STOP, "STOP after Stage 1"
         because = (
-            f"Stopped by the rule: {rule} does not hold ({percent}).",
+            f"Stopped by the rule: {rule} does not hold ({percent(share)}).",
             "This is no evidence of absence: one short run an arm cannot exclude a real effect;",
             "early losses hardly predict final ones. --ignore_gate goes on, and is recorded.",
         )
@@ -115,7 +118,7 @@ def decide_screening(state: State) -> Decision:
         facts=(
             f"Baseline {metric.noun}: {metric.text(baseline.mean)}",
             f"{words.best} {metric.noun}: {metric.text(best.mean)} ({best.names[0]})",
-            f"Improvement: {percent}",
+            f"Improvement: {percent(share)}",
         ),
         numbers=best_numbers(baseline, best),
         missing=missing(state),
@@ -130,7 +133,7 @@ def best_numbers(baseline: Group, best: Group) -> dict:
         "best_loss": best.mean,
         "best_arm": best.names[0],
         "improvement": improvement,
-        "relative_improvement": improvement / abs(baseline.mean),
+        "relative_improvement": relative(improvement, baseline.mean),
     }
 
 
@@ -144,13 +147,13 @@ def decide_arms(state: State) -> Decision:
         return no_comparison(state, results, has_baseline, best, missing(state), chosen)
     improvement = baseline.mean - best.mean
     words, metric = state.study.words, state.study.metric
+    numbers = best_numbers(baseline, best)
     facts = [
         f"Baseline {metric.noun}: {metric.text(baseline.mean)}",
         *arm_lines(metric, results),
         f"{words.best} {metric.noun}: {metric.text(best.mean)} ({best.names[0]})",
-        f"Improvement: {improvement / abs(baseline.mean):+.2%} ({metric.delta(improvement)})",
+        f"Improvement: {percent(numbers['relative_improvement'])} ({metric.delta(improvement)})",
     ]
-    numbers = best_numbers(baseline, best)
     if repeated := repeat_difference(results):
         name, difference = repeated
         facts.append(
@@ -274,7 +277,7 @@ def final_numbers(
     """The results of stage 4 for programs. Differences are of the pairs of which both finished
     (`comparison`); where a run diverged, p is the exact worst-rank test's."""
     found = vars(comparison) if comparison else {}
-    relative = comparison and comparison.improvement / abs(comparison.mean_baseline)
+    share = comparison and relative(comparison.improvement, comparison.mean_baseline)
     numbers = {
         "baseline_n": len(baseline.losses),
         "best_n": len(best.losses),
@@ -283,7 +286,7 @@ def final_numbers(
         "baseline_loss": baseline.mean,
         "best_loss": best.mean if best.losses else None,
         "improvement": found.get("improvement"),
-        "relative_improvement": relative,
+        "relative_improvement": share,
         **{name: found.get(name) for name in ("ci_low", "ci_high", "p", "cohens_d")},
         "speedup": speedup(results),
     }
@@ -320,7 +323,7 @@ def final_facts(
     }
     delta = delta_text(metric, numbers["improvement"])
     if comparison:
-        delta += f" ({numbers['relative_improvement']:+.2%}){interval(comparison)}"
+        delta += f" ({percent(numbers['relative_improvement'])}){interval(comparison)}"
     return [
         f"Baseline: {losses_text(metric, baseline.losses)}",
         f"Best:     {losses_text(metric, best.losses)}",
@@ -328,7 +331,7 @@ def final_facts(
         f" best {mean_text(times[True], 1, ' s')}",
         f"Delta: {delta}",
         f"p-value: {p_text(numbers['p']).removeprefix('p ').removeprefix('= ')}",
-        f"Speedup: {speedup_text(numbers['speedup'])}",
+        f"Speedup: {speedup_text(metric, numbers['speedup'])}",
     ]
 
 
@@ -403,9 +406,11 @@ def speedup(results: Sequence[RunResult]) -> float | None:
     return 1 - sum(times) / len(times) / full
 
 
-def speedup_text(value: float | None) -> str:
+def speedup_text(metric: Metric, value: float | None) -> str:
     """A speedup in words; None where a run did not get there."""
-    return "not every run reached the baseline's loss" if value is None else f"{value:+.1%}"
+    if value is None:
+        return f"not every run reached the baseline's {metric.noun}"
+    return f"{value:+.1%}"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -445,15 +450,17 @@ def pairs(state: State) -> list[RunConfig]:
     return [run for k in range(n) for run in pair_of(state, k)]
 
 
-@lru_cache
-def classic(study: Study) -> tuple[Stage, ...]:
-    """The rows of the plan for a study."""
-    words, best = study.words, study.expected_best
-    refined = study.refined_arms(best)
+def rules_in_words(study: Study) -> dict[int, str]:
+    """What decides in each stage, in the units and with the targets of a study."""
     known = rules_of(study)
     targets = " or ".join(str(known[name]) for name in TARGETS if name in known)
-    terms = {**known, "words": words, "metric": study.metric, "targets": targets}
-    rules = {n: text.format(**terms) for n, text in RULE_TEXTS.items()}
+    terms = {**known, "words": study.words, "metric": study.metric, "targets": targets}
+    return {n: text.format(**terms) for n, text in RULE_TEXTS.items()}
+
+
+def choosing_rows(study: Study, rules: dict[int, str]) -> tuple[Stage, Stage]:
+    """Stages 1 and 2, in which an arm is chosen."""
+    words = study.words
     return (
         Stage(
             number=1,
@@ -480,31 +487,47 @@ def classic(study: Study) -> tuple[Stage, ...]:
             chooses=words.choice,
             needs_baseline=True,
         ),
-        Stage(
-            number=3,
-            name=words.refined,
-            question=words.which_refinement,
-            rule=rules[3],
-            arms=(*refined, *validation_arms(best)) if refined else (),
-            fraction=1.0,
-            runs_asked_for=refinements_then_validations,
-            decide=decide_refinements,
-            has_gate=True,
-            takes_choice=True,
-            chooses=words.refinement,
-            why_empty=lambda e: nothing_to_refine(study),
-        ),
-        Stage(
-            number=4,
-            name="final validation",
-            question="does it hold on seeds used nowhere else?",
-            rule=rules[4],
-            arms=final_arms(study),
-            fraction=1.0,
-            runs_asked_for=pairs,
-            decide=decide_final,
-            has_gate=False,
-            takes_choice=True,
-            most_pairs=N_PAIRS,
-        ),
     )
+
+
+def refining_row(study: Study, rule: str) -> Stage:
+    words, best = study.words, study.expected_best
+    refined = study.refined_arms(best)
+    return Stage(
+        number=3,
+        name=words.refined,
+        question=words.which_refinement,
+        rule=rule,
+        arms=(*refined, *validation_arms(best)) if refined else (),
+        fraction=1.0,
+        runs_asked_for=refinements_then_validations,
+        decide=decide_refinements,
+        has_gate=True,
+        takes_choice=True,
+        chooses=words.refinement,
+        why_empty=lambda e: nothing_to_refine(study),
+    )
+
+
+def final_row(study: Study, rule: str) -> Stage:
+    return Stage(
+        number=4,
+        name="final validation",
+        question="does it hold on seeds used nowhere else?",
+        rule=rule,
+        arms=final_arms(study),
+        fraction=1.0,
+        runs_asked_for=pairs,
+        decide=decide_final,
+        has_gate=False,
+        takes_choice=True,
+        most_pairs=N_PAIRS,
+    )
+
+
+@lru_cache
+def classic(study: Study) -> tuple[Stage, ...]:
+    """The rows of the plan for a study."""
+    rules = rules_in_words(study)
+    chosen = choosing_rows(study, rules)
+    return (*chosen, refining_row(study, rules[3]), final_row(study, rules[4]))

@@ -141,6 +141,15 @@ def lowest(groups: Sequence[Group]) -> Group | None:
     return min((g for g in groups if g.usable), key=lambda group: group.mean, default=None)
 
 
+def relative(improvement: float, baseline: float) -> float | None:
+    """An improvement as a share of the baseline's mean loss; None where that is 0."""
+    return improvement / abs(baseline) if baseline else None
+
+
+def percent(share: float | None) -> str:
+    return "no share of 0" if share is None else f"{share:+.2%}"
+
+
 def loss_lines(
     metric: Metric, results: Sequence[RunResult], beside: Mapping[int, float] | None = None,
     of: tuple = (),

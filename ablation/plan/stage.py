@@ -62,10 +62,6 @@ class State:
     def design(self) -> Design:
         return design_in_force(self.experiment, self.decisions)
 
-    def numbers_of(self, stage: int) -> dict:
-        """The numbers that an earlier stage decided on; none where it was left out."""
-        return self.decisions[stage].numbers if stage in self.decisions else {}
-
     def run(self, arm: Arm, seed_number: int = 0, index: int = 0, role: str = "arm") -> RunConfig:
         """A run of this stage, at its length, on the stage's seed of this number."""
         stage, e = self.stage, self.experiment

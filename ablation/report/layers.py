@@ -57,6 +57,8 @@ def placements(evidence: Evidence) -> tuple[Block, ArmRuns, list[ArmRuns]]:
                 most = settings.most_common(1)[0][0]
                 chosen = [g for g in usable if settings_beside(g.arm) == most]
                 return block, base, sorted(chosen, key=by_depth)
+    if not any(tap_layers(arm) for arm in evidence.study.arms) and not evidence.changed:
+        raise NothingToDraw("for the built-in study")
     raise NothingToDraw(
         "needs an arm's outcome, and a finished baseline or a choice to compare it with, of one"
         " stage and length"
@@ -154,6 +156,8 @@ def gradient_pair(evidence: Evidence):
                 if base.keys() & norms.keys() and depth(base) == depth(norms):
                     return block, base, group, norms
     logged = "runs logged none (--log_grad_norms)"
+    if not evidence.study.trainer.is_ours:
+        logged = "this trainer logs none in this project's form"
     alone = "no baseline and arm of one stage, length and seed logged them at the same steps"
     raise NothingToDraw(f"needs gradient norms: {alone if evidence.grad_norms else logged}")
 

@@ -27,12 +27,10 @@ class Form:
     of: str  # "mean" of the metric as logged, or "improvement" over the baseline: positive is good
     relation: str  # "<", "<=", ">" or ">="
     bound: float
-    p: float | None = None  # it is exceeded at this one-sided level
-    p_relation: str = "<"
-    evidence: float | None = (
-        None  # at least: the distance from the bound / sqrt(1/n + 1/n_baseline)
-    )
-    sigma: float | None = None  # the sd of a run that this takes as known
+    p: float | None = None  # the one-sided level at which it must hold
+    p_relation: str = "<"  # or "<="
+    evidence: float | None = None  # instead: distance from the bound / sqrt(1/n [+ 1/n_baseline])
+    sigma: float | None = None  # is at least that; the sd of a run that it takes as known
     says: str = ""  # what it answers, where a rule has several
 
     @property
@@ -225,8 +223,8 @@ def in_unit_of(rule: CommunityRule, metric: str, ratio: float | None) -> Communi
         return replace(rule, forms=forms, unit=unit)
     raise ValueError(
         f"rule {rule.name} is in {rule.unit}, metric {shown(metric)} in {unit}, and these logs do"
-        " not tell one ratio of the two: take the metric val_loss, or give the bound by hand, as in"
-        " 'improvement>=0.002,p<0.01'"
+        f" not tell one ratio of the two: take a metric in {rule.unit}, or by hand a bound in"
+        f" {unit}, as in {BY_HAND}"
     )
 
 
@@ -273,8 +271,7 @@ class Judged:
     @property
     def deciding(self) -> Found:
         """The form that is met, or else the one nearest to it."""
-        known = [f for f in self.found if f.met] or [f for f in self.found if f.more is not None]
-        return min(known or self.found, key=lambda f: MOST if f.more is None else f.more)
+        return min(self.found, key=lambda f: math.inf if f.more is None else f.more)
 
     @property
     def p(self) -> float | None:
@@ -344,6 +341,8 @@ def with_more(form: Form, sides: Sequence[Runs], sign: int) -> Found:
         return asked(form, larger, sign).met
 
     n, found = sides[0].n, asked(form, sides, sign)
+    if found.by is not None and found.by < 0:
+        return found  # whatever n is
     if not form.compares:
         return replace(found, more=fewest_more(meets, n))
     return replace(
@@ -435,9 +434,11 @@ def check(rule: CommunityRule, baseline: Sequence[float] | None, sign: int, metr
 # ---------------------------------------------------------------------------------------------
 # Testing again after each added run
 
-FIRST, LAST = 3, 14  # runs at which one looks; as in the share of false positives below
-REPEATED = 0.196  # of tests at .05 two-sided, Welch, at 3 to 14 runs an arm; by simulation,
-REPEATED_MEAN = 0.051  # and at .01 one-sided, one sample: benchmarks/repeated_testing.py
+FIRST, LAST = 3, 14  # runs at which one looks; as in the shares below, which
+REPEATED = {"a t test of one group, or of pairs": 0.197, "Welch's": 0.174}  # of tests of nothing at
+REPEATED_LEVEL = 0.05  # two-sided find something: by simulation, benchmarks/repeated_testing.py
+T_SHARE = 0.8  # of the level that a one-sample t may spend by bounds made for z, which it crosses
+# up to 1.2 times as often at few runs: by the same; Welch's, 1.0 times
 MOST_LOOKS = 200  # chosen: bounds in a second
 
 
@@ -448,18 +449,23 @@ class Bound(NamedTuple):
     p: float  # one-sided: below it the rule is met, at the rule's level over all looks
 
 
-def sequential_bound(level: float, last: int = LAST, first: int = FIRST) -> tuple[Bound, ...]:
-    """The bound on p at each number of runs from first to last that keeps the level over all
+def sequential_bound(form: Form, last: int = LAST, first: int = FIRST) -> tuple[Bound, ...]:
+    """The bound on p at each number of runs from first to last that keeps the form's level over all
     looks, by `sequential.cubic_spending`; last is fixed before the first look. ValueError for looks
-    that are none.
+    that are none, and a form without a level.
 
     Where a baseline stays as it is and the group alone grows, the looks are more alike than these
-    bounds assume, which errs on the safe side."""
-    if not (2 <= first <= last < first + MOST_LOOKS and 0 < level < 1):
+    bounds assume, which errs on the safe side.
+    """
+    if form.level is None:
+        raise ValueError(f"rule {form} has no level that bounds could keep: give it a p, as p<0.01")
+    if not 2 <= first <= last < first + MOST_LOOKS:
         raise ValueError(
-            f"looks from {first!r} to {last!r} runs at level {level!r}: give 2 <= first <= last,"
-            f" at most {MOST_LOOKS} looks, and a level between 0 and 1"
+            f"looks from {first!r} to {last!r} runs: give 2 <= first <= last, at most"
+            f" {MOST_LOOKS} looks"
         )
+    is_t_of_mean = form.sigma is None and not form.compares
+    level = form.level * (T_SHARE if is_t_of_mean else 1.0)
     ns = range(first, last + 1)
     spent = [sequential.cubic_spending(n / last, level) for n in ns]
     bounds = sequential.bounds(ns, spent)
@@ -479,51 +485,59 @@ def words_of(
     unit = f" ({j.rule.unit})" if j.rule.unit else ""
     yield f"{j.rule.name}, {j.rule.project}: {j.rule.inequality}{unit}: {VERDICTS[j.met]}."
     for found in j.found:
-        yield from words_of_form(j, found, lost)
+        yield from words_of_form(j, found)
     yield from words_of_lost(group, baseline, lost)
-    if j.deciding.p is not None and j.deciding.form.level is not None:
-        yield from words_of_repeats(j.n, j.deciding.form.level)
+    if j.deciding.p is not None:
+        yield from words_of_repeats(j.n, j.deciding.form)
     if j.rule.notes:
         yield f"The rule's source adds: {j.rule.notes}."
 
 
-def words_of_form(j: Judged, found: Found, lost: Sequence[Lost]) -> Iterator[str]:
-    form = found.form
+def words_of_form(j: Judged, found: Found) -> Iterator[str]:
+    form, value = found.form, found.value
     if len(j.rule.forms) > 1:
         meaning = f": it says {form.says}" if found.met and form.says else ""
         yield f"{form}: {VERDICTS[found.met]}{meaning}."
-    if found.value is None:
+    if value is None:
         yield "No run with the metric at its last step: no mean."
         return
-    runs = f"{j.n} against {j.n_baseline} runs" if form.compares else f"{j.n} run(s)"
-    text = f"{form.of} {found.value:.5f} of {runs}"
-    if found.by is not None:
-        text += f", {abs(found.by):.5f} {'inside' if found.by >= 0 else 'short of'} {form.bound:g}"
+    against = f" against {j.n_baseline}" if form.compares else ""
+    text = f"{form.of} {value:.5f} of {runs_words(j.n)}{against}"
+    if found.by is None:  # a run diverged: what that means is said of all forms at once
+        yield text + "."
+        return
+    text += f", {abs(found.by):.5f} {'above' if value >= form.bound else 'below'} {form.bound:g}"
     if found.evidence is not None:
         text += f", in the rule's measure {found.evidence:.5f}"
     if found.limit is not None and form.level is not None:
         text += f"; one-sided {100 * (1 - form.level):.4g} % limit {found.limit:.5f}"
         text += f", {p_text(found.p)}"
     yield text + "."
-    if not any(side.diverged for side in lost):
-        yield from words_of_more(found)
+    yield from words_of_more(found, found.by)
 
 
-def words_of_more(found: Found) -> Iterator[str]:
+def words_of_more(found: Found, by: float) -> Iterator[str]:
     """How many runs would decide, at the present mean and sd."""
     if found.met is None:
         yield "No spread is known, so no p: it takes two runs or more a group that are not equal."
-    elif not found.met and found.by is not None and found.by < 0:
+    elif found.met and found.form.level is None:
+        yield "Without a level, as p<0.01, chance is not excluded."
+    elif not found.met and by < 0:
         yield "More runs do not meet it while the mean stays where it is."
     elif not found.met:
-        text = f"At the present mean and sd it is met with {more_words(found.more)}"
+        alone = " of the group alone" if found.form.compares else ""
+        text = f"At the present mean and sd it takes {more_words(found.more)}{alone}"
         if found.form.compares:
-            text += f" of the group alone, or {more_words(found.more_of_each)} of each group"
+            text += f", or {more_words(found.more_of_each)} of each group"
         yield text + "."
 
 
+def runs_words(n: int) -> str:
+    return f"{n} run" if n == 1 else f"{n} runs"
+
+
 def more_words(more: int | None) -> str:
-    return f"no number of runs up to {MOST}" if more is None else f"{more} run(s) more"
+    return f"more than {MOST} runs" if more is None else f"{runs_words(more)} more"
 
 
 def words_of_lost(
@@ -532,9 +546,8 @@ def words_of_lost(
     diverged = [side.diverged for side in lost]
     if any(diverged):
         yield (
-            f"Diverged: {' and '.join(map(str, diverged))} run(s) of the group"
-            f"{' and the baseline' if len(lost) > 1 else ''}. A diverged run is worse than any"
-            " number, so the mean of the others decides nothing."
+            f"Diverged: {of_sides(diverged)}. A diverged run is worse than any number, so the mean"
+            " of the others decides nothing."
         )
         if len(lost) > 1:
             ranks = stats.worst_rank(baseline, group, diverged[1], diverged[0])
@@ -542,21 +555,28 @@ def words_of_lost(
             yield f"By worst rank, two-sided, without a margin: {p_text(ranks.p)}, for {side}."
     if any(side.other for side in lost):
         yield (
-            f"Not counted: {' and '.join(str(side.other) for side in lost)} run(s) cut off or"
-            " without the metric. The rule holds only if their losses did not decide that."
+            f"Not counted, cut off or without the metric: {of_sides([s.other for s in lost])}. What"
+            " they would have shown is unknown."
         )
 
 
-def words_of_repeats(n: int, level: float) -> Iterator[str]:
+def of_sides(counts: Sequence[int]) -> str:
+    sides = zip(counts, ("the group", "the baseline"), strict=False)
+    return ", ".join(f"{runs_words(count)} of {side}" for count, side in sides)
+
+
+def words_of_repeats(n: int, form: Form) -> Iterator[str]:
     """A p-value says what it says for one test, at a number of runs that was fixed before."""
+    shares = ", ".join(f"{test} {100 * share:.1f} %" for test, share in REPEATED.items())
     yield (
-        "This is one test, at a number of runs fixed beforehand. Who tests again after each added"
-        f" run, from {FIRST} to {LAST}, at 0.05 finds {REPEATED:.1%} false positives."
+        "This p is that of one test, at a number of runs fixed beforehand. Who tests again after"
+        f" each added run, from {FIRST} to {LAST}, at {REPEATED_LEVEL:g}, finds something in"
+        f" nothing far more often: {shares}."
     )
     last = max(LAST, n)
     if FIRST <= n < FIRST + MOST_LOOKS:
-        at = next(bound for bound in sequential_bound(level, last) if bound.n == n)
+        at = next(bound for bound in sequential_bound(form, last) if bound.n == n)
         yield (
-            f"Whoever looks after each run up to a fixed {last} keeps the level {level:.2g} with"
-            f" p < {at.p:.2g} at {n} runs (sequential bound)."
+            f"Who looks after each run, up to {last} fixed beforehand, keeps the rule's level with"
+            f" the sequential bound, at {n} runs p < {at.p:.2g}."
         )

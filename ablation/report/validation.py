@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ablation import stats
-from ablation.plan.decision import p_text
+from ablation.plan.decision import p_text, relative
+from ablation.plan.decision import percent as percent_of
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, PAIRS, RANKS, WELCH, Look, Test
 from ablation.report.comparisons import (
     ArmRuns,
@@ -131,9 +132,9 @@ def effect_rows(evidence: Evidence, block: Block, found: Contrast) -> Iterable[t
     difference = found.comparison
     if difference is None:
         return
-    share = difference.improvement / abs(difference.mean_baseline)
+    share = percent_of(relative(difference.improvement, difference.mean_baseline))
     size = evidence.metric.delta(difference.improvement)
-    yield "effect", f"improvement {size} ({share:+.2%} of the baseline's)"
+    yield "effect", f"improvement {size} ({share} of the baseline's)"
     if interval is None:
         yield "interval", "none: ranks decide where a run diverged, and n = 1 or no spread has none"
         return

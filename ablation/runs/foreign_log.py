@@ -278,10 +278,6 @@ class ForeignLog(Printed):
         value = f"{self.reading.metric}{turned} at step {step}{of}"
         return "; ".join(filter(None, (how, value, f"no summary in {self.reading.format.name}")))
 
-    @property
-    def times_told(self) -> bool:
-        return all(time_ms is not None for *_, time_ms in self.curve)
-
     def with_file(self, own: Self) -> Self:
         both = super().with_file(own)
         both.names = {**self.names, **own.names}

@@ -158,8 +158,7 @@ def concluded_numbers(log: ForeignLog, wall_ms: float) -> dict:
     """The numbers of a whole training whose form has no summary. A training time that the log does
     not tell, or that the attempt did not have, is that of the attempt by the clock."""
     _, loss, time_ms = log.curve[-1]
-    told = log.times_told and time_ms is not None and time_ms >= LEAST
-    told = told and not overlong({"train_time_ms": time_ms}, wall_ms / 1000)
+    told = has_times(log, wall_ms)
     train_time_ms = float(time_ms) if told and time_ms is not None else max(wall_ms, 1.0)
     times = "" if told else "; training time: the attempt's by the clock"
     evidence = f"exit code 0; {log.concluded}{times}"
@@ -171,12 +170,19 @@ def concluded_numbers(log: ForeignLog, wall_ms: float) -> dict:
     }
 
 
+def has_times(log: Printed, wall_ms: float) -> bool:
+    """Whether a log tells a training time at every point, and one that the attempt can have had."""
+    times = [time_ms for *_, time_ms in log.curve if time_ms is not None]
+    if not times or len(times) < len(log.curve):
+        return False
+    return times[-1] >= LEAST and not overlong({"train_time_ms": times[-1]}, wall_ms / 1000)
+
+
 def curve_of(log: Printed, wall_ms: float) -> tuple[tuple[int, float, float], ...]:
-    """The curve with a time at every point: where the log tells none, the attempt's time by the
-    clock is shared out evenly over the steps."""
-    times = [time_ms for *_, time_ms in log.curve]
+    """The curve with a time at every point: where the log of another trainer tells none, the
+    attempt's time by the clock is shared out evenly over the steps."""
     share_ms = wall_ms / max(1, log.step)
-    shared = None in times
+    shared = isinstance(log, ForeignLog) and not has_times(log, wall_ms)
     return tuple(
         (step, loss, share_ms * step if shared or time_ms is None else time_ms)
         for step, loss, time_ms in log.curve

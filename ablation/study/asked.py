@@ -69,7 +69,7 @@ def best_asked(options: Namespace, study: Study) -> Arm | None:
     study does not have."""
     if options.best_layers:
         if study.words != HEADS.words:
-            raise UsageError(f"--best_layers: for auxiliary heads; {study.name} has --best ARM")
+            raise UsageError(f"--best_layers: for {HEADS.name}; {study.name} has --best ARM")
         terms = options.best_weight or WEIGHT, options.best_schedule or SCHEDULE
         return aux(options.best_layers, "by_hand", *terms)
     if options.best is None:
@@ -119,14 +119,15 @@ def new_experiment(study: Study, profile: str, gpus: int, cores: int) -> Experim
 
     gpus: visible ones, all for one run; 0 for the CPU. cores: that this process may use.
     """
-    p = PROFILES[profile] if study.trainer.is_ours else profile_of(study, gpus)
+    trainer = study.trainer
+    p = PROFILES[profile] if trainer.is_ours else profile_of(study, gpus)
     if study.noise:
         p = replace(p, design=study.noise)
     return Experiment(
         profile=p,
         plan="classic",
-        budget_hours=p.budget_hours,
-        full_iterations=p.full_iterations,
+        budget_hours=trainer.budget_hours or p.budget_hours,
+        full_iterations=trainer.full_iterations or p.full_iterations,
         validation_runs=None,
         share=Share("cuda" if gpus else "cpu", processes=gpus or 1, cores=cores),
         study=study,
@@ -151,6 +152,8 @@ def as_asked(e: Experiment, options: Namespace, gpus: int) -> Experiment:
         raise UsageError("--validation_runs 1: a single pair concludes nothing; give 2 or more")
     e = replace(e, share=share_asked(options, e.share, gpus, e.profile))
     design = design_asked(options, e.profile.design)
+    if e.screen and not design.noise_known:
+        raise UsageError("--screen: stage 1 of this study measures its noise; give that in [noise]")
     e = replace(e, profile=replace(e.profile, design=design))
     if e.study.noise:
         e = replace(e, study=replace(e.study, noise=design))

@@ -87,7 +87,7 @@ class Trainer:
     length: str = "steps"  # a key of LENGTHS
     seed: str = "told"  # or "none": the trainer has none, so repeats are independent
     full_iterations: int = 0  # of a full run; with length "time", seconds. 0: the profile's
-    expected_hours: float = 0.0  # of a full run on the whole machine; 0: the profile's
+    expected_hours: float = 0.0  # of a full run on the whole machine; 0: by the profile's costs
     budget_hours: float = 0.0  # unless the command line gives another; 0: the profile's
     companions: tuple[str, ...] = ()  # files that run with it, beside those found by imports
     data: tuple[str, ...] = ()  # folders or files; fingerprinted, linked into a run's folder

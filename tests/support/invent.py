@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 
+from ablation.folder.materials import Code, CodeCopy
 from ablation.plan.costs import Costs
 from ablation.plan.decision import Decision
 from ablation.plan.next_step import PLANS
@@ -154,3 +156,9 @@ def noisy_pairs(n, improvement, sd=0.0013, seed=0, rho=0.0) -> list[tuple[RunRes
     noise = np.sqrt(1 - rho) * noise[:2] + np.sqrt(rho) * noise[2]
     baseline, best = 3.28 + sd * noise - [[0.0], [improvement]]
     return pairs_of(baseline.tolist(), best.tolist())
+
+
+def code_at(script) -> CodeCopy:
+    """The code of a trainer that is one file, where it lies."""
+    script = Path(script)
+    return CodeCopy(Code(script.parent, ((script.name, b""),), ()), script.parent)

@@ -32,10 +32,11 @@ def fall(x: float) -> float:
 
 
 def train(
-    run, attempt=1, status="ok", reason="", start_s=0.0, sd=0.0013, seed_sd=0.0, scale=1.0
-) -> RunResult:
+    run, attempt=1, status="ok", reason="", start_s=0.0, sd=0.0013, seed_sd=0.0, scale=1.0,
+    effects=None, level=3.28,
+) -> RunResult:  # fmt: skip
     """An invented run with a speedrun's shape of curve, noise and cost. seed_sd: of what all runs
-    of a seed have in common."""
+    of a seed have in common; effects: by configuration, of another study's arms."""
     noise = random.Random(f"{run.arm.name} {run.seed}").gauss(0, sd)
     noise += random.Random(run.seed).gauss(0, seed_sd)
     arm, total = run.arm, run.num_iterations
@@ -45,9 +46,11 @@ def train(
         + 0.01 * (flags.get("aux_loss_weight") == 0.2)
         - 0.004 * (flags.get("aux_loss_schedule") == "linear_decay")
     )
+    if effects is not None:
+        effect = effects.get(arm.configuration, 0.0)
     effect *= scale
     short = 0.25 * (total < 1000)  # a short run ends higher, and its effects are larger
-    val_loss = 3.28 + short - effect * (1 + 40 * short) + noise
+    val_loss = level + short - effect * (1 + 40 * short) + noise
     step_ms = 165 * (1 + 0.02 * len(layers))
     steps = [*range(0, total, max(1, total // 20)), total]
     if status != "ok":
