@@ -338,7 +338,7 @@ def last_steps_in(data: bytes, mark: bytes, step: re.Pattern | None) -> list[byt
     return lines[::-1]
 
 
-LAST_STEPS, LOOK_BACK = 3, 20  # lines: chosen
+LAST_STEPS, LOOK_BACK = 3, 40  # lines: chosen
 NOT_INSIDE = rb"(?<![\w/\"'`-])"  # what may not stand in front of a step
 
 
@@ -380,7 +380,7 @@ class Feeder:
             data = self._begin(data)
         last = max(0, data.rfind(b"\n", 0, max(0, len(data) - FULL)) + 1)
         if self.begun and last:
-            mark = self.begun.strip(b"\n0123456789/:,() ") or b"/"  # "step" of "step:0/"
+            mark = b"/" if b"/" in self.begun else self.begun.rstrip(b"0123456789:,( ")
             texts = (*self.texts, self.begun)
             self.log.feed(lines_that_matter(data[:last], texts, mark, self.step))
             data = data[last:]
