@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -14,22 +15,17 @@ from scipy import stats as scipy_stats
 import analyze_aux
 from ablation import stats
 from ablation.report import compare_logs
+from ablation.report.log_chapters import KEYS
 from ablation.report.rules import RULES
 from ablation.report.table import COLUMNS
+from ablation.runs.formats import FORMATS
+from ablation.runs.several import STATUSES
 from tests.support.foreign_logs import FORMS, HEAD, flooded, log_of, of_ranks
+from tests.support.invented_folder import make
 
-BASE = [
-    f"3.{x}"
-    for x in ["2848", "2861", "2882", "2889", "2887", "2858", "2856", "2859", "2861", "2873"]
-]
-ARM = [
-    f"3.{x}"
-    for x in ["2794", "2777", "2783", "2793", "2759", "2784", "2786", "2815", "2775", "2767"]
-]
-OTHER = [
-    f"3.{x}"
-    for x in ["2767", "2765", "2771", "2795", "2798", "2781", "2767", "2766", "2777", "2795"]
-]
+BASE = [f"3.{x}" for x in (2848, 2861, 2882, 2889, 2887, 2858, 2856, 2859, 2861, 2873)]
+ARM = [f"3.{x}" for x in (2794, 2777, 2783, 2793, 2759, 2784, 2786, 2815, 2775, 2767)]
+OTHER = [f"3.{x}" for x in (2767, 2765, 2771, 2795, 2798, 2781, 2767, 2766, 2777, 2795)]
 WHOLE_STEPS = {"nanogpt": 8, "json": 8}  # these forms do not tell them
 SPEEDRUN = FORMS["speedrun"]
 
@@ -98,8 +94,10 @@ def test_a_published_group_meets_the_rule_of_the_speedrun(tmp_path):
         scipy_stats.ttest_1samp([float(v) for v in OTHER], 3.28, alternative="less").pvalue
     )
     assert "mine: rule speedrun: met" in found.answer
-    assert "19.6% false positives" in found.text
-    assert "sequential bound" in found.text
+    (words,) = (rule["words"] for rule in found.json["rules"])
+    assert any("false positives" in line for line in words)
+    assert any("sequential bound" in line for line in words)
+    assert all(" ".join(line.split()) in " ".join(found.text.split()) for line in words)
     base = compare_logs({"mine": group(tmp_path / "base", BASE)}, rule="speedrun")
     assert base.json["rules"][0]["met"] is False
 
@@ -455,3 +453,62 @@ def test_bad_input_is_one_line_and_writes_nothing(what, door, two, tmp_path):
 def test_help_names_every_rule(door):
     _, out, _ = door("--help")
     assert all(rule in " ".join(out.split()) for rule in RULES)
+
+
+# ---------------------------------------------------------------------------------------------
+# What the page says
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "logs.md").read_text()
+
+
+def test_the_page_has_every_status_every_option_and_every_key(two):
+    rows = [f"| `{status}` | {about} |" for status, about in STATUSES.items()]
+    assert "\n".join(rows) in PAGE
+    options = {word for word in re.findall(r"^\| `--(\w+)` \|", PAGE, re.MULTILINE)}
+    assert options == {"logs", *analyze_aux.OF_LOGS, "output_dir", "json"}
+    told = PAGE.partition("## The object of")[2].partition("## In a notebook")[0]
+    found = compare_logs(two).json
+    assert found.keys() == set(KEYS)
+    inner = {k for name in ("groups", "comparisons") for row in found[name] for k in row}
+    named = set(re.findall(r"`(\w+)`", told))
+    assert named >= {*KEYS, "exit_code", "error"} | inner - {"group", "baseline"}
+
+
+def test_the_lines_for_a_notebook_work(two, tmp_path, monkeypatch):
+    for name, path in (("old", two["base"]), ("new", two["arm"])):
+        (tmp_path / "logs").mkdir(exist_ok=True)
+        path.rename(tmp_path / "logs" / name)
+    monkeypatch.chdir(tmp_path)
+    lines = PAGE.partition("```python\n")[2].partition("```")[0]
+    assert len(lines.splitlines()) == 5
+    known: dict = {}
+    exec(lines, known)
+    assert len(known["found"].rows) == 20
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_form_can_be_named(name, tmp_path):
+    form = next((f for f in FORMS.values() if f.format == name), SPEEDRUN)
+    metric = {"metric": form.metric} if form.metric != "val_bpb" else {}
+    logs = {"a": group(tmp_path / "a", ARM[:3], form)}
+    found = compare_logs(logs, format=name, num_iterations=8, **metric)
+    assert found.json["groups"][0]["n"] == 3
+
+
+# ---------------------------------------------------------------------------------------------
+# The same door for experiments
+
+
+def test_an_experiment_has_a_table_of_its_runs_and_an_object(door, tmp_path):
+    failures = {"aux_4/run_0": ("crashed", "ok"), "screen_aux_6/run_0": ("diverged",)}
+    exp_dir = make(tmp_path, most=8, failures=failures)
+    (exp_dir / "baseline/run_0/result.json").write_text("{")
+    code, out, _ = door("--exp_dir", exp_dir, "--json")
+    found = json.loads(out)
+    rows = list(csv.DictReader(io.StringIO((exp_dir / "runs.csv").read_text())))
+    assert (code, found["exit_code"], len(rows)) == (0, 0, len(found["rows"]))
+    assert rows and list(rows[0]) == list(COLUMNS)
+    ok = [row for row in found["rows"] if row["status"] == "ok"]
+    assert found["runs"]["finished"] == len({row["file"] for row in ok})
+    assert {row["status"] for row in found["rows"]} == {"ok", "crashed", "diverged", "damaged"}
+    assert all((row["metric"] is not None) == (row["status"] == "ok") for row in found["rows"])

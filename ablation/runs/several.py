@@ -225,7 +225,7 @@ def told_by(log: LogOfRuns) -> ToldRun:
     status, reason = judged(log)
     ok = status == "ok"
     ended = log.curve[-1] if log.curve else None
-    timed = bool(log.curve) and log.times_told
+    timed = bool(log.curve) and all(time_ms is not None for *_, time_ms in log.curve)
     return ToldRun(
         status=status,
         reason=printable(reason, limit=600),
