@@ -162,8 +162,11 @@ def draw_block(ax, block: Block, base: ArmRuns | None) -> None:
             apart = 0.15 if len(group.losses) > 2 else 0  # so that equal losses stay countable
             rows = [y + apart * (k % 3 - 1) for k in range(len(group.losses))]
             ax.plot(group.losses, rows, markersize=6, **A_RUN)
-        if group.lost:
-            words.append(f"✕ {group.lost}")
+        if lost := group.lost:
+            short = (
+                f"{len(group.runs) - len(group.ok)} lost"  # beside the panel there is little room
+            )
+            words.append(f"✕ {lost if len(lost) <= MOST_BESIDE else short}")
         ax.text(1.02, y, "  ".join(words), transform=ax.get_yaxis_transform(), va="center")
     ax.set_yticks(range(len(block.groups)), [g.label for g in block.groups])
     ax.set_ylim(len(block.groups) - 0.4, -0.6)
@@ -172,6 +175,9 @@ def draw_block(ax, block: Block, base: ArmRuns | None) -> None:
     ax.autoscale_view(scaley=False)
     ax.locator_params(axis="x", nbins=5)
     ax.ticklabel_format(axis="x", useOffset=False)
+
+
+MOST_BESIDE = 40  # signs of what was lost
 
 
 def alone(base: ArmRuns | None, group: ArmRuns) -> bool:

@@ -358,9 +358,9 @@ def blocks_of_parts(parts: Mapping[str, list[LogGroup]], names: Sequence[str]) -
         if mine or len(bases) > 1 or not left:
             yield block_of([base, *mine], f"Runs of {base.kind_in_words}")
     for part in left:
-        of_both = f"{part.name}, {part.kind_in_words}; {bases[0].name}, {bases[0].kind_in_words}"
         if len(bases) == 1:
-            yield block_of([bases[0], part], of_both)
+            both = (bases[0], part)
+            yield block_of(both, " and ".join(f"{g.name}: {g.kind_in_words}" for g in both))
         else:
             yield block_of([part], f"{part.name}: no baseline of {part.kind_in_words}")
 
