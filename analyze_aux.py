@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 told.found = dict.fromkeys(KEYS)
                 on_logs(args, told)
             else:
-                told.found = answer(None, LAST_STAGE)
+                told.found = {**answer(None, LAST_STAGE), "rows": []}
                 on_experiment(args, told)
         except BadUsage as end:
             if "--json" not in words:

@@ -260,6 +260,8 @@ def test_a_baseline_of_two_lengths_meets_each_group_at_its_own(tmp_path):
         ("long", "b (12 steps)")
     ]
     assert "odd is compared with nothing: no baseline of 20 steps" in found.answer
+    ruled = compare_logs({**logs, "odd": tmp_path / "o"}, rule="parameter-golf").json["rules"]
+    assert {rule["group"] for rule in ruled} == {"long"}
 
 
 # ---------------------------------------------------------------------------------------------

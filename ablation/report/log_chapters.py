@@ -90,13 +90,15 @@ class Findings:
     def judgements(self) -> list[tuple[LogGroup, Judged]]:
         """Every rule on every group but the baseline; on that one where it is alone."""
         found = []
+        alone = len(self.groups.names) == 1
         for rule in self.rules:
             for block in self.blocks:
-                base = block.baseline
-                mine = [g for g in groups_in(block) if g is not base] or groups_in(block)
-                for group in mine:
+                base, groups = block.baseline, groups_in(block)
+                arms = [group for group in groups if group is not base] or groups
+                for group in arms:
                     against = base if isinstance(base, LogGroup) and base is not group else None
-                    found.append((group, judged_on(self, rule, group, against)))
+                    if against or alone or not rule.needs_baseline:  # else a note says why not
+                        found.append((group, judged_on(self, rule, group, against)))
         return found
 
 

@@ -183,7 +183,7 @@ STATUSES = {  # of a run that only its log tells of; in the order in which they 
     "twice": "another file has the same content, and counts",
 }
 NO_METRIC = "no metric"
-MOST_POINTS = 2000  # of a curve that are kept: chosen, more than a figure has dots
+MOST_POINTS = 500  # of a curve that are kept: chosen, as many as a figure has dots
 
 
 @dataclass(frozen=True)
