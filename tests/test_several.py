@@ -56,6 +56,15 @@ def test_runs_lie_one_after_the_other_with_and_without_their_source(name, tmp_pa
         assert {run.format for run in runs} <= {form.format, "parameter-golf"}
 
 
+def test_a_long_run_that_first_tells_a_training_step_begins_anew(tmp_path):
+    form, total = FORMS["speedrun"], 150  # behind its first lines most are only glanced at
+    run = "".join(form.train(step, total) for step in range(1, total + 1))
+    text = run + form.val(total, total, "3.1") + run + form.val(total, total, "3.2")
+    assert outcomes(told(tmp_path, text)) == [3.1, 3.2]
+    broken = run[: len(run) // 2].rpartition("\n")[0] + "\n"
+    assert outcomes(told(tmp_path, broken + text))[-2:] == [3.1, 3.2]
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_a_run_that_broke_off_stands_before_one_that_did_not(name, tmp_path):
     form = FORMS[name]
