@@ -3,14 +3,18 @@
     python analyze_aux.py                                      # the newest experiment
     python analyze_aux.py --exp_dir experiments/aux_heads_...
     python analyze_aux.py --exp_dir DIR --output_dir DIR2      # of a folder that stays as it is
+    python analyze_aux.py --logs baseline='logs/old/*.txt' --logs mine='logs/new/*.txt'
+    python analyze_aux.py --logs mine=logs/new --rule speedrun
 
 reads the files of one experiment folder, finished or not, prints the answer, and writes
-analysis_report.txt and what can be drawn of val_loss_comparison.png, layer_ablation.png,
-training_curves.png, verdict.png (adaptive plan) and gradient_flow.png (where runs logged gradient
-norms). It launches nothing, and decides as run_aux.py does: from the records, by the registered
-rules. Everywhere, improvement = mean val_loss(baseline) - mean val_loss(arm) in nats/token:
-positive is good. Runs are compared within a block only, the runs of one stage with one number of
-steps, and there on the seeds that both have: all else differs by more than the arms.
+analysis_report.txt, runs.csv (a row for each run) and what can be drawn of val_loss_comparison.png,
+layer_ablation.png, training_curves.png, verdict.png (adaptive plan) and gradient_flow.png (where
+runs logged gradient norms). It launches nothing, and decides as run_aux.py does: from the records,
+by the registered rules. With --logs the same is said of training logs, of any trainer and
+without an experiment: docs/logs.md. Everywhere, improvement = mean val_loss(baseline) - mean
+val_loss(arm) in nats/token: positive is good. Runs are compared within a block only, the runs of
+one stage with one number of steps, and there on the seeds that both have: all else differs by more
+than the arms.
 """
 
 import os.path
@@ -25,66 +29,197 @@ if __name__ == "__main__":  # before imports that another Python cannot read or 
 
     console.stop_quietly("analyze_aux.py")  # Ctrl-C while the rest is imported
 
-from collections.abc import Sequence
+import argparse
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from ablation.cli.arguments import Parser, a_path, plain_words
+from ablation.cli import exit_codes
+from ablation.cli.arguments import BadUsage, Parser, a_path, plain_words
+from ablation.cli.progress import progress
+from ablation.folder.answer import answer
 from ablation.folder.registration import EXPERIMENTS, newest_experiment
 from ablation.report.chapters import chapters, opening
+from ablation.report.compare import compare_logs
 from ablation.report.evidence import Evidence, read_experiment
-from ablation.report.files import REPORT, pictures_of, write_all
+from ablation.report.figures import Picture
+from ablation.report.files import REPORT, RUNS, pictures_of, write_all
+from ablation.report.log_chapters import KEYS
+from ablation.report.rules import RULES
+from ablation.report.table import rows_of_experiment
 from ablation.report.text import render
+from ablation.runs.formats import FORMATS
 from ablation.runs.untrusted import printable
+
+LAST_STAGE = 4
+COMPARISON = Path("comparison")  # where a report on logs is written, unless another is named
+
+
+# ---------------------------------------------------------------------------------------------
+# What is asked
+
+OF_LOGS = {  # options that go with --logs
+    "metric": "what is compared, as the logs name it (default: val_loss)",
+    "better": "lower or higher: where the metric is better (default: lower)",
+    "format": f"of the logs, where they do not tell: {', '.join(FORMATS)}",
+    "num_iterations": "steps of a whole run, where the logs do not tell",
+    "rule": f"of a community: {', '.join(RULES)}, or 'mean<=3.28,p<0.01'; several times",
+    "delta_eq": "the smallest improvement of interest (default: 0.005)",
+    "alpha": "level of two-sided tests (default: 0.05)",
+}
+TYPES: dict[str, dict] = {
+    "better": {"choices": ("lower", "higher")},
+    "format": {"choices": tuple(FORMATS)},
+    "num_iterations": {"type": int},
+    "rule": {"action": "append"},
+    "delta_eq": {"type": float},
+    "alpha": {"type": float},
+}
+
+
+def parser() -> Parser:
+    p = Parser(description="Write the report and the figures of an experiment, or of logs.")
+    about = f"the experiment's folder (default: the newest in {EXPERIMENTS}/)"
+    p.add_argument("--exp_dir", type=a_path, help=about)
+    about = "logs to compare: NAME=PATTERN, FOLDER or FILE, several times; docs/logs.md"
+    p.add_argument("--logs", action="append", metavar="NAME=FILES", help=about)
+    for name, about in OF_LOGS.items():
+        p.add_argument(f"--{name}", help=f"with --logs: {about}", **TYPES.get(name, {}))
+    about = f"where to write (default: there too; with --logs {COMPARISON}/)"
+    p.add_argument("--output_dir", type=a_path, help=about)
+    about = "for programs: one object of JSON on standard output, and nothing else there"
+    p.add_argument("--json", action="store_true", help=about)
+    return p
+
+
+def parsed(words: Sequence[str]) -> argparse.Namespace:
+    p = parser()
+    args = p.parse_args(words)
+    if args.logs and args.exp_dir:
+        p.error("--logs and --exp_dir are two questions: give one of them")
+    lone = [f"--{name}" for name in OF_LOGS if getattr(args, name) is not None]
+    if lone and not args.logs:
+        p.error(f"{', '.join(lone)} goes with --logs NAME=FILES")
+    return args
+
+
+# ---------------------------------------------------------------------------------------------
+# What is said
 
 
 def print_text(text: str, file=None) -> None:
     print(text.removesuffix("\n"), file=file or sys.stdout)
 
 
-def complain(error: Exception | str) -> int:
-    print_text(f"analyze_aux.py: error: {printable(str(error), limit=600)}", sys.stderr)
-    return 1
+@dataclass
+class Told:
+    """What a command comes to, filled in as it becomes known."""
+
+    found: dict  # for programs
+    code: int = exit_codes.DONE
+    error: str = ""  # one line
+
+    def complain(self, error: Exception | str, code: int = exit_codes.REFUSED) -> int:
+        self.error, self.code = printable(str(error), limit=1000), code
+        print_text(f"analyze_aux.py: error: {self.error}", sys.stderr)
+        return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        description="Write the report and the figures of an experiment, finished or not."
-    )
-    about = f"the experiment's folder (default: the newest in {EXPERIMENTS}/)"
-    parser.add_argument("--exp_dir", type=a_path, help=about)
-    parser.add_argument("--output_dir", type=a_path, help="where to write (default: there too)")
-    args = parser.parse_args(argv)
+    words = [*map(str, sys.argv[1:] if argv is None else argv)]
+    told, out = Told({}), sys.stdout
+    with contextlib.redirect_stdout(sys.stderr if "--json" in words else out):
+        try:
+            args = parsed(words)
+            if args.logs:
+                told.found = dict.fromkeys(KEYS)
+                on_logs(args, told)
+            else:
+                told.found = {**answer(None, LAST_STAGE), "rows": []}
+                on_experiment(args, told)
+        except BadUsage as end:
+            if "--json" not in words:
+                raise
+            told.code, told.error = exit_codes.USAGE, end.line
+    if "--json" in words:
+        ended = {"exit_code": told.code, "error": told.error or None}
+        print(json.dumps({**told.found, **ended}), file=out, flush=True)
+    return told.code
+
+
+def on_logs(args: argparse.Namespace, told: Told) -> int:
+    """The report on logs. Bad input is exit code 2, and nothing is written."""
+    given = {name: value for name in OF_LOGS if (value := getattr(args, name)) is not None}
+
+    def shown(parts, total):
+        return progress(parts, total, "reading logs")
+
+    try:
+        found = compare_logs(args.logs, **given, progress=shown)
+    except ValueError as error:
+        return told.complain(error, exit_codes.USAGE)
+    except OSError as error:
+        return told.complain(plain_words(error), exit_codes.USAGE)
+    except ImportError as error:
+        return told.complain(f"{error}; pip install -r requirements.txt")
+    told.found = found.json
+    print_text(found.answer)
+    folder = args.output_dir or COMPARISON
+    return written(told, folder, found.figures, lambda: found.write(folder), lambda: found.chapters)
+
+
+def on_experiment(args: argparse.Namespace, told: Told) -> int:
+    """The report of an experiment."""
     try:
         evidence = read_experiment(args.exp_dir or newest_experiment())
         print_text(render(opening(evidence)))
     except (ValueError, OSError) as error:
-        return complain(plain_words(error))
+        return told.complain(plain_words(error))
     except ImportError as error:
-        return complain(f"{error}; pip install -r requirements.txt")
-    return report_to(args.output_dir or evidence.exp_dir, evidence)
+        return told.complain(f"{error}; pip install -r requirements.txt")
+    if args.json:
+        rows = [dict(row) for row in rows_of_experiment(evidence)]
+        told.found = {**answer(evidence.standing, LAST_STAGE), "rows": rows}
+    return report_to(args.output_dir or evidence.exp_dir, evidence, told)
 
 
-def report_to(folder: Path, evidence: Evidence) -> int:
+def report_to(folder: Path, evidence: Evidence, told: Told) -> int:
+    pictures = pictures_of(evidence)
+
+    def text() -> str:
+        not_drawn = {n: f"not drawn: {drawn.why}" for n, drawn in pictures.items() if drawn.why}
+        return render(chapters(evidence, not_drawn))
+
+    return written(told, folder, pictures, lambda: write_all(evidence, folder, pictures), text)
+
+
+def written(
+    told: Told,
+    folder: Path,
+    pictures: Mapping[str, Picture],
+    write: Callable[[], Mapping[str, str]],
+    text: Callable[[], str],
+) -> int:
     """Write figures and report, and say where; on screen goes what cannot be written. 0 when all is
     there that can be."""
-    pictures = pictures_of(evidence)
     try:
-        outcomes = write_all(evidence, folder, pictures)
+        outcomes = write()
     except OSError as error:
-        not_drawn = {n: f"not drawn: {drawn.why}" for n, drawn in pictures.items() if drawn.why}
-        print_text(render(chapters(evidence, not_drawn)))
+        print_text(text())
         remedy = "--output_dir DIR writes elsewhere"
-        return complain(f"cannot write {folder / REPORT} ({error.strerror}); {remedy}")
+        return told.complain(f"cannot write {folder / REPORT} ({error.strerror}); {remedy}")
     print_text("")
-    for name, outcome in {REPORT: "drawn", **outcomes}.items():
+    for name, outcome in {REPORT: "drawn", RUNS: "drawn", **outcomes}.items():
         line = str(folder / name) if outcome == "drawn" else f"{folder / name} {outcome}"
         print_text(f"  {printable(line, limit=1000)}")
     unwritten = [name for name, outcome in outcomes.items() if outcome.startswith("not written")]
     failed = [name for name, drawn in pictures.items() if drawn.failed]
     if unwritten or failed:
         what = f"no {', '.join(unwritten + failed)}: see above for why"
-        return complain(f"{what}; the report's text is complete")
-    return 0
+        return told.complain(f"{what}; the report's text is complete")
+    return told.code
 
 
 if __name__ == "__main__":

@@ -41,8 +41,9 @@ from ablation.cli import console, exit_codes
 from ablation.cli.arguments import plain_words
 from ablation.cli.checks import check_options
 from ablation.cli.options import build_parser
+from ablation.cli.progress import progress
 from ablation.execute.answering import Told, answering
-from ablation.execute.display import Display, progress
+from ablation.execute.display import Display
 from ablation.execute.machine import UNCOUNTED, NotCounted, cores, visible_gpus
 from ablation.execute.opening import (
     MachineFault,

@@ -1,6 +1,5 @@
 """What does a sitting's exit code say?  For scripts and queues; the README has the same table."""
 
-
 DONE = 0
 REFUSED = 1
 USAGE = 2

@@ -11,9 +11,10 @@ import select
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from ablation.cli import console
+from ablation.cli.progress import tqdm_as_shipped
 from ablation.execute.orchestrator import Flight
 from ablation.runs.run import duration
 
@@ -84,22 +85,6 @@ class Display:
                 bar.set_description_str(line)
         except Exception:  # a library and a terminal: any kind; a run in flight matters more
             self.live, self.bars = False, []
-
-
-def progress(parts: Iterable, total: int) -> Iterable:
-    """The parts as they come; what takes longer than 3 s has a bar on a terminal, which goes."""
-    look = {"desc": "simulating", "delay": 3.0, "leave": False, "disable": None}
-    return tqdm_as_shipped()(parts, total=total, **look)
-
-
-def tqdm_as_shipped():
-    """tqdm without the settings TQDM_* of other programs, which it takes when it is imported."""
-    settings = {name: os.environ.pop(name) for name in [*os.environ] if name.startswith("TQDM_")}
-    try:
-        from tqdm import tqdm
-    finally:
-        os.environ.update(settings)
-    return tqdm
 
 
 def can_move_its_cursor(out) -> bool:

@@ -13,7 +13,7 @@ from statistics import NormalDist
 
 from ablation import sequential, stats
 from ablation.plan.looks import RANKS, Look, Test
-from ablation.report.evidence import Evidence, GradNorms
+from ablation.report.evidence import Compared, Evidence, GradNorms
 from ablation.runs.run import STATUSES, Arm, RunResult
 from ablation.study.study import Study
 
@@ -28,6 +28,8 @@ class ArmRuns:
     """All runs of one configuration within a block: aux_6 and aux_6_repeat are one."""
 
     runs: tuple[RunResult, ...]  # the last word on each
+
+    by_seed = True  # compared on the seeds that both sides have
 
     @property
     def arm(self) -> Arm:
@@ -62,7 +64,7 @@ class ArmRuns:
 
     def on(self, seeds: set[int]) -> "ArmRuns":
         """The runs of these seeds; perhaps none."""
-        return ArmRuns(tuple(r for r in self.runs if r.run.seed in seeds))
+        return replace(self, runs=tuple(r for r in self.runs if r.run.seed in seeds))
 
     @property
     def diverged(self) -> int:
@@ -113,8 +115,10 @@ def places(study: Study) -> dict[tuple, int]:
     return {arm.configuration: n for n, arm in reversed([*enumerate(arms)])}
 
 
-def blocks_of(evidence: Evidence) -> list[Block]:
+def blocks_of(evidence: Compared) -> list[Block]:
     """Blocks of an experiment: the last word on every run, by stage, length, configuration."""
+    if not isinstance(evidence, Evidence):
+        return list(evidence.blocks)
     blocks: dict[tuple, dict[tuple, list[RunResult]]] = {}
     latest = evidence.records.latest().values()
     by_name = sorted(latest, key=lambda r: (r.run.arm.name, r.run.index))
@@ -137,6 +141,9 @@ def matched(block: Block, group: ArmRuns) -> tuple[ArmRuns, ArmRuns] | None:
     difference would be that of the seeds as much as that of the arms.
     """
     base = block.baseline
+    if base and not base.by_seed:
+        both = base.on(base.seeds), group.on(group.seeds)
+        return both if all(side.runs for side in both) else None
     if not base or not (seeds := base.seeds & group.seeds):
         return None
     return base.on(seeds), group.on(seeds)
@@ -145,6 +152,8 @@ def matched(block: Block, group: ArmRuns) -> tuple[ArmRuns, ArmRuns] | None:
 def averaged(sides: tuple[ArmRuns, ArmRuns]) -> tuple[ArmRuns, ArmRuns]:
     """The runs that a difference of means is of: on seeds that both sides finished."""
     base, arm = sides
+    if not base.by_seed:
+        return sides
     seeds = {r.run.seed for r in base.ok} & {r.run.seed for r in arm.ok}
     return base.on(seeds), arm.on(seeds)
 
@@ -198,7 +207,12 @@ def dunnett(block: Block, rng) -> dict[str, float]:
     base = block.baseline
     if base is None or len(base.losses) < 2 or base.diverged:
         return {}
-    arms = [g for g in block.arms if finished_seeds(g) == finished_seeds(base) and not g.diverged]
+    arms = [g for g in block.arms if g.losses and not g.diverged]
+    arms = [
+        g
+        for g in arms
+        if (finished_seeds(g) == finished_seeds(base) if g.by_seed else len(g.losses) > 1)
+    ]
     if len(arms) < 2:
         return {}
     found = stats.dunnett(base.losses, [g.losses for g in arms], rng)
@@ -239,7 +253,7 @@ def paired_losses(baseline: ArmRuns, group: ArmRuns) -> tuple[list[float], list[
 class WithinSeeds:
     """Final losses of an arm and of what it is compared with, on the seeds that both finished."""
 
-    base: tuple[float, ...]  # by seed, one at least
+    base: tuple[float, ...]  # by seed, one at least; in any order where seeds do not matter
     arm: tuple[float, ...]
 
     @property
@@ -248,22 +262,22 @@ class WithinSeeds:
 
     @property
     def improvement(self) -> float:
-        return stats.mean_sd(self.improvements)[0]
+        return stats.mean_sd(self.base)[0] - stats.mean_sd(self.arm)[0]
 
 
 def within_seeds(base: ArmRuns | None, group: ArmRuns) -> WithinSeeds | None:
     """None where there is no such seed, or nothing but the arm itself to compare it with."""
     if base is None or base.arm.configuration == group.arm.configuration:
         return None
-    losses, mine = paired_losses(base, group)
-    return WithinSeeds(tuple(losses), tuple(mine)) if mine else None
+    losses, mine = paired_losses(base, group) if base.by_seed else (base.losses, group.losses)
+    return WithinSeeds(tuple(losses), tuple(mine)) if losses and mine else None
 
 
-def reference(evidence: Evidence, block: Block) -> ArmRuns | None:
+def reference(evidence: Compared, block: Block) -> ArmRuns | None:
     """What the arms of a block are compared with: its baseline; in a stage without one, the
     configuration that an earlier stage chose, or else the stage itself: its runs so far on seeds of
     the block. None where there is no such."""
-    if block.baseline:
+    if block.baseline or not isinstance(evidence, Evidence):
         return block.baseline
     decided = sorted(evidence.decisions.items())
     earlier = [d.chosen for n, d in decided if n < block.stage and d.chosen]
@@ -354,7 +368,7 @@ def race(block: Block, group: ArmRuns, alpha: float) -> Race | None:
     baseline; of the arm it would flatter it, and `speedup_statement` refuses.
     """
     sides = None if group is block.baseline else matched(block, group)
-    if sides is None or not all(g.losses for g in averaged(sides)):
+    if sides is None or not all(g.numbers("train_time_ms") for g in averaged(sides)):
         return None
     runs = len(sides[1].runs)
     base, group = averaged(sides)

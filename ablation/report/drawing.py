@@ -111,19 +111,21 @@ def with_margin(values: Sequence[float]) -> tuple[float, float]:
     return min(values) - margin, max(values) + margin
 
 
-def legend_entries(line: str, *more, band: bool) -> list:
+def legend_entries(line: str, *more, band: bool, by_seed: bool = True) -> list:
     """The legend of both figures of improvements; bars pale, so that the runs on them stand out.
-    line: what arms are compared with; band: whether an sd of it is drawn."""
+    line: what arms are compared with; band: whether an sd of it is drawn; by_seed: whether arms are
+    compared on shared seeds."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
+    arm = "arm, same seeds" if by_seed else "group"
     sd = Patch(color=BLACK, alpha=0.12, label="baseline ± sd of its runs (n > 1)")
     return [
         Line2D([], [], label="one run", **A_RUN),
         Line2D([], [], color=BLACK, label=line),
         *([sd] if band else []),
-        Patch(color=BETTER, alpha=0.5, label="arm, same seeds: better"),
-        Patch(color=WORSE, alpha=0.5, label="arm, same seeds: worse"),
+        Patch(color=BETTER, alpha=0.5, label=f"{arm}: better"),
+        Patch(color=WORSE, alpha=0.5, label=f"{arm}: worse"),
         *more,
     ]
 

@@ -7,10 +7,11 @@ records.
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 from ablation.folder.registration import digest_of
 from ablation.folder.standing import Standing, standing
@@ -30,6 +31,16 @@ class Recorded:
 
     title: str
     lines: tuple[str, ...]  # its reasons and facts
+
+
+class Compared(Protocol):
+    """What is compared, as figures ask for it: of an experiment, or of logs."""
+
+    @property
+    def metric(self) -> Metric: ...
+
+    @property
+    def blocks(self) -> Sequence: ...  # who is compared with whom, where no experiment says it
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,11 @@ class Evidence:
     def changed(self) -> tuple[str, ...]:
         """How the folder differs from what was registered; then no decision is shown."""
         return self.standing.changed
+
+    @property
+    def blocks(self) -> tuple[()]:
+        """`blocks_of` makes them."""
+        return ()
 
     @property
     def is_sequential(self) -> bool:

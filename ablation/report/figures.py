@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ablation import stats
 from ablation.report.comparisons import (
@@ -36,7 +36,7 @@ from ablation.report.drawing import (
     signed,
     with_margin,
 )
-from ablation.report.evidence import Evidence
+from ablation.report.evidence import Compared
 from ablation.report.layers import draw_gradients, draw_layers
 from ablation.report.verdict import draw_verdict
 from ablation.runs.untrusted import printable
@@ -59,8 +59,12 @@ class Picture:
     why: str = ""  # it was not drawn
     failed: bool = False  # it could have been, but for a package that is missing or a bug of ours
 
+    def _repr_png_(self) -> bytes | None:
+        """How a notebook shows it."""
+        return self.png or None
 
-def picture(draw: Callable[[Evidence], "Figure"], evidence: Evidence) -> Picture:
+
+def picture(draw: Callable[[Any], "Figure"], evidence: Compared) -> Picture:
     """A figure drawn, or why it is not. Never raises: the report's text is worth more."""
     try:
         if (n := sum(len(block.groups) for block in blocks_of(evidence))) > MOST:
@@ -88,7 +92,7 @@ def place(error: Exception) -> str:
 # Improvements, by stage
 
 
-def draw_comparison(evidence: Evidence):
+def draw_comparison(evidence: Compared):
     """Final val loss, a panel for each stage and length: bars, runs as points, baseline as a line.
 
     A bar from zero would hide every effect (0.02 of 3.28), and a cut one would exaggerate it. So
@@ -117,14 +121,15 @@ def draw_comparison(evidence: Evidence):
     lonely = any(alone(x, g) for b, x in zip(blocks, bases, strict=True) for g in b.arms)
     other = any(base and not b.baseline for b, base in zip(blocks, bases, strict=True))
     line = "baseline's mean" + (", or of what the title names" if other else "")
-    entries = legend_entries(line, *([lone] if lonely else []), band=True)
+    by_seed = all(g.by_seed for b in blocks for g in b.groups)
+    entries = legend_entries(line, *([lone] if lonely else []), band=True, by_seed=by_seed)
     figure.legend(handles=entries, loc="outside lower center", ncols=2 if other else 3)
     return figure
 
 
 def about_block(block: Block, base: ArmRuns | None) -> Iterator[str]:
     """Which arm it is, where there is one; what arms are compared with, where it is no baseline."""
-    if len(block.arms) == 1:
+    if len(block.arms) == 1 and block.arms[0].by_seed:
         yield f"best: {plain(block.arms[0].arm.label)}"
     if base and base is not block.baseline:
         stages = {r.run.stage for r in base.runs} - {block.stage}
@@ -148,7 +153,7 @@ def draw_block(ax, block: Block, base: ArmRuns | None) -> None:
             ax.barh(y, -found.improvement, color=colour, alpha=0.5, **reach)
             if mean is None:  # its own line: arms that differ in their seeds have no common one
                 ax.plot([start, start], [y - 0.38, y + 0.38], color=BLACK, linewidth=1.5)
-            few = len(found.arm) < len(group.losses)
+            few = group.by_seed and len(found.arm) < len(group.losses)
             shared = f", {len(found.arm)} seed(s) shared" if few else ""
             words = [signed(found.improvement), words[0] + shared]
         elif alone(base, group):
@@ -157,8 +162,11 @@ def draw_block(ax, block: Block, base: ArmRuns | None) -> None:
             apart = 0.15 if len(group.losses) > 2 else 0  # so that equal losses stay countable
             rows = [y + apart * (k % 3 - 1) for k in range(len(group.losses))]
             ax.plot(group.losses, rows, markersize=6, **A_RUN)
-        if group.lost:
-            words.append(f"✕ {group.lost}")
+        if lost := group.lost:
+            short = (
+                f"{len(group.runs) - len(group.ok)} lost"  # beside the panel there is little room
+            )
+            words.append(f"✕ {lost if len(lost) <= MOST_BESIDE else short}")
         ax.text(1.02, y, "  ".join(words), transform=ax.get_yaxis_transform(), va="center")
     ax.set_yticks(range(len(block.groups)), [g.label for g in block.groups])
     ax.set_ylim(len(block.groups) - 0.4, -0.6)
@@ -167,6 +175,9 @@ def draw_block(ax, block: Block, base: ArmRuns | None) -> None:
     ax.autoscale_view(scaley=False)
     ax.locator_params(axis="x", nbins=5)
     ax.ticklabel_format(axis="x", useOffset=False)
+
+
+MOST_BESIDE = 40  # signs of what was lost
 
 
 def alone(base: ArmRuns | None, group: ArmRuns) -> bool:
@@ -198,7 +209,7 @@ def mean_curve(group: ArmRuns) -> list[tuple[int, float, float, float, float]]:
     return rows
 
 
-def draw_curves(evidence: Evidence):
+def draw_curves(evidence: Compared):
     """Val loss over steps and over training time, of the longest runs, a row for each stage.
 
     A run begins by falling through several nats, and the effects are hundredths: the axis leaves
@@ -208,18 +219,22 @@ def draw_curves(evidence: Evidence):
     if not blocks:
         raise NothingToDraw("no finished run has a curve")
     longest = max(b.num_iterations for b in blocks)
-    blocks = [b for b in blocks if b.num_iterations == longest]
-    figure, axes = new_figure((12, 0.8 + 4.2 * len(blocks)), len(blocks), 2, sharey="row")
+    blocks = [b for b in blocks if b.num_iterations == longest or not b.groups[0].by_seed]
+    groups = [g for b in blocks for g in b.groups if g.ok]
+    timed = all(g.numbers("train_time_ms") for g in groups)
+    over = {STEP: "steps", TIME: "training time (s)"} if timed else {STEP: "steps"}
+    size = (12 if timed else 9, 0.8 + 4.2 * len(blocks))
+    figure, axes = new_figure(size, len(blocks), len(over), sharey="row")
     styles = curve_styles(blocks)
     for panels, block in zip(axes, blocks, strict=True):
-        for ax, column in zip(panels, (STEP, TIME), strict=True):
+        for ax, column in zip(panels, over, strict=True):
             draw_panel(ax, evidence.metric, block, styles, column)
-        seeds = {frozenset(r.run.seed for r in g.ok) for g in block.groups if g.ok}
+        seeds = {frozenset(r.run.seed for r in g.ok) for g in block.groups if g.ok and g.by_seed}
         panels[0].set_title("\n".join([block.title, *[ON_OTHER_SEEDS][: len(seeds) > 1]]))
         panels[0].set_ylabel(as_logged(panels[0].yaxis, evidence.metric))
-        panels[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
-    axes[-1, 0].set_xlabel("steps")
-    axes[-1, 1].set_xlabel("training time (s)")
+        panels[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    for ax, words in zip(axes[-1], over.values(), strict=True):
+        ax.set_xlabel(words)
     about = "Means over finished runs; bands: lowest to highest; ✕: where a run diverged."
     figure.supxlabel(f"{about} Early losses lie above the axis.", fontsize=12)
     return figure

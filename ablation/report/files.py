@@ -4,16 +4,18 @@ import contextlib
 import os
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ablation.report import figures
 from ablation.report.chapters import report
 from ablation.report.evidence import Evidence
 from ablation.report.figures import Picture
+from ablation.report.table import csv_of, rows_of_experiment
 from ablation.report.text import render
 
-REPORT = "analysis_report.txt"
+REPORT, RUNS = "analysis_report.txt", "runs.csv"
+OURS = (REPORT, RUNS, *figures.FIGURES)  # all that is written
 
 
 def write(path: Path, data: bytes) -> None:
@@ -59,9 +61,24 @@ def write_figures(folder: Path, pictures: Mapping[str, Picture]) -> dict[str, st
 
 
 def write_all(evidence: Evidence, folder: Path, pictures: Mapping[str, Picture]) -> dict[str, str]:
-    """The figures, then the report, which says what became of them. Returns the same, by file.
-    Raises OSError where the report cannot be written."""
+    """The figures, then the report, which says what became of them, and the runs as a table.
+    Returns the same, by file. Raises OSError where a text cannot be written."""
+
+    def text(outcomes: Mapping[str, str]) -> str:
+        return render(report(evidence, outcomes))
+
+    return write_texts(folder, pictures, text, csv_of(rows_of_experiment(evidence)))
+
+
+def write_texts(
+    folder: Path,
+    pictures: Mapping[str, Picture],
+    text: Callable[[Mapping[str, str]], str],
+    table: str,
+) -> dict[str, str]:
+    """The same of any report. text: of what became of the figures."""
     folder.mkdir(parents=True, exist_ok=True)
     outcomes = write_figures(folder, pictures)
-    write(folder / REPORT, render(report(evidence, outcomes)).encode())
+    write(folder / REPORT, text(outcomes).encode())
+    write(folder / RUNS, table.encode())
     return outcomes
