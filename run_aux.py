@@ -133,7 +133,9 @@ def target_of(args, print_line) -> Target:
     gpus = gpus_seen(args, document)
     if document is not None:
         e = experiment_of(document)
-        return Target(exp_dir, document, replace(e, study=study_asked(args, e.study)), gpus)
+        study = study_asked(args, e.study)
+        profile = replace(e.profile, design=study.noise or e.profile.design)
+        return Target(exp_dir, document, replace(e, study=study, profile=profile), gpus)
     return Target(exp_dir, None, experiment_to_begin(args, gpus, print_line), gpus)
 
 
@@ -305,11 +307,11 @@ def print_arms(study: Study) -> int:
     for phase in study.phases:
         print(f"\n{phase.name}")
         for arm in phase.arms:
-            print(f"  {arm.name:<22} {arm.label:<44} {arm.description}")
+            print(f"  {arm.name:<22} {arm.label:<44} {arm.description}".rstrip())
     if study.refinements:
         print("\nrefinements, of the arm that stage 2 chooses")
     for arm in study.refinements:
-        print(f"  {arm.name:<22} {study.label(arm):<44} {arm.description}")
+        print(f"  {arm.name:<22} {study.label(arm):<44} {arm.description}".rstrip())
     return exit_codes.DONE
 
 

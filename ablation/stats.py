@@ -38,6 +38,14 @@ def mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
 
 
+def sd_interval(sd: float, n: int, alpha: float = 0.05) -> tuple[float, float]:
+    """Between which the true standard deviation lies, by that of n normal values; n >= 2."""
+    from scipy.special import chdtri
+
+    upper, lower = (float(chdtri(n - 1, p)) for p in (alpha / 2, 1 - alpha / 2))
+    return sd * math.sqrt((n - 1) / upper), sd * math.sqrt((n - 1) / lower)
+
+
 def only_rounding(spread: float, *values: float) -> bool:
     """Whether the numbers are equal and their computed standard deviation is not quite zero: a
     relative 1e-12, chosen between rounding (1e-16 a sum) and the digits of a printed loss (1e-6).

@@ -742,8 +742,11 @@ def test_deviations_name_overrides_failures_and_other_machines(tmp_path):
     path = exp_dir / "baseline/run_0/config.json"
     config = json.loads(path.read_text())
     config["machine"]["host"] = "node2"
-    path.write_text(json.dumps(config))
+    path.write_text(json.dumps(config | {"code": {"hash": "a" * 16}}))
+    path = exp_dir / "aux_6/run_0/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"code": {"hash": "b" * 16}}))
     found = chapter(report(exp_dir), title)
+    assert re.search(r"runs differ in code: (a{16}|b{16}) \(1 runs\); (a{16}|b{16})", found)
     assert "stage 1: ignore_gate" in found
     assert "Attempts that failed: 1 crashed" in found
     assert "runs differ in host: node1 (7 runs); node2 (1 runs)" in found

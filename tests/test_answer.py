@@ -15,7 +15,8 @@ from test_run_aux import FIXED, SUPPORT, ask, call, newest
 import run_aux
 from ablation.cli import console, exit_codes
 from ablation.execute import opening
-from ablation.execute.answering import CODES, with_verdict
+from ablation.execute.answering import CODES, Told, what_is_known, with_verdict
+from ablation.folder import registration
 from ablation.folder.answer import answer
 from ablation.folder.standing import standing
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
@@ -339,6 +340,15 @@ def test_a_machine_that_fails_underway_is_told_with_the_folder(home, monkeypatch
     assert "No space left on device" in found["error"] and found["error"] in err
     assert found["folder"] == str(newest(home).resolve())
     assert found["runs"]["attempts"] == found["pairs"] == 0
+
+
+def test_code_that_was_edited_underway_is_told_where_the_verdict_is_missing(tmp_path, monkeypatch):
+    sat = Told(exp_dir=make(tmp_path, adaptive_plan()))
+    assert what_is_known(sat)["title"] and not sat.error
+    monkeypatch.setattr(registration, "rules_hash", lambda: "0" * 16)
+    assert what_is_known(sat)["title"] is None
+    assert sat.error.startswith("the files that decide are not those registered")
+    assert sat.error.endswith("; no decision is shown")
 
 
 def test_the_exit_code_alone_leaves_the_lines_where_they_are(home):

@@ -14,7 +14,7 @@ from test_run_aux import FIXED, ask
 
 import analyze_aux
 from ablation.cli import exit_codes
-from ablation.folder.registration import newest_experiment
+from ablation.folder.registration import digest_of, newest_experiment
 from ablation.folder.standing import standing
 from tests.support.processes import survivors
 
@@ -103,6 +103,8 @@ def test_a_plan_is_carried_out_and_told_in_the_words_of_the_study(plan, lab, hom
     assert "gain + more" in found.step.decisions[4].chosen.label
     code, *_ = analyze(exp_dir)
     report = (exp_dir / "analysis_report.txt").read_text()
+    assert "arms' own code" in report
+    assert "runs differ in code" not in report  # other.py and a patched train.py, as was asked
     for word in ("aux", "heads", "layers", "tap", "weight and schedule", "dive_"):
         assert word not in report.replace("layer_ablation.png", ""), word
         assert word not in out.replace("analyze_aux", "").replace("run_aux", ""), word
@@ -129,6 +131,18 @@ def test_every_arm_runs_code_of_its_own_from_the_experiment(lab, home):
     registered = json.loads((exp_dir / "experiment_configs.json").read_text())["registered"]
     hashes = {row["hash"] for row in registered["codes_of_arms"]}
     assert hashes == {ran["other"], ran["patched"]}
+
+
+def test_a_run_is_told_its_own_folder_its_gpus_and_what_its_study_says_of_threads(lab, home):
+    told = 'ITERS = "{num_iterations}", TO = "{run_dir}/x", GPUS = "{num_gpus}"'
+    told += ', OMP_NUM_THREADS = "7"'  # else a share of the cores
+    words = ("--experiment", "baseline,gain", "--parallel_runs", "2")
+    code, _, err = study(lab, *words, edits=[('ITERS = "{num_iterations}"', told)])
+    assert code == exit_codes.DONE, err
+    run = newest(home) / "baseline" / "run_0"
+    env = json.loads((run / "config.json").read_text())["env"]
+    assert env["TO"] == str(run.resolve() / "work" / "x") and env["GPUS"] == "0"
+    assert env["OMP_NUM_THREADS"] == "7"
 
 
 def test_what_a_trainer_writes_lies_apart_from_the_records(lab, home):
@@ -160,6 +174,17 @@ def test_another_study_is_refused_in_a_folder_by_what_differs(lab, home):
     assert "0.05" in err and "0.07" in err
 
 
+def test_other_noise_in_the_file_is_another_study(lab, home):
+    study(lab, "--stage", "1", "--alpha", "0.04", "--plan", "adaptive")
+    words = ("--stage", "2", "--exp_dir", newest(home))
+    code, _, err = study(lab, *words, edits=[("sigma0 = 0.002", "sigma0 = 0.003")])
+    assert code == exit_codes.REFUSED
+    assert "study.noise.sigma0: registered 0.002, now 0.003" in err
+    assert "profile.design.alpha: registered 0.04, now 0.05" in err
+    code, _, err = study(lab, *words, "--alpha", "0.04")
+    assert code == exit_codes.DONE, err
+
+
 def test_data_that_changed_is_another_experiment(lab, home):
     study(lab, "--stage", "1")
     (lab / "text" / "a.txt").write_text("text, and more\n")
@@ -175,6 +200,26 @@ def test_a_copy_that_was_edited_is_refused(lab, home):
     code, _, err = said("--stage", "2", "--exp_dir", newest(home))
     assert code == exit_codes.REFUSED
     assert "was edited" in err
+
+
+FORGED = {
+    "no code": ([], "no code of arms.other is registered"),
+    "no texts": ([[{}, [], []]], "not by texts"),
+    "no texts in a replacement": ([["", [["a", {}, "b"]], ""]], "not by texts"),
+}
+
+
+@pytest.mark.parametrize(("trainers", "words"), FORGED.values(), ids=FORGED)
+def test_forged_code_of_arms_is_refused_in_words(trainers, words, lab, home):
+    study(lab, "--stage", "1", "--plan", "adaptive")
+    path = newest(home) / "experiment_configs.json"
+    document = json.loads(path.read_text())
+    fixed = document["registered"]
+    row = fixed["codes_of_arms"][0]
+    fixed["codes_of_arms"] = [row | {"trainer": trainer} for trainer in trainers]
+    path.write_text(json.dumps(document | {"hash": digest_of(fixed)}))
+    code, _, err = said("--stage", "2", "--exp_dir", newest(home))
+    assert code == exit_codes.REFUSED and words in err
 
 
 def test_a_seed_in_a_replacement_makes_a_copy_for_each_run(lab, home):
@@ -286,6 +331,19 @@ def test_an_arm_on_the_command_line_is_a_study_of_our_own_trainer(home):
     at = config["command"].index("--muon_lr")
     assert config["command"][at + 1] == "0.01" and config["command"].count("--muon_lr") == 1
     assert newest(home).name.startswith("low_lr_")
+
+
+def test_the_base_of_a_study_of_our_own_trainer_is_told_to_every_run_of_it(home):
+    text = 'question = "Is it better?"\n[trainer]\nprofile = "mini"\n[base.flags]\nmuon_lr = 0.03\n'
+    (home / "own.toml").write_text(f"{text}[arms]\nlow = {{ flags = {{ embed_lr = 0.1 }} }}\n")
+    words = ("--study", home / "own.toml", "--experiment", "baseline,low", *FIXED)
+    code, out, err = said(*words)
+    assert code == exit_codes.DONE, (out, err)
+    for name in ("baseline", "low"):
+        config = json.loads((newest(home) / name / "run_0" / "config.json").read_text())
+        command = config["command"]
+        assert command.count("--muon_lr") == 1
+        assert command[command.index("--muon_lr") + 1] == "0.03"
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "command"])

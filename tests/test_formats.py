@@ -773,3 +773,13 @@ def test_a_reader_is_bounded_whatever_is_printed(monkeypatch):
     assert endless.incomplete
     deep = read(b'{"step":' + b"[" * 4000 + b"\n", Reading(FORMATS["json-lines"]))
     assert deep.incomplete
+
+
+@pytest.mark.parametrize(("steps", "hint"), [(range(8), True), (range(1, 8), False)])
+def test_a_log_of_the_users_form_that_ends_a_step_early_says_where_and_perhaps_why(steps, hint):
+    form = {"step": r"(?P<step>\d+) (?P<value>\S+)", "example": "3 0.5"}
+    log = "".join(f"{step} 3.25\n" for step in steps)
+    reason = verdict(log, Reading(own_format(form))).reason
+    assert "the log ends with val_loss at step 7 of 8" in reason
+    assert ("say first_step = 0" in reason) is hint
+    assert verdict(log, Reading(own_format(form | {"first_step": 0}))).status == "ok"

@@ -182,6 +182,23 @@ def test_costs_of_another_run_are_refused(home, arguments, words):
     assert not (home / "experiments").exists()
 
 
+def test_a_budget_that_no_verdict_fits_in_is_told_with_the_command_to_begin(home):
+    words = (*FIXED, "--plan", "adaptive", "--max_budget_hours")
+    assert "Begin with what was measured: python" in call("--preflight", *words, "5")[1]
+    out = call("--preflight", *words, "0.0001")[1]
+    assert "No verdict: " in out
+    assert "Begin with what was measured, and with the budget that a verdict takes: python" in out
+
+
+def test_costs_hold_whatever_is_to_be_concluded(home):
+    """What a budget decides is asked again and again, with other terms, of one preflight."""
+    assert asked(*FIXED)[0] == 0
+    terms = ("--plan", "adaptive", "--sigma0", "0.01", "--max_budget_hours", "0.2")
+    code, out, err = call("--plan_report", *FIXED, *terms, "--preflight_file", "preflight.json")
+    assert (code, err) == (0, "")
+    assert "sd between seeds 0.01" in out
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -315,6 +315,7 @@ def test_list_shows_every_arm(home):
     assert code == 0
     for name in ARMS:
         assert re.search(rf"^  {name} ", out, re.MULTILINE), name
+    assert out.splitlines() == [line.rstrip() for line in out.splitlines()]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -397,7 +398,7 @@ def test_stage_3_before_stage_2(home):
     code, _, err = ask("--stage", "3")
     assert code == 1
     assert "stage 2 comes first" in err
-    assert "--best_layers" in err
+    assert "--best ARM" in err
 
 
 def test_what_differs_from_the_registered_experiment_is_named(home):

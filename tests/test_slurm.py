@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from test_foreign_studies import STUDY
 
 from ablation.execute import slurm
 from ablation.execute.command import build_command
@@ -309,3 +310,33 @@ def test_a_partition_that_does_not_exist_is_a_line_of_the_preflight(cluster, hom
     assert lines["baseline"]["level"] == "fail"
     assert "invalid partition" in lines["baseline"]["value"]
     assert "mend --slurm_args" in lines["baseline"]["remedy"]
+
+
+def test_a_study_of_a_trainer_that_knows_nothing_of_this_project(cluster, home):
+    """Told by variables, from a copy of its code for a run; killed, and gone on with without its
+    file and its trainer."""
+    lab = home / "lab"
+    (lab / "text").mkdir(parents=True)
+    (lab / "text" / "a.txt").write_text("text\n")
+    text = (SUPPORT / "foreign_train.py").read_text()
+    (lab / "train.py").write_text(text)
+    (lab / "other.py").write_text(text.replace("EXTRA = 0.0", "EXTRA = 0.01"))
+    change = 'file = "train.py", find = "EXTRA = 0.0", with = "EXTRA = {seed} * 1e-9"'
+    arms = (
+        f'seeded = {{ replace = [{{ {change} }}], env = {{ MISCHIEF = "slow" }} }}\n[refinements]'
+    )
+    (lab / "s.toml").write_text(STUDY.replace("[refinements]", arms))
+    on_slurm = ["--launcher", "slurm", "--num_gpus", "4", "--gpus_per_run", "1"]
+    words = ["--study", "lab/s.toml", "--experiment", "baseline,other,seeded", *on_slurm]
+    first = start(cluster, home, *words)
+    until(lambda: list(home.rglob("seeded/run_0/claim.json")))
+    first.kill()
+    first.communicate()
+    for name in ("s.toml", "train.py", "other.py"):
+        (lab / name).unlink()
+    exp_dir = next((home / "experiments").glob("s_*"))
+    assert "3 ok" in finish(start(cluster, home, "--exp_dir", str(exp_dir)))
+    assert not list(home.rglob("attempt_2"))
+    assert {r["status"] for r in results(home)} == {"ok"}
+    assert "EXTRA = 42 * 1e-9" in (exp_dir / "seeded/run_0/code/train.py").read_text()
+    assert cluster.command("squeue", "-h") == ""

@@ -20,7 +20,7 @@ from ablation.runs.run import Arm, Replacement
 from ablation.study.experiment import profile_of
 from ablation.study.profiles import Design
 from ablation.study.study import Metric, Study, Trainer, overlaid
-from tests.support.invent import experiment
+from tests.support.invent import experiment, result
 from tests.support.invented_folder import fall, make
 
 NOISE = Design(sigma0=0.002, delta_eq=0.01, delta_target=0.04, drop=0.5)
@@ -203,6 +203,24 @@ def test_the_forecast_knows_every_run_that_a_plan_can_ask_for(name, plan):
     assert len(of_stage(longest, 4)) >= len(of_stage(planned, 4))
 
 
+def test_a_change_adds_its_replacements_and_its_time_and_takes_the_place_of_the_rest():
+    deep = Replacement("train.py", "depth = 8", "depth = 16")
+    under = replace(WIDE, script="a.py", revision="old", slower=0.25)
+    over = Arm("deep", script="b.py", replacements=(deep,), revision="new", slower=0.5)
+    whole = overlaid(under, over)
+    assert whole.replacements == (*WIDE.replacements, deep)
+    assert (whole.name, whole.script, whole.revision) == ("wide", "b.py", "new")
+    assert whole.slower == 0.75
+    assert overlaid(under, Arm("nothing")) == under
+
+
+def test_cells_of_a_study_take_the_place_of_its_refinements_where_it_gives_them():
+    study = STUDIES["three arms"]
+    cells = (Arm("as_it_is"), OF_ENV)
+    assert [c.name for c in study.compared_cells] == ["unrefined", "slow_embed"]
+    assert replace(study, cells=cells).compared_cells == cells
+
+
 # ---------------------------------------------------------------------------------------------
 # Stages with nothing to decide
 
@@ -276,6 +294,8 @@ def test_three_repeats_of_the_baseline_say_what_matters():
     mean = math.fsum(losses) / 3
     sd = math.sqrt(math.fsum((loss - mean) ** 2 for loss in losses) / 2)
     assert step.decisions[1].numbers["sd"] == pytest.approx(sd, rel=0.02)  # to two digits
+    rough = f"{0.5207 * sd:.2g} to {6.285 * sd:.2g}"  # by chi-squared with 2 degrees of freedom
+    assert step.decisions[1].because[1].endswith(f"95 % interval of their sd {rough}.")
     design = design_in_force(e, step.decisions)
     assert design.delta_eq == pytest.approx(2 * sd, rel=0.03) != NOISE.delta_eq
     assert f"±{design.delta_eq:g}" in step.decisions[4].rule
@@ -287,6 +307,77 @@ def test_repeats_that_all_fail_end_the_plan_without_a_guess():
     step = conclude(simulate(e, (), lambda run: math.inf)[1])
     assert step.at_gate and "INCONCLUSIVE" in step.ended
     assert next_step(e, []).runs[0].arm.name == "noise_baseline"
+
+
+@pytest.mark.parametrize(
+    ("loss", "why"),
+    [
+        (lambda run: 3.25, "3 repeats have the same val loss, 3.2500"),
+        (lambda run: 0.05, "3 repeats have the same val loss, 0.0500"),  # of which the sd is 8e-18
+        (lambda run: 3.25 if run.index == 1 else math.inf, "1 usable repeat(s) of the baseline"),
+    ],
+)
+def test_repeats_that_do_not_say_how_much_runs_differ_are_told_as_what_they_are(loss, why):
+    """Of one printed loss each, equal ones can be so by chance: no copies, and no usable noise."""
+    e = asked(STUDIES["unknown noise"], "adaptive")
+    results = [printed_once(run, loss(run)) for run in repeats_of(e)]
+    step = conclude(next_step(e, results))
+    assert step.at_gate and why in step.ended and "[noise]" in step.decisions[1].because[0]
+
+
+def repeats_of(e) -> list:
+    return [p.run for p in of_stage(forecast(e)[0], 1)]
+
+
+def printed_once(run, loss: float):
+    """A result of which the log had no more than the final loss."""
+    whole = result(run.arm, 3.0 if math.isinf(loss) else loss)
+    length = {"run": run, "steps_done": run.num_iterations, "evidence": "told"}
+    whole = replace(whole, **length, curve=((run.num_iterations, whole.val_loss, 1.0),))
+    return replace(whole, status="diverged", val_loss=None) if math.isinf(loss) else whole
+
+
+def test_copies_of_a_trainer_without_a_seed_are_not_blamed_on_its_seed():
+    study = STUDIES["no refinements"]
+    for seed, words in (("told", "use its seed?"), ("none", "are no repeats")):
+        e = asked(replace(study, trainer=replace(study.trainer, seed=seed)), "adaptive")
+        step = simulate(e, (), lambda run: 3.0 - 0.1 * (run.arm.name == "lr_3"))[1]
+        assert step.fault and words in step.ended
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_an_arm_that_changes_nothing_at_all_is_asked_about(reads):
+    """A variable that the trainer does not know, say."""
+    e = asked(STUDIES["one arm alone"], "adaptive")
+
+    def loss(run) -> float:
+        own = 1e-6 * (reads and not run.arm.is_baseline and run.index == 0)
+        return 3.0 + random.Random(run.seed).gauss(0, 0.002) + own
+
+    decision = conclude(simulate(e, (), loss)[1]).decisions[4]
+    asks = "does the trainer read what differs?" in " ".join(decision.because)
+    assert asks is not reads
+
+
+def test_rules_and_choices_of_a_metric_of_which_more_is_better_say_highest():
+    for plan in PLANS:
+        text = texts_of(*carried_out("more is better", plan)[::2])
+        assert "highest" in text and "lowest" not in text and "the lower mean" not in text
+
+
+def test_a_trainer_without_a_seed_has_no_rule_about_pairs():
+    study = STUDIES["no refinements"]
+    trainer = replace(study.trainer, seed="none")
+    e = asked(replace(study, trainer=trainer, noise=replace(NOISE, pairing=0.0)), "adaptive")
+    rule = stages_of(e)[3].rule_text(e.profile.design)
+    assert rule.endswith("The interval is Welch's: without a seed there are no pairs")
+
+
+def test_a_single_target_is_missed_without_a_neither():
+    numbers = {"p": 0.01, "speedup": None, "baseline_n": 8, "best_n": 8, "ci_low": 0, "ci_high": 1}
+    for name, text in (("unknown noise", "but not speedup"), ("one arm", "but neither impr")):
+        found = final_verdict(numbers | {"improvement": 1e-5}, STUDIES[name])
+        assert text in found[1][0]
 
 
 # ---------------------------------------------------------------------------------------------

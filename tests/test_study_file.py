@@ -440,6 +440,16 @@ def test_a_form_has_to_find_the_metric_in_its_line(tmp_path, step, example, faul
     assert said.startswith(fault)
 
 
+@pytest.mark.parametrize("key", ["trainer.unit", "words.refinement", "words.default"])
+def test_words_that_rules_are_made_of_have_no_braces(tmp_path, key):
+    table, name = key.split(".")
+    unit = 'full_iterations = 100\nunit = "{drop}"'
+    text = foreign(trainer=unit) if table == "trainer" else foreign()
+    text += f'\n[words]\n{name} = "{{drop}}"\n' if table == "words" else ""
+    (fault,) = faults_of(tmp_path, text)
+    assert f'{key}: "{{drop}}"' in fault and "without braces" in fault
+
+
 def test_names_in_braces_of_code_are_its_own_unless_they_are_nearly_ours(tmp_path):
     def told(code):
         more = f"""[arms.coded]
@@ -658,6 +668,7 @@ def test_flags_that_cannot_be_meant_are_a_line_that_names_the_arm(flags, said):
     [
         ("a/b", '"a/b": name it by letters, digits and _, at most 57'),
         ("baseline", '"baseline": a name that the plans use; give another'),
+        ("Final_x", '"Final_x": a name that the plans use; give another'),
         ("first", '"--muon_lr 1": is given twice; give each arm a name of its own'),
     ],
 )

@@ -64,7 +64,10 @@ def what_is_known(told: Told) -> dict:
     """The answer so far; that of nothing where no folder was sat in, or it can be read no more."""
     if told.exp_dir is not None:
         with contextlib.suppress(ValueError, OSError):
-            return answer(standing(told.exp_dir), told.until)
+            found = standing(told.exp_dir)
+            if found.changed and not told.error:  # the code that decides was edited meanwhile
+                told.error = f"{found.changed[0]}; no decision is shown"
+            return answer(found, told.until)
     return answer(None, told.until)
 
 

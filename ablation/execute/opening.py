@@ -296,7 +296,7 @@ def check_turn(
             f"--stage {stage}: stage {step.stage} decided: {step.ended};"
             " --ignore_gate goes on all the same, on record"
         )
-    by_hand = ", or choose by hand with --best_layers" if stage > 2 else ""
+    by_hand = ", or choose by hand with --best ARM" if stage > 2 else ""
     raise ValueError(
         f"--stage {stage}: stage {step.stage} comes first"
         f"{' (' + step.ended + ')' if step.ended else ''};"

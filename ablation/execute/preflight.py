@@ -45,7 +45,7 @@ from ablation.execute.watcher import GRACE_S, MARGIN_S, UNKILLABLE_S
 from ablation.folder.codes import code_copies
 from ablation.folder.first_costs import write_findings
 from ablation.folder.materials import Materials
-from ablation.plan.forecast import forecast, of_stage, paid_s, pairs_of
+from ablation.plan.forecast import forecast, of_stage, paid_s, pairs_of, too_few_pairs
 from ablation.plan.next_step import stages_of
 from ablation.runs.run import RunResult, duration
 from ablation.runs.untrusted import printable_path
@@ -223,7 +223,9 @@ def tell(
     if not as_json:
         lines += ["", f"Took {duration(report.took_s)}. All of this is in {printable_path(file)}."]
         if not report.code:
-            lines.append(f"Begin with what was measured: {command_with(file, words)}")
+            too_few = too_few_pairs(replace(e, first_costs=report.costs or e.first_costs))
+            budget = ", and with the budget that a verdict takes" if too_few else ""
+            lines.append(f"Begin with what was measured{budget}: {command_with(file, words)}")
     print("\n".join(lines))
     return report.code
 

@@ -27,7 +27,7 @@ from ablation.plan.costs import Costs
 from ablation.plan.decision import counted, is_overridden, render
 from ablation.plan.forecast import Planned, forecast, span_s
 from ablation.plan.next_step import BUDGET_SPENT, Step, conclude, next_step, result_that_stands
-from ablation.runs.run import RunConfig, RunResult, duration, machine_seconds
+from ablation.runs.run import RunConfig, RunResult, duration, machine_seconds, spent_of
 from ablation.runs.store import Attempt
 from ablation.study.experiment import Experiment
 from ablation.study.study import Metric
@@ -327,7 +327,7 @@ def end_of_sitting(
 
 def close(e: Experiment, s: Sitting, results, step, stopped: str, fault: str, print_line) -> None:
     """The last lines of a sitting: how it ended, what it cost, what to do next."""
-    spent = f"{machine_seconds(results) / 3600:.2f} of {e.budget_hours:g} h of machine time spent"
+    spent = f"{spent_of(machine_seconds(results), e.budget_hours)} of machine time spent"
     outcomes = counted(results) or "nothing finished"
     go_on = resume_command(e, s.exp_dir)
     print_line()
@@ -340,8 +340,10 @@ def close(e: Experiment, s: Sitting, results, step, stopped: str, fault: str, pr
         print_line(f"Stopped by {stopped}; {outcomes}; {spent}.")
     elif fault:
         print_line(
-            f"STOPPED: {fault}. Mend the cause (its log lies in the run's folder; the command is in"
-            " config.json), then give the command below: nothing of this is held against a run."
+            f"STOPPED: {fault}. Its log lies in the run's folder, the command in config.json. Where"
+            " the study or the trainer has to be mended, begin anew: this experiment keeps the"
+            " copies that it began with. Else mend the cause and give the command below: nothing"
+            " of this is held against a run."
         )
         print_line(f"{outcomes}; {spent}.")
     elif step.ended:
@@ -360,8 +362,8 @@ def runs_with_outcome(results: Sequence[RunResult]) -> int:
 
 
 def plan_line(e: Experiment, number: int, total: int, spent_s: float, left_s: float) -> str:
-    budget = f"{spent_s / 3600:.2f} of {e.budget_hours:g} h spent"
-    return f"run {number} of {total}, {budget}, about {duration(left_s)} to go"
+    spent = spent_of(spent_s, e.budget_hours)
+    return f"run {number} of {total}, {spent} spent, about {duration(left_s)} to go"
 
 
 def result_line(metric: Metric, r: RunResult, done: int, to_come: int) -> str:

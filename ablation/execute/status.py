@@ -11,7 +11,7 @@ from ablation.plan.decision import counted
 from ablation.plan.forecast import forecast, paid_s
 from ablation.runs.formats import Reading
 from ablation.runs.log import read_log
-from ablation.runs.run import machine_seconds
+from ablation.runs.run import duration, machine_seconds, part_of
 from ablation.runs.store import Attempt, read_config
 from ablation.runs.untrusted import printable
 
@@ -110,7 +110,9 @@ def print_status(s: dict) -> None:
             print(f"  {kind}: {printable(name)}: {why}")
     for folder in s["passed_over"]:
         print(f"  passed over: {printable(folder)}: a copy of another run, or a link")
+    budget = s["budget_hours"]
+    spent, to_go = (part_of(3600 * s[name], budget) for name in ("hours_spent", "hours_to_go"))
     print(
-        f"  {s['hours_spent']:.2f} h spent, about {s['hours_to_go']:.2f} h to go,"
-        f" budget {s['budget_hours']:g} h"
+        f"  {spent} spent, about {to_go} to go,"
+        f" budget {f'{budget:g} h' if budget >= 1 else duration(3600 * budget)}"
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ablation.folder.materials import ROOT, Code, CodeCopy, read_copy
-from ablation.folder.trainers import codes_of
+from ablation.folder.trainers import codes_of, layered
 from ablation.runs.run import Replacement
 from ablation.study.study import Study
 
@@ -44,6 +44,9 @@ def registered_codes(document: dict, study: Study, exp_dir: Path) -> dict[tuple,
         if code.hash != row["hash"]:
             raise ValueError(f"{folder} was edited; its files no longer match their hash")
         found[trainer_from(row["trainer"])] = code
+    for layers in layered(study):
+        if layers.arm.trainer not in found:
+            raise ValueError(f"{exp_dir}: no code of {layers.key} is registered; begin anew")
     return found
 
 
@@ -64,10 +67,13 @@ def plain(trainer: tuple) -> list:
 
 
 def trainer_from(value: list) -> tuple:
-    """The inverse."""
+    """The inverse. Raises TypeError, or ValueError, for anything else."""
     if not value:
         return ()
     script, replacements, revision = value
+    texts = [script, revision, *(text for texts in replacements for text in texts)]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"an arm's code is told by {texts!r:.80}, not by texts")
     return script, tuple(Replacement(*texts) for texts in replacements), revision
 
 

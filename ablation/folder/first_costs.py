@@ -21,8 +21,11 @@ AGAIN = "run --preflight with the options of this run"
 
 def measured_for(e: Experiment, code_hash: str) -> dict:
     """What costs depend on: they are of no use to a run that differs in it."""
+    profile = asdict(e.profile)
+    for term in ("design", "budget_hours"):  # what is concluded, and from how many runs
+        del profile[term]
     return {
-        "profile": asdict(e.profile),
+        "profile": profile,
         "share": asdict(e.share),
         "unet_skips": e.unet_skips,
         "log_grad_norms": e.log_grad_norms,

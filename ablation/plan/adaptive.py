@@ -39,14 +39,20 @@ from ablation.study.study import SHORT, Metric, Study
 
 RULE_TEXTS = {  # by stage: shown beside the decisions, registered, and in docs/plans.md
     1: "drop an arm if it diverges or improvement < -{drop:g}{{unit}}; STOP if all are dropped",
-    2: "the lower mean of the two best, each with the same two seeds; STOP if all diverge",
-    3: "the lowest mean of {n} cells, {default} by stage 2; within seeds, rho {{rho:g}}",
+    2: "the {better} mean of the two best, each with the same two seeds; STOP if all diverge",
+    3: "the {best} mean of {n} cells, {default} by stage 2; within seeds, rho {{rho:g}}",
     4: (
         "improves if the sequential interval lies above 0, harmful if below; no meaningful effect"
         " if the equivalence interval lies inside ±{delta_eq:g}; target met if the lower end >="
-        " {delta_target:g}{{unit}}. Of two intervals the shorter one: pairs, with {pairing:g} of"
-        " alpha, and Welch, with the rest"
+        " {delta_target:g}{{unit}}. {{tests}}"
     ),
+}
+TESTS = {  # by trainer.seed: which intervals stage 4 has
+    "told": (
+        "Of two intervals the shorter one: pairs, with {pairing:g} of alpha, and Welch, with the"
+        " rest"
+    ),
+    "none": "The interval is Welch's: without a seed there are no pairs",
 }
 
 
@@ -189,7 +195,9 @@ def decide_arms(state: State) -> Decision:
     return state.decided(
         PROCEED,
         "PROCEED to Stage 3",
-        because=(f"{chosen}: the lowest mean of those run twice. Exploratory, biased upwards.",),
+        because=(
+            f"{chosen}: the {metric.best} mean of those run twice. Exploratory, biased upwards.",
+        ),
         facts=(
             *beside(metric, best, results),
             f"Best: {best.names[0]}, {loss_mean(metric, best.losses)}",
@@ -231,7 +239,7 @@ def decide_refinements(state: State) -> Decision:
         PROCEED,
         "PROCEED to Stage 4",
         because=(
-            f"{chosen}: the lowest mean within seeds"
+            f"{chosen}: the {metric.best} mean within seeds"
             f" ({metric.text(means[best.arm.configuration])}). Exploratory, biased upwards.",
         ),
         facts=beside(metric, best, mine),
@@ -298,18 +306,36 @@ def decide_noise(state: State) -> Decision:
     results = state.stage_results
     losses = [r.final_loss for r in results if r.status == "ok"]
     _, sd = stats.mean_sd(losses) if losses else (None, None)
-    if not sd:
-        return no_comparison(state, results, False, True, missing(state))
+    if sd is None or stats.only_rounding(sd, *losses):
+        return no_spread(state, losses)
     design, metric = state.design.with_noise(sd), state.study.metric
+    low, high = stats.sd_interval(sd, len(losses))
     return state.decided(
         PROCEED,
         "PROCEED to Stage 2",
         because=(
             f"No noise was registered, so {len(losses)} repeats say what matters: delta_eq"
             f" {design.delta_eq:.4g}, delta_target {design.delta_target:.4g}.",
+            f"So few say it roughly: 95 % interval of their sd {low:.2g} to {high:.2g}.",
         ),
         facts=(f"Baseline: {loss_mean(metric, losses)}", *loss_lines(metric, results)),
         numbers={"sd": sd, "n": len(losses), "delta_eq": design.delta_eq},
+        missing=missing(state),
+    )
+
+
+def no_spread(state: State, losses: Sequence[float]) -> Decision:
+    """Stage 1 of which the repeats do not say how much runs differ, and why."""
+    metric = state.study.metric
+    about = f"{len(losses)} usable repeat(s) of the baseline, two are the least"
+    if len(losses) > 1:
+        about = f"{len(losses)} repeats have the same {metric.words}, {metric.text(losses[0])}"
+    return state.decided(
+        INCONCLUSIVE,
+        f"INCONCLUSIVE: {about}",
+        because=("How much runs differ is not known; give it in [noise] of a new study.",),
+        facts=loss_lines(metric, state.stage_results),
+        numbers={},
         missing=missing(state),
     )
 
@@ -356,7 +382,7 @@ def arms_row(study: Study) -> Stage:
         number=2,
         name=words.compared,
         question=words.which,
-        rule=RULE_TEXTS[2],
+        rule=RULE_TEXTS[2].format(better=study.metric.better),
         arms=study.arms,
         fraction=1.0,
         runs_asked_for=arms_then_two_again,
@@ -375,7 +401,7 @@ def cells_row(study: Study) -> Stage:
         number=3,
         name=words.refined,
         question=words.which_refinement,
-        rule=rule.format(n=n, default=words.default),
+        rule=rule.format(n=n, default=words.default, best=study.metric.best),
         arms=tuple(study.refined(study.expected_best, cell) for cell in cells),
         fraction=1.0,
         runs_asked_for=cells_not_run,
@@ -389,12 +415,12 @@ def cells_row(study: Study) -> Stage:
 
 
 def final_row(study: Study) -> Stage:
-    unit = study.metric.amount("")
+    rule = RULE_TEXTS[4].replace("{{unit}}", study.metric.amount(""))
     return Stage(
         number=4,
         name="final validation",
         question="does it hold on seeds used nowhere else?",
-        rule=RULE_TEXTS[4].replace("{{unit}}", unit),
+        rule=rule.replace("{{tests}}", TESTS[study.trainer.seed]),
         arms=final_arms(study),
         fraction=1.0,
         runs_asked_for=pairs_until_settled,

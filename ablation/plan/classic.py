@@ -77,7 +77,7 @@ def rules_of(study: Study) -> dict[str, Rule]:
 RULE_TEXTS = {  # by stage: shown beside the decisions, registered, and in docs/plans.md
     1: "PROCEED if {gate}",
     2: "PROCEED with the best {words.choice} if {choice}, else document the null result",
-    3: "finalize the {words.refinement} with the lowest {metric.words} on the shared seed",
+    3: "finalize the {words.refinement} with the {metric.best} {metric.words} on the shared seed",
     4: "target met if {significant} and improvement > 0, with {targets}",
 }
 
@@ -380,9 +380,10 @@ def final_verdict(numbers: dict, study: Study) -> tuple[str, tuple[str, ...]]:
     ]
     if met:
         return f"{short.upper()} HELP: target met", (f"{p_text(numbers['p'])}; {', '.join(met)}.",)
+    targets = [str(rules[name]) for name in TARGETS if name in rules]
+    unmet = f"neither {' nor '.join(targets)}" if len(targets) > 1 else f"not {targets[0]}"
     return f"{short.upper()} HELP: significant, below the target", (
-        f"{p_text(numbers['p'])}, but neither"
-        f" {' nor '.join(str(rules[name]) for name in TARGETS if name in rules)}.",
+        f"{p_text(numbers['p'])}, but {unmet}.",
     )
 
 

@@ -79,6 +79,15 @@ def results_that_stand(e: Experiment, results: Sequence[RunResult]) -> dict[tupl
     return {key: r for key, r in found.items() if r}
 
 
+WHY_EQUAL = {  # by trainer.seed: what to look at
+    "told": (
+        "does the trainer use its seed? If not, begin a new experiment with one that does, or that"
+        " prints more digits"
+    ),
+    "none": "runs that do not differ are no repeats; begin a new experiment with more digits",
+}
+
+
 def equal_losses(e: Experiment, results: Sequence[RunResult]) -> tuple[int, str]:
     """(stage, what was seen) where two seeds of an arm gave exactly the same loss; (0, "") else.
 
@@ -99,8 +108,7 @@ def equal_losses(e: Experiment, results: Sequence[RunResult]) -> tuple[int, str]
                 both = f"{other.run.name} and {r.run.name}"
                 same = f"{e.study.metric.words} {e.study.metric.sign * r.final_loss!r}"
                 what = f"{both} ({seeds}) have exactly the same {same}"
-                remedy = "begin a new experiment with one that does"
-                return r.run.stage, f"{what}: does the trainer use its seed? If not, {remedy}"
+                return r.run.stage, f"{what}: {WHY_EQUAL[e.study.trainer.seed]}"
     return 0, ""
 
 

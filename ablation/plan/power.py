@@ -26,7 +26,7 @@ from ablation.plan.forecast import Planned, forecast, of_stage, paid_s, pairs_of
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT, UNDECIDED
 from ablation.plan.next_step import conclude, stages_of, verdict_in
 from ablation.plan.stage import FINAL_STAGE, seconds_of_pairs
-from ablation.runs.run import RunConfig, duration
+from ablation.runs.run import RunConfig, duration, part_of
 from ablation.study.experiment import Experiment, Share
 from ablation.study.profiles import Profile
 from ablation.study.study import Study
@@ -347,8 +347,11 @@ def render(
 ) -> str:
     """The whole report. Takes seconds, for the counts; minutes where a hundred pairs fit."""
     design, planned, metric = e.profile.design, forecast(e)[0], e.study.metric
+    hours = f"{e.budget_hours:g} hours"
+    if e.budget_hours < 1:
+        hours = duration(3600 * e.budget_hours)
     lines = [
-        f"What can {e.budget_hours:g} hours decide? Plan {e.plan}, profile {e.profile.name},"
+        f"What can {hours} decide? Plan {e.plan}, profile {e.profile.name},"
         f" {e.full_iterations} iterations ({duration(Costs(e)(full_run(e)))}) a full run",
         f"sd between seeds {design.sigma0:g}, smallest effect of interest (delta_eq)"
         f" {design.delta_eq:g}, target {metric.amount(f'{design.delta_target:g}')},"
@@ -390,9 +393,9 @@ def concluded(e: Experiment, replicates: int, seed: int) -> str:
 def course_table(e: Experiment, planned: Sequence[Planned]) -> list[str]:
     """Runs and hours of each stage, at most."""
     parts = {f"{s.number} {s.name}": of_stage(planned, s.number) for s in stages_of(e)}
-    rows = [(name, len(part), paid_s(e, part) / 3600) for name, part in parts.items()]
-    rows.append(("at most", len(planned), sum(hours for _, _, hours in rows)))
-    return [f"  {name:<20}{n:>4} runs{hours:>8.2f} h" for name, n, hours in rows]
+    rows = [(name, len(part), paid_s(e, part)) for name, part in parts.items()]
+    rows.append(("at most", len(planned), sum(seconds for _, _, seconds in rows)))
+    return [f"  {name:<20}{n:>4} runs{part_of(s, e.budget_hours):>10}" for name, n, s in rows]
 
 
 def size_table(e: Experiment) -> list[str]:

@@ -295,6 +295,9 @@ def explain(
 ) -> Iterable[str]:
     """What the verdict means, and what it would still take where there is none."""
     last, design = tested.last, state.design
+    if tested.finished and all(b.final_loss == a.final_loss for b, a in tested.finished):
+        same = f"exactly the same {state.study.metric.words}"
+        yield f"Both runs of every pair have {same}: does the trainer read what differs?"
     if verdict == UNDECIDED:
         yield "The bounds were not crossed: neither a gain, nor a harm, nor its absence is shown."
         if needed:

@@ -138,7 +138,7 @@ def stage_line(registered, counted: str) -> str:
     name, what, steps = (
         simple(field(registered, key)) for key in ("name", "question", "num_iterations")
     )
-    return f"{name}: {what} {steps} {counted}, seeds {listed}: {', '.join(names)}"
+    return f"{name}: {what} {steps} {counted}, seeds {listed}: {', '.join(names) or 'no arm'}"
 
 
 MOST_SHOWN = 100  # entries that are shown: chosen, as no plan registers as many
@@ -162,6 +162,8 @@ def held_fixed(evidence: Evidence) -> Iterator[Content]:
         rows.append(("tokens", f"{count}; {same}"))
     ours = evidence.study.trainer.is_ours
     rows += [(n, in_words(field(r, *at))) for n, at in FIXED.items() if ours or n != "U-net skips"]
+    if own := codes_of_arms(evidence):
+        rows.append(("arms' own code", ", ".join(own)))
     concluded = [e.evidence for e in evidence.records.results if e.evidence]
     rows += [("a run counts", f"by what is told: {concluded[0]}")] if concluded else []
     if evidence.study.trainer.seed == "none":
@@ -200,8 +202,10 @@ def read_otherwise(evidence: Evidence) -> Iterator[str]:
 
 def run_otherwise(evidence: Evidence) -> Iterator[str]:
     """What runs differ in beside their arm, and which failed or are missing."""
+    as_asked = {("code", code) for code in codes_of_arms(evidence)}  # it differs on purpose
     for name in FIXED:
-        seen = Counter(words[name] for words in evidence.circumstances.values() if name in words)
+        told = (words[name] for words in evidence.circumstances.values() if name in words)
+        seen = Counter(value for value in told if (name, value) not in as_asked)
         if len(seen) > 1:
             which = "; ".join(f"{value} ({n} runs)" for value, n in seen.most_common())
             yield f"Beware, runs differ in {name}: {which}"
@@ -212,6 +216,12 @@ def run_otherwise(evidence: Evidence) -> Iterator[str]:
     for n, decision in evidence.decisions.items():
         if decision.missing:
             yield f"{evidence.stage_name(n)}: no result of {', '.join(decision.missing)}"
+
+
+def codes_of_arms(evidence: Evidence) -> list[str]:
+    """The registered code of the arms that have another than the baseline."""
+    rows = few(evidence.registered.get("codes_of_arms"))
+    return list(dict.fromkeys(simple(field(row, "hash")) for row in rows))
 
 
 def decided(evidence: Evidence) -> Iterator[Content]:

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Self
 
-from ablation.runs.formats import LOSSES, RULE, SOURCE, SOURCE_MARKS, STEPS_IN_ALL, Said
+from ablation.runs.formats import LOSSES, OWN, RULE, SOURCE, SOURCE_MARKS, STEPS_IN_ALL, Said
 from ablation.runs.printed import LABEL, QUOTED, Printed, label_before, rank_of, text_of
 
 MAX_NAMES = 200  # of metrics that are kept for a message
@@ -251,6 +251,10 @@ class ForeignLog(Printed):
         if self.at_end and (last is None or by_time):
             return f"nothing tells that step {self.step} is the last one ({row.name}){seen}"
         of = f" of {last}" if last is not None and not by_time else ""
+        if self.at_end:
+            from_0 = row.name == OWN and self._first == 0 and last == self.step + 1
+            counted = "; if steps are counted from 0, say first_step = 0" if from_0 else ""
+            return f"the log ends with {metric} at step {self.step}{of}{counted}{seen}"
         return f"{metric} at step {self.curve[-1][0]}{of}, but the log goes to {self.step}{seen}"
 
     def _nothing(self) -> str:

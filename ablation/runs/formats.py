@@ -35,6 +35,7 @@ UNITS_MS = {b"ms": 1.0, b"s": 1000.0}
 STEPS = ("step", "iteration", "iter")  # names of the step in a line of JSON
 TOTALS = ("total", "total_steps", "max_steps", "num_iterations", "max_iters")
 STEPS_IN_ALL = "num_steps"  # a line of its own, behind the training
+OWN = "own"  # the name of the row that a user writes
 MAX_OWN_LINE = 1024  # bytes; a longer line is none of a form that a user wrote: its cost is bounded
 
 
@@ -340,7 +341,7 @@ def own_format(table: Mapping, metric: str = "val_loss") -> LogFormat:
             faults += [fault] if fault else []
     first_step = table.get("first_step", 1)
     row = LogFormat(
-        name="own",
+        name=OWN,
         shown=(str(table.get("step", "")),),
         lines=(patterns["step"],) if "step" in patterns else (),
         end=patterns.get("end"),

@@ -235,6 +235,18 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def spent_of(spent_s: float, budget_hours: float) -> str:
+    """Time spent of a budget, for a person."""
+    if budget_hours >= 1:
+        return f"{spent_s / 3600:.2f} of {budget_hours:g} h"
+    return f"{duration(spent_s)} of {duration(3600 * budget_hours)}"
+
+
+def part_of(part_s: float, budget_hours: float) -> str:
+    """A part of what a budget pays for, in its unit."""
+    return f"{part_s / 3600:.2f} h" if budget_hours >= 1 else duration(part_s)
+
+
 # ---------------------------------------------------------------------------------------------
 # Records as values
 

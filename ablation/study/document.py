@@ -101,7 +101,17 @@ def joined(text: str) -> str:
 
 PROSE = kind(is_prose, "give a text of printable signs", joined)
 TEXT = kind(lambda v: is_text(v) and bool(v.strip()), "give a text of printable signs, one line")
-ANY_TEXT = kind(is_text, "give a text of printable signs, one line, or an empty one")
+
+
+def is_label(value) -> bool:
+    """Of what is put into the texts of rules, in which braces stand for numbers."""
+    return is_text(value) and not {"{", "}"} & set(value)
+
+
+UNIT = kind(is_label, "give a text of printable signs, without braces, or an empty one")
+WORD = kind(
+    lambda v: is_label(v) and bool(v.strip()), "give a text of printable signs, without braces"
+)
 PLACE = kind(
     lambda v: is_text(v) and bool(v.strip()) and v == v.strip(), "give a path, relative to the file"
 )

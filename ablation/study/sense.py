@@ -74,7 +74,7 @@ def faults_of_names(study: Study) -> list[str]:
     for key, arm in everything(study):
         if key == "base":
             continue
-        if OF_THE_PLANS.fullmatch(arm.name):
+        if OF_THE_PLANS.fullmatch(arm.name.lower()):
             faults.add(key, arm.name, "a name that the plans use; give another")
         if key.startswith("screening."):
             continue  # it is called screen_...

@@ -41,6 +41,11 @@ class Metric:
         return -1 if self.better == "higher" else 1
 
     @property
+    def best(self) -> str:
+        """What the best mean is, as the log has it."""
+        return "highest" if self.sign < 0 else "lowest"
+
+    @property
     def words(self) -> str:
         return self.name.replace("_", " ")
 

@@ -71,7 +71,7 @@ TRAINER = {
         doc.is_name(r"[A-Za-z_][A-Za-z0-9_/.-]{0,63}( [A-Za-z0-9_/.-]{1,64}){0,2}"),
         "give its name as the log prints it",
     ),
-    "unit": doc.ANY_TEXT,
+    "unit": doc.UNIT,
     "better": doc.one_of(BETTER),
     "length": doc.one_of(LENGTHS),
     "seed": doc.one_of(SEEDS),
@@ -270,7 +270,7 @@ def term(name: str) -> doc.Kind:
 
 OF_SIGMA = ("delta_eq", "delta_target", "drop")
 NOISE = {name: term(name) for name in TERMS}
-WORDS = {field.name: doc.TEXT for field in fields(Words)}
+WORDS = {field.name: doc.WORD for field in fields(Words)}
 STUDY = {
     "name": doc.kind(
         doc.is_name(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,39}"),
@@ -457,7 +457,7 @@ def syntax_fault(said: str, text: str) -> str:
         return f"no TOML: {printable(said)}"
     number = int(at[1] or len(lines))
     line = printable(lines[min(number, len(lines)) - 1], 60)
-    remedy = 'TOML is key = value, with texts in "quotes"'
+    remedy = """TOML is key = value, with texts in "quotes", or with a \\ in them in 'quotes'"""
     return f"line {number}: {line}: {printable(said[: at.start()])}; {remedy}"
 
 
