@@ -85,8 +85,9 @@ def test_the_seed_of_each_run_and_its_validation_size_are_its_own(tmp_path):
 
 def test_a_validation_size_is_read_in_the_source_but_a_seed_is_not(tmp_path):
     source = f"import os\nseed = 7\nval_tokens : int = 10485760 # of validation\n{'=' * 100}\n"
-    (run,) = told(tmp_path, source + log_of(FORMS["speedrun"]))
-    assert (run.seed, run.val_tokens) == (None, 10485760)
+    one, other = (source + log_of(FORMS["speedrun"], last=last) for last in ("3.1", "3.2"))
+    for run in (*told(tmp_path, one), *told(tmp_path, f"{one}{other}")):
+        assert (run.status, run.seed, run.val_tokens) == ("ok", None, 10485760)
 
 
 def test_ranks_of_a_run_are_one_run_and_their_contradiction_is_told(tmp_path):

@@ -88,7 +88,7 @@ class LogOfRuns(ForeignLog):
         told = {}
         if (tokens := val_tokens_in(line)) is not None:
             told["val_tokens"] = tokens
-        if (found := SEED.search(line)) and not (self._in_source or self._at_source):
+        if (found := SEED.search(line)) and not self._at_source:
             told["seed"] = int(found[1])
         if self.lines == 0:
             vars(self).update(told)
