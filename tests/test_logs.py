@@ -305,6 +305,13 @@ def test_equivalence_and_what_so_many_runs_can_find(tmp_path):
     )
 
 
+def test_an_improvement_and_a_harm_are_not_equivalent(two):
+    for logs in (two, dict(reversed(two.items()))):
+        (c,) = compare_logs(logs).json["comparisons"]
+        assert c["equivalent"] is False
+        assert "Equivalent:" not in compare_logs(logs).text
+
+
 def test_several_groups_have_dunnetts_p(tmp_path, two):
     found = compare_logs({**two, "other": group(tmp_path / "other", OTHER)})
     sides = [[float(v) for v in values] for values in (BASE, ARM, OTHER)]
