@@ -228,6 +228,9 @@ def test_where_runs_diverged_ranks_decide(two):
     assert c["low"] is c["high"] is c["equivalent"] is None
     assert "exact worst rank" in found.answer
     assert "95 % interval +" not in found.text
+    chapter = found.text.partition("2. Each group")[2]
+    row = next(line for line in chapter.splitlines() if line.startswith("  arm "))
+    assert "+0.0084" in row and " to " not in row
 
 
 def test_lengths_within_a_group_are_told_and_not_averaged(two):
@@ -284,6 +287,9 @@ def test_groups_that_name_the_same_seeds_are_compared_in_pairs_too(tmp_path):
     found = compare_logs(logs)
     assert found.json["comparisons"][0]["pairs"] is None
     assert "the groups do not name the same seeds" in found.text
+    (tmp_path / "b" / "again.log").write_text(run_of(BASE[5], seed=0))  # which one is its pair?
+    logs["a"] = tmp_path / "a"
+    assert compare_logs(logs).json["comparisons"][0]["pairs"] is None
 
 
 def test_a_seed_may_stand_in_the_name_of_a_file(tmp_path):
@@ -303,6 +309,13 @@ def test_equivalence_and_what_so_many_runs_can_find(tmp_path):
     assert f"{c['runs_needed'] - 10} more of b and {c['runs_needed'] - 10} more of a" in " ".join(
         found.text.split()
     )
+
+
+def test_an_improvement_and_a_harm_are_not_equivalent(two):
+    for logs in (two, dict(reversed(two.items()))):
+        (c,) = compare_logs(logs).json["comparisons"]
+        assert c["equivalent"] is False
+        assert "Equivalent:" not in compare_logs(logs).text
 
 
 def test_several_groups_have_dunnetts_p(tmp_path, two):

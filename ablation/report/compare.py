@@ -28,6 +28,7 @@ from ablation.report.log_chapters import (
     opening,
     report,
     resolution_of,
+    two_one_sided,
 )
 from ablation.report.logs import (
     LogGroup,
@@ -247,12 +248,9 @@ def comparison_document(
     f: Findings, block: Block, arm: LogGroup, found: Contrast
 ) -> dict[str, Any]:
     base, c = base_of(block), found.comparison
-    both = bool(base.losses and arm.losses)
-    wide = stats.compare(base.losses, arm.losses, 2 * f.design.alpha) if both else None
-    resolution = resolution_of(f, base, arm)
-    inside = wide and wide.ci_low is not None and wide.ci_high is not None
-    delta, ranked = f.design.delta_eq, found.ranked
-    needed = resolution and stats.runs_needed(delta, resolution[1], alpha=f.design.alpha)
+    equivalent, ranked = two_one_sided(f, base, arm), found.ranked
+    resolution, d = resolution_of(f, base, arm), f.design
+    needed = resolution and stats.runs_needed(d.delta_eq, resolution[1], alpha=d.alpha)
     return {
         "group": arm.name,
         "baseline": base.name,
@@ -266,9 +264,7 @@ def comparison_document(
         "diverged": arm.diverged,
         "diverged_baseline": base.diverged,
         "same_kind": arm.is_like(base),
-        "equivalent": None
-        if ranked or not wide or not inside
-        else -delta < (wide.ci_low or 0.0) and (wide.ci_high or 0.0) < delta,
+        "equivalent": equivalent and equivalent[2],
         "mde80": resolution and resolution[0].mde80,
         "runs_needed": needed,
         "dunnett_p": dunnett(block, generator()).get(arm.label),

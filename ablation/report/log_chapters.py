@@ -244,15 +244,27 @@ def verdict_lines(f: Findings, block: Block, arm: LogGroup, found: Contrast) -> 
 EQUIVALENT = "Equivalent"
 
 
-def equivalence(f: Findings, base: LogGroup, arm: LogGroup) -> str:
-    """Two one-sided tests (TOST), as an interval of level 1 - 2 alpha inside ±delta_eq."""
+def two_one_sided(f: Findings, base: LogGroup, arm: LogGroup) -> tuple[float, float, bool] | None:
+    """Two one-sided tests (TOST): the interval of level 1 - 2 alpha, and whether it lies inside
+    ±delta_eq. None where there is none, also where a run diverged: the others are the better ones.
+    """
+    if not base.losses or not arm.losses or base.diverged or arm.diverged:
+        return None
     c, delta = stats.compare(base.losses, arm.losses, 2 * f.design.alpha), f.design.delta_eq
     if c.ci_low is None or c.ci_high is None:
+        return None
+    return c.ci_low, c.ci_high, -delta < c.ci_low and c.ci_high < delta
+
+
+def equivalence(f: Findings, base: LogGroup, arm: LogGroup) -> str:
+    """The same in words; empty where there is none."""
+    if not (found := two_one_sided(f, base, arm)):
         return ""
-    inside = -delta < c.ci_low and c.ci_high < delta
+    low, high, inside = found
     words = EQUIVALENT if inside else "Not shown to be equivalent"
-    about = f"{level(2 * f.design.alpha)} interval {span(c.ci_low, c.ci_high)}"
-    return f"{words}: {about} {'inside' if inside else 'not inside'} ±{delta:g} (--delta_eq)."
+    about = f"{level(2 * f.design.alpha)} interval {span(low, high)}"
+    bound = f"±{f.design.delta_eq:g} (--delta_eq)"
+    return f"{words}: {about} {'inside' if inside else 'not inside'} {bound}."
 
 
 # ---------------------------------------------------------------------------------------------
