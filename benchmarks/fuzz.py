@@ -61,7 +61,7 @@ from ablation.execute.launcher import exit_of
 from ablation.folder import registration, standing
 from ablation.folder.materials import Materials
 from ablation.plan.next_step import conclude, next_step
-from ablation.report import figures
+from ablation.report import figures, files
 from ablation.runs import log as logs
 from ablation.runs import outcome, store
 from ablation.runs.formats import OURS
@@ -585,7 +585,7 @@ FIGURES_EVERY = 200  # reports: drawing takes seconds
 
 def report(rng: random.Random, shop: Shop, folder: Path) -> None:
     before = snapshot(folder)
-    argv, allowed = ["--exp_dir", str(folder)], {"analysis_report.txt", *figures.FIGURES}
+    argv, allowed = ["--exp_dir", str(folder)], {files.REPORT, files.RUNS, *figures.FIGURES}
     drawn = rng.randrange(FIGURES_EVERY) == 0
     with mock.patch.object(figures, "FIGURES", figures.FIGURES if drawn else {}):
         in_process(analyze_aux.main, argv)

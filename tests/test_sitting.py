@@ -104,7 +104,7 @@ def test_a_stage_that_needs_no_run_is_done(home):
     code, out, err = call(home, "--stage", "1", "--plan", "adaptive", *FIXED)
     assert code == exit_codes.DONE, out + err
     assert attempts(home) == ()
-    assert "Stage 1 is decided. nothing finished; 0.00 of" in out
+    assert "Stage 1 is decided. nothing finished; 0.0 s of" in out
 
 
 # ---------------------------------------------------------------------------------------------
