@@ -278,7 +278,7 @@ def test_a_stop_ends_the_run_and_a_resume_goes_on(lab, home, token):
         [sys.executable, ROOT / "run_aux.py", *map(str, words)], cwd=home, env=os.environ
     )
     deadline = time.monotonic() + 60
-    while not list(home.glob("experiments/s_*/slow/run_0/work/config.json")):
+    while not list(home.glob("experiments/s_*/slow/run_0/*/config.json")):
         assert time.monotonic() < deadline and program.poll() is None
         time.sleep(0.05)
     program.send_signal(signal.SIGINT)

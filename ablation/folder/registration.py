@@ -49,13 +49,14 @@ def files_of(room: str, *without: str) -> tuple[str, ...]:
     return tuple(f"ablation/{room}/{name}" for name in names if name not in without)
 
 
+OF_CODE_AND_DATA = ("materials.py", "trainers.py", "repository.py", "data.py")
 DECIDING_FILES = (  # the files that a decision depends on, from the records on disk to its text
-    *files_of("runs"),
+    *files_of("runs", "several.py"),
     "ablation/stats.py",
     "ablation/sequential.py",
     *files_of("study", "asked.py"),
     *files_of("plan", "forecast.py", "power.py"),
-    *files_of("folder", "materials.py", "results.py"),
+    *files_of("folder", *OF_CODE_AND_DATA, "results.py", "answer.py"),
 )
 
 

@@ -24,7 +24,6 @@ from ablation.report.comparisons import (
 from ablation.report.content import (
     Column,
     Content,
-    Figure,
     Heading,
     Pairs,
     Paragraph,
@@ -33,6 +32,7 @@ from ablation.report.content import (
     bare_p,
     columns,
     number,
+    numbered,
     percent,
     span,
 )
@@ -505,11 +505,7 @@ def opening(evidence: Evidence) -> Iterator[Content]:
 
 def chapters(evidence: Evidence, figures: Mapping[str, str]) -> Iterator[Content]:
     """All that follows; figures maps each name to what became of it."""
-    for n, (title, chapter) in enumerate(CHAPTERS.items(), 1):
-        yield Heading(f"{n}. {title}")
-        yield from chapter(evidence)
-    yield Heading(f"{len(CHAPTERS) + 1}. Figures")
-    yield from (Figure(name, outcome) for name, outcome in figures.items())
+    yield from numbered(CHAPTERS, evidence, figures)
 
 
 def report(evidence: Evidence, figures: Mapping[str, str]) -> Iterator[Content]:

@@ -4,8 +4,10 @@ Chapters make them, `text.py` renders them as plain text. Of numbers the chapter
 as these say how much is known; what is undefined is a dash.
 """
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from ablation.plan.decision import p_text
 from ablation.stats import Ratio
@@ -106,3 +108,15 @@ def percent(share: Ratio | None) -> str:
 def bare_p(p: float) -> str:
     """A p-value without its letter: 0.0123 or <0.0001."""
     return p_text(p).removeprefix("p ").removeprefix("= ").replace(" ", "")
+
+
+def numbered(
+    chapters: Mapping[str, Callable[[Any], Iterator[Content]]], of: Any, figures: Mapping[str, str]
+) -> Iterator[Content]:
+    """Chapters by their titles, and the figures at the end; figures maps each name to what became
+    of it."""
+    for n, (title, chapter) in enumerate(chapters.items(), 1):
+        yield Heading(f"{n}. {title}")
+        yield from chapter(of)
+    yield Heading(f"{len(chapters) + 1}. Figures")
+    yield from (Figure(name, outcome) for name, outcome in figures.items())

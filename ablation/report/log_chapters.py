@@ -31,7 +31,6 @@ from ablation.report.comparisons import (
 from ablation.report.content import (
     Column,
     Content,
-    Figure,
     Heading,
     Pairs,
     Paragraph,
@@ -41,6 +40,7 @@ from ablation.report.content import (
     columns,
     level,
     number,
+    numbered,
     span,
 )
 from ablation.report.logs import Groups, LogGroup, Row
@@ -515,11 +515,7 @@ CHAPTERS = {
 
 def chapters(f: Findings, figures: Mapping[str, str]) -> Iterator[Content]:
     """All that follows; figures maps each name to what became of it."""
-    for n, (title, chapter) in enumerate(CHAPTERS.items(), 1):
-        yield Heading(f"{n}. {title}")
-        yield from chapter(f)
-    yield Heading(f"{len(CHAPTERS) + 1}. Figures")
-    yield from (Figure(name, outcome) for name, outcome in figures.items())
+    yield from numbered(CHAPTERS, f, figures)
 
 
 def report(f: Findings, figures: Mapping[str, str]) -> Iterator[Content]:

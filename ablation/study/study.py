@@ -263,14 +263,13 @@ class Study:
         words += [f"revision {arm.revision}"] if arm.revision else []
         return ", ".join(words) or BASELINE
 
-    def settings(self, arm: Arm, like: tuple[Arm, ...] = ()) -> str:
+    def settings(self, arm: Arm, like: tuple[Arm, ...]) -> str:
         """The named flags of an arm in which these arms differ, or else its name: what a choice
-        among them chose. like: none for every named flag."""
+        among them chose."""
         names, mine = dict(self.names), dict(arm.flags)
-        varied = [f for f in mine if not like or len({dict(a.flags).get(f) for a in like}) > 1]
-        if not varied or any(flag not in names for flag in varied):
-            return arm.name
-        if arm.env or arm.trainer:
+        varied = [f for f in mine if len({dict(a.flags).get(f) for a in like}) > 1]
+        unnamed = any(flag not in names for flag in varied) or arm.env or arm.trainer
+        if unnamed or not varied:
             return arm.name
         return ", ".join(f"{names[flag]} {text_of(mine[flag])}" for flag in varied)
 
