@@ -14,16 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from ablation import stats
 from ablation.plan.looks import HARMFUL, IMPROVES, NO_EFFECT
 from ablation.report import figures
-from ablation.report.comparisons import blocks_of, final_block, reference
+from ablation.report.comparisons import ArmRuns, Block, blocks_of, final_block, reference
 from ablation.report.drawing import BETTER, BLACK, WORSE, NothingToDraw, plain_matplotlib
 from ablation.report.evidence import read_experiment
 from ablation.report.figures import FIGURES, picture
+from ablation.report.verdict import draw_pairs
 from ablation.study.overrides import NOTHING_OVERRIDDEN
-from tests.support.invent import arm
+from ablation.study.study import Metric
+from tests.support.invent import arm, pairs_of
 from tests.support.invented_folder import adaptive_plan, make, manual, speedrun
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -627,3 +630,14 @@ def test_settings_made_in_the_same_process_change_no_pixel_either(by_hand):
     with matplotlib.rc_context(hostile):
         assert picture(draw, by_hand).png == before
         assert matplotlib.rcParams["font.size"] == 40  # theirs again
+
+
+@pytest.mark.parametrize(
+    ("better", "difference"), [("lower", "baseline - arm"), ("higher", "arm - baseline")]
+)
+def test_a_pair_is_told_by_the_difference_that_is_good(better, difference):
+    pairs = pairs_of([-0.5, -0.5], [-0.6, -0.7])  # higher is better: signs are turned
+    block = Block(4, "final validation", 100, tuple(map(ArmRuns, zip(*pairs, strict=True))))
+    ax = Figure().add_subplot()
+    assert draw_pairs(ax, Metric("acc", "", better), block) == pytest.approx([0.1, 0.2])
+    assert ax.get_legend_handles_labels()[1] == [f"one pair: {difference}"]

@@ -236,7 +236,8 @@ def draw_curves(evidence: Compared):
     for ax, words in zip(axes[-1], over.values(), strict=True):
         ax.set_xlabel(words)
     about = "Means over finished runs; bands: lowest to highest; ✕: where a run diverged."
-    figure.supxlabel(f"{about} Early losses lie above the axis.", fontsize=12)
+    early = "losses lie above" if evidence.metric.sign > 0 else "values lie below"
+    figure.supxlabel(f"{about} Early {early} the axis.", fontsize=12)
     return figure
 
 

@@ -24,6 +24,7 @@ from ablation.report.evidence import Evidence
 from ablation.report.validation import planned, primary_interval
 from ablation.runs.run import RunResult
 from ablation.study.profiles import Design
+from ablation.study.study import Metric
 
 MARKERS = {WELCH: ("o", "Welch's"), PAIRS: ("D", "that of pairs")}  # by whose interval counts
 
@@ -43,7 +44,7 @@ def draw_verdict(evidence: Evidence):
     figure, axes = new_figure((9, 8 if looks else 6), 2 if looks else 1, 1, **shape)
     above, below = axes[0, 0], axes[-1, 0]
     draw_regions(above, evidence.design)
-    values = draw_pairs(above, block)
+    values = draw_pairs(above, evidence.metric, block)
     if looks:
         draw_regions(below, evidence.design)
         draw_looks(below, evidence)
@@ -95,13 +96,15 @@ def pairs_of(block: Block) -> list[tuple[int, RunResult, RunResult]]:
     return [(k, base, arm) for k, (base, arm) in enumerate(runs, 1)]
 
 
-def draw_pairs(ax, block: Block) -> list[float]:
+def draw_pairs(ax, metric: Metric, block: Block) -> list[float]:
     """A point for each pair, a cross where one of it diverged; returns the differences."""
     pairs = pairs_of(block)
     both = [(k, b.final_loss - a.final_loss) for k, b, a in pairs if b.status == a.status == "ok"]
     if both:
-        size = {"markersize": 8 if len(both) <= 30 else 5, "label": "one pair: baseline - arm"}
-        ax.plot(*zip(*both, strict=True), **size, **A_RUN)
+        difference = "baseline - arm" if metric.sign > 0 else "arm - baseline"
+        size = 8 if len(both) <= 30 else 5
+        points = zip(*both, strict=True)
+        ax.plot(*points, label=f"one pair: {difference}", markersize=size, **A_RUN)
     lost = {  # a run that diverged is worse than any loss
         "the arm diverged": (0, WORSE, [k for k, _, a in pairs if a.status == "diverged"]),
         "the baseline diverged": (1, BETTER, [k for k, b, _ in pairs if b.status == "diverged"]),
