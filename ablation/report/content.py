@@ -7,6 +7,7 @@ as these say how much is known; what is undefined is a dash.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from ablation.plan.decision import p_text
@@ -69,6 +70,29 @@ class Figure:
 
 
 Content = Heading | Paragraph | Pairs | Table | Figure
+
+
+class Linked(str):
+    """A value of a table that leads to a file. As a text it is the value alone."""
+
+    file: Path  # beside the experiment's other files, or absolute
+
+    def __new__(cls, text: str, file: Path) -> "Linked":
+        linked = super().__new__(cls, text)
+        linked.file = file
+        return linked
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture that a page draws, as plotly.js takes it (https://plotly.com/javascript/reference):
+    JSON values alone, nothing computed in the page."""
+
+    name: str  # of its element: letters and underscores, unique in its page
+    title: str  # what it shows, in a few words
+    caption: str  # how to read it, and what n is
+    data: tuple[dict[str, Any], ...]  # traces
+    layout: dict[str, Any]
 
 
 def columns(*titles: str, left: tuple[str, ...] = ()) -> tuple[Column, ...]:
