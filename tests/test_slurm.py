@@ -63,7 +63,7 @@ def environment(cluster, seconds):
 def start(cluster, home, *arguments, seconds=0.5, program=(str(ROOT / "run_aux.py"),)):
     """run_aux in a process of its own, in the folder `home`; seconds for each 100 iterations."""
     return subprocess.Popen(
-        [sys.executable, *program, *arguments],
+        [sys.executable, *program, *arguments, "--no_page"],
         cwd=home,
         env=environment(cluster, seconds),
         stdout=subprocess.PIPE,

@@ -40,6 +40,7 @@ from ablation.report.logs import (
     named_groups,
     read_all,
 )
+from ablation.report.page_sections import page_of_logs
 from ablation.report.rules import Judged, rule_named, unit_of
 from ablation.report.table import COLUMNS, TableRow, csv_of
 from ablation.report.text import render
@@ -95,8 +96,9 @@ class LogComparison:
         return document_of(self.findings, self.rows)
 
     def write(self, folder: Path) -> dict[str, str]:
-        """Write report, runs.csv and figures; returns what became of each figure."""
-        return write_texts(folder, self.figures, self.text_with, csv_of(self.rows))
+        """Write report, runs.csv, figures and page; returns what became of each figure."""
+        page = page_of_logs(self.findings)
+        return write_texts(folder, self.figures, self.text_with, csv_of(self.rows), page)
 
 
 def compare_logs(

@@ -22,6 +22,7 @@ class Role(StrEnum):
 
     TEXT = "text"
     TITLE = "title"  # of the whole report
+    ANSWER = "answer"  # the one sentence, of a page
     WARNING = "warning"  # before everything else
     SUBHEADING = "subheading"  # of the tables that follow
     CAPTION = "caption"  # of the table that follows
@@ -93,6 +94,56 @@ class Chart:
     caption: str  # how to read it, and what n is
     data: tuple[dict[str, Any], ...]  # traces
     layout: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage of the plan, as a station on the way to the answer."""
+
+    name: str
+    state: str  # "decided", "running", "to come", "not needed", "cut"
+    title: str  # what was decided
+    rule: str
+    numbers: tuple[tuple[str, str], ...]  # names, each with its value
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The stages in their order."""
+
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What most readers pass over: one line, and the rest when it is opened."""
+
+    title: str
+    contents: tuple["PageContent", ...]
+
+
+PageContent = Content | Chart | Steps | Folded  # of which a text shows the first alone
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with a title and a place of its own."""
+
+    name: str  # of its element
+    title: str
+    contents: tuple[PageContent, ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that a page holds; how it looks is another question."""
+
+    kicker: str  # what this is a page of
+    title: str  # the question
+    first: tuple[PageContent, ...]  # the first screen
+    sections: tuple[Section, ...]  # none of them empty
+    written_s: float  # since 1970
+    live: bool = False  # the page will be written again
 
 
 def columns(*titles: str, left: tuple[str, ...] = ()) -> tuple[Column, ...]:

@@ -9,13 +9,16 @@ from pathlib import Path
 
 from ablation.report import figures
 from ablation.report.chapters import report
+from ablation.report.content import Page
 from ablation.report.evidence import Evidence
 from ablation.report.figures import Picture
+from ablation.report.page import render as page_text
 from ablation.report.table import csv_of, rows_of_experiment
 from ablation.report.text import render
 
-REPORT, RUNS = "analysis_report.txt", "runs.csv"
-OURS = (REPORT, RUNS, *figures.FIGURES)  # all that is written
+REPORT, RUNS, PAGE = "analysis_report.txt", "runs.csv", "report.html"
+TEXTS = (PAGE, REPORT, RUNS)  # of every report
+OURS = (*TEXTS, *figures.FIGURES)  # all that is written
 
 
 def write(path: Path, data: bytes) -> None:
@@ -60,14 +63,16 @@ def write_figures(folder: Path, pictures: Mapping[str, Picture]) -> dict[str, st
     return outcomes
 
 
-def write_all(evidence: Evidence, folder: Path, pictures: Mapping[str, Picture]) -> dict[str, str]:
-    """The figures, then the report, which says what became of them, and the runs as a table.
-    Returns the same, by file. Raises OSError where a text cannot be written."""
+def write_all(
+    evidence: Evidence, folder: Path, pictures: Mapping[str, Picture], page: Page
+) -> dict[str, str]:
+    """The figures, then the report, which says what became of them, the runs as a table, and the
+    page. Returns the same, by file. Raises OSError where a text cannot be written."""
 
     def text(outcomes: Mapping[str, str]) -> str:
         return render(report(evidence, outcomes))
 
-    return write_texts(folder, pictures, text, csv_of(rows_of_experiment(evidence)))
+    return write_texts(folder, pictures, text, csv_of(rows_of_experiment(evidence)), page)
 
 
 def write_texts(
@@ -75,10 +80,17 @@ def write_texts(
     pictures: Mapping[str, Picture],
     text: Callable[[Mapping[str, str]], str],
     table: str,
+    page: Page,
 ) -> dict[str, str]:
     """The same of any report. text: of what became of the figures."""
     folder.mkdir(parents=True, exist_ok=True)
     outcomes = write_figures(folder, pictures)
     write(folder / REPORT, text(outcomes).encode())
     write(folder / RUNS, table.encode())
+    write_page(folder, page)
     return outcomes
+
+
+def write_page(folder: Path, page: Page) -> None:
+    """The page alone. Raises OSError, and the old page stays whole."""
+    write(folder / PAGE, page_text(page, folder).encode())
