@@ -62,6 +62,10 @@ class ArmRuns:
         """The seeds of which there is an outcome."""
         return {r.run.seed for r in self.runs if r.has_outcome}
 
+    def told_apart(self, r: RunResult) -> str:
+        """What tells one of its runs from the others, in words."""
+        return f"seed {r.run.seed}"
+
     def on(self, seeds: set[int]) -> "ArmRuns":
         """The runs of these seeds; perhaps none."""
         return replace(self, runs=tuple(r for r in self.runs if r.run.seed in seeds))

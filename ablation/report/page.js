@@ -105,11 +105,13 @@ async function unpacked(id) {
   return new Response(stream).text();
 }
 
-function choose(plot, view, number) {
-  views[plot.dataset.chart] = number;
-  const buttons = plot.closest("figure").querySelectorAll("[data-view]");
-  buttons.forEach((each) => each.setAttribute("aria-pressed", each.dataset.view === String(number)));
-  return Plotly[view.method === "restyle" ? "restyle" : "update"](plot, ...view.args);
+function choose(plot, menus, button) {
+  const [menu, number] = button.split(".").map(Number), view = menus[menu]?.buttons[number];
+  if (!view) return null;
+  (views[plot.dataset.chart] ||= {})[menu] = button;
+  plot.closest("figure").querySelectorAll(`[data-view^="${menu}."]`).forEach((each) =>
+    each.setAttribute("aria-pressed", each.dataset.view === button));
+  return Plotly[view.method](plot, ...view.args);
 }
 
 async function drawn(plot, chart) {
@@ -118,14 +120,15 @@ async function drawn(plot, chart) {
     responsive: true, displaylogo: false, displayModeBar: false, doubleClick: "reset+autosize",
   };
   await Plotly.newPlot(plot, chart.data, layout, options);
-  const name = plot.dataset.chart, all = updatemenus.flatMap((menu) => menu.buttons);
+  const name = plot.dataset.chart;
   plot.closest("figure").querySelectorAll("[data-view]").forEach((button) => {
-    const number = Number(button.dataset.view);
-    button.addEventListener("click", () => choose(plot, all[number], number));
-    button.setAttribute("aria-pressed", number === 0);
+    button.addEventListener("click", () => choose(plot, updatemenus, button.dataset.view));
+    const [menu, number] = button.dataset.view.split(".").map(Number);
+    button.setAttribute("aria-pressed", number === (updatemenus[menu].active || 0));
   });
-  const chosen = (before.views || {})[name];
-  if (all[chosen]) await choose(plot, all[chosen], chosen);
+  for (const button of Object.values((before.views || {})[name] || {})) {
+    await choose(plot, updatemenus, button);
+  }
   const ranges = (before.ranges || {})[name];
   if (ranges) { plot.dataset.zoomed = "yes"; await Plotly.relayout(plot, ranges); }
   plot.on("plotly_relayout", (change) => {

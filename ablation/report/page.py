@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -241,18 +241,27 @@ def chart(content: Chart) -> str:
     in the tables."""
     name, height = content.name, content.layout.get("height", 400)
     title, caption = escape(content.title), escape(content.caption)
-    views = [
-        f'<button type="button" data-view="{n}">{escape(view["label"])}</button>'
-        for menu in content.layout.get("updatemenus", ())
-        for n, view in enumerate(menu["buttons"])
-    ]
-    group = f'<div class="views" role="group" aria-label="{title}">{"".join(views)}</div>\n'
+    views = "".join(
+        view_buttons(title, number, menu["buttons"])
+        for number, menu in enumerate(content.layout.get("updatemenus", ()))
+    )
     return (
         f'<figure id="chart-{name}" aria-labelledby="chart-{name}-title">\n'
         f'<figcaption><h3 id="chart-{name}-title">{title}</h3><p>{caption}</p></figcaption>\n'
-        f"{group if views else ''}"
+        f"{views}"
         f'<div class="plot" data-chart="{name}" style="height:{height}px" role="img"'
         f' aria-label="{title}: {caption}"></div>\n</figure>\n'
+    )
+
+
+def view_buttons(title: str, menu: int, views: Sequence[Mapping]) -> str:
+    """Plotly draws such buttons too, but no keyboard reaches those."""
+    buttons = "".join(
+        f'<button type="button" data-view="{menu}.{number}">{view["label"]}</button>'
+        for number, view in enumerate(views)
+    )
+    return (
+        f'<div class="views" role="group" aria-label="{title}: view {menu + 1}">{buttons}</div>\n'
     )
 
 
