@@ -281,7 +281,7 @@ def preflight(cluster, home, *arguments, seconds=20.0):
     out, _ = process.communicate(timeout=120)
     found = json.loads((home / "preflight.json").read_text())
     assert "Traceback" not in out and found["exit_code"] == process.returncode, out
-    assert cluster.command("squeue", "-h") == ""
+    until(lambda: cluster.command("squeue", "-h") == "")  # a job that has ended is listed a while
     assert sorted(path.name for path in home.iterdir()) == ["preflight.json", "shards"]
     return process.returncode, {line["name"]: line for line in found["lines"]}
 
