@@ -28,7 +28,7 @@ from ablation.report.charting import (
 from ablation.report.comparisons import Block, final_block
 from ablation.report.content import Chart, level, span
 from ablation.report.drawing import BETTER, WORSE, NothingToDraw
-from ablation.report.evidence import Evidence
+from ablation.report.evidence import Compared, Evidence
 from ablation.report.validation import BY, exclusion, planned, primary_interval
 from ablation.report.verdict import pairs_of
 from ablation.runs.run import RunResult
@@ -37,9 +37,11 @@ from ablation.study.study import Metric
 BESIDE = 0.16  # of a place on the axis: how far looks stand to the right of their last pair
 
 
-def verdict(evidence: Evidence) -> Chart:
+def verdict(evidence: Compared) -> Chart:
     """Each pair and each look at them; of a null result what it excludes. Raises NothingToDraw
-    where there is no pair."""
+    where there is no pair, and for logs."""
+    if not isinstance(evidence, Evidence):
+        raise NothingToDraw("logs have no final validation: nothing was registered before them")
     if not evidence.standing.stages[-1].most_pairs:
         raise NothingToDraw("runs by hand have no final validation")
     block = final_block(evidence)
@@ -255,11 +257,13 @@ def caption(
     sign = "baseline - arm" if evidence.metric.sign > 0 else "arm - baseline"
     words = [f"Circles: {sign} of one seed, so that above zero the arm is better (n = {n} pairs"]
     words[0] += ")." if both == n else f", of {both} both runs finished)."
-    if evidence.looks:
+    if any(look.low is not None for look in evidence.looks):
         words.append(
             f"Bars: what each of the {len(evidence.looks)} looks knew from the pairs so far, with"
             " allowance for looking often; early ones reach beyond the picture."
         )
+    elif evidence.looks:
+        words.append("A run diverged, so ranks decide at each look, and there is no interval.")
     elif not one_test:
         words.append("Nothing is concluded from them yet.")
     if beyond:
