@@ -249,13 +249,13 @@ def test_a_side_that_diverged_is_a_cross_where_it_counts(world):
 def test_each_look_has_its_two_intervals(name, world):
     x = world(name)
     chart = charts.verdict(x)
-    trace = named(chart, "improvement at a look")
+    trace = named(chart, "a look: improvement")
     assert trace["y"] == [look.improvement for look in x.looks]
     for k, look in enumerate(x.looks):
         assert round(trace["x"][k]) == look.n
         assert trace["y"][k] + trace["error_y"]["array"][k] == pytest.approx(look.high)
         assert f"{look.low:+.4f} to {look.high:+.4f}" in trace["hovertext"][k]
-    thick = named(chart, "sequential 90 % interval")
+    thick = named(chart, "a look: 90 % interval")
     ends = [(look.eq_low, look.eq_high, None) for look in x.looks]
     assert thick["y"] == [end for each in ends for end in each]
     fell = [look for look in x.looks if look.verdict]
@@ -307,7 +307,7 @@ def test_a_null_result_shows_what_it_excludes(name, world):
     assert heights[0] == low and heights[-1] == high
     assert [f"{y:.4f}" for y in heights[1:-1]] == [f"-{beyond}", beyond]
     said = [a["text"] for a in chart.layout["annotations"]]
-    assert all("excluded" in text and beyond in text for text in said) and len(said) == 2
+    assert said == [f"<b>excluded:</b> below {MINUS}{beyond}", f"<b>excluded:</b> above +{beyond}"]
 
 
 @pytest.mark.parametrize("name", ["adaptive", "classic", "in stage 4"])
@@ -437,6 +437,51 @@ def test_a_long_name_is_cut_and_told_whole_where_the_mouse_is(logs):
     lane = panel["lanes"][1]
     assert "…: +" in lane["text"] and "javascript:alert(1)" not in lane["text"]
     assert html.unescape(lane["hovertext"]).startswith(EVIL)
+
+
+# ---------------------------------------------------------------------------------------------
+# Layers
+
+
+@pytest.mark.parametrize("name", ["classic", "many looks", "by hand"])
+def test_each_placement_has_its_mean_its_seeds_and_its_layers(name, world):
+    x = world(name)
+    chart = charts.CHARTS["layers"](x)
+    block = next(b for b in blocks_of(x) if b.stage in (0, 2))
+    other = reference(x, block)
+    base = {r.run.seed: r.val_loss for r in other.runs if r.status == "ok"}
+    ticks = chart.layout["xaxis"]["ticktext"]
+    bars = {
+        k: y for t in chart.data if t["type"] == "bar" for k, y in zip(t["x"], t["y"], strict=True)
+    }
+    seeds = named(chart, "one seed")
+    taps = named(chart, "its heads")
+    expected = {}
+    for group_ in block.groups:
+        layers = dict(group_.arm.flags).get("aux_head_layers")
+        if not layers:
+            continue
+        words = re.sub("[^0-9]+", ", ", str(layers)).strip(", ")
+        (k,) = (k for k, tick in enumerate(ticks) if tick.split("<br>")[0] == words)
+        at = [layer for place, layer in zip(taps["x"], taps["y"], strict=True) if place == k]
+        assert ", ".join(map(str, at)) == words
+        mine = {r.run.seed: r.val_loss for r in group_.runs if r.status == "ok"}
+        if group_.arm.configuration != other.arm.configuration:
+            expected[k] = [base[s] - mine[s] for s in sorted(base.keys() & mine.keys())]
+            assert f"n = {len(expected[k])}" in ticks[k]
+        else:
+            assert "the zero" in ticks[k]
+    assert bars == pytest.approx({k: np.mean(each) for k, each in expected.items()})
+    drawn_ = sorted(zip(seeds["x"], seeds["y"], strict=True))
+    assert [k for k, _ in drawn_] == sorted(k for k, each in expected.items() for _ in each)
+    values = sorted((k, v) for k, each in expected.items() for v in each)
+    assert [v for _, v in drawn_] == pytest.approx([v for _, v in values])
+
+
+def test_layers_are_of_the_built_in_study_alone(world, logs):
+    for x in (world("harmful"), logs):
+        with pytest.raises(NothingToDraw, match="built-in"):
+            charts.CHARTS["layers"](x)
 
 
 # ---------------------------------------------------------------------------------------------

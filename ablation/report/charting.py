@@ -41,6 +41,7 @@ BASE: Part = {
     "legend": {
         "orientation": "h",
         "x": 0,
+        "xref": "container",
         "xanchor": "left",
         "y": 0,
         "yref": "container",

@@ -45,6 +45,7 @@ from ablation.report.content import Chart, level, span
 from ablation.report.drawing import BETTER, WORSE, NothingToDraw, signed
 from ablation.report.evidence import Compared, Evidence
 from ablation.report.figures import MOST, about_block, alone
+from ablation.report.layers import layers
 from ablation.runs.run import RunResult, duration, machine_seconds, spent_of
 from ablation.study.study import Metric
 
@@ -144,7 +145,7 @@ def panel_title(block: Block, base: ArmRuns | None) -> Iterator[str]:
     yield "<br>".join(f"<b>{line}</b>" for line in wrapped(name, 46).split("<br>"))
     words = [about.removesuffix(")")]
     if base and base is block.baseline and base.by_seed:
-        words.append(f"baseline n = {len(base.losses)}" + (f" ✕ {base.lost}" if base.lost else ""))
+        words.append(f"baseline n = {len(base.losses)}" + (f", ✕ {base.lost}" if base.lost else ""))
     words += [line for line in about_block(block, base) if not line.startswith("best:")]
     yield from (wrapped("; ".join(filter(None, words))),) if any(words) else ()
 
@@ -241,10 +242,11 @@ def once(data: Sequence[Part]) -> tuple[Part, ...]:
 def effects_caption(evidence: Compared, panels: Sequence[tuple]) -> str:
     by_seed = all(lane.group.by_seed for _, _, lanes in panels for lane in lanes)
     point = "a seed that arm and baseline share" if by_seed else "a run against the baseline's mean"
+    confirms = isinstance(evidence, Evidence) and bool(evidence.standing.stages[-1].most_pairs)
     return (
         f"Right of the line is better. A point is {point}; n counts an arm's runs that finished. "
         f"Intervals are Welch's ({level(ALPHA)}), not corrected for the number of arms"
-        + ("; only the final validation can confirm one." if by_seed else ".")
+        + ("; only the final validation can confirm one." if confirms else ".")
     )
 
 
@@ -359,6 +361,7 @@ def costs_caption(evidence: Evidence) -> str:
 CHARTS: Mapping[str, Callable[[Any], Chart]] = {
     "verdict": verdict,
     "effects": effects,
+    "layers": layers,
     "curves": curves,
     "costs": costs,
 }
