@@ -50,7 +50,7 @@ from ablation.report.chapters import chapters, opening
 from ablation.report.compare import compare_logs
 from ablation.report.evidence import Evidence, read_experiment
 from ablation.report.figures import Picture
-from ablation.report.files import PAGE, REPORT, TEXTS, pictures_of, write_all, write_page
+from ablation.report.files import PAGE, REPORT, RUNS, pictures_of, write_all, write_page
 from ablation.report.log_chapters import KEYS
 from ablation.report.page_sections import page_of
 from ablation.report.rules import RULES
@@ -271,7 +271,7 @@ def written(
         remedy = "--output_dir DIR writes elsewhere"
         return told.complain(f"cannot write {folder / REPORT} ({error.strerror}); {remedy}")
     print_text("")
-    for name, outcome in {**dict.fromkeys(TEXTS, "drawn"), **outcomes}.items():
+    for name, outcome in {REPORT: "drawn", RUNS: "drawn", **outcomes}.items():
         line = str(folder / name) if outcome == "drawn" else f"{folder / name} {outcome}"
         print_text(f"  {printable(line, limit=1000)}")
     unwritten = [name for name, outcome in outcomes.items() if outcome.startswith("not written")]

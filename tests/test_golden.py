@@ -126,4 +126,3 @@ def test_all_that_is_said_of_an_experiment_is_as_it_was(name, tmp_path, monkeypa
         if os.environ.get("WRITE_GOLDEN"):
             (GOLDEN / file).write_text(text)
         assert text == (GOLDEN / file).read_text(), file
-

@@ -155,6 +155,7 @@ def columns(*titles: str, left: tuple[str, ...] = ()) -> tuple[Column, ...]:
 # Values in words
 
 DASH = "\N{EN DASH}"  # undefined
+AND_SO = " \N{EN DASH}"  # in a page's answer: between the verdict and what it rests on
 
 
 def number(value: float | None, form: str) -> str:

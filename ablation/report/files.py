@@ -17,8 +17,7 @@ from ablation.report.table import csv_of, rows_of_experiment
 from ablation.report.text import render
 
 REPORT, RUNS, PAGE = "analysis_report.txt", "runs.csv", "report.html"
-TEXTS = (PAGE, REPORT, RUNS)  # of every report
-OURS = (*TEXTS, *figures.FIGURES)  # all that is written
+OURS = (REPORT, RUNS, PAGE, *figures.FIGURES)  # all that is written
 
 
 def write(path: Path, data: bytes) -> None:
@@ -87,8 +86,11 @@ def write_texts(
     outcomes = write_figures(folder, pictures)
     write(folder / REPORT, text(outcomes).encode())
     write(folder / RUNS, table.encode())
-    write_page(folder, page)
-    return outcomes
+    try:
+        write_page(folder, page)
+    except ImportError as error:
+        return {PAGE: f"not written: {error}; pip install -r requirements.txt", **outcomes}
+    return {PAGE: "drawn", **outcomes}
 
 
 def write_page(folder: Path, page: Page) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ablation.report.content import (
+    AND_SO,
     Chart,
     Column,
     Figure,
@@ -140,7 +141,7 @@ def age(page: Page) -> str:
 
 
 def contents_table(sections: Sequence[Section]) -> str:
-    items = (f'<li><a href="#{s.name}">{shown(s.title)}</a></li>' for s in sections)
+    items = (f'<li><a href="#{s.name}">{s.name.capitalize()}</a></li>' for s in sections)
     return f'<nav aria-label="Contents"><ol>{"".join(items)}</ol></nav>\n'
 
 
@@ -181,6 +182,9 @@ def renderer(folder: Path) -> Callable[[PageContent], str]:
 def paragraph(text: str, role: Role) -> str:
     if role is Role.SUBHEADING:
         return f"<h3>{shown(text)}</h3>\n"
+    if role is Role.ANSWER and AND_SO in text:
+        verdict, _, ground = text.partition(AND_SO)
+        return f'<p class="answer"><strong>{shown(verdict)}</strong>{AND_SO} {shown(ground)}</p>\n'
     return f'<p class="{role.value}">{shown(text)}</p>\n'
 
 

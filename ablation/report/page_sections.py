@@ -14,6 +14,7 @@ from ablation.folder.course import StageCourse, course_of
 from ablation.report import chapters, charts, log_chapters
 from ablation.report.comparisons import final_block
 from ablation.report.content import (
+    AND_SO,
     Chart,
     Content,
     Folded,
@@ -117,7 +118,7 @@ def first_screen(evidence: Evidence, now: Now | None) -> Iterator[PageContent]:
     effect = effect_line(evidence, final_block(evidence)) if 4 in evidence.decisions else ""
     told = [c for c in chapters.answer(evidence) if c != Paragraph(effect, Role.DETAIL)]
     spent = f"{hours_spent(evidence)} of machine time"
-    beside = f" {effect.removesuffix('.')}; {spent}." if effect else f" {spent} so far."
+    beside = f"{AND_SO} {effect.removesuffix('.')}; {spent}." if effect else f". {spent} so far."
     yield from answered(told, beside)
     yield from (Paragraph(f"Beware: {note}", Role.WARNING) for note in evidence.notes)
     if now and not now["ended"]:
@@ -130,7 +131,7 @@ def answered(told: Sequence[Content], beside: str = "") -> Iterator[Content]:
     """The first sentence as the page's answer, with what is said beside it; then the rest."""
     first, *rest = told
     assert isinstance(first, Paragraph)
-    yield Paragraph(first.text + beside, Role.ANSWER)
+    yield Paragraph(first.text.removesuffix(".") + beside if beside else first.text, Role.ANSWER)
     yield from rest
 
 
@@ -303,7 +304,7 @@ SECTIONS: Mapping[str, tuple[str, tuple[Part, ...]]] = {
             deviated,
         ),
     ),
-    "again": ("How to reproduce it", (reproduced,)),
+    "reproduce": ("How to reproduce it", (reproduced,)),
 }
 SECTIONS_OF_LOGS: Mapping[str, tuple[str, tuple[Part, ...]]] = {
     "curves": ("Curves", (picture(charts.curves),)),
