@@ -4,6 +4,7 @@ pytest tests/test_page_browser.py                        # skipped where there i
 SCREENSHOTS=shots pytest tests/test_page_browser.py -k screenshots      # to look at them
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -129,12 +130,29 @@ def page_named(folder_of, tmp_path_factory):
 
 
 def drawn(seen):
-    """Wait until the charts are there, if the page has any."""
-    seen.page.wait_for_function(
-        "!document.querySelector('.plot') || [...document.querySelectorAll('.plot')]"
-        ".every((plot) => plot.querySelector('.main-svg'))"
-    )
+    """Wait until the charts are there, if the page has any, and as wide as their places."""
+    seen.page.wait_for_function(probes.DRAWN)
     return seen.page
+
+
+@pytest.fixture(scope="module")
+def look(browser, page_named):
+    """A page that is opened once, made as wide and as dark as a test wants, its folds closed or
+    open; for tests that leave it as it is."""
+    with contextlib.ExitStack() as stack:
+        windows = {}
+
+        def get(name, width=1280, height=800, colors="light", unfolded=False):
+            if name not in windows:
+                windows[name] = stack.enter_context(opened(browser, page_named(name)))
+            seen = windows[name]
+            seen.page.set_viewport_size({"width": width, "height": height})
+            seen.page.emulate_media(media="screen", color_scheme=colors)
+            seen.page.evaluate(probes.FOLD, unfolded)
+            drawn(seen)
+            return seen
+
+        yield get
 
 
 # ---------------------------------------------------------------------------------------------
@@ -142,18 +160,17 @@ def drawn(seen):
 
 
 @pytest.mark.parametrize("name", [*MAKERS, "logs"])
-def test_it_opens_from_disk_without_one_request_or_complaint(browser, page_named, name):
-    file = page_named(name)
-    assert file.stat().st_size < MOST_BYTES
-    with opened(browser, file) as seen:
-        page = drawn(seen)
-        page.wait_for_load_state("networkidle")
-        assert seen.misdeeds == []
-        assert page.title()
-        assert page.locator("h1").inner_text()
+def test_it_opens_from_disk_without_one_request_or_complaint(look, page_named, name):
+    assert page_named(name).stat().st_size < MOST_BYTES
+    seen = look(name)
+    seen.page.wait_for_load_state("networkidle")
+    assert seen.misdeeds == []
+    assert seen.page.title()
+    assert seen.page.locator("h1").inner_text()
+    assert len(seen.visits) == 1
 
 
-NUMBER = re.compile(r"(?<![\w.])[-+±]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
+NUMBER = re.compile(r"(?<![\w.])[-+±]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?![\d.]*…)")
 
 
 def numbers_in(text: str) -> set[str]:
@@ -165,42 +182,43 @@ def squeezed(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["classic", "adaptive", "large", "unbegun"])
-def test_every_number_and_row_of_the_text_report_is_on_it(browser, folder_of, name):
+def test_every_number_and_row_of_the_text_report_is_on_it(look, folder_of, name):
     evidence = read_experiment(folder_of(name))
     text = render(report(evidence, {}))
     text = re.sub(r"^\d+\. .*\n=+$", "", text, flags=re.MULTILINE)  # chapters have numbers there
-    with opened(browser, folder_of(name) / PAGE) as seen:
-        words, rows = squeezed(drawn(seen).evaluate(probes.WORDS)), seen.page.evaluate(probes.ROWS)
-    missing = numbers_in(text) - numbers_in(words)
-    assert not missing
+    page = look(name).page
+    words = squeezed(page.evaluate(probes.WORDS))
+    known = [[*map(squeezed, row)] for row in page.evaluate(probes.ROWS)]
+    assert numbers_in(text) - numbers_in(words) == set()
     tables = [c for c in chapters(evidence, {}) if isinstance(c, Table)]
-    wanted = [[squeezed(cell(value)) for value in row] for table in tables for row in table.rows]
-    known = [[*map(squeezed, row)] for row in rows]
-    assert [row for row in wanted if row not in known] == []
-    told = [c.text for c in opening(evidence) if isinstance(c, Paragraph)][1:]
-    assert [text for text in told if squeezed(text) not in words and len(text) > 200] == []
+    rows = [[squeezed(cell(value)) for value in row] for table in tables for row in table.rows]
+    assert rows or name == "unbegun"
+    assert [row for row in rows if row not in known] == []
 
 
 @pytest.mark.parametrize("name", ["classic", "adaptive"])
-def test_the_verdict_stands_on_the_first_screen(browser, folder_of, name):
-    evidence = read_experiment(folder_of(name))
-    title = evidence.decisions[4].title
-    with opened(browser, folder_of(name) / PAGE, 1440, 900) as seen:
-        verdict = seen.page.get_by_text(title).first
-        assert verdict.bounding_box()["y"] < 900 - 50
+def test_the_verdict_stands_on_the_first_screen(look, folder_of, name):
+    title = read_experiment(folder_of(name)).decisions[4].title
+    box = look(name, 1440, 900).page.get_by_text(title).first.bounding_box()
+    assert 0 < box["y"] < box["y"] + box["height"] < 900
+
+
+@pytest.mark.parametrize("name", ["classic", "adaptive"])
+def test_the_picture_of_the_evidence_begins_on_the_first_screen(look, name):
+    box = look(name, 1440, 900).page.locator('[data-chart="verdict"]').bounding_box()
+    assert box["y"] < 900 - 200
 
 
 def test_without_scripts_the_words_and_numbers_are_there(browser, folder_of):
     with opened(browser, folder_of("classic") / PAGE, java_script_enabled=False) as seen:
-        assert "0.1" in seen.page.locator("main").inner_text()
+        assert "target met" in seen.page.locator("main").inner_text()
         assert seen.page.locator("tbody tr").count() > 38
         assert seen.page.get_by_text("need JavaScript").count() == 1
 
 
-def test_before_the_first_run_it_says_what_it_waits_for(browser, folder_of):
-    with opened(browser, folder_of("unbegun") / PAGE) as seen:
-        words = squeezed(seen.page.locator("#answer, main > section").first.inner_text())
-    assert re.search(r"no run has ended|not started|waits for|no run yet", words, re.IGNORECASE)
+def test_before_the_first_run_it_says_what_it_waits_for(look):
+    words = squeezed(look("unbegun").page.locator("main > section").first.inner_text())
+    assert "no run has finished" in words
 
 
 def test_a_damaged_record_has_a_row_that_says_so(browser, tmp_path):
@@ -209,7 +227,7 @@ def test_a_damaged_record_has_a_row_that_says_so(browser, tmp_path):
     record.write_text("{")
     with opened(browser, written(exp_dir)) as seen:
         rows = [" ".join(row) for row in seen.page.evaluate(probes.ROWS)]
-    assert any("baseline/run_0" in row and "damaged" in row.lower() for row in rows)
+        assert any("baseline/run_0" in row and "damaged" in row.lower() for row in rows)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -220,22 +238,21 @@ MARKS = {"curves": ("seed 40", "step "), "verdict": ("seed ",), "effects": ("see
 
 
 @pytest.mark.parametrize(("chart", "words"), MARKS.items())
-def test_a_mark_under_the_mouse_tells_its_seed_and_step(browser, folder_of, chart, words):
-    with opened(browser, folder_of("adaptive") / PAGE) as seen:
-        page = drawn(seen)
-        points = page.evaluate(probes.POINTS, chart)
-        x, y = points[len(points) // 2]
-        page.mouse.move(x - 30, y - 30)
-        page.mouse.move(x, y)
-        page.wait_for_selector(".hoverlayer .hovertext")
-        told = page.locator(".hoverlayer").all_inner_texts()
-    assert all(any(word in text for text in told) for word in words), told
+def test_a_mark_under_the_mouse_tells_its_seed_and_step(look, chart, words):
+    page = look("adaptive").page
+    points = page.evaluate(probes.POINTS, chart)
+    x, y = points[len(points) // 2]
+    page.mouse.move(x - 30, y - 30)
+    page.mouse.move(x, y)
+    page.wait_for_selector(".hoverlayer .hovertext")
+    told = " ".join(page.locator(".hoverlayer .hovertext").all_text_contents())
+    page.mouse.move(0, 0)
+    assert [word for word in words if word not in told] == [], told
 
 
-def test_a_chart_says_which_line_is_whose(browser, folder_of):
-    with opened(browser, folder_of("large") / PAGE) as seen:
-        legend = drawn(seen).locator('.plot[data-chart="curves"] .legend')
-        told = " ".join(legend.locator("text").all_text_contents())
+def test_a_chart_says_which_line_is_whose(look):
+    legend = look("large").page.locator('.plot[data-chart="curves"] .legend text')
+    told = " ".join(legend.all_text_contents())
     assert "baseline" in told and "arm_07" in told
 
 
@@ -281,34 +298,32 @@ def test_a_missing_number_comes_after_all_others(browser, folder_of):
 # Any reader, any screen, and paper
 
 
+@pytest.mark.parametrize("name", ["classic", "adaptive", "large", "logs"])
 @pytest.mark.parametrize("colors", ["light", "dark"])
-def test_every_text_stands_out_from_what_is_behind_it(browser, folder_of, colors):
-    with opened(browser, folder_of("classic") / PAGE, colors=colors) as seen:
-        page = drawn(seen)
-        page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-        paper = page.evaluate(probes.PAPER)
-        assert paper < 60 if colors == "dark" else paper > 240
-        assert page.evaluate(probes.FAINT) == []
+def test_every_text_stands_out_from_what_is_behind_it(look, name, colors):
+    page = look(name, colors=colors, unfolded=True).page
+    paper = page.evaluate(probes.PAPER)
+    assert paper < 60 if colors == "dark" else paper > 240
+    assert page.evaluate(probes.FAINT) == []
 
 
+@pytest.mark.parametrize("width", [390, 320])  # 320: what WCAG asks for (1.4.10)
 @pytest.mark.parametrize("name", ["classic", "adaptive", "large", "unbegun", "logs"])
-def test_on_a_phone_only_tables_scroll_sideways(browser, page_named, name):
-    for width in (390, 320):
-        with opened(browser, page_named(name), width, 844) as seen:
-            page = drawn(seen)
-            page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
+def test_on_a_phone_only_tables_scroll_sideways(look, name, width):
+    page = look(name, width, 844, unfolded=True).page
+    assert page.evaluate(probes.TOO_WIDE) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
-def test_screenshots_are_kept_for_who_reviews_them(browser, folder_of, tmp_path, width, height):
-    folder = Path(os.environ.get("SCREENSHOTS", tmp_path))
+def test_screenshots_are_kept_for_who_reviews_them(look, tmp_path, width, height):
+    wanted = os.environ.get("SCREENSHOTS")
+    folder = Path(wanted or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("classic", "adaptive", "large"):
+    for name in MAKERS if wanted else ("classic",):
         for colors in ("light", "dark"):
-            with opened(browser, folder_of(name) / PAGE, width, height, colors) as seen:
-                path = folder / f"{name}_{colors}_{width}x{height}.png"
-                drawn(seen).screenshot(path=path, full_page="SCREENSHOTS" in os.environ)
+            path = folder / f"{name}_{colors}_{width}x{height}.png"
+            look(name, width, height, colors).page.screenshot(path=path, full_page=bool(wanted))
             assert path.stat().st_size > 10_000
 
 
@@ -316,13 +331,12 @@ SHEET = re.compile(rb"/Type\s*/Page\b(?!s)")
 
 
 @pytest.mark.parametrize("name", ["classic", "adaptive", "sixty", "large"])
-def test_on_paper_it_is_at_most_six_sheets_in_ink_on_white(browser, folder_of, name):
-    with opened(browser, folder_of(name) / PAGE, colors="dark") as seen:
-        page = drawn(seen)
-        sheets = len(SHEET.findall(page.pdf(format="A4")))
-        page.emulate_media(media="print", color_scheme="dark")
-        assert page.evaluate(probes.PAPER) > 240
-        assert page.evaluate(probes.FAINT) == []
+def test_on_paper_it_is_at_most_six_sheets_in_ink_on_white(look, name):
+    page = look(name, colors="dark").page
+    sheets = len(SHEET.findall(page.pdf(format="A4")))
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate(probes.PAPER) > 240
+    assert page.evaluate(probes.FAINT) == []
     assert 1 <= sheets <= MOST_SHEETS
 
 
@@ -331,28 +345,26 @@ AXE = [("classic", "light", 1280), ("classic", "dark", 390), ("adaptive", "dark"
 
 
 @pytest.mark.parametrize(("name", "colors", "width"), AXE)
-def test_axe_finds_nothing_serious(browser, page_named, name, colors, width):
+def test_axe_finds_nothing_serious(look, name, colors, width):
     from axe_playwright_python.sync_playwright import Axe
 
-    with opened(browser, page_named(name), width, 844, colors) as seen:
-        page = drawn(seen)
-        page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-        found = Axe().run(page).response["violations"]
+    page = look(name, width, 844, colors, unfolded=True).page
+    found = Axe().run(page).response["violations"]
     bad = [v for v in found if v["impact"] in ("serious", "critical")]
     assert [(v["id"], v["nodes"][0]["html"][:200]) for v in bad] == []
 
 
 @pytest.mark.parametrize("name", ["classic", "unbegun", "logs"])
-def test_a_screen_readers_order_has_no_gap(browser, page_named, name):
-    with opened(browser, page_named(name)) as seen:
-        page = drawn(seen)
-        titles = "[...document.querySelectorAll('h1, h2, h3, h4, h5, h6')]"
-        levels = page.evaluate(f"{titles}.map((each) => Number(each.tagName[1]))")
-        assert page.evaluate("document.documentElement.lang") == "en"
-        landmarks = [page.locator(name).count() for name in ("main", "header", "nav")]
+def test_a_screen_readers_order_has_no_gap(look, name):
+    page = look(name).page
+    titles = "[...document.querySelectorAll('h1, h2, h3, h4, h5, h6')]"
+    found = page.evaluate(f"{titles}.map((e) => [Number(e.tagName[1]), e.textContent])")
+    levels = [level for level, _ in found]
     assert levels[0] == 1 and levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in pairwise(levels))
-    assert landmarks == [1, 1, 1]
+    gaps = [after for before, after in pairwise(found) if after[0] > before[0] + 1]
+    assert gaps == []
+    assert [page.locator(tag).count() for tag in ("main", "header", "nav")] == [1, 1, 1]
+    assert page.evaluate("document.documentElement.lang") == "en"
 
 
 def test_a_keyboard_reaches_every_control_and_shows_where_it_is(browser, folder_of):
@@ -452,12 +464,11 @@ def test_it_shows_what_is_new_and_keeps_the_readers_place(browser, going_on):
 def test_it_waits_while_somebody_reads_a_mark_or_selects_text(browser, going_on):
     exp_dir, _, _ = going_on
     with opened(browser, written(exp_dir, live=True), clock=True) as seen:
-        page, visits = drawn(seen), []
-        page.on("framenavigated", visits.append)
+        page = drawn(seen)
         page.evaluate("getSelection().selectAllChildren(document.querySelector('h1'))")
         page.clock.fast_forward(RELOAD_MS)
         page.wait_for_timeout(300)
-        assert not visits
+        assert len(seen.visits) == 1
         page.evaluate("getSelection().removeAllRanges()")
         with page.expect_navigation():
             page.clock.fast_forward(RELOAD_MS)
@@ -470,20 +481,10 @@ def test_it_rests_once_the_experiment_has_ended(browser, going_on):
         gone_on(exp_dir, e, results, 100)
         written(exp_dir, live=False)
         until_reloaded(page, 48)
-        visits = []
-        page.on("framenavigated", visits.append)
-        page.clock.fast_forward(20 * RELOAD_MS)
-        page.wait_for_timeout(500)
-        assert not visits
-
-
-def test_a_page_that_is_written_no_more_stays_as_it_is(browser, folder_of):
-    with opened(browser, folder_of("classic") / PAGE, clock=True) as seen:
-        page, visits = drawn(seen), []
-        page.on("framenavigated", visits.append)
+        visits = len(seen.visits)
         page.clock.fast_forward(20 * RELOAD_MS)
         page.wait_for_timeout(300)
-        assert not visits
+        assert len(seen.visits) == visits == 2
 
 
 # ---------------------------------------------------------------------------------------------
@@ -511,11 +512,14 @@ def evil_folder(folder: Path) -> Path:
     facts |= {"git": {"commit": every, "dirty": True}, "slurm_args": every}
     facts |= {"command": [second, first]}
     e = speedrun(overrides=GATES)
-    words = replace(e.study.words, title=first, idea=second, it=first, short=every)
+    words = replace(e.study.words, title=first, idea=second, it=first, short=second)
     study = replace(e.study, question=every, hypothesis=every, words=words)
     e = replace(e, study=study)
     failures = {"screen_aux_6/run_0": ("crashed", "crashed"), "baseline/run_0": ("diverged",)}
     exp_dir = make(folder, e, failures=failures, facts=facts, reason=every)
+    odd = exp_dir / first.replace("/", "\N{DIVISION SLASH}") / "run_0"
+    odd.mkdir(parents=True)
+    (odd / "result.json").write_text(every)
     renamed = exp_dir.with_name("\"><img src=x onerror=alert(4)> '&#x27;")
     shutil.move(exp_dir, renamed)
     return renamed
@@ -533,8 +537,7 @@ def is_harmless(seen) -> bool:
 def test_hostile_words_of_a_folder_are_text_and_nothing_else(browser, tmp_path):
     with opened(browser, written(evil_folder(tmp_path))) as seen:
         page = drawn(seen)
-        for details in page.locator("details").all():
-            details.evaluate("(each) => { each.open = true; }")
+        page.evaluate(probes.FOLD, True)
         for chart in ("curves", "effects"):
             for x, y in page.evaluate(probes.POINTS, chart)[:3]:
                 page.mouse.move(x - 20, y - 20)
@@ -570,18 +573,18 @@ FOREIGN = (
 )
 
 
-@pytest.mark.parametrize("foreign", FOREIGN)
-def test_what_somebody_puts_into_a_copy_of_the_page_does_not_run(
-    browser, folder_of, tmp_path, foreign
-):
-    text = (folder_of("classic") / PAGE).read_text()
+def test_what_somebody_puts_into_a_copy_of_the_page_does_not_run(browser, page_named, tmp_path):
     file = tmp_path / PAGE
-    file.write_text(text.replace("<main>", f"<main>{foreign}", 1))
+    text = page_named("unbegun").read_text()
+    assert text.count("<main>") == 1
+    file.write_text(text.replace("<main>", f"<main>{''.join(FOREIGN)}"))
     with opened(browser, file) as seen:
         page = drawn(seen)
-        for evil in page.locator("#evil, #evil_form button").all():
-            evil.click()
-        page.wait_for_timeout(100)
+        page.evaluate("document.querySelector('#evil').click()")
+        page.evaluate("document.querySelector('#evil_form button').click()")
+        page.wait_for_timeout(200)
         assert page.evaluate("window.owned") is None
+        assert seen.visits == [file.as_uri(), *seen.visits[1:]]
         assert page.url == file.as_uri()
-        assert [url for url in seen.requests if url.startswith("http")] == []
+        assert {*seen.requests} <= {*seen.forbidden}, "all stopped by the page's own policy"
+        assert len(seen.messages) >= len(FOREIGN) - 1

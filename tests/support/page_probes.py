@@ -30,6 +30,27 @@ COLUMN = """([title, others]) => {
   }
 }"""
 
+# Whether every chart is there, as wide as its place.
+DRAWN = """() => [...document.querySelectorAll(".plot")].every((plot) =>
+  plot.querySelector(".main-svg") && plot._fullLayout
+  && Math.abs(plot._fullLayout.width - plot.clientWidth) < 2)"""
+
+# Opens or closes all that folds, and goes back to the beginning.
+FOLD = """(open) => {
+  document.querySelectorAll("details").forEach((each) => { each.open = open; });
+  scrollTo({ top: 0, behavior: "instant" });
+}"""
+
+# What reaches beyond the right edge of the screen, and cannot be scrolled to by itself.
+TOO_WIDE = """() => [...document.querySelectorAll("body *")].filter((each) => {
+  if (!each.checkVisibility() || each.closest("svg")) return false;
+  if (each.getBoundingClientRect().right <= innerWidth + 1) return false;
+  for (let p = each.parentElement; p !== document.body; p = p.parentElement) {
+    if (["auto", "scroll", "hidden"].includes(getComputedStyle(p).overflowX)) return false;
+  }
+  return true;
+}).map((each) => each.outerHTML.slice(0, 160))"""
+
 # Pixels of the points of a chart's visible traces that answer a mouse, on the screen: [x, y].
 POINTS = """(name) => {
   const plot = document.querySelector(`.plot[data-chart="${name}"]`);
