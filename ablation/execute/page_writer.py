@@ -36,12 +36,14 @@ class PageWriter:
             yield
         finally:
             self.end()
+            if self.said is not None:
+                self.said.close()
 
     def start(self) -> None:
         words = ["--exp_dir", str(self.exp_dir), "--watch", "--pid", str(os.getpid())]
         command = [sys.executable, str(ROOT / "analyze_aux.py"), *words]
         try:
-            self.said = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
+            self.said = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,

@@ -4,6 +4,7 @@ Only plotly's terms are made here, as in `charts`. All runs of an arm are one tr
 browser draws twenty traces and not a thousand.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 from ablation.report.charting import (
@@ -24,16 +25,16 @@ from ablation.report.comparisons import ArmRuns, Block, blocks_of
 from ablation.report.content import Chart
 from ablation.report.drawing import NothingToDraw
 from ablation.report.evidence import Compared
-from ablation.report.figures import MEAN, STEP, TIME, mean_curve, rows_from
+from ablation.report.figures import MEAN, MOST, STEP, TIME, mean_curve, rows_from
 from ablation.runs.run import RunResult
 from ablation.study.study import Metric
 
-MOST_POINTS = 16_000  # in all curves together: chosen, as 0.8 MB of a page
-MOST_OF_A_RUN = 400  # chosen: a screen has not many more columns
+MOST_POINTS = 16_000  # of all runs together: chosen, for half a megabyte of a page
+MOST_OF_MEANS = 4_000  # likewise, of the means of arms
+MOST_OF_A_CURVE = 400  # chosen: a screen has not many more columns
+MOST_OF_A_NAME = 24  # signs of what tells a run apart, told at each of its points
 DECIMALS = 6  # of losses that are drawn; records keep all
 Point = tuple[float, float, float]  # step, loss, training time in s
-
-Curve = Sequence[Point]
 
 
 def thinned(points: Sequence[Point], most: int) -> list[Point]:
@@ -52,32 +53,40 @@ def thinned(points: Sequence[Point], most: int) -> list[Point]:
 def curves(evidence: Compared) -> Chart:
     """Every run of every block that has a curve; one block is seen at a time, at first the last of
     the longest runs. Losses are rounded to 6 decimals, times to 0.01 s, and curves thinned where
-    all have more than 16,000 points. Raises NothingToDraw where no run has a curve."""
+    they have more than 16,000 points together. Raises NothingToDraw where no run has a curve."""
     blocks = [b for b in blocks_of(evidence) if any(drawn(g) for g in b.groups)]
     if not blocks:
         raise NothingToDraw("no finished run has a curve")
+    if (n := sum(len(block.groups) for block in blocks)) > MOST:
+        raise NothingToDraw(f"{n} configurations are too many to be told apart")
     groups = [(b, g) for b in blocks for g in b.groups if drawn(g)]
     timed = all(g.numbers("train_time_ms") for _, g in groups if g.ok)
-    styles = styles_of(blocks)
-    n_curves = sum(len(drawn(g)) + (len(g.ok) > 1) for _, g in groups)
-    most = min(MOST_OF_A_RUN, MOST_POINTS // n_curves)
-    first = shown_first(blocks)
-    data: list[Part] = []
-    owners: list[Block] = []  # of each trace
-    for block, group in groups:
-        mine = traces(evidence.metric, group, styles[group.key], most)
-        data += [{**trace, "visible": block is first} for trace in mine]
-        owners += [block] * len(mine)
+    first, styles = shown_first(blocks), styles_of(blocks)
+    parts = [
+        (block, {**each, "legendgroup": str(k), "visible": block is first})
+        for k, (block, group) in enumerate(groups)
+        for each in traces(evidence.metric, group, styles[group.key], limits_of([*groups]))
+    ]
+    owners, data = [block for block, _ in parts], [trace for _, trace in parts]
     menus = list(menus_of(evidence.metric, blocks, first, owners, data, timed))
-    for trace in data:
-        del trace["times"]
+    entries = max(len(block.groups) for block in blocks)
     x, y = axes_of(evidence.metric, first)
-    height = 470 + 34 * len(menus)
-    margin = {"l": 12, "r": 12, "t": 12 + 38 * len(menus), "b": 12}
-    looks = {"dragmode": "zoom", "margin": margin, "updatemenus": menus}
-    about = caption(evidence.metric, blocks, timed, sum(len(g.ok) for _, g in groups))
-    whole = layout(height, xaxis=x, yaxis=y, **looks)
+    parts_of_it = {
+        "dragmode": "zoom",
+        "margin": {"l": 12, "r": 24, "t": 12 + 38 * len(menus), "b": 12},
+        "updatemenus": menus,
+    }
+    whole = layout(440 + 34 * len(menus) + 9 * entries, xaxis=x, yaxis=y, **parts_of_it)
+    about = caption(evidence.metric, blocks, sum(len(g.ok) for _, g in groups))
+    data = [{key: value for key, value in trace.items() if key != TIMES} for trace in data]
     return Chart("curves", "Curves of every run", about, tuple(data), whole)
+
+
+def limits_of(groups: Sequence[tuple[Block, ArmRuns]]) -> tuple[int, int]:
+    """How many points a run may have, and a mean."""
+    runs, means = sum(len(drawn(g)) for _, g in groups), max(1, len(groups))
+    most = (MOST_POINTS // runs, MOST_OF_MEANS // means)
+    return min(MOST_OF_A_CURVE, most[0]), min(MOST_OF_A_CURVE, most[1])
 
 
 def drawn(group: ArmRuns) -> list[RunResult]:
@@ -101,61 +110,59 @@ def styles_of(blocks: Sequence[Block]) -> dict[tuple, tuple[str, str]]:
 # Traces
 
 
-def traces(metric: Metric, group: ArmRuns, style: tuple[str, str], most: int) -> list[Part]:
-    """Of an arm: its runs, the mean of those that finished, and where runs diverged."""
+def traces(
+    metric: Metric, group: ArmRuns, style: tuple[str, str], most: tuple[int, int]
+) -> Iterator[Part]:
+    """Of an arm: its runs, the mean of those that finished, and where runs diverged. The first one
+    of the mean and the runs has the arm's place in the legend."""
     colour, dash = style
-    named = f"{text(group.label, MOST_NAME)} (n = {len(group.ok)})"
     lost = f", ✕ {text(group.lost, 60)}" if group.lost else ""
-    runs = drawn(group)
-    parts = {"legendgroup": repr(group.key[1]) + group.label, "zorder": int(group.arm.is_baseline)}
-    pale = {"opacity": 0.4} if len(group.ok) > 1 else {}
-    told = [(group.told_apart(r), thinned(curve_of(r), most)) for r in runs]
-    found = [trace(metric, told, group.label, colour, dash, 1.0 if pale else 1.8)]
-    found[0] |= {"name": named + lost, **pale}
-    if len(group.ok) > 1 and (rows := mean_curve(group)):
-        curve = [(row[STEP], row[MEAN], row[TIME]) for row in rows]
-        mean = [(f"mean of {len(group.ok)}", thinned(curve, most))]
-        found.append(trace(metric, mean, group.label, colour, dash, 2.5))
-        found[0]["showlegend"] = False
-        found[1]["name"] = named + lost
-    if ends := [(group.told_apart(r), [curve_of(r)[-1]]) for r in runs if r.status == "diverged"]:
-        crosses = trace(metric, ends, f"{group.label}, diverged", colour, dash, 1.0)
-        marker = {"symbol": "x", "size": 10, "color": colour}
-        found.append({**crosses, "mode": "markers", "marker": marker, "showlegend": False})
-    return [{**each, **parts} for each in found]
+    same = {
+        "name": f"{text(group.label, MOST_NAME)} (n = {len(group.ok)}){lost}",
+        "zorder": int(group.arm.is_baseline),
+    }
+    line = {"color": colour, "dash": dash}
+    runs, several = drawn(group), len(group.ok) > 1
+    told = [(name_of(group, r), thinned(curve_of(r), most[0])) for r in runs]
+    whose = f"{group.label}, seed" if group.by_seed else f"{group.label},"
+    pale = max(0.1, 0.55 / math.sqrt(len(runs))) if several else 1.0
+    style_of_runs = {"line": {**line, "width": 1.0 if several else 1.8}, "opacity": round(pale, 2)}
+    yield {**trace(metric, told, whose), **same, **style_of_runs, "showlegend": not several}
+    if several:
+        curve = [(row[STEP], row[MEAN], row[TIME]) for row in mean_curve(group)]
+        mean = [(f"mean of {len(group.ok)}", thinned(curve, most[1]))]
+        yield {**trace(metric, mean, f"{group.label},"), **same, "line": {**line, "width": 2.5}}
+    if ends := [(name_of(group, r), [curve_of(r)[-1]]) for r in runs if r.status == "diverged"]:
+        crosses = trace(metric, ends, f"diverged: {whose}")
+        marker = {"mode": "markers", "marker": {"symbol": "x", "size": 10, "color": colour}}
+        yield {**crosses, **same, **marker, "showlegend": False}
+
+
+def name_of(group: ArmRuns, r: RunResult) -> int | str:
+    """What tells a run apart, as short as may be: it stands at each of its points."""
+    return r.run.seed if group.by_seed else text(group.told_apart(r), MOST_OF_A_NAME)
 
 
 def curve_of(r: RunResult) -> list[Point]:
     return [(step, loss, ms / 1000) for step, loss, ms in r.curve]
 
 
-def trace(
-    metric: Metric,
-    told: Sequence[tuple[str, Curve]],
-    name: str,
-    colour: str,
-    dash: str,
-    width: float,
-) -> Part:
-    """Curves in one trace, a gap after each. told: which run it is, and its points. "times" is not
-    plotly's: what x is where the axis is of time."""
+def trace(metric: Metric, told: Sequence[tuple[int | str, Sequence[Point]]], whose: str) -> Part:
+    """Curves in one trace, a gap between them. told: which run it is, and its points."""
     flat = [(which, point) for which, points in told for point in (*points, None)][:-1]
-    steps = [point and point[0] for _, point in flat]
-    times = [point and time_shown(point) for _, point in flat]
-    hovers = [point and [text(which, 60), point[0], time_shown(point)] for which, point in flat]
-    timed = any(time is not None for time in times)
-    over_time = "<br>after %{customdata[2]} s of training" if timed else ""
     return {
         "type": "scatter",
         "mode": "lines",
-        "x": steps,
+        "x": [point and point[0] for _, point in flat],
         "y": [point and round(metric.sign * point[1], DECIMALS) for _, point in flat],
-        "times": times,
-        "customdata": hovers,
-        "hovertemplate": f"{text(name, 120)}, %{{customdata[0]}}<br>step %{{customdata[1]}}"
-        f"{over_time}<br>{text(metric.words)} %{{y}}<extra></extra>",
-        "line": {"color": colour, "dash": dash, "width": width},
+        TIMES: [point and time_shown(point) for _, point in flat],
+        "customdata": [None if point is None else which for which, point in flat],
+        "hovertemplate": f"{text(whose, 120)} %{{customdata}}<br>%{{xaxis.title.text}} %{{x}}<br>"
+        f"{text(metric.words)} %{{y}}<extra></extra>",
     }
+
+
+TIMES = "times"  # not plotly's: what x is where the axis is of time
 
 
 def time_shown(point: Point) -> float | None:
@@ -191,7 +198,7 @@ def menus_of(
     look |= {"bgcolor": "rgba(0,0,0,0)", "bordercolor": BAND, "font": {"size": SIZE, "color": INK}}
     look |= {"pad": {"t": 0, "b": 6, "l": 0, "r": 0}, "y": 1}
     if timed:
-        over = {"steps": [t["x"] for t in data], "training time (s)": [t["times"] for t in data]}
+        over = {"steps": [t["x"] for t in data], "training time (s)": [t[TIMES] for t in data]}
         buttons = [
             {"label": words, "method": "update", "args": [{"x": x}, {"xaxis.title.text": words}]}
             for words, x in over.items()
@@ -215,11 +222,11 @@ def named(block: Block) -> str:
     return text(words, MOST_NAME)
 
 
-def caption(metric: Metric, blocks: Sequence[Block], timed: bool, n: int) -> str:
+def caption(metric: Metric, blocks: Sequence[Block], n: int) -> str:
     choice = " The menu chooses the stage." if len(blocks) > 1 else ""
     early = "losses lie above" if metric.sign > 0 else "values lie below"
     return (
         f"Thin: one run; thick: the mean of an arm's runs that finished (n beside its name, {n} in"
-        f" all); ✕: where a run diverged.{choice} Early {early} the axis: a double click shows all,"
-        " and a rectangle drawn with the mouse enlarges."
+        f" all); ✕: where a run diverged. Early {early} the axis: a double click shows all, and a"
+        f" rectangle drawn with the mouse enlarges.{choice}"
     )

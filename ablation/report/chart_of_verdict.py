@@ -27,8 +27,8 @@ from ablation.report.charting import (
 )
 from ablation.report.comparisons import Block, final_block
 from ablation.report.content import Chart, level, span
-from ablation.report.drawing import BETTER, WORSE, NothingToDraw
-from ablation.report.evidence import Evidence
+from ablation.report.drawing import BETTER, WORSE, NothingToDraw, signed
+from ablation.report.evidence import Compared, Evidence
 from ablation.report.validation import BY, exclusion, planned, primary_interval
 from ablation.report.verdict import pairs_of
 from ablation.runs.run import RunResult
@@ -37,9 +37,11 @@ from ablation.study.study import Metric
 BESIDE = 0.16  # of a place on the axis: how far looks stand to the right of their last pair
 
 
-def verdict(evidence: Evidence) -> Chart:
+def verdict(evidence: Compared) -> Chart:
     """Each pair and each look at them; of a null result what it excludes. Raises NothingToDraw
-    where there is no pair."""
+    where there is no pair, and for logs."""
+    if not isinstance(evidence, Evidence):
+        raise NothingToDraw("logs have no final validation: nothing was registered before them")
     if not evidence.standing.stages[-1].most_pairs:
         raise NothingToDraw("runs by hand have no final validation")
     block = final_block(evidence)
@@ -73,7 +75,7 @@ def differences(block: Block) -> list[float]:
 
 def ticks(n: int, with_mean: bool) -> Part:
     every = 1 if n <= 12 else 2 if n <= 24 else 5 if n <= 60 else 10
-    at = [k for k in range(1, n + 1) if k == 1 or k % every == 0]
+    at = [k for k in range(1, n + 1) if k % every == 0 or (k == 1 and every != 2)]
     names = [str(k) for k in at]
     if with_mean:
         at, names = [*at, n + 1], [*names, "mean"]
@@ -148,7 +150,7 @@ def looks_told(evidence: Evidence) -> list[Part]:
     thin, found = min(1.0, 20 / len(looks)), []
     if sure:
         found.append(for_equivalence(sure, alpha, 8 * thin))
-        about = f"improvement at a look, sequential {level(alpha)} interval"
+        about = f"a look: improvement, {level(alpha)} interval"
         found.append(at_looks(sure, metric, alpha, about, {"color": BETTER, "size": 8 * thin + 1}))
         bar = {"thickness": 2 * thin, "width": 4 * thin, "color": BETTER}
         reach = [look.reach for look in sure]
@@ -173,7 +175,7 @@ def at_looks(looks: Sequence[Look], metric: Metric, alpha: float, about: str, ma
 def for_equivalence(looks: Sequence[Look], alpha: float, width: float) -> Part:
     x = [at for look in looks for at in (look.n + BESIDE, look.n + BESIDE, None)]
     y = [end for look in looks for end in (look.eq_low, look.eq_high, None)]
-    about = f"sequential {level(2 * alpha)} interval, for equivalence"
+    about = f"a look: {level(2 * alpha)} interval, for equivalence"
     return line(x, y, BETTER, about, line={"width": width}, opacity=0.35)
 
 
@@ -225,9 +227,9 @@ def regions(
         shapes.append({**target, "name": f"target: {d.delta_target:g}", "showlegend": True})
     notes = []
     if beyond is not None:
-        for end, about in zip(ends, ("harm", "improvement"), strict=True):
-            middle = (end + (beyond if end > 0 else -beyond)) / 2
-            words = f"<b>excluded:</b> {about} beyond {beyond:.4f}"
+        for end, edge in zip(ends, (-beyond, beyond), strict=True):
+            middle = (end + edge) / 2
+            words = f"<b>excluded:</b> {'above' if edge > 0 else 'below'} {signed(edge)}"
             place = {"yref": "y", "xanchor": "right", "yanchor": "middle", "xshift": -6}
             notes.append(words_at(1, middle, words, font={"size": SIZE - 1}, **place))
     return shapes, notes
@@ -255,11 +257,14 @@ def caption(
     sign = "baseline - arm" if evidence.metric.sign > 0 else "arm - baseline"
     words = [f"Circles: {sign} of one seed, so that above zero the arm is better (n = {n} pairs"]
     words[0] += ")." if both == n else f", of {both} both runs finished)."
-    if evidence.looks:
+    if any(look.low is not None for look in evidence.looks):
         words.append(
-            f"Bars: what each of the {len(evidence.looks)} looks knew from the pairs so far, with"
-            " allowance for looking often; early ones reach beyond the picture."
+            f"Bars: what each of the {len(evidence.looks)} looks knew from the pairs so far"
+            " (sequential intervals, which allow for looking often); early ones reach beyond the"
+            " picture."
         )
+    elif evidence.looks:
+        words.append("A run diverged, so ranks decide at each look, and there is no interval.")
     elif not one_test:
         words.append("Nothing is concluded from them yet.")
     if beyond:

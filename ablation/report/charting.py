@@ -22,13 +22,13 @@ TARGET = PALETTE[2]
 SERIES = (*PALETTE[:4], "#B07A00", "#3090C8")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # beyond six arms
 SIZE = 13  # of text, in px
-MOST_NAME = 40  # signs of a name that are drawn; the whole one is told where the mouse is
+MOST_NAME = 32  # signs of a name that are drawn; the whole one is told where the mouse is
 
 BASE: Part = {
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
     "font": {"family": "system-ui, sans-serif", "size": SIZE, "color": INK},
-    "margin": {"l": 12, "r": 12, "t": 12, "b": 12},  # axes ask for more
+    "margin": {"l": 12, "r": 24, "t": 12, "b": 12},  # axes ask for more
     "hovermode": "closest",
     "hoverlabel": {
         "bgcolor": "#39424e",
@@ -41,6 +41,7 @@ BASE: Part = {
     "legend": {
         "orientation": "h",
         "x": 0,
+        "xref": "container",
         "xanchor": "left",
         "y": 0,
         "yref": "container",
@@ -77,8 +78,10 @@ def axis(title: str = "", **parts: Any) -> Part:
 
 
 def text(words: str, most: int = 300) -> str:
-    """Any words as plotly shows them: it knows some tags of HTML, and fills in %{...}."""
-    return html.escape(printable(words, limit=most)).replace("%{", "&#37;{")
+    """Any words as plotly shows them: it knows some tags of HTML, fills in %{...}, and takes what
+    stands between dollars for a formula."""
+    escaped = html.escape(printable(words, limit=most), quote=False)  # it knows no &quot;
+    return escaped.replace("%{", "&#37;{").replace("$", "&#36;")
 
 
 def wrapped(words: str, width: int = 52) -> str:
@@ -158,10 +161,10 @@ def band(low: float, high: float, **parts: Any) -> Part:
 
 
 def level_line(y: float, colour: str, dash: str = "solid", width: float = 1.5) -> Part:
-    """A line at one height, across the whole plot."""
+    """A line at one height, across the whole plot, over its grid and under everything else."""
     place = {"xref": "paper", "x0": 0, "x1": 1, "yref": "y", "y0": y, "y1": y}
     style = {"color": colour, "dash": dash, "width": width}
-    return {"type": "line", "layer": "below", "line": style, **place}
+    return {"type": "line", "layer": "between", "line": style, **place}
 
 
 def spread(values: Iterable[float]) -> list[float]:

@@ -45,7 +45,8 @@ from ablation.report.content import Chart, level, span
 from ablation.report.drawing import BETTER, WORSE, NothingToDraw, signed
 from ablation.report.evidence import Compared, Evidence
 from ablation.report.figures import MOST, about_block, alone
-from ablation.runs.run import RunResult, machine_seconds
+from ablation.report.layers import layers
+from ablation.runs.run import RunResult, duration, machine_seconds, spent_of
 from ablation.study.study import Metric
 
 # ---------------------------------------------------------------------------------------------
@@ -82,7 +83,7 @@ class Lane:
     @property
     def runs(self) -> list[tuple[RunResult, float, float]]:
         """Of each finished run: its improvement, and the loss that it is held against."""
-        if self.base is None or self.found is None:
+        if self.base is None or (self.base.by_seed and not self.found):
             return []
         if not self.base.by_seed:
             mean = stats.mean_sd(self.base.losses)[0]
@@ -108,7 +109,7 @@ def effects(evidence: Compared) -> Chart:
         for title, (_, _, lanes) in zip(titles, panels, strict=True)
     ]
     whole, top = layout(sum(heights) + FOOT), 1.0
-    whole["margin"] = {"l": 8, "r": 16, "t": 4, "b": FOOT - 4}
+    whole["margin"] = {"l": 8, "r": 24, "t": 4, "b": FOOT - 4}
     notes, data = [], []
     for k, ((block, _, lanes), title) in enumerate(zip(panels, titles, strict=True)):
         head = TITLE_LINE * lines_in(title) / sum(heights)
@@ -144,7 +145,7 @@ def panel_title(block: Block, base: ArmRuns | None) -> Iterator[str]:
     yield "<br>".join(f"<b>{line}</b>" for line in wrapped(name, 46).split("<br>"))
     words = [about.removesuffix(")")]
     if base and base is block.baseline and base.by_seed:
-        words.append(f"baseline n = {len(base.losses)}" + (f" ✕ {base.lost}" if base.lost else ""))
+        words.append(f"baseline n = {len(base.losses)}" + (f", ✕ {base.lost}" if base.lost else ""))
     words += [line for line in about_block(block, base) if not line.startswith("best:")]
     yield from (wrapped("; ".join(filter(None, words))),) if any(words) else ()
 
@@ -241,10 +242,11 @@ def once(data: Sequence[Part]) -> tuple[Part, ...]:
 def effects_caption(evidence: Compared, panels: Sequence[tuple]) -> str:
     by_seed = all(lane.group.by_seed for _, _, lanes in panels for lane in lanes)
     point = "a seed that arm and baseline share" if by_seed else "a run against the baseline's mean"
+    confirms = isinstance(evidence, Evidence) and bool(evidence.standing.stages[-1].most_pairs)
     return (
         f"Right of the line is better. A point is {point}; n counts an arm's runs that finished. "
         f"Intervals are Welch's ({level(ALPHA)}), not corrected for the number of arms"
-        + ("; only the final validation can confirm one." if by_seed else ".")
+        + ("; only the final validation can confirm one." if confirms else ".")
     )
 
 
@@ -252,95 +254,105 @@ def effects_caption(evidence: Compared, panels: Sequence[tuple]) -> str:
 # Hours
 
 UNITS = (("h", 3600.0), ("min", 60.0), ("s", 1.0))
+FAR = 20  # times what was spent: a budget beyond is no line, as the bars would be none
 
 
-def costs(evidence: Evidence) -> Chart:
+@dataclass(frozen=True)
+class Spent:
+    """Machine time of a stage, in s."""
+
+    stage: str
+    begun: float  # what the stages before it took
+    outcomes: float  # attempts with an outcome
+    failed: float
+    attempts: tuple[RunResult, ...]
+
+    @property
+    def end(self) -> float:
+        return self.begun + self.outcomes + self.failed
+
+
+def spent_by_stage(evidence: Evidence) -> list[Spent]:
+    found: list[Spent] = []
+    for stage in sorted({r.run.stage for r in evidence.records.results}):
+        mine = tuple(r for r in evidence.records.results if r.run.stage == stage)
+        outcomes = machine_seconds([r for r in mine if r.has_outcome])
+        failed, begun = machine_seconds(mine) - outcomes, found[-1].end if found else 0.0
+        found.append(Spent(evidence.stage_name(stage), begun, outcomes, failed, mine))
+    return found
+
+
+def costs(evidence: Compared) -> Chart:
     """Machine time, stage after stage up to the budget: of attempts with an outcome, and of those
-    that failed. Raises NothingToDraw before the first attempt has ended."""
-    results = evidence.records.results
-    stages = sorted({r.run.stage for r in results})
-    total_s = machine_seconds(results)
-    if total_s <= 0:
+    that failed. Raises NothingToDraw before the first attempt has ended, and for logs."""
+    if not isinstance(evidence, Evidence):
+        raise NothingToDraw("logs do not tell what was paid for")
+    rows, budget = spent_by_stage(evidence), evidence.standing.experiment.budget_hours
+    if not rows or not rows[-1].end > 0:
         raise NothingToDraw("no attempt has ended")
-    budget = evidence.standing.experiment.budget_hours
-    budget_s = 3600 * budget if is_budget(budget) else None
-    unit, scale = next(u for u in UNITS if max(total_s, budget_s or 0) >= 1.5 * u[1] or u[1] == 1)
-    rows, begun = [], 0.0
-    for stage in stages:
-        mine = [r for r in results if r.run.stage == stage]
-        good = machine_seconds([r for r in mine if r.has_outcome])
-        rows.append((evidence.stage_name(stage), begun, good, machine_seconds(mine) - good, mine))
-        begun += good + rows[-1][3]
-    names = [wrapped(name, 16) for name, *_ in rows]
-    data = list(stage_bars(rows, names, unit, scale))
-    place = {"xref": "x", "yref": "y", "yanchor": "middle", "xshift": 4}
-    sums = [(begun + good + lost, good + lost) for _, begun, good, lost, _ in rows]
-    notes = [
-        words_at(end / scale, row, f"{length / scale:.2f}", font={"size": SIZE - 1}, **place)
-        for row, (end, length) in enumerate(sums)
-    ]
-    shapes = []
-    if budget_s is not None:
-        ends = {"x0": budget_s / scale, "x1": budget_s / scale, "y0": 0, "y1": 1, "yref": "paper"}
-        shapes = [{"type": "line", "line": {"color": INK, "dash": "dash", "width": 1.5}, **ends}]
-        words = f"budget {budget_s / scale:g} {unit}"
+    total = rows[-1].end
+    budget_s = 3600 * budget if is_budget(budget) and 3600 * budget < FAR * total else 0.0
+    most = max(total, budget_s)
+    unit, scale = next(each for each in UNITS if most >= 1.5 * each[1] or each[1] == 1)
+    notes, shapes, small = [], [], {"size": SIZE - 1}
+    for n, row in enumerate(rows):
+        beside = budget_s if 0 < budget_s - row.end < 0.1 * most else row.end  # not on its line
+        words = f"{(row.outcomes + row.failed) / scale:.2f}"
+        place = {"xref": "x", "yref": "y", "yanchor": "middle", "xshift": 4}
+        notes.append(words_at(beside / scale, n, words, font=small, **place))
+    if budget_s:
+        at = budget_s / scale
+        style = {"color": INK, "dash": "dash", "width": 1.5}
+        ends = {"x0": at, "x1": at, "y0": 0, "y1": 1, "yref": "paper"}
+        shapes.append({"type": "line", "line": style, **ends})
         side = {"xref": "x", "xanchor": "right", "xshift": -4, "yanchor": "top"}
-        notes += [words_at(budget_s / scale, 1, words, font={"size": SIZE - 1}, **side)]
-    most = max(begun, budget_s or 0) / scale
-    x = axis(f"machine time, {unit}", range=[0, 1.03 * most], nticks=8)
+        notes.append(words_at(at, 1, f"budget {at:g} {unit}", font=small, **side))
+    x = axis(f"machine time, {unit}", range=[0, 1.1 * most / scale], nticks=8)
     y = axis(autorange="reversed", ticks="", showgrid=False, showline=False)
     parts = {"xaxis": x, "yaxis": y, "shapes": shapes, "annotations": notes}
     whole = layout(130 + 44 * len(rows), barmode="overlay", bargap=0.35, **parts)
-    return Chart("costs", "What it cost", costs_caption(evidence), tuple(data), whole)
+    data = tuple(stage_bars(rows, unit, scale))
+    return Chart("costs", "What it cost", costs_caption(evidence), data, whole)
 
 
-def stage_bars(
-    rows: Sequence[tuple], names: Sequence[str], unit: str, scale: float
-) -> Iterator[Part]:
+def stage_bars(rows: Sequence[Spent], unit: str, scale: float) -> Iterator[Part]:
     """Bars of each stage that begin where the one before it ended."""
-    failed = {
-        "shape": "/",
-        "fgcolor": WORSE,
-        "bgcolor": "rgba(0,0,0,0)",
-        "solidity": 0.4,
-        "size": 7,
-    }
-    kinds = (
-        ("attempts with an outcome", {"color": BETTER}, True),
-        ("failed attempts", {"color": WORSE, "pattern": failed}, False),
-    )
-    for about, marker, outcome in kinds:
-        lengths = [good if outcome else lost for _, _, good, lost, _ in rows]
+    solid = {"color": BETTER}
+    hatch = {"shape": "/", "fgcolor": WORSE, "bgcolor": "rgba(0,0,0,0)", "solidity": 0.4, "size": 7}
+    for about, outcome, marker in (
+        ("attempts with an outcome", True, solid),
+        ("failed attempts", False, {"color": WORSE, "pattern": hatch}),
+    ):
+        lengths = [row.outcomes if outcome else row.failed for row in rows]
         if not any(lengths):
             continue
-        begun = [at + (0 if outcome else good) for _, at, good, _, _ in rows]
-        counts = [sum(r.has_outcome == outcome for r in mine) for *_, mine in rows]
-        told = [
-            hover(text(name), f"{n} {about}: {length / scale:.2f} {unit}")
-            for (name, *_), n, length in zip(rows, counts, lengths, strict=True)
-        ]
+        counts = [sum(r.has_outcome == outcome for r in row.attempts) for row in rows]
         yield {
             "type": "bar",
             "orientation": "h",
             "name": about,
-            "y": list(names),
-            "base": [b / scale for b in begun],
+            "y": [wrapped(row.stage, 16) for row in rows],
+            "base": [(row.begun + (0 if outcome else row.outcomes)) / scale for row in rows],
             "x": [length / scale for length in lengths],
             "marker": marker,
-            "hovertext": told,
+            "hovertext": [
+                hover(text(row.stage), f"{n} {about}: {length / scale:.2f} {unit}")
+                for row, n, length in zip(rows, counts, lengths, strict=True)
+            ],
             "hoverinfo": "text",
         }
 
 
 def costs_caption(evidence: Evidence) -> str:
-    n, failed = (
-        len(evidence.records.results),
-        sum(not r.has_outcome for r in evidence.records.results),
+    results, budget = evidence.records.results, evidence.standing.experiment.budget_hours
+    failed = sum(not r.has_outcome for r in results)
+    spent_s = machine_seconds(results)
+    spent = spent_of(spent_s, budget) if is_budget(budget) else duration(spent_s)
+    n = f"n = {len(results)} attempts, of which {failed} failed"
+    return (
+        f"{spent} spent. Every attempt is paid for, with start-up and validation ({n}); each"
+        " stage's bar begins where the one before it ended."
     )
-    words = (
-        f"Every attempt is paid for (n = {n}, of which {failed} failed); each stage's bar begins"
-    )
-    return f"{words} where the one before it ended. Start-up and validation are included."
 
 
 # ---------------------------------------------------------------------------------------------
@@ -349,6 +361,7 @@ def costs_caption(evidence: Evidence) -> str:
 CHARTS: Mapping[str, Callable[[Any], Chart]] = {
     "verdict": verdict,
     "effects": effects,
+    "layers": layers,
     "curves": curves,
     "costs": costs,
 }
