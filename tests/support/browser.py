@@ -70,6 +70,8 @@ class Seen:
     requests: list[str] = field(default_factory=list)  # of anything but the file itself
     messages: list[str] = field(default_factory=list)  # errors, warnings, and what was thrown
     dialogs: list[str] = field(default_factory=list)
+    visits: list[str] = field(default_factory=list)  # addresses, the first one among them
+    forbidden: list[str] = field(default_factory=list)  # requests that the page's policy stopped
 
     @property
     def misdeeds(self) -> list[str]:
@@ -83,7 +85,10 @@ def opened(
     """A file, opened as by a double click, in a window and a profile of its own. clock: the page's
     time stands still but for what the test puts it on. options: of playwright's new_context."""
     context = browser.new_context(
-        viewport={"width": width, "height": height}, color_scheme=colors, **options
+        viewport={"width": width, "height": height},
+        color_scheme=colors,
+        reduced_motion="reduce",  # what a test asks for is there at once
+        **options,
     )
     context.set_default_timeout(PATIENCE_MS)
     seen, address = Seen(context.new_page()), file.resolve().as_uri()
@@ -100,7 +105,16 @@ def opened(
         seen.dialogs.append(dialog.message)
         dialog.dismiss()
 
+    def failed(request) -> None:
+        if request.failure == "csp":
+            seen.forbidden.append(request.url)
+
+    def visited(frame) -> None:
+        seen.visits.append(frame.url)
+
     context.on("request", requested)
+    context.on("requestfailed", failed)
+    seen.page.on("framenavigated", visited)
     context.on("console", said)
     context.on("weberror", lambda error: seen.messages.append(str(error.error)))
     context.on("dialog", asked)
