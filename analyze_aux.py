@@ -50,6 +50,7 @@ from ablation.folder.answer import answer
 from ablation.folder.registration import EXPERIMENTS, newest_experiment
 from ablation.report.chapters import chapters, opening
 from ablation.report.compare import compare_logs
+from ablation.report.content import Page
 from ablation.report.drawing import FEWEST_DPI, KINDS, MOST_DPI, Paper, paper_of
 from ablation.report.evidence import Evidence, read_experiment
 from ablation.report.figures import Picture
@@ -268,11 +269,13 @@ def on_watch(args: argparse.Namespace, told: Told) -> int:
 
 def report_to(folder: Path, evidence: Evidence, paper: Paper, told: Told) -> int:
     pictures = pictures_of(evidence, paper)
-    page = page_of(evidence, status_of(evidence.standing))
 
     def text() -> str:
         not_drawn = {n: f"not drawn: {drawn.why}" for n, drawn in pictures.items() if drawn.why}
         return render(chapters(evidence, not_drawn))
+
+    def page() -> Page:
+        return page_of(evidence, status_of(evidence.standing))
 
     def write() -> Mapping[str, str]:
         return write_all(evidence, folder, pictures, page)

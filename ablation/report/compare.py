@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,9 @@ class LogComparison:
 
     def write(self, folder: Path) -> dict[str, str]:
         """Write report, runs.csv, figures and page; returns what became of each figure."""
-        page = page_of_logs(self.findings)
-        return write_texts(folder, self.figures, self.text_with, csv_of(self.rows), page)
+        table = csv_of(self.rows)
+        page = partial(page_of_logs, self.findings)
+        return write_texts(folder, self.figures, self.text_with, table, page)
 
 
 def compare_logs(

@@ -99,7 +99,7 @@ def caption_text(caption: str) -> str:
 
 
 def write_all(
-    evidence: Evidence, folder: Path, pictures: Mapping[str, Picture], page: Page
+    evidence: Evidence, folder: Path, pictures: Mapping[str, Picture], page: Callable[[], Page]
 ) -> dict[str, str]:
     """The figures, then the report, which says what became of them, the runs as a table, and the
     page. Returns the same, by file. Raises OSError where a text cannot be written."""
@@ -115,18 +115,22 @@ def write_texts(
     pictures: Mapping[str, Picture],
     text: Callable[[Mapping[str, str]], str],
     table: str,
-    page: Page,
+    page: Callable[[], Page],
 ) -> dict[str, str]:
-    """The same of any report. text: of what became of the figures."""
+    """The same of any report. text: of what became of the figures. A page that cannot be made or
+    written costs nothing else: the report's text is worth more."""
     folder.mkdir(parents=True, exist_ok=True)
     outcomes = write_figures(folder, pictures)
     write(folder / REPORT, text(outcomes).encode())
     write(folder / RUNS, table.encode())
     try:
-        write_page(folder, page)
-    except ImportError as error:
-        return {PAGE: f"not written: {error}; pip install -r requirements.txt", **outcomes}
-    return {PAGE: "drawn", **outcomes}
+        write_page(folder, page())
+        outcome = "drawn"
+    except OSError as error:
+        outcome = f"not written: {error.strerror}"
+    except Exception as error:
+        outcome = f"not written: {figures.in_a_line(error)}"
+    return {PAGE: outcome, **outcomes}
 
 
 def write_page(folder: Path, page: Page) -> None:
