@@ -176,7 +176,7 @@ def test_what_was_not_run_is_named(tmp_path):
     said = Reader(rendered(read_experiment(make(tmp_path, adaptive_plan(), most=3)))).text
     looked_at, not_run = said.partition("looked at")[2].split("not run")[:2]
     assert "aux_4, aux_6" in looked_at and "dive_w0p2" in not_run
-    assert "aux_4" not in not_run.split("Stages")[0]
+    assert "aux_4," not in not_run.split("Stages")[0]
 
 
 # ---------------------------------------------------------------------------------------------

@@ -119,6 +119,7 @@ async function drawn(plot, chart) {
   const options = {
     responsive: true, displaylogo: false, displayModeBar: false, doubleClick: "reset+autosize",
   };
+  plot.textContent = "";
   await Plotly.newPlot(plot, chart.data, layout, options);
   const name = plot.dataset.chart;
   plot.closest("figure").querySelectorAll("[data-view]").forEach((button) => {
@@ -172,7 +173,8 @@ function inWords(seconds) {
 
 function tellAge() {
   const seconds = Math.max(0, Math.round(Date.now() / 1000 - written));
-  document.getElementById("ago").textContent = `, ${inWords(seconds)} ago`;
+  const stale = reloadAfter && seconds > 180 ? " (no news since: its writer may be gone)" : "";
+  document.getElementById("ago").textContent = `, ${inWords(seconds)} ago${stale}`;
 }
 tellAge();
 setInterval(tellAge, 1000);

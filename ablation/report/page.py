@@ -62,7 +62,8 @@ def parts_of(page: Page, folder: Path) -> Iterable[str]:
     yield f'<p class="kicker">{shown(page.kicker)}</p>\n<h1>{shown(page.title)}</h1>\n'
     yield f'<p class="age">{age(page)}</p>\n</header>\n'
     yield contents_table(page.sections)
-    yield '<main>\n<section id="answer" aria-label="The answer">\n'
+    yield '<main>\n<section id="answer" aria-labelledby="answer-title">\n'
+    yield '<h2 id="answer-title" class="unseen">The answer</h2>\n'
     yield from map(draw, page.first)
     yield "</section>\n"
     for section in page.sections:
@@ -70,7 +71,7 @@ def parts_of(page: Page, folder: Path) -> Iterable[str]:
         yield f'<h2 id="{section.name}-title">{shown(section.title)}</h2>\n'
         yield from map(draw, section.contents)
         yield "</section>\n"
-    yield '</main>\n<noscript><p class="warning">The charts need JavaScript.</p></noscript>\n'
+    yield "</main>\n"
     specs = {c.name: {"data": c.data, "layout": c.layout} for c in charts}
     yield data_script("charts", "application/json", json_text(specs))
     if charts:
@@ -254,7 +255,7 @@ def chart(content: Chart) -> str:
         f'<figcaption><h3 id="chart-{name}-title">{title}</h3><p>{caption}</p></figcaption>\n'
         f"{views}"
         f'<div class="plot" data-chart="{name}" style="height:{height}px" role="img"'
-        f' aria-label="{title}: {caption}"></div>\n</figure>\n'
+        f' aria-label="{title}: {caption}">This chart needs JavaScript.</div>\n</figure>\n'
     )
 
 
