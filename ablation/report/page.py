@@ -62,7 +62,8 @@ def parts_of(page: Page, folder: Path) -> Iterable[str]:
     yield f'<p class="kicker">{shown(page.kicker)}</p>\n<h1>{shown(page.title)}</h1>\n'
     yield f'<p class="age">{age(page)}</p>\n</header>\n'
     yield contents_table(page.sections)
-    yield '<main>\n<section id="answer" aria-label="The answer">\n'
+    yield '<main>\n<section id="answer" aria-labelledby="answer-title">\n'
+    yield '<h2 id="answer-title" class="unseen">The answer</h2>\n'  # heard, not seen
     yield from map(draw, page.first)
     yield "</section>\n"
     for section in page.sections:
