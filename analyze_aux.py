@@ -6,11 +6,13 @@
     python analyze_aux.py --exp_dir DIR --watch                # keeps its page fresh
     python analyze_aux.py --logs baseline='logs/old/*.txt' --logs mine='logs/new/*.txt'
     python analyze_aux.py --logs mine=logs/new --rule speedrun
+    python analyze_aux.py --figures pdf,svg --columns 1        # for a paper, in a column of it
 
 reads the files of one experiment folder, finished or not, prints the answer, and writes
 report.html (a page to look at), analysis_report.txt, runs.csv (a row for each run) and what can be
 drawn of val_loss_comparison.png, layer_ablation.png, training_curves.png, verdict.png (adaptive
-plan) and gradient_flow.png (where runs logged gradient norms). It launches nothing, and decides as
+plan) and gradient_flow.png (where runs logged gradient norms), each with its caption, verdict.txt
+and so on. Of figures only the kinds that are asked for stay. It launches nothing, and decides as
 run_aux.py does: from the records, by the registered rules. With --logs the same is said of training
 logs, of any trainer and without an experiment: docs/logs.md. Everywhere, improvement = mean
 val_loss(baseline) - mean val_loss(arm) in nats/token: positive is good. Runs are compared within a
@@ -48,6 +50,8 @@ from ablation.folder.answer import answer
 from ablation.folder.registration import EXPERIMENTS, newest_experiment
 from ablation.report.chapters import chapters, opening
 from ablation.report.compare import compare_logs
+from ablation.report.content import Page
+from ablation.report.drawing import FEWEST_DPI, KINDS, MOST_DPI, Paper, paper_of
 from ablation.report.evidence import Evidence, read_experiment
 from ablation.report.figures import Picture
 from ablation.report.files import PAGE, REPORT, RUNS, pictures_of, write_all, write_page
@@ -86,6 +90,24 @@ TYPES: dict[str, dict] = {
 }
 
 
+OF_FIGURES: dict[str, dict] = {  # options, with how they are read
+    "figures": {
+        "metavar": "KINDS",
+        "help": f"one or more of {', '.join(KINDS)}, as in svg,pdf (default: png)",
+    },
+    "dpi": {
+        "type": int,
+        "metavar": "N",
+        "help": f"dots per inch of png, {FEWEST_DPI} to {MOST_DPI} (default: 200)",
+    },
+    "columns": {
+        "type": int,
+        "metavar": "N",
+        "help": "of a paper, as wide as figures are: 1 is 3.5 inches, 2 is 7.1 (default: 2)",
+    },
+}
+
+
 def parser() -> Parser:
     p = Parser(description="Write the report and the figures of an experiment, or of logs.")
     about = f"the experiment's folder (default: the newest in {EXPERIMENTS}/)"
@@ -96,13 +118,12 @@ def parser() -> Parser:
         p.add_argument(f"--{name}", help=f"with --logs: {about}", **TYPES.get(name, {}))
     about = f"where to write (default: there too; with --logs {COMPARISON}/)"
     p.add_argument("--output_dir", type=a_path, help=about)
-    about = (
-        "keep report.html fresh until the experiment ends: of one on another machine's disk, too"
-    )
+    about = "keep report.html fresh until the experiment ends"
     p.add_argument("--watch", action="store_true", help=about)
-    p.add_argument(
-        "--pid", type=int, metavar="N", help="with --watch: until that process has ended"
-    )
+    about = "with --watch: until that process has ended"
+    p.add_argument("--pid", type=int, metavar="N", help=about)
+    for name, how in OF_FIGURES.items():
+        p.add_argument(f"--{name}", **how)
     about = "for programs: one object of JSON on standard output, and nothing else there"
     p.add_argument("--json", action="store_true", help=about)
     return p
@@ -120,6 +141,10 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
         p.error(f"--watch is for an experiment and its page: leave out --{one_of(args)}")
     if args.pid is not None and not args.watch:
         p.error("--pid N goes with --watch")
+    try:
+        args.paper = paper_of(args.figures, args.dpi, args.columns)
+    except ValueError as error:
+        p.error(f"--{error}")
     return args
 
 
@@ -179,7 +204,7 @@ def on_logs(args: argparse.Namespace, told: Told) -> int:
         return progress(parts, total, "reading logs")
 
     try:
-        found = compare_logs(args.logs, **given, progress=shown)
+        found = compare_logs(args.logs, **given, progress=shown, paper=args.paper)
     except ValueError as error:
         return told.complain(error, exit_codes.USAGE)
     except OSError as error:
@@ -204,7 +229,7 @@ def on_experiment(args: argparse.Namespace, told: Told) -> int:
     if args.json:
         rows = [dict(row) for row in rows_of_experiment(evidence)]
         told.found = {**answer(evidence.standing, LAST_STAGE), "rows": rows}
-    return report_to(args.output_dir or evidence.exp_dir, evidence, told)
+    return report_to(args.output_dir or evidence.exp_dir, evidence, args.paper, told)
 
 
 def on_watch(args: argparse.Namespace, told: Told) -> int:
@@ -242,12 +267,15 @@ def on_watch(args: argparse.Namespace, told: Told) -> int:
     return told.code
 
 
-def report_to(folder: Path, evidence: Evidence, told: Told) -> int:
-    pictures, page = pictures_of(evidence), page_of(evidence, status_of(evidence.standing))
+def report_to(folder: Path, evidence: Evidence, paper: Paper, told: Told) -> int:
+    pictures = pictures_of(evidence, paper)
 
     def text() -> str:
         not_drawn = {n: f"not drawn: {drawn.why}" for n, drawn in pictures.items() if drawn.why}
         return render(chapters(evidence, not_drawn))
+
+    def page() -> Page:
+        return page_of(evidence, status_of(evidence.standing))
 
     def write() -> Mapping[str, str]:
         return write_all(evidence, folder, pictures, page)

@@ -585,7 +585,7 @@ FIGURES_EVERY = 200  # reports: drawing takes seconds
 
 def report(rng: random.Random, shop: Shop, folder: Path) -> None:
     before = snapshot(folder)
-    argv, allowed = ["--exp_dir", str(folder)], {files.REPORT, files.RUNS, *figures.FIGURES}
+    argv, allowed = ["--exp_dir", str(folder)], {*files.OURS}
     drawn = rng.randrange(FIGURES_EVERY) == 0
     with mock.patch.object(figures, "FIGURES", figures.FIGURES if drawn else {}):
         in_process(analyze_aux.main, argv)

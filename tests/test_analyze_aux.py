@@ -20,7 +20,16 @@ from ablation import sequential, stats
 from ablation.folder.registration import changes, digest_of, read_document
 from ablation.plan.looks import NO_EFFECT, Look, look_from
 from ablation.plan.next_step import next_step
-from ablation.report import chapters, comparisons, content, evidence, figures, files, validation
+from ablation.report import (
+    captions,
+    chapters,
+    comparisons,
+    content,
+    evidence,
+    figures,
+    files,
+    validation,
+)
 from ablation.report.text import render
 from ablation.study.overrides import NOTHING_OVERRIDDEN
 from ablation.study.profiles import PROFILES
@@ -94,14 +103,20 @@ def full(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pictures(full):
     x = evidence.read_experiment(full[0])
-    return {draw: figures.picture(draw, x) for draw in figures.FIGURES.values()}
+    return {
+        draw: figures.picture(draw, x, tell=captions.CAPTIONS[name])
+        for name, draw in figures.FIGURES.items()
+    }
 
 
 @pytest.fixture
 def drawn_once(pictures, monkeypatch):
     """The figures of `full`, for tests of where they are written and not of what they show."""
     draw_anew = figures.picture
-    known = lambda draw, evidence: pictures.get(draw) or draw_anew(draw, evidence)  # noqa: E731
+
+    def known(draw, evidence, *how):
+        return pictures.get(draw) or draw_anew(draw, evidence, *how)
+
     monkeypatch.setattr(figures, "picture", known)
 
 
@@ -933,7 +948,7 @@ def test_a_path_option_means_what_a_shell_makes_of_it(
 
 
 def test_the_answer_is_printed_before_anything_is_drawn_or_written(full, capsys, monkeypatch):
-    def killed(draw, evidence):
+    def killed(draw, evidence, *how):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(figures, "picture", killed)
@@ -1005,7 +1020,7 @@ def test_a_bug_in_a_figure_is_named_and_the_rest_is_there(
     full, drawn_once, tmp_path, capsys, monkeypatch
 ):
     exp_dir = shutil.copytree(full[0], tmp_path / "copy")
-    broken = {**figures.FIGURES, "training_curves.png": lambda x: 1 / 0}
+    broken = {**figures.FIGURES, "training_curves": lambda x: 1 / 0}
     monkeypatch.setattr(figures, "FIGURES", broken)
     assert analyze_aux.main(["--exp_dir", str(exp_dir)]) == 1
     assert drawn(exp_dir) == DECIDED - {"training_curves.png"}  # the old one would be stale

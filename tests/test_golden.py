@@ -59,7 +59,7 @@ def drawn(exp_dir: Path) -> str:
     x = read_experiment(exp_dir)
     lines = []
     for name, draw in FIGURES.items():
-        lines.append(f"== {name}")
+        lines.append(f"== {name}.png")
         try:
             with plain_matplotlib():
                 figure = draw(x)

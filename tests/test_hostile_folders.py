@@ -26,7 +26,8 @@ import run_aux
 import staged_analysis_helper
 from ablation.folder.registration import digest_of, read_document
 from ablation.report import chapters, evidence, figures
-from ablation.report.figures import FIGURES, Picture
+from ablation.report.figures import Picture
+from ablation.report.files import OF_FIGURES
 from ablation.report.text import render
 from ablation.runs.run import run_from
 from ablation.study.overrides import NOTHING_OVERRIDDEN
@@ -172,7 +173,7 @@ def foreign_files(exp_dir: Path, outside: Path) -> None:
 
 def planted_links(exp_dir: Path, outside: Path) -> None:
     """Under every name that is written: the programs' files, and temporaries as one may guess."""
-    names = ("analysis_report.txt", *FIGURES, "staged_ablation_results.json", "lock.json")
+    names = ("analysis_report.txt", *OF_FIGURES, "staged_ablation_results.json", "lock.json")
     guessed = (f".{name}.{os.getpid()}.tmp" for name in names)
     for name in (*names, *guessed):
         (exp_dir / name).unlink(missing_ok=True)
@@ -180,7 +181,7 @@ def planted_links(exp_dir: Path, outside: Path) -> None:
 
 
 def folders_of_figures(exp_dir: Path, outside: Path) -> None:
-    for name in FIGURES:
+    for name in OF_FIGURES:
         (exp_dir / name).mkdir()
 
 
@@ -329,7 +330,7 @@ def test_looking_at_a_hostile_folder(received, tmp_path, capsys, monkeypatch, ca
     (outside / "secret.json").write_text('{"secret": "0123456789"}')
     case.make(exp_dir, outside)
     untouched = state_of(outside)
-    monkeypatch.setattr(figures, "picture", lambda draw, x: Picture(b"\x89PNG"))
+    monkeypatch.setattr(figures, "picture", lambda draw, x, *how: Picture(b"\x89PNG"))
     for name, program in PROGRAMS.items():
         before = state_of(exp_dir)
         with bounded():
@@ -418,7 +419,7 @@ def test_programs_that_find_the_newest_experiment_survive_what_lies_around_it(
         other.mkdir()
         kind(other / "experiment_configs.json", tmp_path)
     (tmp_path / "experiments" / "aux_heads_20990101_999999").symlink_to("/proc/self")
-    monkeypatch.setattr(figures, "picture", lambda draw, x: Picture(b"\x89PNG"))
+    monkeypatch.setattr(figures, "picture", lambda draw, x, *how: Picture(b"\x89PNG"))
     with bounded():
         assert run_aux.main(["--status"]) == 0
         assert analyze_aux.main([]) == 0

@@ -341,7 +341,7 @@ def test_logs_without_times_are_compared_without_them(tmp_path):
     found = compare_logs(logs)
     assert found.json["comparisons"][0]["time"] is None
     assert "These logs tell no training time." in found.text
-    assert all(p.png for p in found.figures.values()), [p.why for p in found.figures.values()]
+    assert all(p.image for p in found.figures.values()), [p.why for p in found.figures.values()]
 
 
 def test_a_metric_that_is_better_higher_is_shown_as_it_is_logged(tmp_path):
@@ -368,7 +368,7 @@ def test_the_library_call_prints_nothing_and_has_all(two, capsys):
     assert list(found.rows[0]) == list(COLUMNS)
     assert len(found.rows) == 20
     assert found.text.startswith(found.answer)
-    assert found.figures["training_curves.png"].png.startswith(b"\x89PNG")
+    assert found.figures["training_curves.png"].image.startswith(b"\x89PNG")
     assert found.figures["val_loss_comparison.png"]._repr_png_() is not None
     assert json.loads(json.dumps(found.json)) == found.json
     assert capsys.readouterr() == ("", "")
@@ -395,7 +395,8 @@ def test_the_command_writes_a_report_a_table_and_figures(two, door, tmp_path):
     written = sorted(path.name for path in (tmp_path / "comparison").iterdir())
     assert written == [
         *("analysis_report.txt", "report.html", "runs.csv"),
-        *("training_curves.png", "val_loss_comparison.png"),
+        *("training_curves.png", "training_curves.txt"),
+        *("val_loss_comparison.png", "val_loss_comparison.txt"),
     ]
     rows = list(csv.DictReader(io.StringIO((tmp_path / "comparison/runs.csv").read_text())))
     assert list(rows[0]) == [

@@ -175,8 +175,8 @@ def test_the_answer_is_one_sentence_with_interval_level_and_hours(tmp_path):
 def test_what_was_not_run_is_named(tmp_path):
     said = Reader(rendered(read_experiment(make(tmp_path, adaptive_plan(), most=3)))).text
     looked_at, not_run = said.partition("looked at")[2].split("not run")[:2]
-    assert "aux_4 (1 run)" in looked_at and "dive_w0p2" in not_run
-    assert "aux_4 (" not in not_run.split("Stages")[0]
+    assert "aux_4, aux_6" in looked_at and "dive_w0p2" in not_run
+    assert "aux_4" not in not_run.split("Stages")[0]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -381,6 +381,20 @@ def test_a_full_disk_is_one_line_and_the_old_page_stays_whole(tmp_path, monkeypa
     assert capsys.readouterr().err.count("\n") == 1
     assert (exp_dir / files.PAGE).read_bytes() == before
     assert not list(exp_dir.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("error", [TypeError("a bug"), ModuleNotFoundError("No module plotly")])
+def test_a_page_that_cannot_be_made_costs_nothing_else(tmp_path, monkeypatch, capsys, error):
+    exp_dir = make(tmp_path, manual("baseline", "aux_6", seeds=(1,)))
+
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr(page, "chart", broken)
+    assert analyze_aux.main(["--exp_dir", str(exp_dir)]) == exit_codes.REFUSED
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1 and "no report.html" in err and str(error) in out
+    assert (exp_dir / files.REPORT).exists() and (exp_dir / "training_curves.png").exists()
 
 
 def test_a_page_is_written_elsewhere_and_its_links_lead_back(tmp_path, capsys):

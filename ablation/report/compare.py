@@ -12,15 +12,15 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from ablation import stats
-from ablation.report import figures
 from ablation.report.comparisons import Block, Contrast, dunnett, paired_losses, race
+from ablation.report.drawing import USUAL, Paper
 from ablation.report.figures import Picture
-from ablation.report.files import write_texts
+from ablation.report.files import pictures_of, write_texts
 from ablation.report.log_chapters import (
     Findings,
     base_of,
@@ -51,7 +51,7 @@ from ablation.runs.untrusted import is_number, printable
 from ablation.study.profiles import PROFILES, Design, check_terms
 from ablation.study.study import Metric
 
-PICTURES = ("val_loss_comparison.png", "training_curves.png")  # of the figures of an experiment
+PICTURES = ("val_loss_comparison", "training_curves")  # of the figures of an experiment
 Where = str | os.PathLike | Sequence[str | os.PathLike]  # a pattern, a folder, a file; or several
 
 
@@ -60,6 +60,7 @@ class LogComparison:
     """What groups of logs say: as a table, as a text, as figures, and for programs."""
 
     findings: Findings
+    paper: Paper = USUAL  # what its figures are drawn for
 
     @cached_property
     def rows(self) -> list[TableRow]:
@@ -87,8 +88,8 @@ class LogComparison:
 
     @cached_property
     def figures(self) -> dict[str, Picture]:
-        """By the name of its file: drawn as a PNG, or why not."""
-        return {name: figures.picture(figures.FIGURES[name], self.findings) for name in PICTURES}
+        """By the name of its file: drawn, or why not."""
+        return pictures_of(self.findings, self.paper, PICTURES)
 
     @cached_property
     def json(self) -> dict[str, Any]:
@@ -97,8 +98,9 @@ class LogComparison:
 
     def write(self, folder: Path) -> dict[str, str]:
         """Write report, runs.csv, figures and page; returns what became of each figure."""
-        page = page_of_logs(self.findings)
-        return write_texts(folder, self.figures, self.text_with, csv_of(self.rows), page)
+        table = csv_of(self.rows)
+        page = partial(page_of_logs, self.findings)
+        return write_texts(folder, self.figures, self.text_with, table, page)
 
 
 def compare_logs(
@@ -113,6 +115,7 @@ def compare_logs(
     alpha: float = 0.05,
     jobs: int = 0,
     progress: Progress | None = None,
+    paper: Paper = USUAL,
 ) -> LogComparison:
     """Compare groups of logs, by name: patterns, folders or files; the one called baseline, or else
     the first, is the baseline. A list has texts NAME=FILES in place of that.
@@ -120,7 +123,8 @@ def compare_logs(
     rule: of a community, by name or by hand. metric: as the logs name it (default val_loss).
     format: a row of the table of formats (default: each log tells). num_iterations: steps of a
     whole run, for logs that do not tell it. delta_eq: the smallest improvement of interest. alpha:
-    of two-sided tests. ValueError, in one line, for what cannot be meant or compared.
+    of two-sided tests. paper: what figures are drawn for. ValueError, in one line, for
+    what cannot be meant or compared.
     """
     if isinstance(logs, Mapping):
         groups = [group_named(name, where) for name, where in logs.items()]
@@ -135,7 +139,7 @@ def compare_logs(
     called = metric_of(read.rows, asked)
     found = Findings(read, Metric(called, unit_of(called), better), design, rules)
     found.judgements  # noqa: B018 - a rule that lacks what it needs raises here
-    return LogComparison(found)
+    return LogComparison(found, paper)
 
 
 def group_named(name: str, where: Where) -> Named:

@@ -434,16 +434,21 @@ def negated(r: stats.Ratio) -> tuple[float | None, float | None]:
 
 def mean_grad_norms(evidence: Evidence, group: ArmRuns) -> dict[int, GradNorms]:
     """Mean gradient norms by step, over the runs that logged them; of steps that all these have."""
-    named = [r.run.name for r in group.ok if r.run.name in evidence.grad_norms]
-    logged = [{norms.step: norms for norms in evidence.grad_norms[name]} for name in named]
-    logged = [norms for norms in logged if depth(norms) == depth(logged[0])]
-    steps = sorted(set.intersection(*map(set, logged))) if logged else []
+    runs = logged_norms(evidence, group)
+    steps = sorted(set.intersection(*map(set, runs))) if runs else []
 
     def mean(step: int, name: str) -> tuple[float, ...]:
-        columns = zip(*(getattr(norms[step], name) for norms in logged), strict=True)
+        columns = zip(*(getattr(norms[step], name) for norms in runs), strict=True)
         return tuple(stats.mean_sd(column)[0] for column in columns)
 
     return {step: GradNorms(step, mean(step, "main"), mean(step, "total")) for step in steps}
+
+
+def logged_norms(evidence: Evidence, group: ArmRuns) -> list[dict[int, GradNorms]]:
+    """The norms by step of each finished run that logged them, of models that are equally deep."""
+    named = [r.run.name for r in group.ok if r.run.name in evidence.grad_norms]
+    logged = [{norms.step: norms for norms in evidence.grad_norms[name]} for name in named]
+    return [norms for norms in logged if depth(norms) == depth(logged[0])]
 
 
 def depth(norms: Mapping[int, GradNorms]) -> int:

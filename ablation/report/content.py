@@ -196,3 +196,5 @@ def numbered(
         yield from chapter(of)
     yield Heading(f"{len(chapters) + 1}. Figures")
     yield from (Figure(name, outcome) for name, outcome in figures.items())
+    if "drawn" in figures.values():
+        yield Paragraph("Beside each figure lies its caption, a text of the same name.", Role.NOTE)

@@ -4,20 +4,27 @@ import contextlib
 import os
 import secrets
 import stat
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from ablation.report import figures
+from ablation.report.captions import CAPTIONS
 from ablation.report.chapters import report
 from ablation.report.content import Page
-from ablation.report.evidence import Evidence
+from ablation.report.drawing import KINDS, USUAL, Paper
+from ablation.report.evidence import Compared, Evidence
 from ablation.report.figures import Picture
 from ablation.report.page import render as page_text
 from ablation.report.table import csv_of, rows_of_experiment
 from ablation.report.text import render
+from ablation.runs.untrusted import printable
 
 REPORT, RUNS, PAGE = "analysis_report.txt", "runs.csv", "report.html"
-OURS = (REPORT, RUNS, PAGE, *figures.FIGURES)  # all that is written
+CAPTION = "txt"  # how the name of a caption's file ends
+OF_FIGURES = tuple(f"{name}.{kind}" for name in figures.FIGURES for kind in (*KINDS, CAPTION))
+OURS = (REPORT, RUNS, PAGE, *OF_FIGURES)  # all that is written
+WIDTH = 90  # columns of a caption: chosen, as an editor or a mail shows it
 
 
 def write(path: Path, data: bytes) -> None:
@@ -42,28 +49,57 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
-def pictures_of(evidence: Evidence) -> dict[str, Picture]:
-    """Every figure, by the name of its file: drawn, or why not."""
-    return {name: figures.picture(draw, evidence) for name, draw in figures.FIGURES.items()}
+def pictures_of(
+    evidence: Compared, paper: Paper = USUAL, names: Iterable[str] | None = None
+) -> dict[str, Picture]:
+    """Figures by the names of their files: drawn, or why not. names: of FIGURES, or else all."""
+    return {
+        f"{name}.{kind}": figures.picture(
+            figures.FIGURES[name], evidence, kind, paper, CAPTIONS[name]
+        )
+        for name in (figures.FIGURES if names is None else names)
+        for kind in paper.kinds
+    }
 
 
 def write_figures(folder: Path, pictures: Mapping[str, Picture]) -> dict[str, str]:
-    """What became of each, for the report; what was not drawn leaves no older one behind."""
+    """What became of each, for the report. Beside a figure lies its caption; what was not drawn
+    leaves no older one behind, of whatever kind."""
     outcomes = {}
-    for name, drawn in pictures.items():
-        try:
-            if drawn.png:
-                write(folder / name, drawn.png)
-            else:
-                remove(folder / name)
-            outcomes[name] = f"not drawn: {drawn.why}" if drawn.why else "drawn"
-        except OSError as error:
-            outcomes[name] = f"not written: {error.strerror}"
+    for stem in dict.fromkeys(Path(name).stem for name in pictures):
+        there = {name: pictures.get(name, Picture()) for name in (f"{stem}.{k}" for k in KINDS)}
+        for name, drawn in there.items():
+            outcome = placed(folder / name, drawn.image)
+            if name in pictures or outcome != "drawn":
+                outcomes[name] = f"not drawn: {drawn.why}" if drawn.why else outcome
+        written = [drawn for name, drawn in there.items() if outcomes.get(name) == "drawn"]
+        if not written and any((folder / name).is_file() for name in there):
+            continue  # an older figure that could not be written over has its own caption
+        caption = caption_text(written[0].caption) if written else ""
+        if (outcome := placed(folder / f"{stem}.{CAPTION}", caption.encode())) != "drawn":
+            outcomes[f"{stem}.{CAPTION}"] = outcome
     return outcomes
 
 
+def placed(path: Path, data: bytes) -> str:
+    """Write a file, or take an older one away where there is nothing to write; in words."""
+    try:
+        if data:
+            write(path, data)
+        else:
+            remove(path)
+    except OSError as error:
+        return f"not written: {error.strerror}"
+    return "drawn"
+
+
+def caption_text(caption: str) -> str:
+    """As a file: lines that any editor shows. A name in it is at most as long as it is drawn."""
+    return "\n".join(textwrap.wrap(printable(caption, limit=20_000), WIDTH)) + "\n"
+
+
 def write_all(
-    evidence: Evidence, folder: Path, pictures: Mapping[str, Picture], page: Page
+    evidence: Evidence, folder: Path, pictures: Mapping[str, Picture], page: Callable[[], Page]
 ) -> dict[str, str]:
     """The figures, then the report, which says what became of them, the runs as a table, and the
     page. Returns the same, by file. Raises OSError where a text cannot be written."""
@@ -79,18 +115,22 @@ def write_texts(
     pictures: Mapping[str, Picture],
     text: Callable[[Mapping[str, str]], str],
     table: str,
-    page: Page,
+    page: Callable[[], Page],
 ) -> dict[str, str]:
-    """The same of any report. text: of what became of the figures."""
+    """The same of any report. text: of what became of the figures. A page that cannot be made or
+    written costs nothing else: the report's text is worth more."""
     folder.mkdir(parents=True, exist_ok=True)
     outcomes = write_figures(folder, pictures)
     write(folder / REPORT, text(outcomes).encode())
     write(folder / RUNS, table.encode())
     try:
-        write_page(folder, page)
-    except ImportError as error:
-        return {PAGE: f"not written: {error}; pip install -r requirements.txt", **outcomes}
-    return {PAGE: "drawn", **outcomes}
+        write_page(folder, page())
+        outcome = "drawn"
+    except OSError as error:
+        outcome = f"not written: {error.strerror}"
+    except Exception as error:
+        outcome = f"not written: {figures.in_a_line(error)}"
+    return {PAGE: outcome, **outcomes}
 
 
 def write_page(folder: Path, page: Page) -> None:

@@ -29,6 +29,7 @@ from ablation.report.comparisons import (
     blocks_of,
     depth,
     left_out,
+    logged_norms,
     matched,
     mean_grad_norms,
     reference,
@@ -41,9 +42,16 @@ from ablation.report.drawing import (
     BLACK,
     WORSE,
     NothingToDraw,
-    legend_entries,
+    folded,
+    height_of,
+    improvement_entries,
+    inches,
+    is_narrow,
+    legend_below,
     new_figure,
-    plain,
+    note_points,
+    numbered_ticks,
+    width,
     with_unit,
 )
 from ablation.report.evidence import Compared, Evidence, GradNorms
@@ -86,76 +94,109 @@ def draw_layers(evidence: Evidence):
     layers are tapped: one head, two, more. A stage without a baseline is shown beside the placement
     that it chose, which is the best by chance too: bars are mostly below zero."""
     block, base, groups = placements(evidence)
-    found = {group.key: within_seeds(base, group) for group in groups}
-    figure, axes = new_figure(
-        (max(7, 3 + 0.8 * len(groups)), 7.5), 2, 1, sharex=True, height_ratios=(3, 2)
+    slot = (width() - 0.75) / len(groups)  # inches
+    if slot < NARROWEST:
+        raise NothingToDraw(
+            f"{len(groups)} placements are too many for a figure {width():g} in wide"
+        )
+    labels = [about_placement(base, group) for group in groups]
+    title = "\n".join(
+        folded(line, width() - 0.85) for line in about_placements(block, base, groups)
     )
+    height = (3.0 if is_narrow() else 3.6) + height_of(title)
+    figure, axes = new_figure(height, 2, 1, sharex=True, height_ratios=(3, 2))
     effect, taps = axes[:, 0]
-    effect.axhline(0, color=BLACK, linewidth=1.5)
+    effect.axhline(0, color=BLACK, linewidth=1)
     base_sd = base.mean_sd()[1] if base is block.baseline else None
     if base_sd is not None:
         effect.axhspan(-base_sd, base_sd, color=BLACK, alpha=0.12, linewidth=0)
     for k, group in enumerate(groups):
         colour = draw_placement(effect, k, base, group)
         layers = tap_layers(group.arm)
-        taps.plot([k] * len(layers), layers, "-o", color=colour, markersize=10)
+        taps.plot([k] * len(layers), layers, "-o", color=colour, markersize=min(5, 30 * slot))
     effect.use_sticky_edges = False  # room on both sides of zero
     effect.autoscale_view(scalex=False)
-    effect.set_title("\n".join(about_placements(block, base, groups)))
+    effect.set_title(title)
     effect.set_ylabel(with_unit("improvement", evidence.metric))
-    numbers = [len(pairs.arm) if (pairs := found[g.key]) else 0 for g in groups]
-    draw_taps(taps, groups, numbers, evidence.standing.experiment.profile.own_scale.n_layer)
+    draw_taps(taps, labels, evidence.standing.experiment.profile.own_scale.n_layer)
     figure.align_ylabels()
-    line = "baseline's mean" if base is block.baseline else plain(base.label)
-    entries = legend_entries(line, band=base_sd is not None)
-    figure.legend(handles=entries, loc="outside lower center", ncols=2)
+    line = "baseline's mean" if base is block.baseline else base.label
+    entries = improvement_entries(line, band=base_sd is not None)
+    legend_below(figure, entries, [entry.get_label() for entry in entries])
     return figure
 
 
+NARROWEST = 0.13  # inches for a placement: a line of 7 points, upright beside the next
+
+
 def draw_placement(ax, k: int, base: ArmRuns, group: ArmRuns) -> str:
-    """The bar and points of one placement, with what they leave out; returns its colour."""
-    found, is_base = within_seeds(base, group), base.arm.configuration == group.arm.configuration
+    """The bar and points of one placement; returns its colour."""
+    found = within_seeds(base, group)
     improvements = found.improvements if found else []
     colour = BLACK if not found else BETTER if found.improvement > 0 else WORSE
     if found:
         ax.bar(k, found.improvement, width=0.6, color=colour, alpha=0.5)
-    words = left_out(group, len(group.losses) if is_base else len(improvements))
-    if words := ", ".join(filter(None, ("the others' zero" if is_base else "", words))):
-        where = (k + 0.4 if found else k, 0.1)  # beside the bar, if there is one
-        at = {"transform": ax.get_xaxis_transform(), "ha": "center", "va": "bottom"}
-        at["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
-        ax.text(*where, words, rotation=90, fontsize=11, **at)
     ax.plot([k] * len(improvements), improvements, **A_RUN)
     return colour
 
 
-def draw_taps(ax, groups: Sequence[ArmRuns], numbers: Sequence[int], n_layer: int) -> None:
-    """Axes of the map of layers; numbers: of seeds on which each placement is compared."""
-    labels = [
-        f"{', '.join(map(str, tap_layers(group.arm)))}\nn = {n}"
-        if n
-        else ", ".join(map(str, tap_layers(group.arm)))
-        for group, n in zip(groups, numbers, strict=True)
-    ]
+def about_placement(base: ArmRuns, group: ArmRuns) -> list[str]:
+    """What stands below it: its layers, how many seeds are compared, what is left out."""
+    words, found = [", ".join(map(str, tap_layers(group.arm)))], within_seeds(base, group)
+    if base.arm.configuration == group.arm.configuration:
+        words.append("others' zero")
+    elif found:
+        few = len(found.arm) < len(group.losses)
+        words.append(f"n = {len(found.arm)}" + (f" of {len(group.losses)}" if few else ""))
+    return [*words, *([f"✕ {group.lost}"] if group.lost else [])]
+
+
+def draw_taps(ax, labels: Sequence[Sequence[str]], n_layer: int) -> None:
+    """Axes of the map of layers; labels: of the placements."""
+    slot = (width() - 0.85) / len(labels) - 0.06
+    wide = max(inches(word, note_points()) for words in labels for word in words)
+    between, turned = ("\n", 0) if wide < slot else ("; ", 90)
     ax.set_ylabel("tap layer")
     ax.set_ylim(0.3, n_layer - 0.3)
-    ax.set_yticks(range(2, n_layer, 2))
-    ax.set_yticks(range(1, n_layer, 2), minor=True)
-    ax.set_xticks(range(len(groups)), labels)
-    ax.set_xlim(-0.6, len(groups) - 0.4)
-    ax.set_xlabel("tap layers of the heads; n: seeds compared")
-    ax.grid(axis="y", which="both", alpha=0.3)
+    ax.set_yticks(range(2, n_layer, 2 if n_layer <= 16 else -(-n_layer // 8)))
+    ax.set_yticks(range(1, n_layer, 1 if n_layer <= 16 else n_layer), minor=True)
+    ax.set_xticks(range(len(labels)), list(map(between.join, labels)), rotation=turned)
+    ax.set_xlim(-0.6, len(labels) - 0.4)
+    ax.set_xlabel("tap layers of the heads; n: seeds compared, of those that finished")
+    ax.grid(axis="y", which="both", alpha=0.3, linewidth=0.5)
 
 
 def about_placements(block: Block, base: ArmRuns, groups: Sequence[ArmRuns]) -> Iterator[str]:
     """The title's lines: what is drawn, compared with what, on which seeds."""
     yield block.title
-    yield plain(settings_beside(groups[0].arm))
+    yield settings_beside(groups[0].arm)
     if base is not block.baseline:
-        yield f"no baseline: compared with {plain(base.label)}, the best of these"
+        yield f"no baseline: compared with {base.label}, the best of these"
     others = [g for g in groups if g.arm.configuration != base.arm.configuration]
     if len({frozenset(g.seeds & base.seeds) for g in others}) > 1:
         yield ON_OTHER_SEEDS
+
+
+def tell_layers(evidence: Evidence) -> str:
+    """The caption of the placements."""
+    block, base, groups = placements(evidence)
+    metric, own = evidence.metric, base is block.baseline
+    parts = []
+    for group in groups:
+        found, label = within_seeds(base, group), about_placement(base, group)
+        size = f" {found.improvement:+.4f}" if found else ""
+        parts.append(f"layers {label[0]}{size} {' '.join(label[1:])}")
+    line = "the baseline" if own else f"{base.label}, the best of these,"
+    sd = own and base.mean_sd()[1] is not None
+    band = f" The grey band is ± one sd of the baseline's {len(base.losses)} runs." if sd else ""
+    unit = f" in {metric.unit}" if metric.unit else ""
+    return (
+        f"Improvement of {metric.words} by the layers that heads tap; {block.title},"
+        f" {settings_beside(groups[0].arm)}. Bars are means and circles single runs, each against"
+        f" {line} on its seed, {metric.difference}{unit}; positive is good, and the map below shows"
+        f" the layers.{band} n, the seeds compared: {'; '.join(parts)}. No interval is drawn, and"
+        " nothing is tested."
+    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -190,8 +231,10 @@ def draw_gradients(evidence: Evidence):
     moments = list(dict.fromkeys(chosen))
     from matplotlib.ticker import LogLocator
 
+    title = folded(about_gradients(evidence, block, group), width() - 0.2)
+    height = (3.2 if is_narrow() else 4.2) + height_of(title)
     shape = {"height_ratios": (5, 4), "sharex": "row", "sharey": "row"}
-    figure, axes = new_figure((12, 8.5), 2, len(moments), **shape)
+    figure, axes = new_figure(height, 2, len(moments), **shape)
     lines = (
         ("baseline", base, "total", BLACK, "-"),
         (f"{group.label}, its main loss alone", arm, "main", BETTER, "--"),
@@ -200,15 +243,15 @@ def draw_gradients(evidence: Evidence):
     for ax, step in zip(axes[0], moments, strict=True):
         for label, norms, name, colour, dashes in lines:
             values = [v if v > 0 else math.nan for v in getattr(norms[step], name)]
-            style = {"color": colour, "marker": "o", "markersize": 5, "linewidth": 2}
+            style = {"color": colour, "marker": "o", "markersize": 2.5}
             ax.plot(range(1, len(values) + 1), values, dashes, label=label, **style)
         for tap in tap_layers(group.arm):
-            ax.axvline(tap, color=BLACK, linewidth=1, linestyle=":")
+            ax.axvline(tap, color=BLACK, linewidth=0.8, linestyle=":")
         ax.set_yscale("log")
         ax.minorticks_off()
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        ax.set_xticks(range(2, len(values) + 1, 2))
+        ax.set_xticks(numbered_ticks(len(values), 4 if is_narrow() else 8))
         ax.set_xlabel("block")
         ax.set_title(f"step {step}")
     axes[0, 0].set_ylabel("gradient norm")
@@ -216,10 +259,31 @@ def draw_gradients(evidence: Evidence):
     for ax in axes[1]:
         ax.remove()
     draw_ratios(figure, axes[1, 0].get_gridspec()[1, :], base, group, arm, steps)
-    figure.legend(*entries, loc="outside lower center", ncols=3)
-    title = f"{block.title}: {plain(group.arm.label)}; dotted: taps"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13)
+    legend_below(figure, *entries, handlelength=3)
+    points = figure.axes[0].title.get_fontsize()
+    figure.suptitle(title, x=0.01, ha="left", fontsize=points)
     return figure
+
+
+def about_gradients(evidence: Evidence, block: Block, group: ArmRuns) -> str:
+    """The title: of which runs the norms are means."""
+    sides = matched(block, group)
+    assert sides is not None  # they have norms
+    base, arm = (len(logged_norms(evidence, side)) for side in sides)
+    return f"{block.title}: {group.arm.label}; n = {arm} and {base} baseline; dotted: taps"
+
+
+def tell_gradients(evidence: Evidence) -> str:
+    """The caption of the gradients."""
+    block, base, group, arm = gradient_pair(evidence)
+    steps = sorted(base.keys() & arm.keys())
+    return (
+        f"Gradient norms of each block of the model: {about_gradients(evidence, block, group)}."
+        " Above, by depth at up to three steps, of the total loss (solid) and of the arm's main"
+        " loss alone (dashed), on a logarithmic axis. Below, the arm's total norm over the"
+        f" baseline's at each of {len(steps)} logged steps; white is equal. Lines are means over"
+        " the runs that logged norms, on the seeds that both have; no interval is drawn."
+    )
 
 
 def draw_ratios(
@@ -227,6 +291,7 @@ def draw_ratios(
 ) -> None:
     """Arm over baseline, by block and step; white is equal, and twice is as far as half."""
     import numpy as np
+    from matplotlib.ticker import MaxNLocator
 
     norms = np.array([[side[step].total for step in steps] for side in (arm, base)])
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -239,12 +304,15 @@ def draw_ratios(
     rows = np.arange(len(ratios) + 1) + 0.5
     image = ax.pcolormesh(edges, rows, ratios, cmap="PuOr", vmin=-most, vmax=most)
     for tap in tap_layers(group.arm):
-        ax.axhline(tap, color=BLACK, linewidth=1, linestyle=":")
+        ax.axhline(tap, color=BLACK, linewidth=0.8, linestyle=":")
     ax.set_xlabel("steps")
     ax.set_ylabel("block")
-    ax.set_yticks(range(2, len(ratios) + 1, 2))
+    ax.set_yticks(numbered_ticks(len(ratios), 6))
     bar = figure.colorbar(image, ax=ax, pad=0.01)
-    bar.set_label("arm, heads included / baseline", fontsize=11)
+    bar.set_label("arm / baseline")
+    bar.outline.set_linewidth(0.6)
+    bar.locator = MaxNLocator(4)
+    bar.update_ticks()
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{2**value:.2f}")
 
 

@@ -171,17 +171,14 @@ def tested_rows(evidence: Evidence) -> Iterator[tuple[str, object]]:
         label = block.arms[0].arm.label if block else ""
         tested = f"{label}; on {n} seeds used nowhere else, each with its baseline"
         yield "tested", tested if block else "nothing yet: only stage 4 tests"
-    latest = evidence.records.latest().values()
-    ran = {r.run.arm.configuration for r in latest if r.has_outcome}
-    seen = Counter(
-        r.run.arm.name
-        for r in latest
-        if r.has_outcome and r.run.stage != 4 and not r.run.arm.is_baseline
-    )
-    runs = [f"{name} ({n} run{'s' if n > 1 else ''})" for name, n in seen.items()]
+    outcomes = [r.run for r in evidence.records.latest().values() if r.has_outcome]
+    looked = Counter(run.arm.name for run in outcomes if run.stage != 4 and run.arm.configuration)
+    runs = [name if n == 1 else f"{name} ({n} runs)" for name, n in looked.items()]
     yield "looked at", listed(runs[:MOST_NAMED], cut_short=len(runs) > MOST_NAMED)
+    ran = {run.arm.configuration for run in outcomes} | {run.arm.name for run in outcomes}
     study = evidence.study
-    without = [a.name for a in (*study.arms, *study.refinements) if a.configuration not in ran]
+    without = [a.name for a in (*study.arms, *study.refinements)
+               if not ran & {a.configuration, a.name}]  # fmt: skip
     if not evidence.changed:
         yield "not run", listed(without[:MOST_NAMED], cut_short=len(without) > MOST_NAMED)
 
@@ -289,7 +286,11 @@ SECTIONS: Mapping[str, tuple[str, tuple[Part, ...]]] = {
     "curves": ("Curves", (picture(charts.curves),)),
     "arms": (
         "Arms against their baseline",
-        (picture(charts.effects), folded("Every number", chapters.compared)),
+        (
+            picture(charts.effects),
+            picture(charts.layers),
+            folded("Every number", chapters.compared),
+        ),
     ),
     "hours": (
         "Time and hours",

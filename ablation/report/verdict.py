@@ -14,9 +14,14 @@ from ablation.report.drawing import (
     WORSE,
     NothingToDraw,
     Style,
+    folded,
+    height_of,
+    is_narrow,
+    legend_below,
     new_figure,
-    plain,
+    numbered_ticks,
     signed,
+    width,
     with_margin,
     with_unit,
 )
@@ -41,7 +46,9 @@ def draw_verdict(evidence: Evidence):
     block = decided_pairs(evidence)
     looks, n = evidence.looks, len(block.groups[0].runs)
     shape = {"sharex": True, "height_ratios": (2, 3)} if looks else {}
-    figure, axes = new_figure((9, 8 if looks else 6), 2 if looks else 1, 1, **shape)
+    title = verdict_title(evidence, block)
+    height = (4.2 if looks else 2.6) + height_of(title)
+    figure, axes = new_figure(height, 2 if looks else 1, 1, **shape)
     above, below = axes[0, 0], axes[-1, 0]
     draw_regions(above, evidence.design)
     values = draw_pairs(above, evidence.metric, block)
@@ -55,13 +62,13 @@ def draw_verdict(evidence: Evidence):
         above.set_xlabel("pairs, in the order of their seeds, and their mean")
     above.set_ylim(*with_margin([-evidence.design.delta_eq, evidence.design.delta_eq, *values]))
     above.set_xlim(0.4, n + (0.6 if looks else 1.6))
-    above.set_xticks([k for k in range(1, n + 1) if n <= 20 or k == 1 or k % 10 == 0])
+    above.set_xticks(numbered_ticks(n, 10 if is_narrow() else 20))
     above.set_ylabel(with_unit("difference of a pair", evidence.metric))
-    above.set_title(verdict_title(evidence, block))
+    above.set_title(title)
     figure.align_ylabels()
     entries = dict(zip(*reversed(below.get_legend_handles_labels()), strict=True))
     entries |= dict(zip(*reversed(above.get_legend_handles_labels()), strict=True))
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=2)
+    legend_below(figure, list(entries.values()), list(entries))
     return figure
 
 
@@ -83,10 +90,10 @@ def draw_regions(ax, d: Design) -> None:
     if d.noise_known:
         about = f"no meaningful effect: within ±{d.delta_eq:g}"
         ax.axhspan(-d.delta_eq, d.delta_eq, color=BLACK, alpha=0.1, linewidth=0, label=about)
-    ax.axhline(0, color=BLACK, linewidth=1.5)
+    ax.axhline(0, color=BLACK, linewidth=1)
     if not d.noise_known:
         return
-    target = {"color": PALETTE[2], "linewidth": 2, "linestyle": "--"}
+    target = {"color": PALETTE[2], "linewidth": 1.2, "linestyle": "--"}
     ax.axhline(d.delta_target, label=f"target: {d.delta_target:g}", **target)
 
 
@@ -102,7 +109,7 @@ def draw_pairs(ax, metric: Metric, block: Block) -> list[float]:
     both = [(k, b.final_loss - a.final_loss) for k, b, a in pairs if b.status == a.status == "ok"]
     if both:
         difference = "baseline - arm" if metric.sign > 0 else "arm - baseline"
-        size = 8 if len(both) <= 30 else 5
+        size = 4.5 if len(both) <= 30 else 3
         points = zip(*both, strict=True)
         ax.plot(*points, label=f"one pair: {difference}", markersize=size, **A_RUN)
     lost = {  # a run that diverged is worse than any loss
@@ -111,7 +118,7 @@ def draw_pairs(ax, metric: Metric, block: Block) -> list[float]:
     }
     for about, (height, colour, numbers) in lost.items():
         if numbers:
-            cross = {"transform": ax.get_xaxis_transform(), "markersize": 11, "clip_on": False}
+            cross = {"transform": ax.get_xaxis_transform(), "markersize": 6, "clip_on": False}
             at = [height] * len(numbers)
             ax.plot(numbers, at, "X", color=colour, label=about, zorder=5, **cross)
     return [difference for _, difference in both]
@@ -125,10 +132,10 @@ def draw_one_test(ax, evidence: Evidence, block: Block, at: int) -> list[float]:
         return []
     improvement = found.comparison.improvement
     if interval is None:
-        ax.plot([at], [improvement], markersize=8, label="improvement, no interval", **A_RANKED)
+        ax.plot([at], [improvement], label="improvement, no interval", **A_RANKED)
         return [improvement]
     reach, about = interval[1] - improvement, f"improvement, with Welch's {kind} interval"
-    bar = {"fmt": "o", "color": BETTER, "elinewidth": 2, "capsize": 5, "markersize": 8}
+    bar = {"fmt": "o", "color": BETTER, "elinewidth": 1.2, "capsize": 3, "markersize": 4.5}
     ax.errorbar([at], [improvement], [reach], label=about, **bar)
     return [improvement, *interval]
 
@@ -146,14 +153,19 @@ def draw_looks(ax, evidence: Evidence) -> None:
     if other := [point for point in every if point[0] not in with_interval]:
         about = "improvement of runs that finished; ranks decide"
         about = "improvement, no spread" if evidence.looks[-1].p is None else about
-        ax.plot(*zip(*other, strict=True), markersize=8, label=about, **A_RANKED)
+        ax.plot(*zip(*other, strict=True), label=about, **A_RANKED)
     if without := [look.n for look in evidence.looks if look.improvement is None]:
-        cross = {"transform": ax.get_xaxis_transform(), "markersize": 11, "clip_on": False}
+        cross = {"transform": ax.get_xaxis_transform(), "markersize": 6, "clip_on": False}
         about = "a look: no pair of which both finished; ranks decide"
         ax.plot(without, [0] * len(without), "x", color=BLACK, label=about, zorder=5, **cross)
     fell = next((look for look in evidence.looks if look.verdict), None)
     if fell and fell.improvement is not None:
-        ring = {"markersize": 17, "markerfacecolor": "none", "markeredgewidth": 2, "clip_on": False}
+        ring = {
+            "markersize": 10,
+            "markerfacecolor": "none",
+            "markeredgewidth": 1.2,
+            "clip_on": False,
+        }
         about = "the look at which the verdict fell"
         ax.plot([fell.n], [fell.improvement], "o", color=BLACK, label=about, **ring)
     d, later = evidence.design, looks[len(looks) // 2 :]
@@ -167,28 +179,29 @@ def draw_intervals(ax, looks: list[Look], d: Design) -> None:
     ns, middle = [look.n for look in looks], [look.improvement for look in looks]
     reach = [look.reach or 0.0 for look in looks]
     thin = min(1.0, 20 / len(looks))  # of 20 looks and fewer, each is told apart
-    bound = {"color": WORSE, "linestyle": ":", "linewidth": 2, "marker": "_"}
-    bound["markersize"] = 14 * thin
+    bound = {"color": WORSE, "linestyle": ":", "linewidth": 1.2, "marker": "_"}
+    bound["markersize"] = 8 * thin
     ax.plot(ns, reach, label="bound: improves above, harmful below", **bound)
     ax.plot(ns, [-r for r in reach], **bound)
     bar = {"fmt": "none", "color": BETTER}
     wide = f"sequential {level(d.alpha)} interval"
     narrow = f"sequential {level(2 * d.alpha)} interval, for equivalence"
     eq_reach = [look.eq_reach for look in looks]
-    ax.errorbar(ns, middle, eq_reach, alpha=0.35, elinewidth=9 * thin, label=narrow, **bar)
-    ax.errorbar(ns, middle, reach, elinewidth=2 * thin, capsize=5 * thin, label=wide, **bar)
+    ax.errorbar(ns, middle, eq_reach, alpha=0.35, elinewidth=5 * thin, label=narrow, **bar)
+    ax.errorbar(ns, middle, reach, elinewidth=1.2 * thin, capsize=3 * thin, label=wide, **bar)
     for name, (marker, whose) in MARKERS.items():
         mine = [(look.n, look.improvement) for look in looks if look.decides.name == name]
         if mine:
             about = f"improvement; the interval is {whose}"
-            size = {"markersize": max(3.0, 8 * thin), "label": about}
+            size = {"markersize": max(2.0, 4.5 * thin), "label": about}
             ax.plot(*zip(*mine, strict=True), marker, color=BETTER, **size)
 
 
 def verdict_title(evidence: Evidence, block: Block) -> str:
     decision = evidence.decisions[4]
-    arm = plain(decision.chosen.label) if decision.chosen else "the arm"
+    arm = decision.chosen.label if decision.chosen else "the arm"
     found = contrast(block, block.arms[0]).comparison
     improvement = evidence.looks[-1].improvement if evidence.looks else found and found.improvement
     estimate = "a whole arm diverged" if improvement is None else signed(improvement)
-    return f"{plain(decision.title)}\n{arm}: {estimate} at n = {len(pairs_of(block))} pairs"
+    words = (decision.title, f"{arm}: {estimate} at n = {len(pairs_of(block))} pairs")
+    return "\n".join(folded(line, width() - 0.75) for line in words)
