@@ -145,6 +145,7 @@ def look(browser, page_named):
         def get(name, width=1280, height=800, colors="light", unfolded=False):
             if name not in windows:
                 windows[name] = stack.enter_context(opened(browser, page_named(name)))
+                drawn(windows[name])
             seen = windows[name]
             seen.page.set_viewport_size({"width": width, "height": height})
             seen.page.emulate_media(media="screen", color_scheme=colors)
@@ -313,6 +314,11 @@ def test_on_a_phone_only_tables_scroll_sideways(look, name, width):
     page = look(name, width, 844, unfolded=True).page
     assert page.evaluate(probes.TOO_WIDE) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_chart_keeps_its_scale_when_its_window_changes_and_after_printing(look):
+    look("adaptive", 1440, 900).page.pdf(format="A4")
+    assert look("adaptive", 390, 844).page.evaluate(probes.SCALES) == [1]
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)

@@ -137,16 +137,19 @@ async function drawn(plot, chart) {
     if (names.some((each) => /range/.test(each) && !/autorange/.test(each))) plot.dataset.zoomed = "yes";
     if (names.some((each) => /autorange/.test(each))) delete plot.dataset.zoomed;
   });
-  shape(plot);
 }
 
-function shape(plot) { // on paper a chart is as wide as the paper
+function shape(plot) { // on paper a chart is as wide as the paper; on a screen plotly sees to that
   const size = plot._fullLayout;
   plot.querySelectorAll(".main-svg").forEach((svg) =>
     svg.setAttribute("viewBox", `0 0 ${size.width} ${size.height}`));
   plot.style.setProperty("--shape", `${size.width} / ${size.height}`);
 }
+function unshape(plot) {
+  plot.querySelectorAll(".main-svg").forEach((svg) => svg.removeAttribute("viewBox"));
+}
 addEventListener("beforeprint", () => plots.filter((plot) => plot._fullLayout).forEach(shape));
+addEventListener("afterprint", () => plots.forEach(unshape));
 
 async function draw() {
   const charts = JSON.parse(document.getElementById("charts").textContent);

@@ -35,6 +35,10 @@ DRAWN = """() => [...document.querySelectorAll(".plot")].every((plot) =>
   plot.querySelector(".main-svg") && plot._fullLayout
   && Math.abs(plot._fullLayout.width - plot.clientWidth) < 2)"""
 
+# By how much charts are drawn larger than plotly meant, all different values: 1 is as meant.
+SCALES = """() => [...new Set([...document.querySelectorAll(".plot .main-svg")].map(
+  (svg) => Math.round(100 * svg.getScreenCTM().a) / 100))]"""
+
 # Opens or closes all that folds, and goes back to the beginning.
 FOLD = """(open) => {
   document.querySelectorAll("details").forEach((each) => { each.open = open; });
