@@ -181,6 +181,7 @@ def logs(tmp_path_factory):
 def test_a_hostile_name_stays_text_everywhere(logs):
     found = drawn(logs)
     assert set(found) == {"effects", "curves"}
+    assert json.dumps([[c.data, c.layout] for c in found.values()], allow_nan=False)
     said = [t for c in found.values() for t in texts_in([c.data, c.layout])]
     assert any("&lt;b&gt;bold" in t for t in said)
     for text in said:
@@ -275,23 +276,24 @@ def test_a_plan_of_one_test_has_one_interval_beside_its_pairs(world):
     assert f"{found.low:+.4f} to {found.high:+.4f}" in trace["hovertext"][0]
 
 
-def shapes_named(chart) -> dict[str, dict]:
-    return {s.get("name", ""): s for s in chart.layout["shapes"]}
-
-
-def test_what_matters_is_a_band_and_the_target_a_line(world):
+def test_what_matters_is_a_band_and_zero_and_target_are_lines(world):
     x = world("adaptive")
-    shapes = shapes_named(charts.verdict(x))
-    band = shapes["no meaningful effect: within ±0.005"]
+    chart = charts.verdict(x)
+    (band,) = chart.layout["shapes"]
     assert (band["y0"], band["y1"]) == (-x.design.delta_eq, x.design.delta_eq)
-    assert shapes["target: 0.02"]["y0"] == x.design.delta_target
-    assert shapes[""]["y0"] == shapes[""]["y1"] == 0
+    assert band["name"] == "no meaningful effect: within ±0.005"
+    target = named(chart, "target: 0.02")
+    assert target["y"] == [x.design.delta_target] * 2 and target["line"]["dash"] == "dash"
+    assert [0, 0] in [list(t["y"]) for t in chart.data]
+    for t in (target, *(t for t in chart.data if list(t["y"]) == [0, 0])):
+        assert list(t["x"]) == chart.layout["xaxis"]["range"]
 
 
-def test_without_a_known_noise_neither_is_drawn(world):
+def test_without_a_known_noise_neither_band_nor_target_is_drawn(world):
     x = world("adaptive")
-    x = replace(x, design=replace(x.design, noise_known=False))
-    assert set(shapes_named(charts.verdict(x))) == {""}
+    chart = charts.verdict(replace(x, design=replace(x.design, noise_known=False)))
+    assert chart.layout["shapes"] == []
+    assert not any(t["name"].startswith("target") for t in chart.data)
 
 
 @pytest.mark.parametrize("name", ["null", "many looks", "classic null"])
@@ -321,7 +323,8 @@ def test_before_the_decision_there_are_pairs_and_no_claim(world):
     x = world("in stage 4")
     assert 4 not in x.decisions
     chart = charts.verdict(x)
-    assert [t["name"] for t in chart.data] == ["a pair's difference"]
+    shown = [t["name"] for t in chart.data if t["mode"] == "markers"]
+    assert shown == ["a pair's difference"]
     assert "Nothing is concluded" in chart.caption
 
 
@@ -659,6 +662,15 @@ def test_more_arms_than_can_be_told_apart_are_not_drawn():
     for draw in (charts.curves, charts.effects):
         with pytest.raises(NothingToDraw, match="too many"):
             draw(many(204, 102, steps=5))
+
+
+def test_numbers_that_no_trainer_means_are_drawn_without_failing():
+    huge = tuple((s, (-1) ** s * 1.7e308, 1e300) for s in range(10))
+    runs = (result(Arm("a", (("x", 1),)), 3.0, seed=(1 << 62) + 1, curve=huge),)
+    block = Block(2, "Arms", 9, (ArmRuns(runs),))
+    chart = charts.curves(SimpleNamespace(blocks=(block,), metric=Metric()))
+    assert json.dumps([chart.data, chart.layout], allow_nan=False)
+    assert chart.data[0]["customdata"][0] == str((1 << 62) + 1)  # 2^53 is all that a browser has
 
 
 # ---------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from ablation.report.charting import (
     DASHES,
     INK,
     MOST_NAME,
+    PAPER,
     SERIES,
     SIZE,
     Part,
@@ -32,6 +33,7 @@ from ablation.study.study import Metric
 MOST_POINTS = 16_000  # of all runs together: chosen, for half a megabyte of a page
 MOST_OF_MEANS = 4_000  # likewise, of the means of arms
 MOST_OF_A_CURVE = 400  # chosen: a screen has not many more columns
+MOST_OF_A_BLOCK = 44  # signs of its name, in the menu
 MOST_OF_A_NAME = 24  # signs of what tells a run apart, told at each of its points
 DECIMALS = 6  # of losses that are drawn; records keep all
 Point = tuple[float, float, float]  # step, loss, training time in s
@@ -61,11 +63,11 @@ def curves(evidence: Compared) -> Chart:
         raise NothingToDraw(f"{n} configurations are too many to be told apart")
     groups = [(b, g) for b in blocks for g in b.groups if drawn(g)]
     timed = all(g.numbers("train_time_ms") for _, g in groups if g.ok)
-    first, styles = shown_first(blocks), styles_of(blocks)
+    first, styles, most = shown_first(blocks), styles_of(blocks), limits_of(groups)
     parts = [
         (block, {**each, "legendgroup": str(k), "visible": block is first})
         for k, (block, group) in enumerate(groups)
-        for each in traces(evidence.metric, group, styles[group.key], limits_of([*groups]))
+        for each in traces(evidence.metric, group, styles[group.key], most)
     ]
     owners, data = [block for block, _ in parts], [trace for _, trace in parts]
     menus = list(menus_of(evidence.metric, blocks, first, owners, data, timed))
@@ -140,7 +142,9 @@ def traces(
 
 def name_of(group: ArmRuns, r: RunResult) -> int | str:
     """What tells a run apart, as short as may be: it stands at each of its points."""
-    return r.run.seed if group.by_seed else text(group.told_apart(r), MOST_OF_A_NAME)
+    if group.by_seed:  # beyond 2^53 a browser would round it
+        return r.run.seed if abs(r.run.seed) < 1 << 53 else str(r.run.seed)
+    return text(group.told_apart(r), MOST_OF_A_NAME)
 
 
 def curve_of(r: RunResult) -> list[Point]:
@@ -195,7 +199,7 @@ def menus_of(
 ) -> Iterator[Part]:  # fmt: skip
     """Which block, where there are several; and over what, where all runs tell their times."""
     look: Part = {"x": 0, "xanchor": "left", "yanchor": "bottom", "borderwidth": 1}
-    look |= {"bgcolor": "rgba(0,0,0,0)", "bordercolor": BAND, "font": {"size": SIZE, "color": INK}}
+    look |= {"bgcolor": PAPER, "bordercolor": BAND, "font": {"size": SIZE, "color": INK}}
     look |= {"pad": {"t": 0, "b": 6, "l": 0, "r": 0}, "y": 1}
     if timed:
         over = {"steps": [t["x"] for t in data], "training time (s)": [t[TIMES] for t in data]}
@@ -219,7 +223,7 @@ def named(block: Block) -> str:
     """A block in few words."""
     is_stage = block.groups[0].by_seed
     words = f"{block.name}, {block.num_iterations} {block.counted}" if is_stage else block.title
-    return text(words, MOST_NAME)
+    return text(words, MOST_OF_A_BLOCK)
 
 
 def caption(metric: Metric, blocks: Sequence[Block], n: int) -> str:

@@ -18,7 +18,6 @@ from ablation.report.charting import (
     band,
     hover,
     layout,
-    level_line,
     line,
     points,
     spread,
@@ -32,8 +31,10 @@ from ablation.report.evidence import Compared, Evidence
 from ablation.report.validation import BY, exclusion, planned, primary_interval
 from ablation.report.verdict import pairs_of
 from ablation.runs.run import RunResult
+from ablation.study.profiles import Design
 from ablation.study.study import Metric
 
+UNDER = -1  # of traces, among which points are 0
 BESIDE = 0.16  # of a place on the axis: how far looks stand to the right of their last pair
 
 
@@ -49,19 +50,20 @@ def verdict(evidence: Compared) -> Chart:
         raise NothingToDraw("the final validation has no pair with an outcome on both sides yet")
     looks, one_test = evidence.looks, 4 in evidence.decisions and not evidence.is_sequential
     n = len(pairs_of(block))
-    seen = differences(block)
     judged = looks_told(evidence) if looks else one_told(evidence, block, n + 1) if one_test else []
     low, high = limits(evidence, block, one_test)
-    data = [*pairs_told(evidence.metric, block, (low, high)), *judged]
     beyond = exclusion(evidence, block)
-    shapes, notes = regions(evidence, (low, high), beyond and beyond[0])
-    last = n + (1.5 if one_test and judged else 0.5)
-    if beyond:
-        data.insert(0, hatched((0.5, last), (low, high), beyond[0]))
-    about = caption(evidence, len(seen), n, bool(one_test and judged), beyond)
+    across = (0.5, n + (1.5 if one_test and judged else 0.5))
+    data = [hatched(across, (low, high), beyond[0])] if beyond else []
+    data += [*pairs_told(evidence.metric, block, (low, high)), *judged]
+    data += lines_across(evidence.design, across)
+    about = caption(evidence, len(differences(block)), n, bool(one_test and judged), beyond)
     x = {**axis("pairs, in the order of their seeds"), **ticks(n, bool(one_test and judged))}
-    x |= {"range": [0.5, last], "showgrid": False}
+    x |= {"range": [*across], "showgrid": False}
     y = axis(axis_title("improvement", evidence.metric), range=[low, high], tickformat="+.4~f")
+    d, words = evidence.design, f"no meaningful effect: within ±{evidence.design.delta_eq:g}"
+    shapes = [band(-d.delta_eq, d.delta_eq, words)] if d.noise_known else []
+    notes = on_excluded((low, high), beyond[0]) if beyond else []
     whole = layout(440, xaxis=x, yaxis=y, shapes=shapes, annotations=notes)
     return Chart("verdict", "Every pair, and what it showed", about, tuple(data), whole)
 
@@ -215,24 +217,23 @@ def one_told(evidence: Evidence, block: Block, at: int) -> list[Part]:
 # What matters, and what is excluded
 
 
-def regions(
-    evidence: Evidence, ends: tuple[float, float], beyond: float | None
-) -> tuple[list[Part], list[Part]]:
-    """Zero, the band of no meaningful effect and the target; and words on what is excluded."""
-    d, shapes = evidence.design, [level_line(0, INK)]
+def lines_across(d: Design, xs: tuple[float, float]) -> list[Part]:
+    """Zero and the target, under all points."""
+    found = [line(xs, (0, 0), INK, zorder=UNDER)]
     if d.noise_known:
-        about = f"no meaningful effect: within ±{d.delta_eq:g}"
-        shapes.append({**band(-d.delta_eq, d.delta_eq), "name": about, "showlegend": True})
-        target = level_line(d.delta_target, TARGET, "dash", 2)
-        shapes.append({**target, "name": f"target: {d.delta_target:g}", "showlegend": True})
+        about, style = f"target: {d.delta_target:g}", {"dash": "dash", "width": 2}
+        found.append(line(xs, [d.delta_target] * 2, TARGET, about, line=style, zorder=UNDER))
+    return found
+
+
+def on_excluded(ends: tuple[float, float], beyond: float) -> list[Part]:
+    """Words in the regions that a null result excludes."""
+    place = {"yref": "y", "xanchor": "right", "yanchor": "middle", "xshift": -6}
     notes = []
-    if beyond is not None:
-        for end, edge in zip(ends, (-beyond, beyond), strict=True):
-            middle = (end + edge) / 2
-            words = f"<b>excluded:</b> {'above' if edge > 0 else 'below'} {signed(edge)}"
-            place = {"yref": "y", "xanchor": "right", "yanchor": "middle", "xshift": -6}
-            notes.append(words_at(1, middle, words, font={"size": SIZE - 1}, **place))
-    return shapes, notes
+    for end, edge in zip(ends, (-beyond, beyond), strict=True):
+        words = f"<b>excluded:</b> {'above' if edge > 0 else 'below'} {signed(edge)}"
+        notes.append(words_at(1, (end + edge) / 2, words, font={"size": SIZE - 1}, **place))
+    return notes
 
 
 def hatched(xs: tuple[float, float], ends: tuple[float, float], beyond: float) -> Part:
@@ -248,7 +249,7 @@ def hatched(xs: tuple[float, float], ends: tuple[float, float], beyond: float) -
         "solidity": 0.12,
     }
     style = {"width": 1, "dash": "dot"}
-    return line(x, y, BAND, line=style, fill="toself", fillpattern=pattern)
+    return line(x, y, BAND, line=style, fill="toself", fillpattern=pattern, zorder=UNDER - 1)
 
 
 def caption(

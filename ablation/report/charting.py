@@ -1,8 +1,9 @@
 """How does a chart look?  What the pictures of a page share, in plotly.js's terms.
 
 Plain dicts and lists, as https://plotly.com/javascript/reference has them. The page gives text,
-lines and grid other colours in the dark: it knows them by INK, FAINT and BAND, which mean nothing
-else. Colours of arms and of better and worse have a contrast of 3:1 on white and on near black.
+lines, grid and menus other colours in the dark: it knows them by INK, FAINT, BAND and PAPER, which
+mean nothing else. Colours of arms and of better and worse have a contrast of 3:1 on white and on
+near black.
 """
 
 import html
@@ -16,7 +17,7 @@ from ablation.study.study import Metric
 
 Part = dict[str, Any]  # of a chart: a trace, an axis, a shape
 
-INK, FAINT, BAND = "#222222", "#d0d0d0", "#888888"
+INK, FAINT, BAND, PAPER = "#222222", "#d0d0d0", "#888888", "#ffffff"
 TARGET = PALETTE[2]
 # Orange and sky blue, too faint on white, are darker than in the palette; yellow is left out
 SERIES = (*PALETTE[:4], "#B07A00", "#3090C8")
@@ -146,30 +147,28 @@ def words_at(x: float, y: float, words: str, **parts: Any) -> Part:
     return {"x": x, "y": y, "text": words, "showarrow": False, "align": "left", **place, **parts}
 
 
-def band(low: float, high: float, **parts: Any) -> Part:
-    """A shaded region between two heights, across the whole plot, below everything."""
-    place = {"xref": "paper", "x0": 0, "x1": 1, "yref": "y", "y0": low, "y1": high}
+def band(low: float, high: float, about: str) -> Part:
+    """A shaded region between two heights, across the whole plot and below everything."""
     return {
         "type": "rect",
         "layer": "below",
         "fillcolor": BAND,
         "opacity": 0.18,
         "line": {"width": 0},
-        **place,
-        **parts,
+        "xref": "paper",
+        "x0": 0,
+        "x1": 1,
+        "yref": "y",
+        "y0": low,
+        "y1": high,
+        "name": about,
+        "showlegend": True,
     }
 
 
-def level_line(y: float, colour: str, dash: str = "solid", width: float = 1.5) -> Part:
-    """A line at one height, across the whole plot, over its grid and under everything else."""
-    place = {"xref": "paper", "x0": 0, "x1": 1, "yref": "y", "y0": y, "y1": y}
-    style = {"color": colour, "dash": dash, "width": width}
-    return {"type": "line", "layer": "between", "line": style, **place}
-
-
 def spread(values: Iterable[float]) -> list[float]:
-    """Limits of an axis around these values."""
-    return list(with_margin([*values]))
+    """Limits of an axis around these values; finite, whatever a file has made of them."""
+    return list(with_margin([min(max(value, -1e300), 1e300) for value in values]))
 
 
 def judged_colour(improvement: float) -> str:

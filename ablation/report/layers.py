@@ -327,7 +327,8 @@ def layers(evidence: Compared) -> Chart:
         raise NothingToDraw("for the built-in study")
     block, base, groups = placements(evidence)
     found = {k: within for k, g in enumerate(groups) if (within := within_seeds(base, g))}
-    data = list(placement_bars(evidence.metric, groups, found))
+    across = (-0.6, len(groups) - 0.4)
+    data = [*placement_bars(evidence.metric, groups, found), line(across, (0, 0), INK)]
     taps = [
         (k, layer) for k, g in enumerate(groups) for layer in (*tap_layers(g.arm), None)
     ]  # a gap after each
@@ -335,15 +336,15 @@ def layers(evidence: Compared) -> Chart:
     marker = {"mode": "lines+markers", "marker": {"size": 10, "color": INK}, "yaxis": "y2"}
     data.append(line(x, y, INK, "its heads", **marker))
     base_sd = base.mean_sd()[1] if base is block.baseline else None
-    shapes = [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 0, "y1": 0, **ZERO}]
-    if base_sd is not None:
-        told = {"name": "baseline ± sd of its runs", "showlegend": True}
-        shapes.append({**band(-base_sd, base_sd), **told})
+    about = "baseline ± sd of its runs"
+    shapes = [] if base_sd is None else [band(-base_sd, base_sd, about)]
     n_layer = evidence.standing.experiment.profile.own_scale.n_layer
     ends = [0.0, *(v for each in found.values() for v in (each.improvement, *each.improvements))]
     whole = chart_layout(
         480,
-        xaxis=chart_axis("tap layers; n: seeds compared", **placement_ticks(base, groups, found)),
+        xaxis=chart_axis(
+            "tap layers; n: seeds compared", range=[*across], **placement_ticks(base, groups, found)
+        ),
         yaxis=chart_axis(
             axis_title("improvement", evidence.metric),
             **{"domain": [0.42, 1], "range": spread(ends), "tickformat": "+.4~f"},
@@ -351,12 +352,9 @@ def layers(evidence: Compared) -> Chart:
         yaxis2=chart_axis("tap layer", domain=[0, 0.36], range=[0.3, n_layer - 0.3], nticks=7),
         shapes=shapes,
     )
-    about = "; ".join(about_placements(block, base, groups))
-    words = f"Circles: one seed each; bars: their mean, above zero is better. {about}."
+    told = "; ".join(about_placements(block, base, groups))
+    words = f"Circles: one seed each; bars: their mean, above zero is better. {told}."
     return Chart("layers", "Where heads help", words, tuple(data), whole)
-
-
-ZERO = {"layer": "between", "line": {"color": INK, "width": 1.5}}
 
 
 def placement_ticks(
@@ -369,9 +367,9 @@ def placement_ticks(
         n = "the zero" if is_base else "✕" if group.diverged else DASH
         n = f"n = {len(found[k].arm)}" if k in found else n
         words.append(f"{', '.join(map(str, tap_layers(group.arm)))}<br>{n}")
-    at, ends = list(range(len(groups))), [-0.6, len(groups) - 0.4]
+    at = list(range(len(groups)))
     ticks = {"tickmode": "array", "tickvals": at, "ticktext": words, "tickangle": 0}
-    return {**ticks, "range": ends, "showgrid": False, "anchor": "y2"}
+    return {**ticks, "showgrid": False, "anchor": "y2"}
 
 
 def placement_bars(
