@@ -116,9 +116,7 @@ function choose(plot, menus, button) {
 
 async function drawn(plot, chart) {
   const { updatemenus = [], ...layout } = chart.layout;
-  const options = {
-    responsive: true, displaylogo: false, displayModeBar: false, doubleClick: "reset+autosize",
-  };
+  const options = { displaylogo: false, displayModeBar: false, doubleClick: "reset+autosize" };
   plot.textContent = "";
   await Plotly.newPlot(plot, chart.data, layout, options);
   const name = plot.dataset.chart;
@@ -137,9 +135,11 @@ async function drawn(plot, chart) {
     if (names.some((each) => /range/.test(each) && !/autorange/.test(each))) plot.dataset.zoomed = "yes";
     if (names.some((each) => /autorange/.test(each))) delete plot.dataset.zoomed;
   });
+  const fit = () => { if (plot.clientWidth !== plot._fullLayout.width) Plotly.Plots.resize(plot); };
+  new ResizeObserver(() => requestAnimationFrame(fit)).observe(plot);
 }
 
-function shape(plot) { // on paper a chart is as wide as the paper; on a screen plotly sees to that
+function shape(plot) { // on paper a chart is as wide as the paper; on a screen it is drawn anew
   const size = plot._fullLayout;
   plot.querySelectorAll(".main-svg").forEach((svg) =>
     svg.setAttribute("viewBox", `0 0 ${size.width} ${size.height}`));
