@@ -276,8 +276,7 @@ def deviated(evidence: Evidence) -> Iterator[PageContent]:
 def failures(evidence: Evidence) -> Iterator[PageContent]:
     """Every failure in full, where there is one."""
     if any(r.status != "ok" for r in evidence.records.results) or evidence.records.damaged:
-        yield Paragraph("Runs that failed", Role.SUBHEADING)
-        yield from chapters.failed(evidence)
+        yield Folded("Runs that failed, with their reasons", tuple(chapters.failed(evidence)))
 
 
 SECTIONS: Mapping[str, tuple[str, tuple[Part, ...]]] = {
