@@ -239,6 +239,20 @@ def linked(evidence: Evidence, row: tuple) -> tuple:
     return (*row[:RUN], Linked(row[RUN], folder / "output.log"), *row[RUN + 1 :])
 
 
+def every_log(f: Findings) -> Iterator[PageContent]:
+    """Every run of the logs, leading to its log; also those that a text has no room for."""
+    rows = f.groups.rows
+    shown = [log_chapters.run_row(f, row) for row in rows]
+    linked = (
+        (*cells[:FILE], Linked(cells[FILE], row.path), *cells[FILE + 1 :])
+        for row, cells in zip(rows, shown, strict=True)
+    )
+    yield Table(log_chapters.run_columns(f.metric), tuple(linked))
+
+
+FILE = 1  # column of the table of logs
+
+
 def reproduced(evidence: Evidence) -> Iterator[PageContent]:
     """How to get the same again: the checkout, the command, the registration, the copies."""
     on_file, exp_dir = evidence.registered, evidence.exp_dir
@@ -312,5 +326,5 @@ SECTIONS_OF_LOGS: Mapping[str, tuple[str, tuple[Part, ...]]] = {
     "arms": ("Each group against the baseline", (log_chapters.compared,)),
     "rules": ("Rules", (log_chapters.ruled,)),
     "time": ("Time", (log_chapters.timed,)),
-    "runs": ("Every run", (log_chapters.every_run,)),
+    "runs": ("Every run", (log_chapters.runs_counted, every_log)),
 }
