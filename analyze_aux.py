@@ -3,20 +3,21 @@
     python analyze_aux.py                                      # the newest experiment
     python analyze_aux.py --exp_dir experiments/aux_heads_...
     python analyze_aux.py --exp_dir DIR --output_dir DIR2      # of a folder that stays as it is
+    python analyze_aux.py --exp_dir DIR --watch                # keeps its page fresh
     python analyze_aux.py --logs baseline='logs/old/*.txt' --logs mine='logs/new/*.txt'
     python analyze_aux.py --logs mine=logs/new --rule speedrun
     python analyze_aux.py --figures pdf,svg --columns 1        # for a paper, in a column of it
 
 reads the files of one experiment folder, finished or not, prints the answer, and writes
-analysis_report.txt, runs.csv (a row for each run) and what can be drawn of val_loss_comparison.png,
-layer_ablation.png, training_curves.png, verdict.png (adaptive plan) and gradient_flow.png (where
-runs logged gradient norms), each with its caption, verdict.txt and so on. Of figures only the kinds
-that are asked for stay. It launches nothing, and decides as run_aux.py does: from the records,
-by the registered rules. With --logs the same is said of training logs, of any trainer and
-without an experiment: docs/logs.md. Everywhere, improvement = mean val_loss(baseline) - mean
-val_loss(arm) in nats/token: positive is good. Runs are compared within a block only, the runs of
-one stage with one number of steps, and there on the seeds that both have: all else differs by more
-than the arms.
+report.html (a page to look at), analysis_report.txt, runs.csv (a row for each run) and what can be
+drawn of val_loss_comparison.png, layer_ablation.png, training_curves.png, verdict.png (adaptive
+plan) and gradient_flow.png (where runs logged gradient norms), each with its caption, verdict.txt
+and so on. Of figures only the kinds that are asked for stay. It launches nothing, and decides as
+run_aux.py does: from the records, by the registered rules. With --logs the same is said of training
+logs, of any trainer and without an experiment: docs/logs.md. Everywhere, improvement = mean
+val_loss(baseline) - mean val_loss(arm) in nats/token: positive is good. Runs are compared within a
+block only, the runs of one stage with one number of steps, and there on the seeds that both have:
+all else differs by more than the arms.
 """
 
 import os.path
@@ -34,6 +35,8 @@ if __name__ == "__main__":  # before imports that another Python cannot read or 
 import argparse
 import contextlib
 import json
+import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,18 +44,23 @@ from pathlib import Path
 from ablation.cli import exit_codes
 from ablation.cli.arguments import BadUsage, Parser, a_path, plain_words
 from ablation.cli.progress import progress
+from ablation.execute.lock import process_birth
+from ablation.execute.status import status_of
 from ablation.folder.answer import answer
 from ablation.folder.registration import EXPERIMENTS, newest_experiment
 from ablation.report.chapters import chapters, opening
 from ablation.report.compare import compare_logs
+from ablation.report.content import Page
 from ablation.report.drawing import FEWEST_DPI, KINDS, MOST_DPI, Paper, paper_of
 from ablation.report.evidence import Evidence, read_experiment
 from ablation.report.figures import Picture
-from ablation.report.files import REPORT, RUNS, pictures_of, write_all
+from ablation.report.files import PAGE, REPORT, RUNS, pictures_of, write_all, write_page
 from ablation.report.log_chapters import KEYS
+from ablation.report.page_sections import page_of
 from ablation.report.rules import RULES
 from ablation.report.table import rows_of_experiment
 from ablation.report.text import render
+from ablation.report.watch import keep_fresh, signature
 from ablation.runs.formats import FORMATS
 from ablation.runs.untrusted import printable
 
@@ -110,6 +118,10 @@ def parser() -> Parser:
         p.add_argument(f"--{name}", help=f"with --logs: {about}", **TYPES.get(name, {}))
     about = f"where to write (default: there too; with --logs {COMPARISON}/)"
     p.add_argument("--output_dir", type=a_path, help=about)
+    about = "keep report.html fresh until the experiment ends"
+    p.add_argument("--watch", action="store_true", help=about)
+    about = "with --watch: until that process has ended"
+    p.add_argument("--pid", type=int, metavar="N", help=about)
     for name, how in OF_FIGURES.items():
         p.add_argument(f"--{name}", **how)
     about = "for programs: one object of JSON on standard output, and nothing else there"
@@ -125,11 +137,19 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     lone = [f"--{name}" for name in OF_LOGS if getattr(args, name) is not None]
     if lone and not args.logs:
         p.error(f"{', '.join(lone)} goes with --logs NAME=FILES")
+    if args.watch and (args.logs or args.json):
+        p.error(f"--watch is for an experiment and its page: leave out --{one_of(args)}")
+    if args.pid is not None and not args.watch:
+        p.error("--pid N goes with --watch")
     try:
         args.paper = paper_of(args.figures, args.dpi, args.columns)
     except ValueError as error:
         p.error(f"--{error}")
     return args
+
+
+def one_of(args: argparse.Namespace) -> str:
+    return "logs" if args.logs else "json"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -165,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 on_logs(args, told)
             else:
                 told.found = {**answer(None, LAST_STAGE), "rows": []}
-                on_experiment(args, told)
+                (on_watch if args.watch else on_experiment)(args, told)
         except BadUsage as end:
             if "--json" not in words:
                 raise
@@ -212,6 +232,41 @@ def on_experiment(args: argparse.Namespace, told: Told) -> int:
     return report_to(args.output_dir or evidence.exp_dir, evidence, args.paper, told)
 
 
+def on_watch(args: argparse.Namespace, told: Told) -> int:
+    """Keep the page of an experiment fresh, until it ends, or somebody or --pid says so. What
+    cannot be read or written is one line, and tried again."""
+    try:
+        exp_dir = args.exp_dir or newest_experiment()
+        read_experiment(exp_dir)
+    except (ValueError, OSError) as error:
+        return told.complain(plain_words(error))
+    folder, born = args.output_dir or exp_dir, process_birth(args.pid)
+    os.nice(10)  # after whatever trains here
+    stopped: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: stopped.append(number))
+
+    def over() -> bool:
+        return bool(stopped) or (args.pid is not None and process_birth(args.pid) != (born or -1))
+
+    def write(last: bool) -> bool:
+        try:
+            evidence = read_experiment(exp_dir)
+            now = status_of(evidence.standing)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_page(folder, page_of(evidence, now, live=not last))
+        except (ValueError, OSError) as error:
+            if told.error != (line := printable(plain_words(error), limit=1000)):
+                told.complain(line)
+            return False
+        told.code, told.error = exit_codes.DONE, ""
+        return bool(now["ended"]) and args.pid is None
+
+    print_text(f"Writing {folder / PAGE} as {exp_dir} goes on; Ctrl-C ends that.")
+    keep_fresh(lambda: signature(exp_dir), write, over)
+    return told.code
+
+
 def report_to(folder: Path, evidence: Evidence, paper: Paper, told: Told) -> int:
     pictures = pictures_of(evidence, paper)
 
@@ -219,7 +274,13 @@ def report_to(folder: Path, evidence: Evidence, paper: Paper, told: Told) -> int
         not_drawn = {n: f"not drawn: {drawn.why}" for n, drawn in pictures.items() if drawn.why}
         return render(chapters(evidence, not_drawn))
 
-    return written(told, folder, pictures, lambda: write_all(evidence, folder, pictures), text)
+    def page() -> Page:
+        return page_of(evidence, status_of(evidence.standing))
+
+    def write() -> Mapping[str, str]:
+        return write_all(evidence, folder, pictures, page)
+
+    return written(told, folder, pictures, write, text)
 
 
 def written(

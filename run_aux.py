@@ -94,13 +94,13 @@ from ablation.study.study import Study
 # One function per verb
 
 
-def run(args, display: Display, told: Told) -> int:
+def run(args, words: Sequence[str], display: Display, told: Told) -> int:
     """Begin an experiment or go on with it: one sitting; its exit code."""
     exp_dir, document, e, gpus = target_of(args, display.print_line)
     e = as_asked(e, args, len(gpus))
     if e.arms:
         check_seeds(e)
-    options = replace(sitting_options(args, e.study), told=told)
+    options = replace(sitting_options(args, e.study), told=told, words=tuple(words))
     m = materials_of(options, document, exp_dir, e)
     e = with_first_costs(e, args, m, display.print_line)
     if exp_dir and document:
@@ -214,6 +214,7 @@ def sitting_options(args, study: Study) -> SittingOptions:
         data_dir=args.data_dir,
         slurm_args=args.slurm_args or "",
         stall_s=60 * (args.stall_timeout or 10),
+        page=not args.no_page,
     )
 
 
@@ -356,7 +357,9 @@ def obey(words: Sequence[str], told: Told) -> int:
                 return show_power(args, display)
             if args.preflight:
                 return try_machine(args, words, display)
-            return show_commands(args, words, display) if args.dry_run else run(args, display, told)
+            if args.dry_run:
+                return show_commands(args, words, display)
+            return run(args, words, display, told)
     except (ValueError, OSError) as error:
         display.clear()
         return refuse(error, told)

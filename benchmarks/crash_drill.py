@@ -115,7 +115,7 @@ class Drill:
 
     def start(self) -> subprocess.Popen:
         """An orchestrator that begins the experiment, or goes on with it."""
-        how = ["--profile", "mini", "--max_budget_hours", "1"]
+        how = ["--profile", "mini", "--max_budget_hours", "1", "--no_page"]  # survivors are counted
         how += ["--train_script", self.script, "--data_dir", self.data]
         if self.real:
             how += ["--experiment", "quick_baseline,quick_aux_4_8", "--full_iterations", "20"]

@@ -137,7 +137,7 @@ def test_importing_loads_nothing_heavy(module):
 
 def test_only_who_starts_or_asks_programs_touches_processes():
     may = {"execute.watcher", "execute.local", "execute.machine", "execute.slurm"}
-    may |= {"folder.repository"}
+    may |= {"folder.repository", "execute.page_writer"}
     users = {named(path) for path in FILES if "subprocess" in imports(path)}
     assert users <= may
 

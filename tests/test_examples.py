@@ -31,7 +31,7 @@ def test_an_example_runs(study, tmp_path):
     arms = STARTED[study]
     words = ["--experiment", ",".join(arms), "--full_iterations", "2", "--parallel_runs", "2"]
     words += ["--study", EXAMPLES / study, "--num_gpus", "0", "--exp_dir", tmp_path / "exp"]
-    words += ["--max_budget_hours", "1"]
+    words += ["--max_budget_hours", "1", "--no_page"]
     env = {name: value for name, value in os.environ.items() if name != "TORCHRUN"}
     program = [sys.executable, ROOT / "run_aux.py", *words]
     done = subprocess.run(

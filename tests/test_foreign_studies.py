@@ -273,7 +273,7 @@ def test_a_stop_ends_the_run_and_a_resume_goes_on(lab, home, token):
     (lab / "s.toml").write_text(
         STUDY.replace("[arms]", '[arms]\nslow = { env = { MISCHIEF = "slow" } }')
     )
-    words = ["--study", lab / "s.toml", "--num_gpus", "0", "--experiment", "slow,gain"]
+    words = ["--study", lab / "s.toml", "--num_gpus", "0", "--experiment", "slow,gain", "--no_page"]
     program = subprocess.Popen(
         [sys.executable, ROOT / "run_aux.py", *map(str, words)], cwd=home, env=os.environ
     )

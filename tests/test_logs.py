@@ -394,7 +394,8 @@ def test_the_command_writes_a_report_a_table_and_figures(two, door, tmp_path):
     assert "arm: improvement +0.0084 nats/token, 95 % interval +0.0070 to +0.0098" in out
     written = sorted(path.name for path in (tmp_path / "comparison").iterdir())
     assert written == [
-        *("analysis_report.txt", "runs.csv", "training_curves.png", "training_curves.txt"),
+        *("analysis_report.txt", "report.html", "runs.csv"),
+        *("training_curves.png", "training_curves.txt"),
         *("val_loss_comparison.png", "val_loss_comparison.txt"),
     ]
     rows = list(csv.DictReader(io.StringIO((tmp_path / "comparison/runs.csv").read_text())))

@@ -45,7 +45,7 @@ class Sitting:
 
     def start(self, *arguments, seconds=0.0, mischief=None, new=True, launch=subprocess.Popen,
               script=SUPPORT / "fake_train.py", torchrun=SUPPORT / "fake_torchrun",
-              **how):  # fmt: skip
+              page=False, **how):  # fmt: skip
         env = {
             **os.environ,
             TOKEN: self.token,
@@ -55,7 +55,7 @@ class Sitting:
         }
         where = ["--output_dir", self.folder] if new else ["--exp_dir", self.exp_dir]
         program = [sys.executable, ROOT / "run_aux.py", "--profile", "mini", *where]
-        program += ["--num_gpus", "0", "--train_script", script]
+        program += ["--num_gpus", "0", "--train_script", script, *([] if page else ["--no_page"])]
         program += ["--data_dir", self.data, *arguments]
         if "--full_iterations" not in arguments:
             program += ["--full_iterations", "200"]

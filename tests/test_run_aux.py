@@ -28,7 +28,7 @@ SUPPORT = ROOT / "tests" / "support"
 FAKE = SUPPORT / "fake_train.py"
 
 
-FIXED = ["--train_script", str(FAKE), "--data_dir", "shards", "--profile", "mini"]
+FIXED = ["--train_script", str(FAKE), "--data_dir", "shards", "--profile", "mini", "--no_page"]
 
 
 def call(home, *arguments, program=ROOT / "run_aux.py"):

@@ -63,7 +63,7 @@ def environment(cluster, seconds):
 def start(cluster, home, *arguments, seconds=0.5, program=(str(ROOT / "run_aux.py"),)):
     """run_aux in a process of its own, in the folder `home`; seconds for each 100 iterations."""
     return subprocess.Popen(
-        [sys.executable, *program, *arguments],
+        [sys.executable, *program, *arguments, "--no_page"],
         cwd=home,
         env=environment(cluster, seconds),
         stdout=subprocess.PIPE,
@@ -281,7 +281,7 @@ def preflight(cluster, home, *arguments, seconds=20.0):
     out, _ = process.communicate(timeout=120)
     found = json.loads((home / "preflight.json").read_text())
     assert "Traceback" not in out and found["exit_code"] == process.returncode, out
-    assert cluster.command("squeue", "-h") == ""
+    until(lambda: cluster.command("squeue", "-h") == "")  # a job that has ended is listed a while
     assert sorted(path.name for path in home.iterdir()) == ["preflight.json", "shards"]
     return process.returncode, {line["name"]: line for line in found["lines"]}
 

@@ -200,7 +200,7 @@ def test_a_refusal_of_sbatch_ends_the_sitting_at_once_in_its_own_words(tmp_path)
     (tmp_path / "shards").mkdir()
     for kind in ("train", "val"):
         (tmp_path / "shards" / f"x_{kind}_000000.bin").write_bytes(b"tokens")
-    command = [sys.executable, ROOT / "run_aux.py", "--staged", "--profile", "mini"]
+    command = [sys.executable, ROOT / "run_aux.py", "--staged", "--profile", "mini", "--no_page"]
     command += ["--launcher", "slurm", "--num_gpus", "16", "--gpus_per_run", "1"]
     command += ["--train_script", SUPPORT / "fake_train.py", "--data_dir", "shards"]
     done = subprocess.run(

@@ -79,6 +79,7 @@ def add_place(where: argparse._ArgumentGroup) -> None:
     where.add_argument("--device_batch_size", type=int, metavar="N", help="sequences per pass")
     where.add_argument("--data_dir", type=a_path, metavar="DIR", help="token shards")
     where.add_argument("--train_script", type=a_path, metavar="FILE", help="trainer (train_gpt.py)")
+    where.add_argument("--no_page", action="store_true", help="no report.html while runs go on")
     where.add_argument("--stall_timeout", type=float, metavar="MIN", help="silence allowed (10)")
 
 

@@ -19,6 +19,7 @@ from ablation.execute.launcher import Launcher
 from ablation.execute.local import LocalLauncher
 from ablation.execute.lock import Lock
 from ablation.execute.machine import cores, git_state, machine, versions
+from ablation.execute.page_writer import PageWriter
 from ablation.execute.preview import announce
 from ablation.execute.reconcile import reconcile
 from ablation.execute.sitting import Sitting, drive, resume_command
@@ -62,6 +63,8 @@ class SittingOptions:
     data_dir: Path | None
     slurm_args: str
     stall_s: float  # silence of a run that is allowed
+    page: bool = True  # report.html is written while runs go on
+    words: tuple[str, ...] = ()  # the command line
     told: Told = field(default_factory=Told)  # what it comes to, for whoever gave the command
 
     def stages(self, plan: str) -> range:
@@ -158,7 +161,8 @@ def begin(
                 f"{exp_dir}: somebody began an experiment there a moment ago; give the same"
                 " command again to go on with it"
             )
-        document = register(e, m, exp_dir, {**facts, "slurm_args": options.slurm_args})
+        given = {"slurm_args": options.slurm_args, "command": [*options.words]}
+        document = register(e, m, exp_dir, {**facts, **given})
         display.print_line(f"New experiment: {exp_dir}")
         for line in dict.fromkeys(line for code in m.codes.values() for line in code.notes()):
             display.print_line(line)
@@ -210,6 +214,8 @@ def sit(
     to_come, last = forecast(e, results)
     if step.runs and step.stage <= stages[-1]:
         announce(e, results, to_come, last, display.print_line)
+    work = bool(step.runs or records.open) and step.stage <= stages[-1]
+    page = PageWriter(exp_dir, display.print_line)
     sitting = Sitting(
         exp_dir=exp_dir,
         experiment_id=document["experiment_id"],
@@ -225,9 +231,11 @@ def sit(
         decided=frozenset(step.decisions),
         to_come=to_come,
         told=told,
+        page=page,
     )
     try:
-        return drive(e, sitting, results, display)
+        with page.beside(options.page and work):
+            return drive(e, sitting, results, display)
     except (OSError, ValueError) as error:  # ValueError: the lock or a folder is not ours any more
         raise MachineFault(
             f"{plain_words(error)}. What was finished is kept; when that is mended, go on:"

@@ -20,6 +20,7 @@ from ablation.execute.display import Display
 from ablation.execute.launcher import Command, Launcher
 from ablation.execute.lock import Lock
 from ablation.execute.orchestrator import Limits, Orchestrator
+from ablation.execute.page_writer import PageWriter
 from ablation.folder.materials import CodeCopy
 from ablation.folder.overrides import put_on_record
 from ablation.folder.results import write_results
@@ -67,6 +68,7 @@ class Sitting:
     decided: frozenset[int]  # stages whose decisions were known when it began
     to_come: Sequence[Planned]  # what was still to run then
     told: Told  # what it comes to, for whoever gave the command
+    page: PageWriter  # beside it
 
     @property
     def until(self) -> int:
@@ -252,6 +254,7 @@ def next_ended(
     while not (ended or stop.signal):
         ended = orchestrator.wait(0.2)
         s.lock.touch()
+        s.page.look()
         spent_s = machine_seconds(results, orchestrator.intervals())
         if spent_s > 3600 * e.budget_hours:
             orchestrator.order_stop(BUDGET_SPENT)

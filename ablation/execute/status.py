@@ -6,7 +6,7 @@ from pathlib import Path
 from ablation.execute import watcher
 from ablation.execute.closing import pricing_of
 from ablation.execute.lock import holder
-from ablation.folder.standing import standing
+from ablation.folder.standing import Standing, standing
 from ablation.plan.decision import counted
 from ablation.plan.forecast import forecast, paid_s
 from ablation.runs.formats import Reading
@@ -44,8 +44,12 @@ def processes_left(exp_dir: Path) -> int:
 
 def status(exp_dir: Path) -> dict:
     """What --status --json prints. Raises ValueError where this is no experiment."""
-    s = standing(exp_dir)
-    e, records, step = s.experiment, s.records, s.step
+    return status_of(standing(exp_dir))
+
+
+def status_of(s: Standing) -> dict:
+    """The same, of a folder that was read."""
+    exp_dir, e, records, step = s.exp_dir, s.experiment, s.records, s.step
     planned = forecast(e, records.results)[0] if step and not step.ended else []
     latest = records.latest().values()
     orchestrator, lives = "none", False

@@ -56,7 +56,7 @@ DECIDING_FILES = (  # the files that a decision depends on, from the records on 
     "ablation/sequential.py",
     *files_of("study", "asked.py"),
     *files_of("plan", "forecast.py", "power.py"),
-    *files_of("folder", *OF_CODE_AND_DATA, "results.py", "answer.py"),
+    *files_of("folder", *OF_CODE_AND_DATA, "results.py", "answer.py", "course.py"),
 )
 
 

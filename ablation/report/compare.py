@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from ablation.report.logs import (
     named_groups,
     read_all,
 )
+from ablation.report.page_sections import page_of_logs
 from ablation.report.rules import Judged, rule_named, unit_of
 from ablation.report.table import COLUMNS, TableRow, csv_of
 from ablation.report.text import render
@@ -96,8 +97,10 @@ class LogComparison:
         return document_of(self.findings, self.rows)
 
     def write(self, folder: Path) -> dict[str, str]:
-        """Write report, runs.csv and figures; returns what became of each figure."""
-        return write_texts(folder, self.figures, self.text_with, csv_of(self.rows))
+        """Write report, runs.csv, figures and page; returns what became of each figure."""
+        table = csv_of(self.rows)
+        page = partial(page_of_logs, self.findings)
+        return write_texts(folder, self.figures, self.text_with, table, page)
 
 
 def compare_logs(

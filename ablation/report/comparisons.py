@@ -62,6 +62,10 @@ class ArmRuns:
         """The seeds of which there is an outcome."""
         return {r.run.seed for r in self.runs if r.has_outcome}
 
+    def told_apart(self, r: RunResult) -> str:
+        """What tells one of its runs from the others, in words."""
+        return f"seed {r.run.seed}"
+
     def on(self, seeds: set[int]) -> "ArmRuns":
         """The runs of these seeds; perhaps none."""
         return replace(self, runs=tuple(r for r in self.runs if r.run.seed in seeds))
@@ -453,3 +457,10 @@ def depth(norms: Mapping[int, GradNorms]) -> int:
 
 
 ON_OTHER_SEEDS = "n differs: these means do not rest on the same seeds"
+
+
+def left_out(group: ArmRuns, compared: int) -> str:
+    """The runs of an arm that its improvement is not of, in words; empty when there are none."""
+    lost, other = group.lost, len(group.losses) - compared
+    words = (f"✕ {lost}" if lost else "", f"{other} of other seeds" if other else "")
+    return ", ".join(filter(None, words))

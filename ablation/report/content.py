@@ -22,6 +22,7 @@ class Role(StrEnum):
 
     TEXT = "text"
     TITLE = "title"  # of the whole report
+    ANSWER = "answer"  # the one sentence, of a page
     WARNING = "warning"  # before everything else
     SUBHEADING = "subheading"  # of the tables that follow
     CAPTION = "caption"  # of the table that follows
@@ -95,6 +96,56 @@ class Chart:
     layout: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Step:
+    """A stage of the plan, as a station on the way to the answer."""
+
+    name: str
+    state: str  # "decided", "running", "to come", "not needed", "cut"
+    title: str  # what was decided
+    rule: str
+    numbers: tuple[tuple[str, str], ...]  # names, each with its value
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The stages in their order."""
+
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What most readers pass over: one line, and the rest when it is opened."""
+
+    title: str
+    contents: tuple["PageContent", ...]
+
+
+PageContent = Content | Chart | Steps | Folded  # of which a text shows the first alone
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with a title and a place of its own."""
+
+    name: str  # of its element
+    title: str
+    contents: tuple[PageContent, ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that a page holds; how it looks is another question."""
+
+    kicker: str  # what this is a page of
+    title: str  # the question
+    first: tuple[PageContent, ...]  # the first screen
+    sections: tuple[Section, ...]  # none of them empty
+    written_s: float  # since 1970
+    live: bool = False  # the page will be written again
+
+
 def columns(*titles: str, left: tuple[str, ...] = ()) -> tuple[Column, ...]:
     """Columns of numbers, but for those named in `left`."""
     return tuple(Column(title, "left" if title in left else "right") for title in titles)
@@ -104,6 +155,7 @@ def columns(*titles: str, left: tuple[str, ...] = ()) -> tuple[Column, ...]:
 # Values in words
 
 DASH = "\N{EN DASH}"  # undefined
+AND_SO = " \N{EN DASH}"  # in a page's answer: between the verdict and what it rests on
 
 
 def number(value: float | None, form: str) -> str:

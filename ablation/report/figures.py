@@ -111,9 +111,13 @@ def picture(
     except NothingToDraw as why:
         return Picture(kind=kind, why=str(why))
     except Exception as error:
-        remedy = "; pip install -r requirements.txt" if isinstance(error, ImportError) else ""
-        said = printable(f"{type(error).__name__}: {error}{remedy}")
-        return Picture(kind=kind, why=f"{said} ({place(error)})", failed=True)
+        return Picture(kind=kind, why=in_a_line(error), failed=True)
+
+
+def in_a_line(error: Exception) -> str:
+    """What keeps a picture or a page from being made: a package that is missing, or a bug."""
+    remedy = "; pip install -r requirements.txt" if isinstance(error, ImportError) else ""
+    return f"{printable(f'{type(error).__name__}: {error}{remedy}')} ({place(error)})"
 
 
 def place(error: Exception) -> str:

@@ -11,17 +11,19 @@ from pathlib import Path
 from ablation.report import figures
 from ablation.report.captions import CAPTIONS
 from ablation.report.chapters import report
+from ablation.report.content import Page
 from ablation.report.drawing import KINDS, USUAL, Paper
 from ablation.report.evidence import Compared, Evidence
 from ablation.report.figures import Picture
+from ablation.report.page import render as page_text
 from ablation.report.table import csv_of, rows_of_experiment
 from ablation.report.text import render
 from ablation.runs.untrusted import printable
 
-REPORT, RUNS = "analysis_report.txt", "runs.csv"
+REPORT, RUNS, PAGE = "analysis_report.txt", "runs.csv", "report.html"
 CAPTION = "txt"  # how the name of a caption's file ends
 OF_FIGURES = tuple(f"{name}.{kind}" for name in figures.FIGURES for kind in (*KINDS, CAPTION))
-OURS = (REPORT, RUNS, *OF_FIGURES)  # all that is written
+OURS = (REPORT, RUNS, PAGE, *OF_FIGURES)  # all that is written
 WIDTH = 90  # columns of a caption: chosen, as an editor or a mail shows it
 
 
@@ -96,14 +98,16 @@ def caption_text(caption: str) -> str:
     return "\n".join(textwrap.wrap(printable(caption, limit=20_000), WIDTH)) + "\n"
 
 
-def write_all(evidence: Evidence, folder: Path, pictures: Mapping[str, Picture]) -> dict[str, str]:
-    """The figures, then the report, which says what became of them, and the runs as a table.
-    Returns the same, by file. Raises OSError where a text cannot be written."""
+def write_all(
+    evidence: Evidence, folder: Path, pictures: Mapping[str, Picture], page: Callable[[], Page]
+) -> dict[str, str]:
+    """The figures, then the report, which says what became of them, the runs as a table, and the
+    page. Returns the same, by file. Raises OSError where a text cannot be written."""
 
     def text(outcomes: Mapping[str, str]) -> str:
         return render(report(evidence, outcomes))
 
-    return write_texts(folder, pictures, text, csv_of(rows_of_experiment(evidence)))
+    return write_texts(folder, pictures, text, csv_of(rows_of_experiment(evidence)), page)
 
 
 def write_texts(
@@ -111,10 +115,24 @@ def write_texts(
     pictures: Mapping[str, Picture],
     text: Callable[[Mapping[str, str]], str],
     table: str,
+    page: Callable[[], Page],
 ) -> dict[str, str]:
-    """The same of any report. text: of what became of the figures."""
+    """The same of any report. text: of what became of the figures. A page that cannot be made or
+    written costs nothing else: the report's text is worth more."""
     folder.mkdir(parents=True, exist_ok=True)
     outcomes = write_figures(folder, pictures)
     write(folder / REPORT, text(outcomes).encode())
     write(folder / RUNS, table.encode())
-    return outcomes
+    try:
+        write_page(folder, page())
+        outcome = "drawn"
+    except OSError as error:
+        outcome = f"not written: {error.strerror}"
+    except Exception as error:
+        outcome = f"not written: {figures.in_a_line(error)}"
+    return {PAGE: outcome, **outcomes}
+
+
+def write_page(folder: Path, page: Page) -> None:
+    """The page alone. Raises OSError, and the old page stays whole."""
+    write(folder / PAGE, page_text(page, folder).encode())

@@ -8,18 +8,34 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
+from ablation.report.charting import (
+    INK,
+    Part,
+    axis_title,
+    band,
+    hover,
+    line,
+    points,
+    spread,
+    text,
+)
+from ablation.report.charting import axis as chart_axis
+from ablation.report.charting import layout as chart_layout
 from ablation.report.comparisons import (
     ON_OTHER_SEEDS,
     ArmRuns,
     Block,
+    WithinSeeds,
     blocks_of,
     depth,
+    left_out,
     logged_norms,
     matched,
     mean_grad_norms,
     reference,
     within_seeds,
 )
+from ablation.report.content import DASH, Chart
 from ablation.report.drawing import (
     A_RUN,
     BETTER,
@@ -38,8 +54,9 @@ from ablation.report.drawing import (
     width,
     with_unit,
 )
-from ablation.report.evidence import Evidence, GradNorms
+from ablation.report.evidence import Compared, Evidence, GradNorms
 from ablation.study.heads import settings_beside, tap_layers
+from ablation.study.study import Metric
 
 Norms = Mapping[int, GradNorms]  # by step
 
@@ -298,3 +315,89 @@ def draw_ratios(
     bar.locator = MaxNLocator(4)
     bar.update_ticks()
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{2**value:.2f}")
+
+
+# ---------------------------------------------------------------------------------------------
+# Improvements, by placement, as a chart of the page
+
+
+def layers(evidence: Compared) -> Chart:
+    """What `draw_layers` shows: above, each placement's improvement and that of each of its seeds;
+    below, which layers it taps. Raises NothingToDraw for any other study, and for logs."""
+    if not isinstance(evidence, Evidence):
+        raise NothingToDraw("for the built-in study")
+    block, base, groups = placements(evidence)
+    found = {k: within for k, g in enumerate(groups) if (within := within_seeds(base, g))}
+    across = (-0.6, len(groups) - 0.4)
+    data = [*placement_bars(evidence.metric, groups, found), line(across, (0, 0), INK)]
+    taps = [
+        (k, layer) for k, g in enumerate(groups) for layer in (*tap_layers(g.arm), None)
+    ]  # a gap after each
+    x, y = [None if layer is None else k for k, layer in taps], [layer for _, layer in taps]
+    marker = {"mode": "lines+markers", "marker": {"size": 10, "color": INK}, "yaxis": "y2"}
+    data.append(line(x, y, INK, "its heads", **marker))
+    base_sd = base.mean_sd()[1] if base is block.baseline else None
+    about = "baseline ± sd of its runs"
+    shapes = [] if base_sd is None else [band(-base_sd, base_sd, about)]
+    n_layer = evidence.standing.experiment.profile.own_scale.n_layer
+    ends = [0.0, *(v for each in found.values() for v in (each.improvement, *each.improvements))]
+    whole = chart_layout(
+        480,
+        xaxis=chart_axis(
+            "tap layers; n: seeds compared", range=[*across], **placement_ticks(base, groups, found)
+        ),
+        yaxis=chart_axis(
+            axis_title("improvement", evidence.metric),
+            **{"domain": [0.42, 1], "range": spread(ends), "tickformat": "+.4~f"},
+        ),
+        yaxis2=chart_axis("tap layer", domain=[0, 0.36], range=[0.3, n_layer - 0.3], nticks=7),
+        shapes=shapes,
+    )
+    told = "; ".join(about_placements(block, base, groups))
+    words = f"Circles: one seed each; bars: their mean, above zero is better. {told}."
+    return Chart("layers", "Where heads help", words, tuple(data), whole)
+
+
+def placement_ticks(
+    base: ArmRuns, groups: Sequence[ArmRuns], found: Mapping[int, WithinSeeds]
+) -> Part:
+    """The words below each placement, and the ends of their axis."""
+    words = []
+    for k, group in enumerate(groups):
+        is_base = base.arm.configuration == group.arm.configuration
+        n = "the zero" if is_base else "✕" if group.diverged else DASH
+        n = f"n = {len(found[k].arm)}" if k in found else n
+        words.append(f"{', '.join(map(str, tap_layers(group.arm)))}<br>{n}")
+    at = list(range(len(groups)))
+    ticks = {"tickmode": "array", "tickvals": at, "ticktext": words, "tickangle": 0}
+    return {**ticks, "showgrid": False, "anchor": "y2"}
+
+
+def placement_bars(
+    metric: Metric, groups: Sequence[ArmRuns], found: Mapping[int, WithinSeeds]
+) -> Iterator[Part]:
+    """Bars of means, pale, so that the circles of seeds on them stand out."""
+    for about, colour in (("better", BETTER), ("worse", WORSE)):
+        mine = {k: f for k, f in found.items() if (f.improvement > 0) == (about == "better")}
+        if mine:
+            yield {
+                "type": "bar",
+                "name": f"mean: {about}",
+                "x": list(mine),
+                "y": [within.improvement for within in mine.values()],
+                "width": 0.6,
+                "marker": {"color": colour},
+                "opacity": 0.55,
+                "hovertext": [placement_words(metric, groups[k], f) for k, f in mine.items()],
+                "hoverinfo": "text",
+            }
+    marker = {"symbol": "circle-open", "size": 8, "color": INK, "line": {"width": 1.5}}
+    runs = [(k, v) for k, within in found.items() for v in within.improvements]
+    told = [f"{text(groups[k].label, 60)}: {text(metric.delta(v))}" for k, v in runs]
+    yield points([k for k, _ in runs], [v for _, v in runs], told, "one seed", marker)
+
+
+def placement_words(metric: Metric, group: ArmRuns, within: WithinSeeds) -> str:
+    n = len(within.arm)
+    delta, others = text(metric.delta(within.improvement)), text(left_out(group, n))
+    return hover(text(group.label), f"improvement {delta}, n = {n}", others)

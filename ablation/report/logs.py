@@ -188,6 +188,11 @@ class LogGroup(ArmRuns):
     def label(self) -> str:
         return self.name
 
+    def told_apart(self, r: RunResult) -> str:
+        row = self.rows[r.run.index]
+        seed = "" if row.seed is None else f", seed {row.seed}"
+        return f"{Path(row.file).name}{seed}"
+
     @property
     def lost(self) -> str:
         """What the mean leaves out, in words; empty when nothing."""

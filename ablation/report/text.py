@@ -31,6 +31,7 @@ class Layout(NamedTuple):
 LAYOUTS = {
     Role.TEXT: Layout(),
     Role.TITLE: Layout(indent=0),
+    Role.ANSWER: Layout(),
     Role.WARNING: Layout(indent=0, blank_before=True),
     Role.SUBHEADING: Layout(hang=2, blank_before=True),
     Role.CAPTION: Layout(blank_before=True),

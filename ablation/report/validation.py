@@ -178,22 +178,31 @@ def equivalence_interval(evidence: Evidence, block: Block) -> Ends | None:
 
 
 def excluded(evidence: Evidence, block: Block) -> str:
-    """What a null result excludes, in words. Empty where there is an effect, or no test, and before
-    the decision: a nominal interval of the pairs so far would exclude too much.
+    """What a null result excludes, in words; empty where `exclusion` has none."""
+    if not (found := exclusion(evidence, block)):
+        return ""
+    beyond, kind = found
+    amount = evidence.metric.amount(f"{beyond:.4f}")
+    return f"effects beyond ±{amount} are excluded ({kind} interval)"
+
+
+def exclusion(evidence: Evidence, block: Block) -> tuple[float, str] | None:
+    """The size of effect, for better or worse, beyond which a null result excludes all, and by
+    which interval. None where there is an effect, or no test, and before the decision: a nominal
+    interval of the pairs so far would exclude too much.
 
     A verdict stands as it fell, also where a later look's interval has come to cover zero.
     """
     interval, kind = primary_interval(evidence, planned(evidence, block))
     if 4 not in evidence.decisions or interval is None or not interval[0] <= 0 <= interval[1]:
-        return ""
+        return None
     if evidence.verdict in (IMPROVES, HARMFUL):
-        return ""
+        return None
     equivalence = equivalence_interval(evidence, block)
     if equivalence and evidence.verdict == NO_EFFECT:  # shown at the level of that verdict
         interval, kind = equivalence, f"sequential {level(2 * evidence.design.alpha)}"
     low, high = interval
-    beyond = evidence.metric.amount(f"{max(-low, high):.4f}")
-    return f"effects beyond ±{beyond} are excluded ({kind} interval)"
+    return max(-low, high), kind
 
 
 def final_p(evidence: Evidence, block: Block) -> float | None:

@@ -76,17 +76,19 @@ def train(
     )
 
 
-def make(tmp_path, e=None, *, most=1000, failures=None, **world) -> Path:
+def make(
+    tmp_path, e=None, *, most=1000, failures=None, facts=FACTS, reason="invented reason of", **world
+) -> Path:
     """A folder as the orchestrator would leave it after so many attempts.
 
-    failures: run name -> statuses of its first attempts.
+    failures: run name -> statuses of its first attempts; reason: how these speak of it.
     """
     e = e or speedrun(overrides=NOTHING_OVERRIDDEN.ungated)
     tmp_path.mkdir(exist_ok=True)
     (tmp_path / "train.py").write_text("pass\n")
     (tmp_path / "x_train_1.bin").write_bytes(b"tokens")
     materials = Materials(tmp_path / "train.py", tmp_path)
-    exp_dir = begin(e, materials, tmp_path / "experiments", FACTS)
+    exp_dir = begin(e, materials, tmp_path / "experiments", facts)
     experiment_id = read_document(exp_dir)["experiment_id"]
     results, clock_s = [], 0.0
     while (step := next_step(e, results)).runs and len(results) < most:
@@ -94,10 +96,10 @@ def make(tmp_path, e=None, *, most=1000, failures=None, **world) -> Path:
         attempt = 1 + sum(r.run.name == run.name for r in results)
         planned = (failures or {}).get(run.name, ())
         status = planned[attempt - 1] if attempt <= len(planned) else "ok"
-        reason = "" if status == "ok" else f"invented reason of {run.name}, attempt {attempt}"
-        results.append(train(run, attempt, status, reason, clock_s, **world))
+        why = "" if status == "ok" else f"{reason} {run.name}, attempt {attempt}"
+        results.append(train(run, attempt, status, why, clock_s, **world))
         clock_s = results[-1].end_s
-        store(exp_dir, results[-1], experiment_id)
+        store(exp_dir, results[-1], experiment_id, facts)
     write_overrides(exp_dir, e.overrides)
     write_results(exp_dir, experiment_id, e, results, conclude(step))
     return exp_dir
@@ -110,10 +112,10 @@ def begin(e, materials, output_dir: Path, facts: dict) -> Path:
     return exp_dir
 
 
-def store(exp_dir, result, experiment_id) -> Path:
+def store(exp_dir, result, experiment_id, facts=FACTS) -> Path:
     folder = attempt_dir(exp_dir / result.run.name, result.attempt)
     folder.mkdir(parents=True)
-    config = {"run": asdict(result.run), "attempt": result.attempt, **FACTS}
+    config = {"run": asdict(result.run), "attempt": result.attempt, **facts}
     write_json(folder / "config.json", config)
     write_result(folder, result, experiment_id)
     return folder

@@ -1,0 +1,317 @@
+"""What is on the page of an experiment, or of groups of logs, and in which order?
+
+The answer first, then what happens now, then a section for each question. The words and numbers are
+those of the chapters of the text, the pictures those of `charts`; here they are only put in order.
+"""
+
+import shlex
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ablation.folder.course import StageCourse, course_of
+from ablation.report import chapters, charts, log_chapters
+from ablation.report.comparisons import final_block
+from ablation.report.content import (
+    AND_SO,
+    Chart,
+    Content,
+    Folded,
+    Heading,
+    Linked,
+    Page,
+    PageContent,
+    Pairs,
+    Paragraph,
+    Role,
+    Section,
+    Step,
+    Steps,
+    Table,
+)
+from ablation.report.drawing import NothingToDraw
+from ablation.report.evidence import Compared, Evidence, field, listed, simple
+from ablation.report.log_chapters import Findings
+from ablation.report.validation import effect_line, validated
+from ablation.runs.run import machine_seconds, part_of, spent_of
+from ablation.runs.store import attempt_dir
+
+# ---------------------------------------------------------------------------------------------
+# The page as a whole
+
+Now = Mapping[str, Any]  # what `run_aux.py --status --json` tells
+
+
+def page_of(evidence: Evidence, now: Now | None = None, live: bool = False) -> Page:
+    """The page of an experiment. now: what runs, where somebody asked; live: it will be written
+    again."""
+    about = evidence.study.words.title or evidence.study.name
+    live = live and (now is None or not now["ended"])
+    return Page(
+        kicker=f"Staged ablation of {about}: {evidence.exp_dir.name}",
+        title=simple(field(evidence.registered, "study", "question") or about),
+        first=tuple(first_screen(evidence, now)),
+        sections=sections_of(SECTIONS, evidence),
+        written_s=time.time(),
+        live=live,
+    )
+
+
+def page_of_logs(f: Findings) -> Page:
+    """The same of groups of logs."""
+    title, *answer = log_chapters.opening(f)
+    assert isinstance(title, Paragraph)
+    shown = [c for c in answer if not isinstance(c, Heading)]
+    return Page(
+        kicker="Training logs compared",
+        title=title.text,
+        first=(*answered(shown), *pictures(f, charts.effects)),
+        sections=sections_of(SECTIONS_OF_LOGS, f),
+        written_s=time.time(),
+    )
+
+
+Part = Callable[[Any], Iterable[PageContent]]
+
+
+def sections_of(table: Mapping[str, tuple[str, tuple[Part, ...]]], of: Compared) -> tuple:
+    """The sections that have anything to show."""
+    found = []
+    for name, (title, parts) in table.items():
+        contents = tuple(content for part in parts for content in part(of))
+        if any(not isinstance(c, Heading) for c in contents):
+            found.append(Section(name, title, contents))
+    return tuple(found)
+
+
+def picture(draw: Callable[[Any], Chart]) -> Part:
+    """A chart as a part of a section."""
+    return lambda of: pictures(of, draw)
+
+
+def pictures(of: Compared, *draw: Callable[[Any], Chart]) -> Iterator[Chart]:
+    """The charts that there are."""
+    for each in draw:
+        try:
+            yield each(of)
+        except NothingToDraw:
+            continue
+
+
+def folded(title: str, *parts: Part) -> Part:
+    """Parts behind one line; nothing where they are empty."""
+
+    def part(of) -> Iterator[PageContent]:
+        if contents := tuple(content for each in parts for content in each(of)):
+            yield Folded(title, contents)
+
+    return part
+
+
+# ---------------------------------------------------------------------------------------------
+# The first screen
+
+
+def first_screen(evidence: Evidence, now: Now | None) -> Iterator[PageContent]:
+    yield from (Paragraph(f"Beware: {words}", Role.WARNING) for words in evidence.changed)
+    effect = effect_line(evidence, final_block(evidence)) if 4 in evidence.decisions else ""
+    told = [c for c in chapters.answer(evidence) if c != Paragraph(effect, Role.DETAIL)]
+    spent = f"{hours_spent(evidence)} of machine time"
+    beside = f"{AND_SO} {effect.removesuffix('.')}; {spent}." if effect else f". {spent} so far."
+    yield from answered(told, beside)
+    yield from (Paragraph(f"Beware: {note}", Role.WARNING) for note in evidence.notes)
+    if now and not now["ended"]:
+        yield Pairs(tuple(now_rows(evidence, now)))
+    yield from pictures(evidence, charts.verdict)
+    yield Pairs(tuple(tested_rows(evidence)))
+
+
+def answered(told: Sequence[Content], beside: str = "") -> Iterator[Content]:
+    """The first sentence as the page's answer, with what is said beside it; then the rest."""
+    first, *rest = told
+    assert isinstance(first, Paragraph)
+    yield Paragraph(first.text.removesuffix(".") + beside if beside else first.text, Role.ANSWER)
+    yield from rest
+
+
+def hours_spent(evidence: Evidence) -> str:
+    budget_hours = evidence.standing.experiment.budget_hours
+    return spent_of(machine_seconds(evidence.records.results), budget_hours)
+
+
+def now_rows(evidence: Evidence, now: Now) -> Iterator[tuple[str, object]]:
+    """What runs, what comes next, and what it will have cost."""
+    metric = evidence.metric
+    for kind, name in (("in_flight", "running"), ("broken_off", "broken off")):
+        for run in now[kind]:
+            value = run["val_loss"]
+            loss = "none yet" if value is None else f"{value:.4f}"
+            at = f"step {run['step']} of {run['num_iterations']}"
+            yield name, f"{run['run']}: {at}, {metric.words} {loss}"
+    if not now["in_flight"]:
+        yield "running", f"nothing; orchestrator: {now['orchestrator']}"
+    left = now["left"]
+    more = f" and {len(left) - FEW_NEXT} more" if len(left) > FEW_NEXT else ""
+    yield "next", f"{', '.join(left[:FEW_NEXT])}{more}" if left else None
+    budget = now["budget_hours"]
+    to_go = part_of(3600 * now["hours_to_go"], budget)
+    spent = spent_of(3600 * now["hours_spent"], budget)
+    yield "hours", f"{spent} spent, runs in flight included; about {to_go} to go, at the longest"
+
+
+FEW_NEXT = 3  # runs that are named
+
+
+def tested_rows(evidence: Evidence) -> Iterator[tuple[str, object]]:
+    """What was tested, what was only looked at, and what no run was spent on."""
+    block = final_block(evidence)
+    if evidence.standing.stages[-1].most_pairs:
+        n = len(block.baseline.runs) if block and block.baseline else 0
+        label = block.arms[0].arm.label if block else ""
+        tested = f"{label}; on {n} seeds used nowhere else, each with its baseline"
+        yield "tested", tested if block else "nothing yet: only stage 4 tests"
+    outcomes = [r.run for r in evidence.records.latest().values() if r.has_outcome]
+    looked = Counter(run.arm.name for run in outcomes if run.stage != 4 and run.arm.configuration)
+    runs = [name if n == 1 else f"{name} ({n} runs)" for name, n in looked.items()]
+    yield "looked at", listed(runs[:MOST_NAMED], cut_short=len(runs) > MOST_NAMED)
+    ran = {run.arm.configuration for run in outcomes} | {run.arm.name for run in outcomes}
+    study = evidence.study
+    without = [a.name for a in (*study.arms, *study.refinements)
+               if not ran & {a.configuration, a.name}]  # fmt: skip
+    if not evidence.changed:
+        yield "not run", listed(without[:MOST_NAMED], cut_short=len(without) > MOST_NAMED)
+
+
+MOST_NAMED = 12  # arms in a line; chosen: a longer one is not read
+
+# ---------------------------------------------------------------------------------------------
+# The sections
+
+
+def stages(evidence: Evidence) -> Iterator[PageContent]:
+    """The way to the answer: each stage with its runs, decision, rule, and what was saved."""
+    courses = {course.number: course for course in course_of(evidence.standing)}
+    if courses:
+        yield Steps(tuple(step_of(evidence, courses[n]) for n in sorted(courses)))
+
+
+def step_of(evidence: Evidence, course: StageCourse) -> Step:
+    decision, step = evidence.decisions.get(course.number), evidence.standing.step
+    assert step is not None
+    going = not step.ended and step.stage == course.number
+    state = "decided" if decision else "running" if going else "not reached"
+    state = "to come" if not (decision or step.ended or going) else state
+    budget = evidence.standing.experiment.budget_hours
+    asked_for = f"{course.runs} of at most {course.foreseen}" if course.foreseen else "none needed"
+    numbers = [("runs", asked_for)]
+    numbers += [("spent", part_of(course.spent_s, budget))] if course.spent_s else []
+    if course.spared:
+        less = f"{course.spared} runs, about {part_of(course.spared_s, budget)}"
+        numbers.append(("saved", less))
+    rule = field(evidence.registered, "stages", str(course.number), "rule")
+    return Step(
+        name=evidence.stage_name(course.number),
+        state=state,
+        title=decision.title if decision else "",
+        rule=decision.rule if decision else simple(rule),
+        numbers=tuple(numbers),
+    )
+
+
+def every_run(evidence: Evidence) -> Iterator[PageContent]:
+    """The table of the text, each run leading to its log."""
+    for content in chapters.every_run(evidence):
+        if isinstance(content, Table):
+            rows = tuple(linked(evidence, row) for row in content.rows)
+            content = Table(content.columns, rows)
+        yield content
+
+
+RUN, TRY = 1, 2  # columns of the table of runs
+
+
+def linked(evidence: Evidence, row: tuple) -> tuple:
+    """A row whose run leads to the log of its attempt, where it has a number."""
+    if not isinstance(row[TRY], int):
+        return row
+    folder = attempt_dir(evidence.exp_dir / row[RUN], row[TRY])
+    return (*row[:RUN], Linked(row[RUN], folder / "output.log"), *row[RUN + 1 :])
+
+
+def reproduced(evidence: Evidence) -> Iterator[PageContent]:
+    """How to get the same again: the checkout, the command, the registration, the copies."""
+    on_file, exp_dir = evidence.registered, evidence.exp_dir
+    commit, dirty = (field(on_file, "git", name) for name in ("commit", "dirty"))
+    edited = " and edits that were not committed" if dirty else ""
+    command = field(on_file, "command")
+    words = [word for word in command if isinstance(word, str)] if isinstance(command, list) else []
+    registration = Linked("experiment_configs.json", exp_dir / "experiment_configs.json")
+    yield Pairs(
+        (
+            ("checkout", f"commit {simple(commit)}{edited}" if commit else None),
+            ("command", shlex.join(["python", "run_aux.py", *words]) if words else None),
+            ("registration", registration),
+            ("what ran", Linked("code", exp_dir / "code")),
+            ("every run", Linked("runs.csv", exp_dir / "runs.csv")),
+            ("go on, or again", f"python run_aux.py --staged --exp_dir {exp_dir}"),
+            ("this page", f"python analyze_aux.py --exp_dir {exp_dir}"),
+        )
+    )
+    yield Paragraph("The command of each run is in its config.json, with its seed and machine.")
+
+
+def validation(evidence: Evidence) -> Iterator[PageContent]:
+    """The chapter of the final validation, where there is one."""
+    if evidence.standing.stages[-1].most_pairs and final_block(evidence):
+        yield from validated(evidence)
+
+
+def deviated(evidence: Evidence) -> Iterator[PageContent]:
+    """What was done otherwise."""
+    yield Paragraph("Deviations and overrides", Role.SUBHEADING)
+    yield from chapters.deviations(evidence)
+
+
+def failures(evidence: Evidence) -> Iterator[PageContent]:
+    """Every failure in full, where there is one."""
+    if any(r.status != "ok" for r in evidence.records.results) or evidence.records.damaged:
+        yield Paragraph("Runs that failed", Role.SUBHEADING)
+        yield from chapters.failed(evidence)
+
+
+SECTIONS: Mapping[str, tuple[str, tuple[Part, ...]]] = {
+    "validation": ("Final validation", (validation,)),
+    "stages": ("Stages", (stages, folded("Decisions, with their rules", chapters.decided))),
+    "curves": ("Curves", (picture(charts.curves),)),
+    "arms": (
+        "Arms against their baseline",
+        (
+            picture(charts.effects),
+            picture(charts.layers),
+            folded("Every number", chapters.compared),
+        ),
+    ),
+    "hours": (
+        "Time and hours",
+        (picture(charts.costs), chapters.spent, folded("Training time", chapters.timed)),
+    ),
+    "runs": ("Every run, every attempt", (every_run, failures)),
+    "registered": (
+        "What was registered",
+        (
+            folded("What was asked", chapters.asked),
+            folded("What was held fixed", chapters.held_fixed),
+            deviated,
+        ),
+    ),
+    "reproduce": ("How to reproduce it", (reproduced,)),
+}
+SECTIONS_OF_LOGS: Mapping[str, tuple[str, tuple[Part, ...]]] = {
+    "curves": ("Curves", (picture(charts.curves),)),
+    "groups": ("Groups", (log_chapters.groups_told,)),
+    "arms": ("Each group against the baseline", (log_chapters.compared,)),
+    "rules": ("Rules", (log_chapters.ruled,)),
+    "time": ("Time", (log_chapters.timed,)),
+    "runs": ("Every run", (log_chapters.every_run,)),
+}

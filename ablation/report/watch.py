@@ -1,0 +1,56 @@
+"""How is a page kept fresh while an experiment goes on?  Looked at now and then, written when the
+folder says something new."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ablation.runs.store import attempts_in
+
+GAP_S = 10.0  # between two writes, at least; chosen
+SHARE = 0.05  # of a core that may be spent on writing; chosen
+LOOK_S = 0.5  # between two looks at whether to end; chosen
+
+Signature = tuple[tuple[str, int, int], ...]
+LOGS = ("output.log", "result.json", "config.json", "exit.json")
+DOCUMENTS = ("staged_ablation_results.json", "overrides.json", "experiment_configs.json")
+
+
+def signature(exp_dir: Path) -> Signature:
+    """What changes when something happens in the folder: times and sizes of its files."""
+    files = [exp_dir / name for name in DOCUMENTS]
+    files += [folder / name for _, _, folder in attempts_in(exp_dir) for name in LOGS]
+    found = []
+    for file in files:
+        try:
+            seen = file.lstat()
+        except OSError:
+            continue
+        found.append((str(file), seen.st_mtime_ns, seen.st_size))
+    return tuple(found)
+
+
+def keep_fresh(
+    look: Callable[[], object],
+    write: Callable[[bool], bool],
+    over: Callable[[], bool],
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Write at once, then after each change that `look` sees, until `over`, and a last time then.
+
+    write: is told whether this is the last time, and returns whether the experiment has ended,
+    which ends this as well. Between two writes there are GAP_S at least, and as much time as keeps
+    the share of a core that they take at SHARE.
+    """
+    seen, next_s = None, clock()
+    while not over():
+        if clock() >= next_s and (now := look()) != seen:
+            began_s = clock()
+            seen = now
+            if write(False):
+                return
+            took_s = clock() - began_s
+            next_s = began_s + max(GAP_S, took_s / SHARE)
+        sleep(LOOK_S)
+    write(True)
