@@ -310,7 +310,7 @@ def test_limits_of_the_options_are_in_reach():
 def written_by(exp_dir: Path, folder: Path, *words: str) -> set[str]:
     """The figures and captions in a folder after the command."""
     assert analyze_aux.main(["--exp_dir", str(exp_dir), "--output_dir", str(folder), *words]) == 0
-    return {path.name for path in folder.iterdir()} - {files.REPORT, files.RUNS}
+    return {path.name for path in folder.iterdir()} - {files.REPORT, files.RUNS, files.PAGE}
 
 
 def test_only_the_kinds_that_are_asked_for_stay_each_figure_with_a_caption(folders, tmp_path):
@@ -406,6 +406,18 @@ def test_the_caption_of_the_placements_has_their_improvements_and_what_they_leav
     assert listed == [number(height, "+.4f") for height in bars if abs(height) < 1][-3:]
     assert "layers 4, 8" in told and "n = 1 of 2 ✕ 1 diverged" in told
     assert "± one sd of the baseline's 2 runs" in told
+
+
+@pytest.mark.parametrize("name", ["classic", "by_hand", "harmful"])
+def test_improvements_of_a_caption_are_those_beside_the_bars(evidence, name):
+    with plain_matplotlib():
+        figure = FIGURES["val_loss_comparison"](evidence[name])
+    beside = [
+        text.get_text().replace("\N{MINUS SIGN}", "-") for ax in figure.axes for text in ax.texts
+    ]
+    drawn = [number for words in beside for number in re.findall(r"[+-]0\.\d{4}", words)]
+    told = CAPTIONS["val_loss_comparison"](evidence[name])
+    assert drawn and re.findall(r" ([+-]\d\.\d{4}) \(n = ", told) == drawn
 
 
 def test_a_caption_of_many_arms_stays_short(evidence):
