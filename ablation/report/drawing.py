@@ -88,6 +88,7 @@ def style(paper: Paper) -> Style:
         )
     }
     return ticks | {
+        "figure.dpi": 200,  # at which figures are laid out
         "figure.figsize": (WIDTHS[paper.columns], 3.0),
         "font.size": words,
         "axes.titlesize": words,
@@ -105,6 +106,7 @@ def style(paper: Paper) -> Style:
         "legend.fontsize": notes,
         "legend.handlelength": 1.8,
         "legend.labelspacing": 0.35,
+        "text.hinting": "no_hinting",  # words take the same room at any resolution
         "text.parse_math": False,  # names come from files
         "savefig.dpi": paper.dpi,
         "svg.fonttype": "none",  # words stay words, for search and for an editor
@@ -168,6 +170,15 @@ def new_figure(height: float, rows: int, columns: int, **options):
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
+def settle(figure) -> None:
+    """Lay a figure out, the same for every kind of file. The solver of layouts works in the order
+    of addresses in memory, so the last digits of what it finds are rounded away."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for ax in figure.axes:
+        ax.set_position([round(share, 6) for share in ax.get_position(original=True).bounds])
+
+
 def legend_below(figure, handles: Sequence, labels: Sequence[str], **options) -> None:
     """A legend under a figure, which grows by it, in as many columns as its width holds."""
     labels = [folded(label, width() - 0.5, notes=True) for label in labels]
@@ -219,7 +230,7 @@ def folded(text: str, room: float, notes: bool = False, most: int = 4) -> str:
     return whole
 
 
-WORD = re.compile(r"\(?n = \d+\)?[\s;,]*|[^\s_/.,;:=+-]*[\s_/.,;:=+-]?")
+WORD = re.compile(r"\(?n = \d+(?: pairs)?\)?[\s;,]*|[^\s_/.,;:=+-]*[\s_/.,;:=+-]?")
 
 
 def broken(text: str, room: float, points: float) -> list[str]:

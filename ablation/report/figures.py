@@ -44,6 +44,7 @@ from ablation.report.drawing import (
     note_points,
     plain,
     plain_matplotlib,
+    settle,
     signed,
     width,
     with_margin,
@@ -103,8 +104,9 @@ def picture(
         if (n := sum(len(block.groups) for block in blocks_of(evidence))) > MOST:
             raise NothingToDraw(f"{n} configurations are too many to be told apart")
         with plain_matplotlib(paper):
-            image = io.BytesIO()
-            draw(evidence).savefig(image, format=kind, metadata=UNDATED[kind])
+            image, figure = io.BytesIO(), draw(evidence)
+            settle(figure)
+            figure.savefig(image, format=kind, metadata=UNDATED[kind])
         return Picture(image.getvalue(), kind, tell(evidence) if tell else "")
     except NothingToDraw as why:
         return Picture(kind=kind, why=str(why))

@@ -103,7 +103,7 @@ def draw_layers(evidence: Evidence):
     title = "\n".join(
         folded(line, width() - 0.85) for line in about_placements(block, base, groups)
     )
-    height = (3.0 if is_narrow() else 3.6) + height_of(title)
+    height = (3.1 if is_narrow() else 3.6) + height_of(title)
     figure, axes = new_figure(height, 2, 1, sharex=True, height_ratios=(3, 2))
     effect, taps = axes[:, 0]
     effect.axhline(0, color=BLACK, linewidth=1)
@@ -162,7 +162,8 @@ def draw_taps(ax, labels: Sequence[Sequence[str]], n_layer: int) -> None:
     ax.set_yticks(range(1, n_layer, 1 if n_layer <= 16 else n_layer), minor=True)
     ax.set_xticks(range(len(labels)), list(map(between.join, labels)), rotation=turned)
     ax.set_xlim(-0.6, len(labels) - 0.4)
-    ax.set_xlabel("tap layers of the heads; n: seeds compared, of those that finished")
+    words = "tap layers of the heads; n: seeds compared, of those that finished"
+    ax.set_xlabel(folded(words, width() - 1.0))
     ax.grid(axis="y", which="both", alpha=0.3, linewidth=0.5)
 
 

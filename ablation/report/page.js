@@ -116,9 +116,7 @@ function choose(plot, menus, button) {
 
 async function drawn(plot, chart) {
   const { updatemenus = [], ...layout } = chart.layout;
-  const options = {
-    responsive: true, displaylogo: false, displayModeBar: false, doubleClick: "reset+autosize",
-  };
+  const options = { displaylogo: false, displayModeBar: false, doubleClick: "reset+autosize" };
   plot.textContent = "";
   await Plotly.newPlot(plot, chart.data, layout, options);
   const name = plot.dataset.chart;
@@ -137,10 +135,13 @@ async function drawn(plot, chart) {
     if (names.some((each) => /range/.test(each) && !/autorange/.test(each))) plot.dataset.zoomed = "yes";
     if (names.some((each) => /autorange/.test(each))) delete plot.dataset.zoomed;
   });
+  const fit = () => { if (!printing && plot.clientWidth !== plot._fullLayout.width) Plotly.Plots.resize(plot); };
+  new ResizeObserver(() => requestAnimationFrame(fit)).observe(plot);
 }
 
 // On paper a chart is drawn for the paper, whatever the window is, and scaled to its width.
 const PAPER_WIDE = 960; // pixels of a chart: its words are then as small as a table's
+let printing = false;
 function onPaper(plot) {
   Plotly.relayout(plot, { width: PAPER_WIDE });
   const size = plot._fullLayout;
@@ -153,8 +154,8 @@ function onScreen(plot) {
   Plotly.relayout(plot, { width: null, autosize: true });
 }
 function there() { return plots.filter((plot) => plot._fullLayout); }
-addEventListener("beforeprint", () => there().forEach(onPaper));
-addEventListener("afterprint", () => there().forEach(onScreen));
+addEventListener("beforeprint", () => { printing = true; there().forEach(onPaper); });
+addEventListener("afterprint", () => { printing = false; there().forEach(onScreen); });
 
 async function draw() {
   const charts = JSON.parse(document.getElementById("charts").textContent);

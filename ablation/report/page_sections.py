@@ -274,10 +274,18 @@ def deviated(evidence: Evidence) -> Iterator[PageContent]:
 
 
 def failures(evidence: Evidence) -> Iterator[PageContent]:
-    """Every failure in full, where there is one."""
-    if any(r.status != "ok" for r in evidence.records.results) or evidence.records.damaged:
-        yield Paragraph("Runs that failed", Role.SUBHEADING)
-        yield from chapters.failed(evidence)
+    """Every failure in full, where there is one; many behind one line, as the table has them."""
+    records = evidence.records
+    count = sum(r.status != "ok" for r in records.results) + len(records.damaged)
+    told, title = tuple(chapters.failed(evidence)) if count else (), "Runs that failed"
+    if count > MOST_FAILED:
+        yield Folded(f"{title}, all {count}", told)
+    elif count:
+        yield Paragraph(title, Role.SUBHEADING)
+        yield from told
+
+
+MOST_FAILED = 12  # that are told in full at once; chosen: more fill a screen, and a sheet
 
 
 SECTIONS: Mapping[str, tuple[str, tuple[Part, ...]]] = {
