@@ -135,7 +135,9 @@ async function drawn(plot, chart) {
     if (names.some((each) => /range/.test(each) && !/autorange/.test(each))) plot.dataset.zoomed = "yes";
     if (names.some((each) => /autorange/.test(each))) delete plot.dataset.zoomed;
   });
-  const fit = () => { if (!printing && plot.clientWidth !== plot._fullLayout.width) Plotly.Plots.resize(plot); };
+  const fit = () => {
+    if (!printing && plot.clientWidth !== plot._fullLayout.width) Plotly.Plots.resize(plot);
+  };
   new ResizeObserver(() => requestAnimationFrame(fit)).observe(plot);
 }
 
