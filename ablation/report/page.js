@@ -135,21 +135,29 @@ async function drawn(plot, chart) {
     if (names.some((each) => /range/.test(each) && !/autorange/.test(each))) plot.dataset.zoomed = "yes";
     if (names.some((each) => /autorange/.test(each))) delete plot.dataset.zoomed;
   });
-  const fit = () => { if (plot.clientWidth !== plot._fullLayout.width) Plotly.Plots.resize(plot); };
+  const fit = () => {
+    if (!printing && plot.clientWidth !== plot._fullLayout.width) Plotly.Plots.resize(plot);
+  };
   new ResizeObserver(() => requestAnimationFrame(fit)).observe(plot);
 }
 
-function shape(plot) { // on paper a chart is as wide as the paper; on a screen it is drawn anew
+// On paper a chart is drawn for the paper, whatever the window is, and scaled to its width.
+const PAPER_WIDE = 960; // pixels of a chart: its words are then as small as a table's
+let printing = false;
+function onPaper(plot) {
+  Plotly.relayout(plot, { width: PAPER_WIDE });
   const size = plot._fullLayout;
   plot.querySelectorAll(".main-svg").forEach((svg) =>
     svg.setAttribute("viewBox", `0 0 ${size.width} ${size.height}`));
   plot.style.setProperty("--shape", `${size.width} / ${size.height}`);
 }
-function unshape(plot) {
+function onScreen(plot) {
   plot.querySelectorAll(".main-svg").forEach((svg) => svg.removeAttribute("viewBox"));
+  Plotly.relayout(plot, { width: null, autosize: true });
 }
-addEventListener("beforeprint", () => plots.filter((plot) => plot._fullLayout).forEach(shape));
-addEventListener("afterprint", () => plots.forEach(unshape));
+function there() { return plots.filter((plot) => plot._fullLayout); }
+addEventListener("beforeprint", () => { printing = true; there().forEach(onPaper); });
+addEventListener("afterprint", () => { printing = false; there().forEach(onScreen); });
 
 async function draw() {
   const charts = JSON.parse(document.getElementById("charts").textContent);

@@ -32,6 +32,7 @@ from ablation.report.content import (
 )
 from ablation.report.drawing import NothingToDraw
 from ablation.report.evidence import Compared, Evidence, field, listed, simple
+from ablation.report.figures import in_a_line
 from ablation.report.log_chapters import Findings
 from ablation.report.validation import effect_line, validated
 from ablation.runs.run import machine_seconds, part_of, spent_of
@@ -80,7 +81,7 @@ def sections_of(table: Mapping[str, tuple[str, tuple[Part, ...]]], of: Compared)
     found = []
     for name, (title, parts) in table.items():
         contents = tuple(content for part in parts for content in part(of))
-        if any(not isinstance(c, Heading) for c in contents):
+        if contents:
             found.append(Section(name, title, contents))
     return tuple(found)
 
@@ -90,13 +91,15 @@ def picture(draw: Callable[[Any], Chart]) -> Part:
     return lambda of: pictures(of, draw)
 
 
-def pictures(of: Compared, *draw: Callable[[Any], Chart]) -> Iterator[Chart]:
+def pictures(of: Compared, *draw: Callable[[Any], Chart]) -> Iterator[PageContent]:
     """The charts that there are."""
     for each in draw:
         try:
             yield each(of)
         except NothingToDraw:
             continue
+        except Exception as error:  # the rest of the page is worth more
+            yield Paragraph(f"A chart could not be made: {in_a_line(error)}", Role.WARNING)
 
 
 def folded(title: str, *parts: Part) -> Part:
@@ -288,9 +291,18 @@ def deviated(evidence: Evidence) -> Iterator[PageContent]:
 
 
 def failures(evidence: Evidence) -> Iterator[PageContent]:
-    """Every failure in full, where there is one."""
-    if any(r.status != "ok" for r in evidence.records.results) or evidence.records.damaged:
-        yield Folded("Runs that failed, with their reasons", tuple(chapters.failed(evidence)))
+    """Every failure in full, where there is one; many behind one line, as the table has them."""
+    records = evidence.records
+    count = sum(r.status != "ok" for r in records.results) + len(records.damaged)
+    told, title = tuple(chapters.failed(evidence)) if count else (), "Runs that failed"
+    if count > MOST_FAILED:
+        yield Folded(f"{title}, all {count}", told)
+    elif count:
+        yield Paragraph(title, Role.SUBHEADING)
+        yield from told
+
+
+MOST_FAILED = 12  # that are told in full at once; chosen: more fill a screen, and a sheet
 
 
 SECTIONS: Mapping[str, tuple[str, tuple[Part, ...]]] = {
