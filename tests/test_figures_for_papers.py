@@ -313,7 +313,7 @@ def written_by(exp_dir: Path, folder: Path, *words: str) -> set[str]:
     return {path.name for path in folder.iterdir()} - {files.REPORT, files.RUNS, files.PAGE}
 
 
-def test_only_the_kinds_that_are_asked_for_stay_each_figure_with_a_caption(folders, tmp_path):
+def test_each_figure_has_a_caption_and_kinds_of_an_earlier_report_are_told(folders, tmp_path):
     names = ("val_loss_comparison", "layer_ablation", "training_curves", "verdict")
     exp_dir = folders["null"]
     for name in ("gradient_flow.svg", "gradient_flow.txt"):  # of an older report
@@ -322,8 +322,12 @@ def test_only_the_kinds_that_are_asked_for_stay_each_figure_with_a_caption(folde
     assert both == {f"{name}.{kind}" for name in names for kind in ("svg", "pdf", "txt")}
     assert width_of((tmp_path / "verdict.svg").read_bytes(), "svg", 72) == pytest.approx(3.5)
     assert "  verdict.svg:   drawn\n  verdict.pdf:   drawn" in (tmp_path / files.REPORT).read_text()
+    before = (tmp_path / "verdict.pdf").read_bytes()
     again = written_by(exp_dir, tmp_path, "--dpi", "100")
-    assert again == {f"{name}.{kind}" for name in names for kind in ("png", "txt")}
+    assert again == both | {f"{name}.png" for name in names}
+    assert (tmp_path / "verdict.pdf").read_bytes() == before
+    told = (tmp_path / files.REPORT).read_text()
+    assert f"verdict.pdf:   {files.OLDER}" in told and "verdict.png:   drawn" in told
     assert width_of((tmp_path / "verdict.png").read_bytes(), "png", 100) == pytest.approx(7.1)
     assert both | again <= set(files.OURS)
 
