@@ -12,12 +12,11 @@ reads the files of one experiment folder, finished or not, prints the answer, an
 report.html (a page to look at), analysis_report.txt, runs.csv (a row for each run) and what can be
 drawn of val_loss_comparison.png, layer_ablation.png, training_curves.png, verdict.png (adaptive
 plan) and gradient_flow.png (where runs logged gradient norms), each with its caption, verdict.txt
-and so on. Of figures only the kinds that are asked for stay. It launches nothing, and decides as
-run_aux.py does: from the records, by the registered rules. With --logs the same is said of training
-logs, of any trainer and without an experiment: docs/logs.md. Everywhere, improvement = mean
-val_loss(baseline) - mean val_loss(arm) in nats/token: positive is good. Runs are compared within a
-block only, the runs of one stage with one number of steps, and there on the seeds that both have:
-all else differs by more than the arms.
+and so on. It launches nothing, and decides as run_aux.py does: from the records, by the registered
+rules. With --logs the same is said of training logs, of any trainer and without an experiment:
+docs/logs.md. Everywhere, improvement = mean val_loss(baseline) - mean val_loss(arm) in nats/token:
+positive is good. Runs are compared within a block only, the runs of one stage with one number of
+steps, and there on the seeds that both have: all else differs by more than the arms.
 """
 
 import os.path

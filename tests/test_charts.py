@@ -202,6 +202,8 @@ def test_a_hostile_name_stays_text_everywhere(logs):
 def test_no_text_holds_a_tag_an_entity_or_a_field_of_its_own(words):
     shown = charting.text(words)
     assert not set("<>$\n") & set(shown) and "%{" not in shown
+    entities = set(re.findall("&([^;]*);", shown))
+    assert entities <= {"amp", "lt", "gt", "#36", "#37"}  # all that plotly knows, of ours
     assert html.unescape(shown) == charting.printable(words)
 
 
@@ -285,6 +287,8 @@ def test_what_matters_is_a_band_and_zero_and_target_are_lines(world):
     target = named(chart, "target: 0.02")
     assert target["y"] == [x.design.delta_target] * 2 and target["line"]["dash"] == "dash"
     assert [0, 0] in [list(t["y"]) for t in chart.data]
+    low, high = chart.layout["yaxis"]["range"]
+    assert low < -x.design.delta_eq and high > x.design.delta_target
     for t in (target, *(t for t in chart.data if list(t["y"]) == [0, 0])):
         assert list(t["x"]) == chart.layout["xaxis"]["range"]
 
@@ -326,6 +330,14 @@ def test_before_the_decision_there_are_pairs_and_no_claim(world):
     shown = [t["name"] for t in chart.data if t["mode"] == "markers"]
     assert shown == ["a pair's difference"]
     assert "Nothing is concluded" in chart.caption
+
+
+def test_of_a_changed_folder_there_are_pairs_and_no_claim(world):
+    x = world("null")
+    changed = replace(x, standing=replace(x.standing, step=None, changed=("a rule",)))
+    chart = charts.verdict(changed)
+    assert [t["name"] for t in chart.data if t["mode"] == "markers"] == ["a pair's difference"]
+    assert "No decision can be shown" in chart.caption
 
 
 # ---------------------------------------------------------------------------------------------
@@ -420,7 +432,8 @@ def test_groups_of_logs_are_held_against_the_baselines_mean(logs):
     base, arm_ = ([float(v) for v in values] for values in (BASE, ARM))
     values = [*base, *arm_, *arm_[:3]]
     assert points["x"] == pytest.approx([np.mean(base) - v for v in values])
-    assert "run_0.txt" in points["hovertext"][10]
+    for k, text in enumerate(points["hovertext"][10:20]):
+        assert f"run_{k}.txt" in text and f"baseline mean: {np.mean(base):.4f}" in text
     (means,) = (t for t in panel["traces"] if t["name"].startswith("mean: better"))
     found = scipy_stats.ttest_ind(base, arm_, equal_var=False).confidence_interval(0.95)
     assert means["x"][0] + means["error_x"]["array"][0] == pytest.approx(found.high)
@@ -474,6 +487,8 @@ def test_each_placement_has_its_mean_its_seeds_and_its_layers(name, world):
             assert f"n = {len(expected[k])}" in ticks[k]
         else:
             assert "the zero" in ticks[k]
+    for t in chart.data:
+        assert t["type"] != "bar" or all((y > 0) == (t["name"] == "mean: better") for y in t["y"])
     assert bars == pytest.approx({k: np.mean(each) for k, each in expected.items()})
     drawn_ = sorted(zip(seeds["x"], seeds["y"], strict=True))
     assert [k for k, _ in drawn_] == sorted(k for k, each in expected.items() for _ in each)
@@ -571,15 +586,16 @@ def test_a_run_that_diverged_ends_in_a_cross(world):
     assert cross["x"][0] in line["x"] and "✕ 1 diverged" in line["name"]
 
 
-def buttons_of(chart, kind: str) -> dict[str, list]:
-    menus = [m for m in chart.layout.get("updatemenus", ()) if m["type"] == kind]
-    return {b["label"]: b["args"] for m in menus for b in m["buttons"]}
+def buttons_of(chart, changes: str) -> dict[str, list]:
+    """Of the menu that changes this of the traces."""
+    buttons = [b for menu in chart.layout.get("updatemenus", ()) for b in menu["buttons"]]
+    return {b["label"]: b["args"] for b in buttons if changes in b["args"][0]}
 
 
 def test_buttons_swap_steps_and_training_time_and_nothing_else(world):
     x = world("many looks")
     chart = charts.curves(x)
-    buttons = buttons_of(chart, "buttons")
+    buttons = buttons_of(chart, "x")
     assert list(buttons) == ["steps", "training time (s)"]
     for words, (traces, axes) in buttons.items():
         assert set(traces) == {"x"} and axes == {"xaxis.title.text": words}
@@ -599,13 +615,13 @@ def test_without_all_times_there_is_no_button_of_time(tmp_path):
     untimed = {f"r{k}": run_of("3.2", total=4).replace("train_time", "x") for k in range(2)}
     logs = {"a": group(tmp_path / "a", BASE), "b": group(tmp_path / "b", **untimed)}
     chart = charts.curves(compare_logs(logs, num_iterations=4).findings)
-    assert not buttons_of(chart, "buttons")
+    assert not buttons_of(chart, "x")
 
 
 def test_the_menu_shows_one_block_and_its_heights(world):
     x = world("classic")
     chart = charts.curves(x)
-    blocks, menu = blocks_of(x), buttons_of(chart, "dropdown")
+    blocks, menu = blocks_of(x), buttons_of(chart, "visible")
     assert len(menu) == len(blocks)
     for block, (label, (traces, axes)) in zip(blocks, menu.items(), strict=True):
         assert block.name in html.unescape(label) or "…" in label
@@ -618,8 +634,7 @@ def test_the_menu_shows_one_block_and_its_heights(world):
         assert low < min(late) and max(late) < high
         first = max(loss for r in ok for _, loss, _ in r.curve)
         assert high < first
-    (dropdown,) = (m for m in chart.layout["updatemenus"] if m["type"] == "dropdown")
-    assert dropdown["active"] == len(blocks) - 1
+    assert chart.layout["updatemenus"][-1]["active"] == len(blocks) - 1
     assert [t["visible"] for t in chart.data] == [*menu.values()][-1][0]["visible"]
 
 
@@ -696,6 +711,7 @@ def test_bars_of_hours_add_up_to_what_was_spent(name, world):
     assert bool(failed) == any(r.status == "crashed" for r in x.records.results)
     for trace in failed:
         assert trace["x"] == pytest.approx([lost for *_, lost in ends], abs=1e-9)
+        assert trace["base"] == pytest.approx([begun + good for begun, good, _ in ends])
     assert f"{at:.2f} of 12 h spent" in chart.caption
 
 
@@ -704,6 +720,8 @@ def test_the_budget_is_a_line_unless_it_is_far_away(world, tmp_path):
     (line,) = chart.layout["shapes"]
     assert line["x0"] == line["x1"] == 12
     assert any(a["text"] == "budget 12 h" for a in chart.layout["annotations"])
+    full = charts.costs(world("many looks")).layout["annotations"]
+    assert [a["x"] for a in full][-2:] == [12, 12]  # no number is crossed by the line
     far = charts.costs(read_experiment(make(tmp_path, adaptive_plan(budget_hours=9999.0), most=2)))
     assert far.layout["shapes"] == [] and "of 9999 h spent" in far.caption
 

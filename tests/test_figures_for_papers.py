@@ -310,10 +310,10 @@ def test_limits_of_the_options_are_in_reach():
 def written_by(exp_dir: Path, folder: Path, *words: str) -> set[str]:
     """The figures and captions in a folder after the command."""
     assert analyze_aux.main(["--exp_dir", str(exp_dir), "--output_dir", str(folder), *words]) == 0
-    return {path.name for path in folder.iterdir()} - {files.REPORT, files.RUNS}
+    return {path.name for path in folder.iterdir()} - {files.REPORT, files.RUNS, files.PAGE}
 
 
-def test_only_the_kinds_that_are_asked_for_stay_each_figure_with_a_caption(folders, tmp_path):
+def test_each_figure_has_a_caption_and_kinds_of_an_earlier_report_are_told(folders, tmp_path):
     names = ("val_loss_comparison", "layer_ablation", "training_curves", "verdict")
     exp_dir = folders["null"]
     for name in ("gradient_flow.svg", "gradient_flow.txt"):  # of an older report
@@ -322,8 +322,12 @@ def test_only_the_kinds_that_are_asked_for_stay_each_figure_with_a_caption(folde
     assert both == {f"{name}.{kind}" for name in names for kind in ("svg", "pdf", "txt")}
     assert width_of((tmp_path / "verdict.svg").read_bytes(), "svg", 72) == pytest.approx(3.5)
     assert "  verdict.svg:   drawn\n  verdict.pdf:   drawn" in (tmp_path / files.REPORT).read_text()
+    before = (tmp_path / "verdict.pdf").read_bytes()
     again = written_by(exp_dir, tmp_path, "--dpi", "100")
-    assert again == {f"{name}.{kind}" for name in names for kind in ("png", "txt")}
+    assert again == both | {f"{name}.png" for name in names}
+    assert (tmp_path / "verdict.pdf").read_bytes() == before
+    told = (tmp_path / files.REPORT).read_text()
+    assert f"verdict.pdf:   {files.OLDER}" in told and "verdict.png:   drawn" in told
     assert width_of((tmp_path / "verdict.png").read_bytes(), "png", 100) == pytest.approx(7.1)
     assert both | again <= set(files.OURS)
 
@@ -406,6 +410,18 @@ def test_the_caption_of_the_placements_has_their_improvements_and_what_they_leav
     assert listed == [number(height, "+.4f") for height in bars if abs(height) < 1][-3:]
     assert "layers 4, 8" in told and "n = 1 of 2 ✕ 1 diverged" in told
     assert "± one sd of the baseline's 2 runs" in told
+
+
+@pytest.mark.parametrize("name", ["classic", "by_hand", "harmful"])
+def test_improvements_of_a_caption_are_those_beside_the_bars(evidence, name):
+    with plain_matplotlib():
+        figure = FIGURES["val_loss_comparison"](evidence[name])
+    beside = [
+        text.get_text().replace("\N{MINUS SIGN}", "-") for ax in figure.axes for text in ax.texts
+    ]
+    drawn = [number for words in beside for number in re.findall(r"[+-]0\.\d{4}", words)]
+    told = CAPTIONS["val_loss_comparison"](evidence[name])
+    assert drawn and re.findall(r" ([+-]\d\.\d{4}) \(n = ", told) == drawn
 
 
 def test_a_caption_of_many_arms_stays_short(evidence):

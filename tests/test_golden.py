@@ -77,7 +77,8 @@ def drawn(exp_dir: Path) -> str:
             for bar in ax.patches:
                 box = bar.get_extents().transformed(ax.transData.inverted())
                 colour = to_hex(bar.get_facecolor(), keep_alpha=True)
-                lines.append(f"area {colour} {' '.join(f'{round(v, 12) + 0:.4g}' for v in box.bounds)}")
+                bounds = (f"{round(v, 12) + 0:.4g}" for v in box.bounds)
+                lines.append(f"area {colour} {' '.join(bounds)}")
     return "\n".join(lines) + "\n"
 
 

@@ -39,6 +39,7 @@ from ablation.report.page_sections import page_of
 from ablation.report.text import render
 from ablation.report.watch import GAP_S, LOOK_S, keep_fresh, signature
 from ablation.study.overrides import NOTHING_OVERRIDDEN
+from tests.support.foreign_logs import FORMS, HEAD, log_of
 from tests.support.invented_folder import adaptive_plan, make, manual, speedrun
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -424,3 +425,24 @@ def test_what_cannot_be_watched_is_one_line(words, capsys):
         code = end.code
     assert code == exit_codes.USAGE
     assert WRONG[words] in capsys.readouterr().err.splitlines()[-1]
+
+
+# ---------------------------------------------------------------------------------------------
+# Of logs
+
+
+def test_every_log_is_a_row_that_leads_to_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, losses in {"base": (3.28, 3.29), "mine": (3.26, 3.27)}.items():
+        Path(name).mkdir()
+        for seed, loss in enumerate(losses):
+            log = log_of(FORMS["speedrun"], 8, f"{loss}")
+            Path(name, f"run {seed}.txt").write_text(f"{HEAD}seed:{seed}\n{log}")
+    assert analyze_aux.main(["--logs", "base=base", "--logs", "mine=mine"]) == 0
+    found = Reader(Path("comparison", files.PAGE).read_text())
+    links = [a["href"] for tag, a in found.elements if tag == "a" and "run%20" in a["href"]]
+    assert links == [f"../{name}/run%20{k}.txt" for name in ("base", "mine") for k in (0, 1)]
+    report = Path("comparison", files.REPORT).read_text()
+    body = re.sub(r"(?m)^\d+\. .*$", "", report.partition("The answer")[2])
+    for number in set(NUMBER.findall(body)):
+        assert number in found.text, number

@@ -14,6 +14,7 @@ import pytest
 from test_orchestrator import QUICK, Sitting
 
 from ablation.cli import exit_codes
+from ablation.execute import page_writer
 from ablation.report.files import PAGE
 from tests.support.invented_folder import adaptive_plan, make
 from tests.support.processes import stand_in_shards, survivors
@@ -55,6 +56,7 @@ def writer_of(process) -> psutil.Process:
 def test_a_sitting_leaves_the_page_of_its_end(sitting):
     code, out, err = sitting.run(*QUICK, page=True)
     assert (code, err) == (0, ""), out
+    assert out.count(f"Page: {sitting.exp_dir / PAGE}") == 2 and page_writer.PAGE == PAGE
     names = {r.run.name for r in sitting.records().results}
     assert LAST in page(sitting) and names
     assert all(f">{name}</a>" in page(sitting) for name in names)

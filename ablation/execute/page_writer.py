@@ -15,6 +15,7 @@ from typing import IO
 from ablation.folder.materials import ROOT
 from ablation.runs.untrusted import printable
 
+PAGE = "report.html"  # what it writes, in the experiment's folder
 LAST_S = 15.0  # in which the last page is to be written, after the last run; chosen
 ENV = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # one core
 
@@ -26,6 +27,10 @@ class PageWriter:
         self.exp_dir, self.print_line = exp_dir, print_line
         self.process: subprocess.Popen | None = None
         self.said: IO[bytes] | None = None
+
+    @property
+    def writes(self) -> bool:
+        return self.process is not None
 
     @contextlib.contextmanager
     def beside(self, wanted: bool) -> Iterator[None]:
@@ -54,6 +59,8 @@ class PageWriter:
             )
         except OSError as error:
             self._tell(error.strerror or str(error))
+            return
+        self.print_line(f"Page: {self.exp_dir / PAGE}, kept fresh while runs go on.")
 
     def look(self) -> None:
         """Say so, once, when it has ended before its time."""

@@ -20,7 +20,7 @@ from ablation.execute.display import Display
 from ablation.execute.launcher import Command, Launcher
 from ablation.execute.lock import Lock
 from ablation.execute.orchestrator import Limits, Orchestrator
-from ablation.execute.page_writer import PageWriter
+from ablation.execute.page_writer import PAGE, PageWriter
 from ablation.folder.materials import CodeCopy
 from ablation.folder.overrides import put_on_record
 from ablation.folder.results import write_results
@@ -357,6 +357,8 @@ def close(e: Experiment, s: Sitting, results, step, stopped: str, fault: str, pr
         print_line(f"Go on all the same: {go_on} --ignore_gate")
     elif not step.ended:
         print_line(f"Go on: {go_on}")
+    if s.page.writes:
+        print_line(f"Page: {s.exp_dir / PAGE}")
     print_line(f"Report and figures: python analyze_aux.py --exp_dir {pasteable(s.exp_dir)}")
 
 

@@ -8,13 +8,10 @@ import math
 from collections.abc import Iterator, Sequence
 
 from ablation.report.charting import (
-    BAND,
     DASHES,
     INK,
     MOST_NAME,
-    PAPER,
     SERIES,
-    SIZE,
     Part,
     axis,
     axis_title,
@@ -33,7 +30,7 @@ from ablation.study.study import Metric
 MOST_POINTS = 16_000  # of all runs together: chosen, for half a megabyte of a page
 MOST_OF_MEANS = 4_000  # likewise, of the means of arms
 MOST_OF_A_CURVE = 400  # chosen: a screen has not many more columns
-MOST_OF_A_BLOCK = 44  # signs of its name, in the menu
+MOST_OF_A_BLOCK = 44  # signs of its name, on its button
 MOST_OF_A_NAME = 24  # signs of what tells a run apart, told at each of its points
 DECIMALS = 6  # of losses that are drawn; records keep all
 Point = tuple[float, float, float]  # step, loss, training time in s
@@ -75,10 +72,10 @@ def curves(evidence: Compared) -> Chart:
     x, y = axes_of(evidence.metric, first)
     parts_of_it = {
         "dragmode": "zoom",
-        "margin": {"l": 12, "r": 24, "t": 12 + 38 * len(menus), "b": 12},
+        "margin": {"l": 12, "r": 24, "t": 12, "b": 12},
         "updatemenus": menus,
     }
-    whole = layout(440 + 34 * len(menus) + 9 * entries, xaxis=x, yaxis=y, **parts_of_it)
+    whole = layout(440 + 9 * entries, xaxis=x, yaxis=y, **parts_of_it)
     about = caption(evidence.metric, blocks, sum(len(g.ok) for _, g in groups))
     data = [{key: value for key, value in trace.items() if key != TIMES} for trace in data]
     return Chart("curves", "Curves of every run", about, tuple(data), whole)
@@ -197,26 +194,22 @@ def menus_of(
     metric: Metric, blocks: Sequence[Block], first: Block,
     owners: Sequence[Block], data: Sequence[Part], timed: bool,
 ) -> Iterator[Part]:  # fmt: skip
-    """Which block, where there are several; and over what, where all runs tell their times."""
-    look: Part = {"x": 0, "xanchor": "left", "yanchor": "bottom", "borderwidth": 1}
-    look |= {"bgcolor": PAPER, "bordercolor": BAND, "font": {"size": SIZE, "color": INK}}
-    look |= {"pad": {"t": 0, "b": 6, "l": 0, "r": 0}, "y": 1}
+    """Over what, where all runs tell their times; and which block, where there are several. A page
+    draws them as buttons of its own."""
     if timed:
         over = {"steps": [t["x"] for t in data], "training time (s)": [t[TIMES] for t in data]}
         buttons = [
             {"label": words, "method": "update", "args": [{"x": x}, {"xaxis.title.text": words}]}
             for words, x in over.items()
         ]
-        yield {**look, "type": "buttons", "direction": "right", "buttons": buttons}
+        yield {"buttons": buttons}
     if len(blocks) > 1:
         buttons = []
         for block in blocks:
             shown = {"visible": [owner is block for owner in owners]}
             axes = {"yaxis.range": limits(metric, block), "xaxis.autorange": True}
             buttons.append({"label": named(block), "method": "update", "args": [shown, axes]})
-        place = {"pad": {"t": 0, "b": 44 if timed else 6, "l": 0, "r": 0}}
-        chosen = {"active": blocks.index(first), "buttons": buttons}
-        yield {**look, **place, "type": "dropdown", "direction": "down", **chosen}
+        yield {"active": blocks.index(first), "buttons": buttons}
 
 
 def named(block: Block) -> str:
@@ -227,7 +220,7 @@ def named(block: Block) -> str:
 
 
 def caption(metric: Metric, blocks: Sequence[Block], n: int) -> str:
-    choice = " The menu chooses the stage." if len(blocks) > 1 else ""
+    choice = " Buttons choose the stage." if len(blocks) > 1 else ""
     early = "losses lie above" if metric.sign > 0 else "values lie below"
     return (
         f"Thin: one run; thick: the mean of an arm's runs that finished (n beside its name, {n} in"

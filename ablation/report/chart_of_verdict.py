@@ -266,6 +266,8 @@ def caption(
         )
     elif evidence.looks:
         words.append("A run diverged, so ranks decide at each look, and there is no interval.")
+    elif evidence.changed:
+        words.append("No decision can be shown: see the top.")
     elif not one_test:
         words.append("Nothing is concluded from them yet.")
     if beyond:

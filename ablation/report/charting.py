@@ -1,7 +1,7 @@
 """How does a chart look?  What the pictures of a page share, in plotly.js's terms.
 
 Plain dicts and lists, as https://plotly.com/javascript/reference has them. The page gives text,
-lines, grid and menus other colours in the dark: it knows them by INK, FAINT, BAND and PAPER, which
+lines and grid other colours in the dark: it knows them by INK, FAINT and BAND, which
 mean nothing else. Colours of arms and of better and worse have a contrast of 3:1 on white and on
 near black.
 """
@@ -17,7 +17,7 @@ from ablation.study.study import Metric
 
 Part = dict[str, Any]  # of a chart: a trace, an axis, a shape
 
-INK, FAINT, BAND, PAPER = "#222222", "#d0d0d0", "#888888", "#ffffff"
+INK, FAINT, BAND = "#222222", "#d0d0d0", "#888888"
 TARGET = PALETTE[2]
 # Orange and sky blue, too faint on white, are darker than in the palette; yellow is left out
 SERIES = (*PALETTE[:4], "#B07A00", "#3090C8")

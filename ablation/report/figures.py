@@ -298,7 +298,8 @@ def draw_curves(evidence: Compared):
     room = 3.1 if is_narrow() else 1.5 if len(over) > 1 else 3.0
     labels = [[folded(label, room, notes=True) for _, label in part] for part in named]
     legends = [sum(height_of(label) + 0.02 for label in part) for part in labels]
-    panels = [1.7 if is_narrow() else max(2.0, legend + 0.1) for legend in legends]
+    narrow = 1.7 if len(blocks) < 3 else 1.35  # a page holds all
+    panels = [narrow if is_narrow() else max(2.0, legend + 0.1) for legend in legends]
     titles = ["\n".join(folded(x, width() - 0.6) for x in about_curves(b)) for b in blocks]
     height = sum(panels) + sum(0.25 + height_of(title) for title in titles) + 0.5
     height += sum(legends) + 0.1 * len(legends) if is_narrow() else 0

@@ -24,6 +24,7 @@ REPORT, RUNS, PAGE = "analysis_report.txt", "runs.csv", "report.html"
 CAPTION = "txt"  # how the name of a caption's file ends
 OF_FIGURES = tuple(f"{name}.{kind}" for name in figures.FIGURES for kind in (*KINDS, CAPTION))
 OURS = (REPORT, RUNS, PAGE, *OF_FIGURES)  # all that is written
+OLDER = "is of an earlier report, and left as it was"
 WIDTH = 90  # columns of a caption: chosen, as an editor or a mail shows it
 
 
@@ -63,16 +64,18 @@ def pictures_of(
 
 
 def write_figures(folder: Path, pictures: Mapping[str, Picture]) -> dict[str, str]:
-    """What became of each, for the report. Beside a figure lies its caption; what was not drawn
-    leaves no older one behind, of whatever kind."""
+    """What became of each, for the report. Beside a figure lies its caption. What was not drawn
+    leaves no older one behind; a kind that was not asked for stays, and is told as older."""
     outcomes = {}
     for stem in dict.fromkeys(Path(name).stem for name in pictures):
-        there = {name: pictures.get(name, Picture()) for name in (f"{stem}.{k}" for k in KINDS)}
+        there = {f"{stem}.{kind}": pictures.get(f"{stem}.{kind}") for kind in KINDS}
         for name, drawn in there.items():
-            outcome = placed(folder / name, drawn.image)
-            if name in pictures or outcome != "drawn":
+            if drawn is not None:
+                outcome = placed(folder / name, drawn.image)
                 outcomes[name] = f"not drawn: {drawn.why}" if drawn.why else outcome
-        written = [drawn for name, drawn in there.items() if outcomes.get(name) == "drawn"]
+            elif (folder / name).is_file():
+                outcomes[name] = OLDER
+        written = [d for name, d in there.items() if d and outcomes[name] == "drawn"]
         if not written and any((folder / name).is_file() for name in there):
             continue  # an older figure that could not be written over has its own caption
         caption = caption_text(written[0].caption) if written else ""

@@ -489,10 +489,14 @@ def short(file: str, most: int = 36) -> str:
     return file if len(file) <= most else "…" + file[-most + 1 :]
 
 
-def every_run(f: Findings) -> Iterator[Content]:
-    rows = f.groups.rows
-    count = Counter(row.told.status for row in rows)
+def runs_counted(f: Findings) -> Iterator[Content]:
+    count = Counter(row.told.status for row in f.groups.rows)
     yield Paragraph(f"Runs: {', '.join(f'{n} {status}' for status, n in count.items())}.")
+
+
+def every_run(f: Findings) -> Iterator[Content]:
+    yield from runs_counted(f)
+    rows = f.groups.rows
     shown = rows if len(rows) <= MOST_ROWS else [row for row in rows if not row.counts][:MOST_ROWS]
     if len(shown) < len(rows):
         yield Paragraph(f"Shown are {len(shown)} that do not count; runs.csv has all {len(rows)}.")

@@ -167,6 +167,7 @@ class Row:
     file: str
     told: ToldRun
     seed: int | None
+    path: Path  # of its log, the first one where each rank has one
 
     @property
     def counts(self) -> bool:
@@ -224,7 +225,7 @@ def rows_of(group: Named, files: Sequence[ToldFile], seen: dict[str, tuple[str, 
             seed = told.seed
             if seed is None and len(file.runs) == 1:
                 seed = seed_in_name(file.paths[0])
-            rows.append(Row(group.name, name + more, told, seed))
+            rows.append(Row(group.name, name + more, told, seed, file.paths[0]))
     return rows
 
 

@@ -32,6 +32,7 @@ from ablation.report.content import (
 )
 from ablation.report.drawing import NothingToDraw
 from ablation.report.evidence import Compared, Evidence, field, listed, simple
+from ablation.report.figures import in_a_line
 from ablation.report.log_chapters import Findings
 from ablation.report.validation import effect_line, validated
 from ablation.runs.run import machine_seconds, part_of, spent_of
@@ -80,7 +81,7 @@ def sections_of(table: Mapping[str, tuple[str, tuple[Part, ...]]], of: Compared)
     found = []
     for name, (title, parts) in table.items():
         contents = tuple(content for part in parts for content in part(of))
-        if any(not isinstance(c, Heading) for c in contents):
+        if contents:
             found.append(Section(name, title, contents))
     return tuple(found)
 
@@ -90,13 +91,15 @@ def picture(draw: Callable[[Any], Chart]) -> Part:
     return lambda of: pictures(of, draw)
 
 
-def pictures(of: Compared, *draw: Callable[[Any], Chart]) -> Iterator[Chart]:
+def pictures(of: Compared, *draw: Callable[[Any], Chart]) -> Iterator[PageContent]:
     """The charts that there are."""
     for each in draw:
         try:
             yield each(of)
         except NothingToDraw:
             continue
+        except Exception as error:  # the rest of the page is worth more
+            yield Paragraph(f"A chart could not be made: {in_a_line(error)}", Role.WARNING)
 
 
 def folded(title: str, *parts: Part) -> Part:
@@ -239,6 +242,20 @@ def linked(evidence: Evidence, row: tuple) -> tuple:
     return (*row[:RUN], Linked(row[RUN], folder / "output.log"), *row[RUN + 1 :])
 
 
+def every_log(f: Findings) -> Iterator[PageContent]:
+    """Every run of the logs, leading to its log; also those that a text has no room for."""
+    rows = f.groups.rows
+    shown = [log_chapters.run_row(f, row) for row in rows]
+    linked = (
+        (*cells[:FILE], Linked(cells[FILE], row.path), *cells[FILE + 1 :])
+        for row, cells in zip(rows, shown, strict=True)
+    )
+    yield Table(log_chapters.run_columns(f.metric), tuple(linked))
+
+
+FILE = 1  # column of the table of logs
+
+
 def reproduced(evidence: Evidence) -> Iterator[PageContent]:
     """How to get the same again: the checkout, the command, the registration, the copies."""
     on_file, exp_dir = evidence.registered, evidence.exp_dir
@@ -321,5 +338,5 @@ SECTIONS_OF_LOGS: Mapping[str, tuple[str, tuple[Part, ...]]] = {
     "arms": ("Each group against the baseline", (log_chapters.compared,)),
     "rules": ("Rules", (log_chapters.ruled,)),
     "time": ("Time", (log_chapters.timed,)),
-    "runs": ("Every run", (log_chapters.every_run,)),
+    "runs": ("Every run", (log_chapters.runs_counted, every_log)),
 }
