@@ -23,6 +23,7 @@ from ablation.report.chapters import chapters, report
 from ablation.report.content import Column, Page, Section, Table
 from ablation.report.evidence import read_experiment
 from ablation.report.files import PAGE, write_page
+from ablation.report.page import PRINTED
 from ablation.report.page_sections import page_of_logs
 from ablation.report.text import cell, render
 from tests.support import page_probes as probes
@@ -303,6 +304,7 @@ def test_on_paper_it_is_at_most_six_sheets_in_ink_on_white(look, name):
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate(probes.PAPER) > 240
     assert page.evaluate(probes.FAINT) == []
+    assert page.evaluate(probes.MOST_ROWS) <= PRINTED
     assert 1 <= sheets <= MOST_SHEETS
 
 

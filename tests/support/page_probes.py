@@ -18,6 +18,10 @@ WORDS = """() => {
 ROWS = """() => [...document.querySelectorAll("tbody tr")].map(
   (row) => [...row.cells].map((cell) => cell.textContent.trim()))"""
 
+# How many rows of a table can be seen, of the one that shows most.
+MOST_ROWS = """() => Math.max(...[...document.querySelectorAll("tbody")].map(
+  (body) => [...body.rows].filter((row) => row.checkVisibility()).length))"""
+
 # A table's column by its title: {values, sort}, of the first table that has all these titles.
 COLUMN = """([title, others]) => {
   for (const table of document.querySelectorAll("table")) {
