@@ -636,6 +636,7 @@ FLAGS = (
     "--ignore_gate",
     "--preflight",
     "--log_grad_norms",
+    "--no_page",
     "--help",
 )
 WITH_NUMBER = (
