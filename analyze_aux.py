@@ -136,19 +136,18 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     lone = [f"--{name}" for name in OF_LOGS if getattr(args, name) is not None]
     if lone and not args.logs:
         p.error(f"{', '.join(lone)} goes with --logs NAME=FILES")
-    if args.watch and (args.logs or args.json):
-        p.error(f"--watch is for an experiment and its page: leave out --{one_of(args)}")
+    beside = [name for name in ("logs", "json", *OF_FIGURES) if getattr(args, name)]
+    if args.watch and beside:
+        p.error(f"--watch is for an experiment and its page: leave out --{beside[0]}")
     if args.pid is not None and not args.watch:
         p.error("--pid N goes with --watch")
+    if args.pid is not None and args.pid < 1:
+        p.error(f"--pid {args.pid}: give the number of a process")
     try:
         args.paper = paper_of(args.figures, args.dpi, args.columns)
     except ValueError as error:
         p.error(f"--{error}")
     return args
-
-
-def one_of(args: argparse.Namespace) -> str:
-    return "logs" if args.logs else "json"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -244,11 +243,18 @@ def on_watch(args: argparse.Namespace, told: Told) -> int:
     stopped: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: stopped.append(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # a sitting blocks it till here
 
     def over() -> bool:
         return bool(stopped) or (args.pid is not None and process_birth(args.pid) != (born or -1))
 
-    def write(last: bool) -> bool:
+    def look() -> object:
+        try:
+            return signature(exp_dir)
+        except (ValueError, OSError) as error:  # a disk of another machine that is away for a while
+            return str(error)
+
+    def write(last: bool) -> bool | None:
         try:
             evidence = read_experiment(exp_dir)
             now = status_of(evidence.standing)
@@ -257,12 +263,15 @@ def on_watch(args: argparse.Namespace, told: Told) -> int:
         except (ValueError, OSError) as error:
             if told.error != (line := printable(plain_words(error), limit=1000)):
                 told.complain(line)
-            return False
+            return None
         told.code, told.error = exit_codes.DONE, ""
         return bool(now["ended"]) and args.pid is None
 
     print_text(f"Writing {folder / PAGE} as {exp_dir} goes on; Ctrl-C ends that.")
-    keep_fresh(lambda: signature(exp_dir), write, over)
+    try:
+        keep_fresh(look, write, over)
+    except ImportError as error:
+        return told.complain(f"{error}; pip install -r requirements.txt")
     return told.code
 
 

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import re
+import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -20,7 +21,7 @@ import analyze_aux
 from ablation.cli import exit_codes
 from ablation.execute.status import status_of
 from ablation.folder.course import course_of
-from ablation.report import files, page
+from ablation.report import files, page, watch
 from ablation.report.chapters import report
 from ablation.report.content import (
     Column,
@@ -180,8 +181,35 @@ def test_what_was_not_run_is_named(tmp_path):
     assert "aux_4," not in not_run.split("Stages")[0]
 
 
+def test_an_arm_that_only_failed_or_runs_now_is_not_called_not_run(tmp_path):
+    failures = {"aux_6/run_0": ("crashed",) * 3}
+    exp_dir = make(tmp_path, adaptive_plan(), most=5, failures=failures)
+    (exp_dir / "aux_8" / "run_0" / "result.json").unlink()  # as one in flight
+    said = Reader(rendered(read_experiment(exp_dir))).text
+    without, not_run = said.partition("no outcome")[2].split("not run")[:2]
+    assert without.split() == ["aux_6,", "aux_8"]
+    assert not {"aux_6,", "aux_8,"} & set(not_run.split("Stages")[0].split())
+
+
+def test_what_is_to_be_pasted_can_be(tmp_path):
+    exp_dir = make(tmp_path / "a folder; of $HOME's", adaptive_plan(), most=1)
+    words = Reader(rendered(read_experiment(exp_dir))).text
+    assert f"run_aux.py --staged --exp_dir {shlex.quote(str(exp_dir))} " in words
+    assert f"analyze_aux.py --exp_dir {shlex.quote(str(exp_dir))} " in words
+
+
 # ---------------------------------------------------------------------------------------------
 # The stages, and what they saved
+
+
+@pytest.mark.parametrize("hours", [2.0, 3.0])
+def test_a_stage_that_the_budget_leaves_out_is_not_called_needless(tmp_path, hours):
+    evidence = read_experiment(make(tmp_path, adaptive_plan(budget_hours=hours)))
+    steps = Reader(rendered(evidence)).text.partition("Decisions, with their rules")[0]
+    for course in course_of(evidence.standing):
+        assert f"{course.runs} of at most 0" not in steps
+    assert course_of(evidence.standing)[-1].cut == ("none within the budget" in steps)
+    assert ("1; 0 were foreseen" in steps) == (hours == 2.0)  # stage 3, cheaper than expected
 
 
 def test_what_a_stage_did_without_is_foreseen_less_begun(tmp_path):
@@ -338,6 +366,16 @@ def test_a_page_that_takes_long_is_written_seldom():
     assert all(b - a >= 60.0 for a, b in pairwise(written))
 
 
+def test_a_page_that_could_not_be_written_is_tried_again_though_nothing_changes():
+    class FullDisk(World):
+        def write(self, last):
+            ended = super().write(last)
+            return None if self.now < 25.0 else ended
+
+    written = [at for at, last in FullDisk(ends=25.0).run() if not last]
+    assert written == [0.0, 10.0, 20.0, 30.0]
+
+
 def test_the_end_of_the_experiment_ends_the_watching():
     assert World(changes=(20.0, 40.0), ends=20.0).run() == [(0.0, False), (20.0, False)]
 
@@ -410,10 +448,60 @@ def test_a_page_is_written_elsewhere_and_its_links_lead_back(tmp_path, capsys):
         assert (elsewhere / link).resolve().is_relative_to(exp_dir.resolve())
 
 
+def test_a_disk_that_is_away_for_a_while_is_one_line_and_watched_on(tmp_path, monkeypatch, capsys):
+    exp_dir = make(tmp_path, adaptive_plan())
+    away = iter([OSError(errno.ESTALE, "Stale file handle")] * 2)
+
+    def read(folder):
+        raise next(away)
+
+    def looked(folder):
+        if error := next(away, None):
+            raise error
+        monkeypatch.setattr(analyze_aux, "read_experiment", read_experiment)
+        return ()
+
+    def first(folder):
+        monkeypatch.setattr(analyze_aux, "read_experiment", read)
+        return read_experiment(folder)
+
+    monkeypatch.setattr(analyze_aux, "read_experiment", first)
+    monkeypatch.setattr(analyze_aux, "signature", looked)
+    monkeypatch.setattr(watch, "GAP_S", 0.0)
+    monkeypatch.setattr(watch, "LOOK_S", 0.0)
+    assert watched(exp_dir, monkeypatch) == exit_codes.DONE
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "Stale file handle" in err
+    assert 'data-reload="0"' in (exp_dir / files.PAGE).read_text()
+
+
+def test_watching_without_plotly_says_what_to_install(tmp_path, monkeypatch, capsys):
+    exp_dir = make(tmp_path, adaptive_plan(), most=2)
+
+    def broken(*_):
+        raise ModuleNotFoundError("No module named 'plotly'")
+
+    monkeypatch.setattr(page, "packed_plotly", broken)
+    assert watched(exp_dir, monkeypatch) == exit_codes.REFUSED
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "pip install -r requirements.txt" in err
+
+
+def watched(exp_dir, monkeypatch) -> int:
+    """--watch in this process, which keeps its own signals and priority."""
+    monkeypatch.setattr(analyze_aux.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(analyze_aux.os, "nice", lambda _: None)
+    return analyze_aux.main(["--exp_dir", str(exp_dir), "--watch"])
+
+
 WRONG = {  # options, and what is said of them
     "--watch --json": "leave out --json",
     "--watch --logs a=b": "leave out --logs",
     "--pid 1": "--pid N goes with --watch",
+    "--watch --pid 0": "--pid 0: give the number of a process",
+    "--watch --figures svg": "leave out --figures",
+    "--watch --dpi 300": "leave out --dpi",
+    "--watch --columns 1": "leave out --columns",
 }
 
 

@@ -20,7 +20,7 @@ from ablation.folder.results import write_results
 from ablation.plan.next_step import conclude, next_step
 from ablation.report import compare_logs
 from ablation.report.chapters import chapters, report
-from ablation.report.content import Table
+from ablation.report.content import Column, Page, Section, Table
 from ablation.report.evidence import read_experiment
 from ablation.report.files import PAGE, write_page
 from ablation.report.page import PRINTED
@@ -236,10 +236,24 @@ def test_a_missing_number_comes_after_all_others(browser, folder_of):
         table = page.locator("table", has=page.get_by_role("button", name="status"))
         table.get_by_role("columnheader", name="val loss").get_by_role("button").click()
         values = column(page, "val loss")["values"]
+        table.get_by_role("columnheader", name="val loss").get_by_role("button").click()
+        falling = column(page, "val loss")["values"]
     numbers = [float(value) for value in values if re.match(r"[\d.]+$", value)]
+    assert falling[: len(numbers)] == values[: len(numbers)][::-1]
     assert 30 < len(numbers) < len(values)
     assert values[: len(numbers)] == [*map(str, sorted(values[: len(numbers)], key=float))]
     assert numbers == sorted(numbers)
+
+
+def test_durations_and_bounds_are_sorted_by_what_they_mean(browser, tmp_path):
+    rising = ["<0.0001", "0.02", "1.5 s", "45 s", "2.5 min", "89.0 min", "1.6 h", "\N{EN DASH}"]
+    table = Table((Column("time"),), tuple((value,) for value in reversed(rising)))
+    sections = (Section("times", "Times", (table,)),)
+    write_page(tmp_path, Page("kicker", "title", (), sections, 0.0))
+    with opened(browser, tmp_path / PAGE) as seen:
+        seen.page.get_by_role("button", name="time").click()
+        assert seen.page.locator("tbody td").all_inner_texts() == rising
+        assert seen.misdeeds == []
 
 
 # ---------------------------------------------------------------------------------------------

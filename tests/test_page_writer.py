@@ -15,6 +15,7 @@ from test_orchestrator import QUICK, Sitting
 
 from ablation.cli import exit_codes
 from ablation.execute import page_writer
+from ablation.execute.page_writer import PageWriter
 from ablation.report.files import PAGE
 from tests.support.invented_folder import adaptive_plan, make
 from tests.support.processes import stand_in_shards, survivors
@@ -73,6 +74,26 @@ def test_the_page_shows_what_runs_now(sitting):
     assert process.wait(30) == exit_codes.STOPPED + signal.SIGINT
     assert LAST in page(sitting) and "interrupted" in page(sitting)
     process.communicate()
+
+
+def test_a_sitting_that_is_over_before_its_writer_has_begun_leaves_a_page(tmp_path):
+    exp_dir, said = make(tmp_path, adaptive_plan(), most=3), []
+    with PageWriter(exp_dir, said.append).beside(True):
+        pass
+    assert said == [] and LAST in (exp_dir / PAGE).read_text()
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_writer_that_hangs_is_one_line_and_ended(tmp_path, monkeypatch):
+    exp_dir, said = make(tmp_path, adaptive_plan(), most=3), []
+    writer = PageWriter(exp_dir, said.append)
+    monkeypatch.setattr(page_writer, "LAST_S", 0.1)
+    with writer.beside(True):
+        process = writer.process
+        os.kill(process.pid, signal.SIGSTOP)
+    assert process.returncode == -signal.SIGKILL
+    (line,) = said
+    assert "ended with code -9. analyze_aux.py --exp_dir writes it at any time." in line
 
 
 def test_without_a_page_there_is_none(sitting):

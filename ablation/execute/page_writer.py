@@ -5,6 +5,7 @@ It is `analyze_aux.py --watch`, a process of its own: whatever becomes of it, th
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,6 +48,8 @@ class PageWriter:
     def start(self) -> None:
         words = ["--exp_dir", str(self.exp_dir), "--watch", "--pid", str(os.getpid())]
         command = [sys.executable, str(ROOT / "analyze_aux.py"), *words]
+        # A new process inherits what is blocked: told to end before it can listen, it hears it then
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             self.said = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
             self.process = subprocess.Popen(
@@ -60,14 +63,16 @@ class PageWriter:
         except OSError as error:
             self._tell(error.strerror or str(error))
             return
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.print_line(f"Page: {self.exp_dir / PAGE}, kept fresh while runs go on.")
 
-    def look(self) -> None:
-        """Say so, once, when it has ended before its time."""
+    def look(self, goes_on: bool = True) -> None:
+        """Say so, once, when it has failed. goes_on: there is more to come in this sitting."""
         if self.process is not None and (code := self.process.poll()) is not None:
             self.process = None
             if code:
-                self._tell(self._last_words() or f"its writer ended with code {code}")
+                self._tell(self._last_words() or f"its writer ended with code {code}", goes_on)
 
     def end(self) -> None:
         """Let it write the page of how things stand now, which is the last one."""
@@ -80,7 +85,7 @@ class PageWriter:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.look()
+        self.look(goes_on=False)
 
     def _last_words(self) -> str:
         assert self.said is not None
@@ -88,8 +93,7 @@ class PageWriter:
         lines = self.said.read(1 << 16).decode(errors="replace").splitlines()
         return printable(lines[-1], limit=300) if lines else ""
 
-    def _tell(self, why: str) -> None:
-        self.print_line(
-            f"The page is written no more: {why}. The experiment goes on;"
-            " analyze_aux.py --exp_dir writes it at any time."
-        )
+    def _tell(self, why: str, goes_on: bool = True) -> None:
+        more = " The experiment goes on;" if goes_on else ""
+        remedy = "analyze_aux.py --exp_dir writes it at any time."
+        self.print_line(f"The page is written no more: {why.removesuffix('.')}.{more} {remedy}")

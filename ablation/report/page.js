@@ -13,23 +13,26 @@ const before = remembered();
 
 // --- Tables -----------------------------------------------------------------------------------
 
-function key(row, column) {
+const SECONDS = { s: 1, min: 60, h: 3600 };
+
+function key(row, column) { // "<0.0001" is a number, and "2.5 min" is more than "45 s"
   const text = row.cells[column].textContent.trim();
-  const number = Number.parseFloat(text.replace("\u2212", "-").replaceAll(",", ""));
-  return { text, number: /^[-+\u2212<]?[\d.]/.test(text) ? number : NaN };
+  const found = /^<?([-+\u2212]?[\d.][^ ]*)(?: (s|min|h)$)?/.exec(text);
+  const number = Number.parseFloat(found?.[1].replace("\u2212", "-").replaceAll(",", ""));
+  return { text, number: number * (SECONDS[found?.[2]] || 1) };
 }
 
-function compared(a, b) {
+function compared(a, b, sign) {
   const numbers = [a, b].filter((k) => !Number.isNaN(k.number)).length;
-  if (numbers === 2 && a.number !== b.number) return a.number - b.number;
-  if (numbers === 1) return Number.isNaN(a.number) ? 1 : -1; // words after numbers
-  return a.text.localeCompare(b.text, "en", { numeric: true });
+  if (numbers === 1) return Number.isNaN(a.number) ? 1 : -1; // words after numbers, in any order
+  if (numbers === 2 && a.number !== b.number) return sign * (a.number - b.number);
+  return sign * a.text.localeCompare(b.text, "en", { numeric: true });
 }
 
 function sort(table, column, order) {
   const rows = [...table.tBodies[0].rows].map((row) => [key(row, column), row]);
   const sign = order === "descending" ? -1 : 1;
-  rows.sort((a, b) => sign * compared(a[0], b[0]));
+  rows.sort((a, b) => compared(a[0], b[0], sign));
   table.tBodies[0].append(...rows.map(([, row]) => row));
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, n) => head.setAttribute("aria-sort", n === column ? order : "none"));

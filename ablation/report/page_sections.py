@@ -35,7 +35,7 @@ from ablation.report.evidence import Compared, Evidence, field, listed, simple
 from ablation.report.figures import in_a_line
 from ablation.report.log_chapters import Findings
 from ablation.report.validation import effect_line, validated
-from ablation.runs.run import machine_seconds, part_of, spent_of
+from ablation.runs.run import Arm, RunConfig, machine_seconds, part_of, spent_of
 from ablation.runs.store import attempt_dir
 
 # ---------------------------------------------------------------------------------------------
@@ -174,16 +174,31 @@ def tested_rows(evidence: Evidence) -> Iterator[tuple[str, object]]:
         label = block.arms[0].arm.label if block else ""
         tested = f"{label}; on {n} seeds used nowhere else, each with its baseline"
         yield "tested", tested if block else "nothing yet: only stage 4 tests"
+    begun = [r.run for r in evidence.records.latest().values()]
     outcomes = [r.run for r in evidence.records.latest().values() if r.has_outcome]
     looked = Counter(run.arm.name for run in outcomes if run.stage != 4 and run.arm.configuration)
     runs = [name if n == 1 else f"{name} ({n} runs)" for name, n in looked.items()]
     yield "looked at", listed(runs[:MOST_NAMED], cut_short=len(runs) > MOST_NAMED)
-    ran = {run.arm.configuration for run in outcomes} | {run.arm.name for run in outcomes}
-    study = evidence.study
-    without = [a.name for a in (*study.arms, *study.refinements)
-               if not ran & {a.configuration, a.name}]  # fmt: skip
-    if not evidence.changed:
-        yield "not run", listed(without[:MOST_NAMED], cut_short=len(without) > MOST_NAMED)
+    if evidence.changed:
+        return
+    ended, ran = known(outcomes), known(begun)
+    ran |= {a.run_name.partition("/")[0] for a in evidence.records.open}
+    arms = [*evidence.study.arms, *evidence.study.refinements]
+    for about, mine in (
+        ("no outcome", [a for a in arms if ran & known_by(a) and not ended & known_by(a)]),
+        ("not run", [a for a in arms if not ran & known_by(a)]),
+    ):
+        names = [arm.name for arm in mine[:MOST_NAMED]]
+        yield about, listed(names, cut_short=len(mine) > MOST_NAMED)
+
+
+def known(runs: Iterable[RunConfig]) -> set:
+    return {each for run in runs for each in known_by(run.arm)}
+
+
+def known_by(arm: Arm) -> set:
+    """An arm's configuration may have run under the name of another stage's."""
+    return {arm.configuration, arm.name}
 
 
 MOST_NAMED = 12  # arms in a line; chosen: a longer one is not read
@@ -206,8 +221,7 @@ def step_of(evidence: Evidence, course: StageCourse) -> Step:
     state = "decided" if decision else "running" if going else "not reached"
     state = "to come" if not (decision or step.ended or going) else state
     budget = evidence.standing.experiment.budget_hours
-    asked_for = f"{course.runs} of at most {course.foreseen}" if course.foreseen else "none needed"
-    numbers = [("runs", asked_for)]
+    numbers = [("runs", runs_of(course, cut=course.cut and not decision))]
     numbers += [("spent", part_of(course.spent_s, budget))] if course.spent_s else []
     if course.spared:
         less = f"{course.spared} runs, about {part_of(course.spared_s, budget)}"
@@ -220,6 +234,16 @@ def step_of(evidence: Evidence, course: StageCourse) -> Step:
         rule=decision.rule if decision else simple(rule),
         numbers=tuple(numbers),
     )
+
+
+def runs_of(course: StageCourse, cut: bool) -> str:
+    """How many have an outcome, of how many. The forecast is of placeholder losses: with others, or
+    another budget, there may be more."""
+    if course.begun > course.foreseen:
+        return f"{course.runs}; {course.foreseen} were foreseen"
+    if course.foreseen:
+        return f"{course.runs} of at most {course.foreseen}"
+    return "none within the budget" if cut else "none needed"
 
 
 def every_run(evidence: Evidence) -> Iterator[PageContent]:
@@ -263,6 +287,7 @@ def reproduced(evidence: Evidence) -> Iterator[PageContent]:
     edited = " and edits that were not committed" if dirty else ""
     command = field(on_file, "command")
     words = [word for word in command if isinstance(word, str)] if isinstance(command, list) else []
+    there = ["--exp_dir", str(exp_dir)]
     registration = Linked("experiment_configs.json", exp_dir / "experiment_configs.json")
     yield Pairs(
         (
@@ -271,8 +296,8 @@ def reproduced(evidence: Evidence) -> Iterator[PageContent]:
             ("registration", registration),
             ("what ran", Linked("code", exp_dir / "code")),
             ("every run", Linked("runs.csv", exp_dir / "runs.csv")),
-            ("go on, or again", f"python run_aux.py --staged --exp_dir {exp_dir}"),
-            ("this page", f"python analyze_aux.py --exp_dir {exp_dir}"),
+            ("go on, or again", shlex.join(["python", "run_aux.py", "--staged", *there])),
+            ("this page", shlex.join(["python", "analyze_aux.py", *there])),
         )
     )
     yield Paragraph("The command of each run is in its config.json, with its seed and machine.")

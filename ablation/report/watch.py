@@ -32,7 +32,7 @@ def signature(exp_dir: Path) -> Signature:
 
 def keep_fresh(
     look: Callable[[], object],
-    write: Callable[[bool], bool],
+    write: Callable[[bool], bool | None],
     over: Callable[[], bool],
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
@@ -40,16 +40,18 @@ def keep_fresh(
     """Write at once, then after each change that `look` sees, until `over`, and a last time then.
 
     write: is told whether this is the last time, and returns whether the experiment has ended,
-    which ends this as well. Between two writes there are GAP_S at least, and as much time as keeps
-    the share of a core that they take at SHARE.
+    which ends this as well, or None where it failed: it is tried again though nothing changes.
+    Between two writes there are GAP_S at least, and as much time as keeps the share of a core that
+    they take at SHARE.
     """
     seen, next_s = None, clock()
     while not over():
         if clock() >= next_s and (now := look()) != seen:
             began_s = clock()
-            seen = now
-            if write(False):
+            ended = write(False)
+            if ended:
                 return
+            seen = None if ended is None else now
             took_s = clock() - began_s
             next_s = began_s + max(GAP_S, took_s / SHARE)
         sleep(LOOK_S)
