@@ -191,6 +191,18 @@ def test_an_arm_that_only_failed_or_runs_now_is_not_called_not_run(tmp_path):
     assert not {"aux_6,", "aux_8,"} & set(not_run.split("Stages")[0].split())
 
 
+def test_of_a_changed_folder_nothing_is_called_tested_or_to_come(tmp_path):
+    exp_dir = make(tmp_path, adaptive_plan())
+    document = json.loads((exp_dir / "experiment_configs.json").read_text())
+    document["registered"]["budget_hours"] = 99
+    (exp_dir / "experiment_configs.json").write_text(json.dumps(document))
+    evidence = read_experiment(exp_dir)
+    shown = page_of(evidence, status_of(evidence.standing)).first
+    rows = dict(row for each in shown if isinstance(each, Pairs) for row in each.rows)
+    assert evidence.changed and rows.keys() == {"running", "next", "hours", "looked at"}
+    assert rows["next"] is None and "to go" not in rows["hours"]
+
+
 def test_what_is_to_be_pasted_can_be(tmp_path):
     exp_dir = make(tmp_path / "a folder; of $HOME's", adaptive_plan(), most=1)
     words = Reader(rendered(read_experiment(exp_dir))).text

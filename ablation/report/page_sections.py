@@ -158,9 +158,9 @@ def now_rows(evidence: Evidence, now: Now) -> Iterator[tuple[str, object]]:
     more = f" and {len(left) - FEW_NEXT} more" if len(left) > FEW_NEXT else ""
     yield "next", f"{', '.join(left[:FEW_NEXT])}{more}" if left else None
     budget = now["budget_hours"]
-    to_go = part_of(3600 * now["hours_to_go"], budget)
+    to_go = f"; about {part_of(3600 * now['hours_to_go'], budget)} to go, at the longest"
     spent = spent_of(3600 * now["hours_spent"], budget)
-    yield "hours", f"{spent} spent, runs in flight included; about {to_go} to go, at the longest"
+    yield "hours", f"{spent} spent, runs in flight included{'' if now['changed'] else to_go}"
 
 
 FEW_NEXT = 3  # runs that are named
@@ -169,7 +169,7 @@ FEW_NEXT = 3  # runs that are named
 def tested_rows(evidence: Evidence) -> Iterator[tuple[str, object]]:
     """What was tested, what was only looked at, and what no run was spent on."""
     block = final_block(evidence)
-    if evidence.standing.stages[-1].most_pairs:
+    if evidence.standing.stages[-1].most_pairs and not evidence.changed:
         n = len(block.baseline.runs) if block and block.baseline else 0
         label = block.arms[0].arm.label if block else ""
         tested = f"{label}; on {n} seeds used nowhere else, each with its baseline"
