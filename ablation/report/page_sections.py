@@ -102,6 +102,16 @@ def pictures(of: Compared, *draw: Callable[[Any], Chart]) -> Iterator[PageConten
             yield Paragraph(f"A chart could not be made: {in_a_line(error)}", Role.WARNING)
 
 
+def with_tables(part: Part) -> Part:
+    """A part that is nothing but words about tables, where these have no row yet."""
+
+    def told(of) -> Iterable[PageContent]:
+        contents = tuple(part(of))
+        return contents if any(isinstance(c, Table) and c.rows for c in contents) else ()
+
+    return told
+
+
 def folded(title: str, *parts: Part) -> Part:
     """Parts behind one line; nothing where they are empty."""
 
@@ -177,9 +187,8 @@ def tested_rows(evidence: Evidence) -> Iterator[tuple[str, object]]:
     begun = [r.run for r in evidence.records.latest().values()]
     outcomes = [r.run for r in evidence.records.latest().values() if r.has_outcome]
     looked = Counter(run.arm.name for run in outcomes if run.stage != 4 and run.arm.configuration)
-    runs = [name if n == 1 else f"{name} ({n} runs)" for name, n in looked.items()]
-    yield "looked at", listed(runs[:MOST_NAMED], cut_short=len(runs) > MOST_NAMED)
-    if evidence.changed:
+    yield "looked at", named_with_runs(looked)
+    if evidence.changed or not evidence.standing.stages[-1].most_pairs:  # by hand: as was asked
         return
     ended, ran = known(outcomes), known(begun)
     ran |= {a.run_name.partition("/")[0] for a in evidence.records.open}
@@ -190,6 +199,15 @@ def tested_rows(evidence: Evidence) -> Iterator[tuple[str, object]]:
     ):
         names = [arm.name for arm in mine[:MOST_NAMED]]
         yield about, listed(names, cut_short=len(mine) > MOST_NAMED)
+
+
+def named_with_runs(looked: Mapping[str, int]) -> str:
+    """Arms, each with the number of its runs; that once, where it is the same."""
+    counts, few = set(looked.values()), list(looked.items())[:MOST_NAMED]
+    one_count = len(counts) == 1 and len(looked) > 1
+    names = [name if n == 1 or one_count else f"{name} ({n} runs)" for name, n in few]
+    each = f"; {max(counts)} runs each" if one_count and max(counts) > 1 else ""
+    return listed(names, cut_short=len(looked) > MOST_NAMED) + each
 
 
 def known(runs: Iterable[RunConfig]) -> set:
@@ -218,7 +236,9 @@ def step_of(evidence: Evidence, course: StageCourse) -> Step:
     decision, step = evidence.decisions.get(course.number), evidence.standing.step
     assert step is not None
     going = not step.ended and step.stage == course.number
-    state = "decided" if decision else "running" if going else "not reached"
+    state = "decided" if decision else "not reached"
+    if going and not decision:
+        state = "under way" if course.begun or evidence.records.open else "next"
     state = "to come" if not (decision or step.ended or going) else state
     budget = evidence.standing.experiment.budget_hours
     numbers = [("runs", runs_of(course, cut=course.cut and not decision))]
@@ -339,14 +359,18 @@ SECTIONS: Mapping[str, tuple[str, tuple[Part, ...]]] = {
         (
             picture(charts.effects),
             picture(charts.layers),
-            folded("Every number", chapters.compared),
+            folded("Every number", with_tables(chapters.compared)),
         ),
     ),
     "hours": (
         "Time and hours",
-        (picture(charts.costs), chapters.spent, folded("Training time", chapters.timed)),
+        (
+            picture(charts.costs),
+            chapters.spent,
+            folded("Training time", with_tables(chapters.timed)),
+        ),
     ),
-    "runs": ("Every run, every attempt", (every_run, failures)),
+    "runs": ("Every run, every attempt", (with_tables(every_run), failures)),
     "registered": (
         "What was registered",
         (
