@@ -70,6 +70,7 @@ def test_the_page_shows_what_runs_now(sitting):
     text = until(lambda: re.search(r"<dt>running</dt><dd>(.*?)</dd>", page(sitting)))
     assert LIVE in page(sitting)
     assert re.match(r"quick_baseline/run_0: step \d+ of 20, val loss", text[1])
+    assert re.search(r"<dt>next</dt><dd>quick_aux_4_8/run_0</dd>", page(sitting))
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == exit_codes.STOPPED + signal.SIGINT
     assert LAST in page(sitting) and "interrupted" in page(sitting)

@@ -164,7 +164,8 @@ def now_rows(evidence: Evidence, now: Now) -> Iterator[tuple[str, object]]:
             yield name, f"{run['run']}: {at}, {metric.words} {loss}"
     if not now["in_flight"]:
         yield "running", f"nothing; orchestrator: {now['orchestrator']}"
-    left = now["left"]
+    flying = {run["run"] for run in now["in_flight"]}
+    left = [name for name in now["left"] if name not in flying]
     more = f" and {len(left) - FEW_NEXT} more" if len(left) > FEW_NEXT else ""
     yield "next", f"{', '.join(left[:FEW_NEXT])}{more}" if left else None
     budget = now["budget_hours"]
