@@ -38,7 +38,7 @@ from ablation.report.content import (
 from ablation.report.evidence import read_experiment
 from ablation.report.page_sections import page_of
 from ablation.report.text import render
-from ablation.report.watch import GAP_S, LOOK_S, keep_fresh, signature
+from ablation.report.watch import GAP_S, LOOK_S, SHARE, keep_fresh, signature
 from ablation.study.overrides import NOTHING_OVERRIDDEN
 from tests.support.invented_folder import adaptive_plan, make, manual, speedrun
 
@@ -375,6 +375,21 @@ def test_a_page_that_takes_long_is_written_seldom():
     world = World(changes=range(1000), takes=3.0, over=200.0)
     written = [at for at, last in world.run() if not last]
     assert all(b - a >= 60.0 for a, b in pairwise(written))
+
+
+def test_a_folder_that_takes_long_to_look_at_is_looked_at_seldom():
+    class Large(World):
+        looks = ()
+
+        def look(self):
+            self.looks = (*self.looks, self.now)
+            self.now += 0.5
+            return 0
+
+    large = Large()
+    large.run()
+    assert len(large.looks) > 5
+    assert all(b - a >= 0.5 / SHARE for a, b in pairwise(large.looks))
 
 
 def test_a_page_that_could_not_be_written_is_tried_again_though_nothing_changes():
