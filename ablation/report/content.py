@@ -101,7 +101,7 @@ class Step:
     """A stage of the plan, as a station on the way to the answer."""
 
     name: str
-    state: str  # "decided", "running", "to come", "not needed", "cut"
+    state: str  # "decided", "running", "to come", "not reached", or "left out", and why
     title: str  # what was decided
     rule: str
     numbers: tuple[tuple[str, str], ...]  # names, each with its value
