@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import shlex
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +21,7 @@ import analyze_aux
 from ablation.cli import exit_codes
 from ablation.execute.status import status_of
 from ablation.folder.course import course_of
+from ablation.folder.overrides import write_overrides
 from ablation.report import files, page, watch
 from ablation.report.chapters import report
 from ablation.report.content import (
@@ -38,8 +39,9 @@ from ablation.report.content import (
 from ablation.report.evidence import read_experiment
 from ablation.report.page_sections import page_of
 from ablation.report.text import render
-from ablation.report.watch import GAP_S, LOOK_S, keep_fresh, signature
-from ablation.study.overrides import NOTHING_OVERRIDDEN
+from ablation.report.watch import GAP_S, LOOK_S, SHARE, keep_fresh, signature
+from ablation.study.heads import HEADS
+from ablation.study.overrides import NOTHING_OVERRIDDEN, Override, Overrides
 from tests.support.foreign_logs import FORMS, HEAD, log_of
 from tests.support.invented_folder import adaptive_plan, make, manual, speedrun
 
@@ -219,7 +221,7 @@ def test_a_stage_that_the_budget_leaves_out_is_not_called_needless(tmp_path, hou
     evidence = read_experiment(make(tmp_path, adaptive_plan(budget_hours=hours)))
     steps = Reader(rendered(evidence)).text.partition("Decisions, with their rules")[0]
     for course in course_of(evidence.standing):
-        assert f"{course.runs} of at most 0" not in steps
+        assert f"{course.runs} of 0 foreseen" not in steps
     assert course_of(evidence.standing)[-1].cut == ("none within the budget" in steps)
     assert ("1; 0 were foreseen" in steps) == (hours == 2.0)  # stage 3, cheaper than expected
 
@@ -233,6 +235,35 @@ def test_what_a_stage_did_without_is_foreseen_less_begun(tmp_path):
     assert last.spared == last.foreseen - 2 * pairs.n > 0
     assert last.spared_s == pytest.approx(last.foreseen_s * last.spared / last.foreseen)
     assert f"{last.spared} runs, about" in Reader(rendered(evidence)).text
+
+
+def test_more_runs_than_were_foreseen_are_not_called_the_most(tmp_path):
+    exp_dir = make(tmp_path, adaptive_plan(), scale=0.2, sd=0.004)  # cheaper than expected
+    evidence = read_experiment(exp_dir)
+    last = course_of(evidence.standing)[-1]
+    assert last.begun > last.foreseen > 0
+    assert f"{last.runs}; {last.foreseen} were foreseen" in Reader(rendered(evidence)).text
+
+
+def test_a_stage_that_a_person_chose_for_is_not_called_to_come(tmp_path):
+    exp_dir = make(tmp_path, adaptive_plan(), most=3)
+    value = {"arm": asdict(HEADS.by_hand["aux_6"])}
+    write_overrides(exp_dir, Overrides((Override("by_hand", 4, value),)))
+    evidence = read_experiment(exp_dir)
+    said = Reader(rendered(evidence)).text
+    steps = said.partition("Decisions, with their rules")[0]
+    assert steps.count("left out: chosen by hand") == 2  # stages 2 and 3
+    assert "to come" not in steps
+    assert "stage 4: by_hand: layers 6, weight 0.1, constant" in said
+
+
+def test_attempts_that_are_not_held_against_their_runs_are_named(tmp_path):
+    exp_dir = make(tmp_path, adaptive_plan(), most=3)
+    value = {"attempts": [["aux_4/run_0", 1], ["aux_6/run_0", 2]], "why": "a broken <machine>"}
+    write_overrides(exp_dir, Overrides((Override("retry", 0, value),)))
+    text = render(report(read_experiment(exp_dir), {}))
+    words = "retry: aux_4/run_0, attempt 1; aux_6/run_0, attempt 2: a broken <machine>"
+    assert words in re.sub(r"\s+", " ", text)
 
 
 def test_a_stage_that_goes_on_has_saved_nothing(tmp_path):
@@ -376,6 +407,21 @@ def test_a_page_that_takes_long_is_written_seldom():
     world = World(changes=range(1000), takes=3.0, over=200.0)
     written = [at for at, last in world.run() if not last]
     assert all(b - a >= 60.0 for a, b in pairwise(written))
+
+
+def test_a_folder_that_takes_long_to_look_at_is_looked_at_seldom():
+    class Large(World):
+        looks = ()
+
+        def look(self):
+            self.looks = (*self.looks, self.now)
+            self.now += 0.5
+            return 0
+
+    large = Large()
+    large.run()
+    assert len(large.looks) > 5
+    assert all(b - a >= 0.5 / SHARE for a, b in pairwise(large.looks))
 
 
 def test_a_page_that_could_not_be_written_is_tried_again_though_nothing_changes():

@@ -438,6 +438,34 @@ def test_it_shows_what_is_new_and_keeps_the_readers_place(browser, going_on):
         assert seen.misdeeds == []
 
 
+CURVES = "document.querySelector('.plot[data-chart=curves]')"
+IN_SIGHT = f"{CURVES}._fullData.filter((t) => t.visible === true).map((t) => t.name.split(' ')[0])"
+ACROSS = f"{CURVES}._fullLayout.xaxis.range"
+
+
+def test_what_the_legend_hides_stays_hidden_and_a_view_has_axes_of_its_own(browser, going_on):
+    exp_dir, e, results = going_on
+    with opened(browser, written(exp_dir, live=True), clock=True) as seen:
+        page = drawn(seen)
+        whole = page.evaluate(ACROSS)
+        page.evaluate(f"Plotly.relayout({CURVES}, {{'xaxis.range': [2000, 3000]}})")
+        assert page.evaluate(ACROSS) == [2000, 3000]
+        page.get_by_role("button", name="training time").click()
+        page.wait_for_function(f"{ACROSS}[1] < 1000")  # of 841 s
+        page.get_by_role("button", name="steps", exact=True).click()
+        page.wait_for_function(f"{ACROSS}[1] > 3000")
+        assert page.evaluate(ACROSS) == whole
+        page.evaluate(f"Plotly.restyle({CURVES}, {{visible: 'legendonly'}}, [0, 1])")
+        before = page.evaluate(IN_SIGHT)
+        gone_on(exp_dir, e, results, 8)
+        written(exp_dir, live=True)
+        until_reloaded(page, 20)
+        drawn(seen)
+        page.wait_for_function("document.body.dataset.drawn")
+        assert before and "baseline" not in before and page.evaluate(IN_SIGHT) == before
+        assert seen.misdeeds == []
+
+
 def test_it_waits_while_somebody_reads_a_mark_or_selects_text(browser, going_on):
     exp_dir, _, _ = going_on
     with opened(browser, written(exp_dir, live=True), clock=True) as seen:

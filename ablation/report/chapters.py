@@ -38,8 +38,9 @@ from ablation.report.content import (
 )
 from ablation.report.evidence import FIXED, Evidence, field, in_words, simple
 from ablation.report.validation import effect_line, excluded, generator, validated
-from ablation.runs.run import STATUSES, RunResult, duration, machine_seconds
+from ablation.runs.run import STATUSES, RunResult, arm_from, duration, machine_seconds
 from ablation.runs.untrusted import is_count, is_number
+from ablation.study.overrides import Override
 from ablation.study.study import Metric
 
 # ---------------------------------------------------------------------------------------------
@@ -184,10 +185,20 @@ def decided_otherwise(evidence: Evidence) -> Iterator[str]:
     yield from (f"Beware: {change}" for change in evidence.changed)
     for o in evidence.standing.experiment.overrides:
         stage = f"stage {o.stage}" if o.stage else ""
-        words = ": ".join(filter(None, (stage, o.kind, in_words(o.value))))
+        words = ": ".join(filter(None, (stage, o.kind, override_in_words(o))))
         yield f"Override {simple(o.when)}: {words}"
     if step := evidence.standing.step:
         yield from (f"Cut by the budget: {cut}" for cut in step.budget_cuts)
+
+
+def override_in_words(o: Override) -> str | None:
+    """What was decided instead: which arm, or which attempts are not held against their runs."""
+    if o.kind == "by_hand":
+        return arm_from(o.value["arm"]).label
+    if o.kind == "retry":
+        names = few([f"{name}, attempt {attempt}" for name, attempt in o.value["attempts"]])
+        return f"{'; '.join(names)}: {simple(o.value.get('why'))}"
+    return in_words(o.value)
 
 
 def read_otherwise(evidence: Evidence) -> Iterator[str]:

@@ -198,10 +198,10 @@ def menus_of(
     draws them as buttons of its own."""
     if timed:
         over = {"steps": [t["x"] for t in data], "training time (s)": [t[TIMES] for t in data]}
-        buttons = [
-            {"label": words, "method": "update", "args": [{"x": x}, {"xaxis.title.text": words}]}
-            for words, x in over.items()
-        ]
+        buttons = []
+        for words, x in over.items():  # an enlarged piece of steps is none of time
+            axis_of_it = {"xaxis.title.text": words, "xaxis.autorange": True}
+            buttons.append({"label": words, "method": "update", "args": [{"x": x}, axis_of_it]})
         yield {"buttons": buttons}
     if len(blocks) > 1:
         buttons = []

@@ -101,7 +101,7 @@ class Step:
     """A stage of the plan, as a station on the way to the answer."""
 
     name: str
-    state: str  # "decided", "under way", "next", "to come", "not reached"
+    state: str  # "decided", "under way", "next", "to come", "not reached", "left out" and why
     title: str  # what was decided
     rule: str
     numbers: tuple[tuple[str, str], ...]  # names, each with its value

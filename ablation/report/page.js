@@ -68,7 +68,7 @@ function sortedTables() {
 function remember() {
   const now = {
     scroll: scrollY, open: folds.map((fold) => fold.open), sorted: sortedTables(),
-    views: chosenViews(), ranges: zoomed(), written,
+    views: chosenViews(), ranges: zoomed(), hidden: hidden(), written,
     wide: [...document.querySelectorAll(".wide")].map((each) => [each.scrollLeft, each.scrollTop]),
     focus: focusable().indexOf(document.activeElement),
   };
@@ -101,6 +101,13 @@ function zoomed() {
   return found;
 }
 
+function entry(trace) { return trace.name.replace(/ \(n = .*/, ""); } // in the legend, whatever its n
+
+function hidden() { // what a click in the legend has put out of sight
+  const of = (plot) => (plot._fullData || []).filter((trace) => trace.visible === "legendonly");
+  return Object.fromEntries(plots.map((plot) => [plot.dataset.chart, of(plot).map(entry)]));
+}
+
 async function unpacked(id) {
   const text = document.getElementById(id).textContent;
   const bytes = Uint8Array.from(atob(text), (sign) => sign.charCodeAt(0));
@@ -112,6 +119,7 @@ function choose(plot, menus, button) {
   const [menu, number] = button.split(".").map(Number), view = menus[menu]?.buttons[number];
   if (!view) return null;
   (views[plot.dataset.chart] ||= {})[menu] = button;
+  delete plot.dataset.zoomed; // a view has axes of its own
   plot.closest("figure").querySelectorAll(`[data-view^="${menu}."]`).forEach((each) =>
     each.setAttribute("aria-pressed", each.dataset.view === button));
   return Plotly[view.method](plot, ...view.args);
@@ -130,6 +138,11 @@ async function drawn(plot, chart) {
   });
   for (const button of Object.values((before.views || {})[name] || {})) {
     await choose(plot, updatemenus, button);
+  }
+  const out = (before.hidden || {})[name] || [];
+  const traces = plot._fullData.filter((each) => each.visible === true && out.includes(entry(each)));
+  if (traces.length) {
+    await Plotly.restyle(plot, { visible: "legendonly" }, traces.map((each) => each.index));
   }
   const ranges = (before.ranges || {})[name];
   if (ranges) { plot.dataset.zoomed = "yes"; await Plotly.relayout(plot, ranges); }

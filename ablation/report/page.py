@@ -273,7 +273,7 @@ def view_buttons(title: str, menu: int, views: Sequence[Mapping]) -> str:
 def step(s: Step) -> str:
     numbers = "".join(f"<div><dt>{shown(n)}</dt><dd>{shown(v)}</dd></div>" for n, v in s.numbers)
     title = f'<p class="decision">{shown(s.title)}</p>' if s.title else ""
-    kind = s.state.replace(" ", "-")
+    kind = s.state.partition(":")[0].replace(" ", "-")
     return (
         f'<li class="{kind}"><h3>{shown(s.name)}</h3><p class="state">{shown(s.state)}</p>{title}'
         f'<dl>{numbers}</dl><p class="rule">{shown(s.rule)}</p></li>'

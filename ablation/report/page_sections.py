@@ -241,6 +241,8 @@ def step_of(evidence: Evidence, course: StageCourse) -> Step:
     if going and not decision:
         state = "under way" if course.begun or evidence.records.open else "next"
     state = "to come" if not (decision or step.ended or going) else state
+    if not decision and course.number < evidence.standing.experiment.overrides.first_stage:
+        state = "left out: chosen by hand"
     budget = evidence.standing.experiment.budget_hours
     numbers = [("runs", runs_of(course, cut=course.cut and not decision))]
     numbers += [("spent", part_of(course.spent_s, budget))] if course.spent_s else []
@@ -258,12 +260,12 @@ def step_of(evidence: Evidence, course: StageCourse) -> Step:
 
 
 def runs_of(course: StageCourse, cut: bool) -> str:
-    """How many have an outcome, of how many. The forecast is of placeholder losses: with others, or
-    another budget, there may be more."""
+    """How many have an outcome, of how many. There may be more than foreseen: runs that are cheaper
+    than expected leave room for others, and a person may choose to go on elsewhere."""
     if course.begun > course.foreseen:
         return f"{course.runs}; {course.foreseen} were foreseen"
     if course.foreseen:
-        return f"{course.runs} of at most {course.foreseen}"
+        return f"{course.runs} of {course.foreseen} foreseen"
     return "none within the budget" if cut else "none needed"
 
 

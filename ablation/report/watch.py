@@ -8,7 +8,7 @@ from pathlib import Path
 from ablation.runs.store import attempts_in
 
 GAP_S = 10.0  # between two writes, at least; chosen
-SHARE = 0.05  # of a core that may be spent on writing; chosen
+SHARE = 0.05  # of a core that may be spent on looking and writing; chosen
 LOOK_S = 0.5  # between two looks at whether to end; chosen
 
 Signature = tuple[tuple[str, int, int], ...]
@@ -42,17 +42,17 @@ def keep_fresh(
     write: is told whether this is the last time, and returns whether the experiment has ended,
     which ends this as well, or None where it failed: it is tried again though nothing changes.
     Between two writes there are GAP_S at least, and as much time as keeps the share of a core that
-    they take at SHARE.
+    they take at SHARE; of a thousand runs looking takes its time, too.
     """
     seen, next_s = None, clock()
     while not over():
-        if clock() >= next_s and (now := look()) != seen:
-            began_s = clock()
-            ended = write(False)
-            if ended:
-                return
-            seen = None if ended is None else now
-            took_s = clock() - began_s
-            next_s = began_s + max(GAP_S, took_s / SHARE)
+        if (began_s := clock()) >= next_s:
+            now = look()
+            if changed := now != seen:
+                ended = write(False)
+                if ended:
+                    return
+                seen = None if ended is None else now
+            next_s = began_s + max(GAP_S * changed, (clock() - began_s) / SHARE)
         sleep(LOOK_S)
     write(True)
