@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ablation.folder.standing import Standing
+from ablation.plan.costs import Costs
 from ablation.plan.forecast import forecast, of_stage, paid_s
 from ablation.plan.next_step import BUDGET_SPENT
 from ablation.runs.run import RunResult, machine_seconds
@@ -15,6 +16,7 @@ class StageCourse:
     number: int
     foreseen: int  # runs
     foreseen_s: float  # machine time, as first expected
+    cost_ratio: float  # what such runs cost, as is known now, to what was first expected
     runs: int  # that have an outcome
     begun: int  # runs that have a record
     spent_s: float  # machine time, of failed attempts too
@@ -29,8 +31,9 @@ class StageCourse:
 
     @property
     def spared_s(self) -> float:
-        """Their machine time, as first expected."""
-        return self.foreseen_s * self.spared / self.foreseen if self.foreseen else 0.0
+        """Their machine time, by what runs have cost."""
+        share = self.spared / self.foreseen if self.foreseen else 0.0
+        return self.foreseen_s * self.cost_ratio * share
 
 
 def course_of(found: Standing) -> list[StageCourse]:
@@ -38,7 +41,7 @@ def course_of(found: Standing) -> list[StageCourse]:
     e, step = found.experiment, found.step
     if step is None or e.plan == "manual":
         return []
-    planned = forecast(e)[0]
+    planned, first, now = forecast(e)[0], Costs(e), Costs(e, found.records.results)
     cut = step.ended == BUDGET_SPENT or bool(step.budget_cuts)
     courses = []
     for stage in found.stages:
@@ -50,6 +53,7 @@ def course_of(found: Standing) -> list[StageCourse]:
                 number=stage.number,
                 foreseen=len(mine),
                 foreseen_s=paid_s(e, mine),
+                cost_ratio=sum(now(p.run) for p in mine) / (sum(first(p.run) for p in mine) or 1.0),
                 runs=len(names_of([r for r in results if r.has_outcome])),
                 begun=len(names_of(results)),
                 spent_s=machine_seconds(results),
