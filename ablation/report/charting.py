@@ -1,9 +1,9 @@
 """How does a chart look?  What the pictures of a page share, in plotly.js's terms.
 
 Plain dicts and lists, as https://plotly.com/javascript/reference has them. The page gives text,
-lines and grid other colours in the dark: it knows them by INK, FAINT and BAND, which
-mean nothing else. Colours of arms and of better and worse have a contrast of 3:1 on white and on
-near black.
+lines and grid other colours in the dark: it knows them by INK, FAINT and BAND, which mean nothing
+else; the ground of words is the page's there. Colours of arms and of better and worse have a
+contrast of 3:1 on white and on near black.
 """
 
 import html
@@ -139,6 +139,12 @@ def line(x: Sequence, y: Sequence, colour: str, about: str = "", **parts) -> Par
         "line": {"color": colour, "width": 1.5, **parts.pop("line", {})},
         **parts,
     }
+
+
+GROUND = {
+    "bgcolor": "#ffffff",
+    "borderpad": 1,
+}  # of words where lines, but no data, would cross them
 
 
 def words_at(x: float, y: float, words: str, **parts: Any) -> Part:

@@ -14,6 +14,7 @@ from ablation.report.chart_of_curves import curves
 from ablation.report.chart_of_verdict import verdict
 from ablation.report.charting import (
     BAND,
+    GROUND,
     INK,
     MOST_NAME,
     NO_AXIS,
@@ -165,7 +166,7 @@ def lane_note(row: int, lane: Lane, y: str) -> Part:
     shown = f"{text(group.label, MOST_NAME)}: {text(', '.join(words))}"
     whole = hover(text(group.label), text(group.arm.label), text(group.lost and f"✕ {group.lost}"))
     place = {"xref": "paper", "yref": y, "yanchor": "middle", "yshift": 11}
-    return words_at(0, row, shown, hovertext=whole, font={"size": SIZE - 1}, **place)
+    return words_at(0, row, shown, hovertext=whole, font={"size": SIZE - 1}, **GROUND, **place)
 
 
 def lost_of(group: ArmRuns) -> int:
