@@ -168,12 +168,10 @@ def test_a_sampled_loss_is_an_unbiased_estimate_of_the_full_loss():
     with torch.no_grad():
         _, taps = model(inputs)
         full = loss_of(model, heads, taps, targets, None).item()
-        losses = torch.tensor(
-            [
-                loss_of(model, heads, taps, targets, sample_positions(2, T, 0.25, 5, draw)).item()
-                for draw in range(4000)
-            ]
-        )
+        losses = torch.tensor([
+            loss_of(model, heads, taps, targets, sample_positions(2, T, 0.25, 5, draw)).item()
+            for draw in range(4000)
+        ])
     error = losses.std().item() / math.sqrt(len(losses))
     assert 0 < 4 * error < 0.01 * full
     assert abs(losses.mean().item() - full) < 4 * error

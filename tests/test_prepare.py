@@ -157,7 +157,9 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", [TRAIN, VAL])
-def test_damaged_shard_is_noticed_and_made_again(prepare, library, tmp_path, capsys, damage, name):
+def test_damaged_shard_is_noticed_and_made_again(
+    prepare, library, tmp_path, capsys, damage, name
+):
     folder = tmp_path / "out"
     prepare.main(["--output_dir", str(folder)])
     whole = contents(folder)
