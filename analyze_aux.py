@@ -258,6 +258,8 @@ def on_watch(args: argparse.Namespace, told: Told) -> int:
         try:
             evidence = read_experiment(exp_dir)
             now = status_of(evidence.standing)
+            if last and args.pid is not None and not now["in_flight"]:
+                now["orchestrator"] = "none"  # it waits for this page alone, or is gone
             folder.mkdir(parents=True, exist_ok=True)
             write_page(folder, page_of(evidence, now, live=not last))
         except (ValueError, OSError) as error:

@@ -474,9 +474,13 @@ def test_it_waits_while_somebody_reads_a_mark_or_selects_text(browser, going_on)
         page.clock.fast_forward(RELOAD_MS)
         page.wait_for_timeout(300)
         assert len(seen.visits) == 1
+        page.clock.fast_forward(180_000)  # old by now, and not for want of news
+        age = page.locator("#ago").inner_text()
+        assert "it waits while you" in age and "may be gone" not in age
         page.evaluate("getSelection().removeAllRanges()")
         with page.expect_navigation():
             page.clock.fast_forward(RELOAD_MS)
+        assert "its writer may be gone" in page.locator("#ago").inner_text()
 
 
 def test_it_rests_once_the_experiment_has_ended(browser, going_on):

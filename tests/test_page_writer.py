@@ -74,6 +74,7 @@ def test_the_page_shows_what_runs_now(sitting):
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == exit_codes.STOPPED + signal.SIGINT
     assert LAST in page(sitting) and "interrupted" in page(sitting)
+    assert "<dd>nothing; orchestrator: none</dd>" in page(sitting)
     process.communicate()
 
 

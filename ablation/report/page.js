@@ -200,7 +200,8 @@ function inWords(seconds) {
 
 function tellAge() {
   const seconds = Math.max(0, Math.round(Date.now() / 1000 - written));
-  const stale = reloadAfter && seconds > 180 ? " (no news since: its writer may be gone)" : "";
+  const why = busy() ? "it waits while you read a mark or select text" : "no news since: its writer may be gone";
+  const stale = reloadAfter && seconds > 180 ? ` (${why})` : "";
   document.getElementById("ago").textContent = `, ${inWords(seconds)} ago${stale}`;
 }
 tellAge();
