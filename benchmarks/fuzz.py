@@ -149,7 +149,7 @@ class FakeProgram:
         name = os.path.basename(words[0])
         said = self.shop.gpu_tool["-L" in words] if name == "nvidia-smi" else None
         if said is None:
-            if name not in ("nvidia-smi", "git"):
+            if name not in ("nvidia-smi", "git") and "--watch" not in words:  # a page is no run
                 self.shop.started.append(words)
             raise FileNotFoundError(2, "No such file or directory", words[0])
         self.said, self.returncode = said, 9 if "Unable" in said else 0
