@@ -19,10 +19,13 @@ from typing import TypeVar, final
 # Two groups
 
 
+TOO_LARGE = 1e150  # to be squared
+
+
 def finite(values: Sequence[float]) -> list[float]:
     """The values as floats; ValueError if one is NaN, infinite, or too large to be squared."""
     values = [float(value) for value in values]
-    if not all(abs(value) < 1e150 for value in values):
+    if not all(abs(value) < TOO_LARGE for value in values):
         raise ValueError(f"statistics need finite values (below 1e150), not {values!r}")
     return values
 

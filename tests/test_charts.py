@@ -26,6 +26,7 @@ from ablation.report.compare import compare_logs
 from ablation.report.comparisons import ArmRuns, Block, blocks_of, final_block, reference
 from ablation.report.drawing import PALETTE, NothingToDraw
 from ablation.report.evidence import read_experiment
+from ablation.report.figures import mean_curve
 from ablation.report.validation import excluded
 from ablation.runs.run import Arm, machine_seconds
 from ablation.study.overrides import NOTHING_OVERRIDDEN
@@ -687,6 +688,13 @@ def test_numbers_that_no_trainer_means_are_drawn_without_failing():
     chart = charts.curves(SimpleNamespace(blocks=(block,), metric=Metric()))
     assert json.dumps([chart.data, chart.layout], allow_nan=False)
     assert chart.data[0]["customdata"][0] == str((1 << 62) + 1)  # 2^53 is all that a browser has
+
+
+@pytest.mark.parametrize("huge", [1e308, -1e308, 1e150])
+def test_a_number_that_has_no_mean_costs_its_step_alone(huge):
+    curves = [((0, 9.0, 0.0), (1, loss, 1.0), (2, 3.0, 2.0)) for loss in (4.0, huge)]
+    runs = [result(Arm("baseline"), 3.0, seed=k, curve=curve) for k, curve in enumerate(curves)]
+    assert [row[0] for row in mean_curve(ArmRuns(tuple(runs)))] == [0, 2]
 
 
 # ---------------------------------------------------------------------------------------------

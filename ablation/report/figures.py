@@ -272,9 +272,16 @@ STEP, MEAN, LOW, HIGH, TIME = range(5)  # columns of a mean curve
 
 
 def mean_curve(group: ArmRuns) -> list[tuple[int, float, float, float, float]]:
-    """The mean over runs at each step that all have: step; mean, lowest and highest val loss; mean
-    training time in s."""
-    curves = [{step: (loss, t / 1000) for step, loss, t in r.curve} for r in group.ok]
+    """The mean over runs at each step that all have, with numbers that have a mean: step; mean,
+    lowest and highest val loss; mean training time in s."""
+    curves = [
+        {
+            step: (loss, t / 1000)
+            for step, loss, t in r.curve
+            if max(abs(loss), abs(t)) < stats.TOO_LARGE
+        }
+        for r in group.ok
+    ]
     steps = sorted(set.intersection(*map(set, curves))) if curves else []
     rows = []
     for step in steps:
