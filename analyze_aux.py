@@ -59,7 +59,7 @@ from ablation.report.page_sections import page_of
 from ablation.report.rules import RULES
 from ablation.report.table import rows_of_experiment
 from ablation.report.text import render
-from ablation.report.watch import keep_fresh, signature
+from ablation.report.watch import check_room, keep_fresh, signature
 from ablation.runs.formats import FORMATS
 from ablation.runs.untrusted import printable
 
@@ -261,6 +261,7 @@ def on_watch(args: argparse.Namespace, told: Told) -> int:
             if last and args.pid is not None and not now["in_flight"]:
                 now["orchestrator"] = "none"  # it waits for this page alone, or is gone
             folder.mkdir(parents=True, exist_ok=True)
+            check_room(folder)
             write_page(folder, page_of(evidence, now, live=not last))
         except (ValueError, OSError) as error:
             if told.error != (line := printable(plain_words(error), limit=1000)):

@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -596,3 +597,13 @@ def test_every_log_is_a_row_that_leads_to_it(tmp_path, monkeypatch, capsys):
     body = re.sub(r"(?m)^\d+\. .*$", "", report.partition("The answer")[2])
     for number in set(NUMBER.findall(body)):
         assert number in found.text, number
+
+
+def test_a_watcher_leaves_the_last_room_of_a_disk_to_the_runs(tmp_path, monkeypatch):
+    usage = SimpleNamespace(total=10**9, used=0, free=watch.ROOM_BYTES)
+    monkeypatch.setattr(watch.shutil, "disk_usage", lambda _: usage)
+    watch.check_room(tmp_path)
+    usage.free -= 1
+    with pytest.raises(OSError, match="less than 64 MiB are left") as full:
+        watch.check_room(tmp_path)
+    assert full.value.errno == errno.ENOSPC

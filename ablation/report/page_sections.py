@@ -183,7 +183,8 @@ def tested_rows(evidence: Evidence) -> Iterator[tuple[str, object]]:
     if evidence.standing.stages[-1].most_pairs and not evidence.changed:
         n = len(block.baseline.runs) if block and block.baseline else 0
         label = block.arms[0].arm.label if block else ""
-        tested = f"{label}; on {n} seeds used nowhere else, each with its baseline"
+        seeds = "1 seed" if n == 1 else f"{n} seeds"
+        tested = f"{label}; on {seeds} used nowhere else, each with its baseline"
         yield "tested", tested if block else "nothing yet: only stage 4 tests"
     begun = [r.run for r in evidence.records.latest().values()]
     outcomes = [r.run for r in evidence.records.latest().values() if r.has_outcome]

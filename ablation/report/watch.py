@@ -1,6 +1,8 @@
 """How is a page kept fresh while an experiment goes on?  Looked at now and then, written when the
 folder says something new."""
 
+import errno
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,7 @@ from ablation.runs.store import attempts_in
 
 GAP_S = 10.0  # between two writes, at least; chosen
 SHARE = 0.05  # of a core that may be spent on looking and writing; chosen
+ROOM_BYTES = 64 << 20  # of a disk, that stay for runs; chosen, some pages' worth
 LOOK_S = 0.5  # between two looks at whether to end; chosen
 
 Signature = tuple[tuple[str, int, int], ...]
@@ -28,6 +31,13 @@ def signature(exp_dir: Path) -> Signature:
             continue
         found.append((str(file), seen.st_mtime_ns, seen.st_size))
     return tuple(found)
+
+
+def check_room(folder: Path) -> None:
+    """Raise OSError where a page would take room that the records of runs may need."""
+    if shutil.disk_usage(folder).free < ROOM_BYTES:
+        left = f"less than {ROOM_BYTES >> 20} MiB are left, and runs need them"
+        raise OSError(errno.ENOSPC, left, str(folder))
 
 
 def keep_fresh(
