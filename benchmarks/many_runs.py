@@ -94,12 +94,14 @@ def main(argv=None) -> int:
     parser.add_argument("--runs", type=int, default=1000, help="that have finished (1000)")
     parser.add_argument("--times", type=int, default=5, help="each command (5)")
     args = parser.parse_args(argv)
-    taken = {"status": [], "resume": []}
+    taken = {"status": [], "resume, no page": [], "resume": []}
     with tempfile.TemporaryDirectory(prefix="many_runs_") as folder:
         for number in range(args.times):
-            exp_dir = invent(Path(folder) / str(number), args.runs)
+            for words in ((), ("--no_page",)):  # the run to do is done once
+                exp_dir = invent(Path(folder) / str(number) / str(len(words)), args.runs)
+                name = "resume, no page" if words else "resume"
+                taken[name].append(timed(exp_dir, *words)[0])
             taken["status"].append(timed(exp_dir, "--status")[0])
-            taken["resume"].append(timed(exp_dir)[0])
     print(f"{args.runs} finished runs; seconds of {args.times} each")
     for name, seconds in taken.items():
         print(f"{name}: median {statistics.median(seconds):.2f}, most {max(seconds):.2f}")
