@@ -33,6 +33,7 @@ if __name__ == "__main__":  # before imports that another Python cannot read or 
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -264,9 +265,10 @@ def on_watch(args: argparse.Namespace, told: Told) -> int:
             check_room(folder)
             write_page(folder, page_of(evidence, now, live=not last))
         except (ValueError, OSError) as error:
-            if told.error != (line := printable(plain_words(error), limit=1000)):
+            elsewhere = "; --output_dir DIR writes elsewhere" if cannot_pass(error) else ""
+            if told.error != (line := printable(plain_words(error) + elsewhere, limit=1000)):
                 told.complain(line)
-            return None
+            return cannot_pass(error) or None
         told.code, told.error = exit_codes.DONE, ""
         return bool(now["ended"]) and args.pid is None
 
@@ -276,6 +278,11 @@ def on_watch(args: argparse.Namespace, told: Told) -> int:
     except ImportError as error:
         return told.complain(f"{error}; pip install -r requirements.txt")
     return told.code
+
+
+def cannot_pass(error: Exception) -> bool:
+    """What no waiting mends: a folder that may not be written to."""
+    return isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def report_to(folder: Path, evidence: Evidence, paper: Paper, told: Told) -> int:

@@ -391,15 +391,25 @@ def test_every_shared_seed_is_a_point_and_their_mean_a_bar(name, world):
 
 
 def test_a_mean_has_welchs_interval_where_there_is_one(world):
-    x = world("many looks")
+    x = world("classic")
     last = panels(charts.effects(x))[-1]
     (mean,) = (t for t in last["traces"] if t["name"].startswith("mean"))
-    base, best = ([r.val_loss for r in g.ok] for g in blocks_of(x)[-1].groups)
+    sides = [{r.run.seed: r.val_loss for r in g.ok} for g in blocks_of(x)[-1].groups]
+    shared = sides[0].keys() & sides[1].keys()
+    base, best = ([side[seed] for seed in shared] for side in sides)
     found = scipy_stats.ttest_ind(base, best, equal_var=False).confidence_interval(0.95)
     assert mean["x"][0] + mean["error_x"]["array"][0] == pytest.approx(found.high)
     assert f"{found.low:+.4f} to {found.high:+.4f}" in mean["hovertext"][0]
     one_run = panels(charts.effects(x))[1]
     assert not any("error_x" in t for t in one_run["traces"])
+
+
+def test_pairs_that_were_looked_at_as_they_came_have_no_nominal_interval(world):
+    chart = charts.effects(world("many looks"))
+    last = panels(chart)[-1]
+    assert [t["name"] for t in last["traces"] if t["name"].startswith("mean")]
+    assert not any("error_x" in t for t in last["traces"])
+    assert "by the intervals of its looks" in chart.caption
 
 
 def test_where_a_run_diverged_there_is_no_interval_of_those_that_finished(world):

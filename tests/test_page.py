@@ -180,7 +180,7 @@ def test_the_answer_is_one_sentence_with_interval_level_and_hours(tmp_path):
 
 def test_what_was_not_run_is_named(tmp_path):
     said = Reader(rendered(read_experiment(make(tmp_path, adaptive_plan(), most=3)))).text
-    looked_at, not_run = said.partition("looked at")[2].split("not run")[:2]
+    looked_at, not_run = said.partition("explored")[2].split("not run")[:2]
     assert "aux_4, aux_6" in looked_at and "dive_w0p2" in not_run
     assert "aux_4," not in not_run.split("Stages")[0]
 
@@ -203,7 +203,7 @@ def test_of_a_changed_folder_nothing_is_called_tested_or_to_come(tmp_path):
     evidence = read_experiment(exp_dir)
     shown = page_of(evidence, status_of(evidence.standing)).first
     rows = dict(row for each in shown if isinstance(each, Pairs) for row in each.rows)
-    assert evidence.changed and rows.keys() == {"running", "next", "hours", "looked at"}
+    assert evidence.changed and rows.keys() == {"running", "next", "hours", "explored"}
     assert rows["next"] is None and "to go" not in rows["hours"]
 
 

@@ -30,7 +30,7 @@ from ablation.plan.forecast import Planned, forecast, span_s
 from ablation.plan.next_step import BUDGET_SPENT, Step, conclude, next_step, result_that_stands
 from ablation.runs.run import RunConfig, RunResult, duration, machine_seconds, spent_of
 from ablation.runs.store import Attempt
-from ablation.study.experiment import Experiment
+from ablation.study.experiment import Experiment, asked_by
 from ablation.study.study import Metric
 
 
@@ -378,6 +378,4 @@ def result_line(metric: Metric, r: RunResult, done: int, to_come: int) -> str:
 
 
 def resume_command(e: Experiment, exp_dir: Path) -> str:
-    by_hand = f"--experiment {','.join(arm.name for arm in e.arms)}"
-    how = "--staged" if e.plan != "manual" else by_hand
-    return f"python run_aux.py {how} --exp_dir {pasteable(exp_dir)}"
+    return f"python run_aux.py {asked_by(e)} --exp_dir {pasteable(exp_dir)}"

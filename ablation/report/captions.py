@@ -87,7 +87,8 @@ def tell_curves(evidence: Compared) -> str:
             f"Mean {measured(metric)} over steps of the finished runs of each configuration"
             f"{time if is_timed(blocks) else ''}; insets magnify the end, and early {early} the"
             " axis.",
-            "Bands reach from the lowest to the highest run where n > 1, and are no interval.",
+            "Bands reach from the lowest to the highest run where n > 1, and are no interval."
+            + (SPREAD_OF_TIMES if is_timed(blocks) else ""),
             f"n, the runs that finished: {listed(blocks, lambda _, g: f'{g.label} {len(g.ok)}')}.",
             left_out(blocks),
             *([GREY] if any(len(b.arms) > min(MOST_NAMED.values()) for b in blocks) else []),
@@ -96,6 +97,7 @@ def tell_curves(evidence: Compared) -> str:
     )
 
 
+SPREAD_OF_TIMES = " Over time, curves stand at mean times: how far times differ is not drawn."
 GREY = "Where arms are many, the best have a colour and a name, and the others are grey."
 DIVERGED = "Dotted curves are of runs that diverged, up to where they were seen last (✕)."
 

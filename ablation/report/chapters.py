@@ -38,7 +38,7 @@ from ablation.report.content import (
 )
 from ablation.report.evidence import FIXED, Evidence, field, in_words, simple
 from ablation.report.validation import effect_line, excluded, generator, validated
-from ablation.runs.run import STATUSES, RunResult, arm_from, duration, machine_seconds
+from ablation.runs.run import STATUSES, RunResult, arm_from, duration, machine_seconds, part_of
 from ablation.runs.untrusted import is_count, is_number
 from ablation.study.overrides import Override
 from ablation.study.study import Metric
@@ -466,14 +466,16 @@ def failed(evidence: Evidence) -> Iterator[Content]:
 
 def spent(evidence: Evidence) -> Iterator[Content]:
     """The ledger: every attempt is paid for, failed ones too."""
-    hours = machine_seconds(evidence.records.results) / 3600
-    lost = hours - machine_seconds([r for r in evidence.records.results if r.has_outcome]) / 3600
+    spent_s = machine_seconds(evidence.records.results)
+    lost_s = spent_s - machine_seconds([r for r in evidence.records.results if r.has_outcome])
     budget = evidence.standing.experiment.budget_hours
-    share = f"{budget:g} h ({hours / budget:.0%} spent)" if is_budget(budget) else None
+    known = is_budget(budget)
+    share = f"{budget:g} h ({spent_s / 3600 / budget:.0%} spent)" if known else None
+    spent, lost = (part_of(part_s, budget if known else 1.0) for part_s in (spent_s, lost_s))
     yield Pairs(
         (
-            ("spent", f"{hours:.2f} h of machine time, start-up and validation included"),
-            ("thereof", f"{lost:.2f} h on attempts that crashed, hung or were interrupted"),
+            ("spent", f"{spent} of machine time, start-up and validation included"),
+            ("thereof", f"{lost} on attempts that crashed, hung or were interrupted"),
             ("budget", share),
         )
     )

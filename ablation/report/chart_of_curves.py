@@ -224,6 +224,6 @@ def caption(metric: Metric, blocks: Sequence[Block], n: int) -> str:
     early = "losses lie above" if metric.sign > 0 else "values lie below"
     return (
         f"Thin: one run; thick: the mean of an arm's runs that finished (n beside its name, {n} in"
-        f" all); ✕: where a run diverged. Early {early} the axis: a double click shows all, and a"
-        f" rectangle drawn with the mouse enlarges.{choice}"
+        f" all); ✕ on a curve: where a run diverged. Early {early} the axis: a double click shows"
+        f" all, and a rectangle drawn with the mouse enlarges.{choice}"
     )

@@ -178,7 +178,7 @@ def for_equivalence(looks: Sequence[Look], alpha: float, width: float) -> Part:
     x = [at for look in looks for at in (look.n + BESIDE, look.n + BESIDE, None)]
     y = [end for look in looks for end in (look.eq_low, look.eq_high, None)]
     about = f"a look: {level(2 * alpha)} interval, for equivalence"
-    return line(x, y, BETTER, about, line={"width": width}, opacity=0.35)
+    return line(x, y, BETTER, about, line={"width": width}, opacity=0.5)
 
 
 def look_words(look: Look, metric: Metric, alpha: float) -> str:
@@ -259,11 +259,11 @@ def caption(
     words = [f"Circles: {sign} of one seed, so that above zero the arm is better (n = {n} pairs"]
     words[0] += ")." if both == n else f", of {both} both runs finished)."
     if any(look.low is not None for look in evidence.looks):
-        words.append(
-            f"Bars: what each of the {len(evidence.looks)} looks knew from the pairs so far"
-            " (sequential intervals, which allow for looking often); early ones reach beyond the"
-            " picture."
-        )
+        n = len(evidence.looks)
+        whose = f"each of the {n} looks knew from the pairs so far" if n > 1 else "the look knew"
+        early = "; early ones may reach beyond the picture" if n > 1 else ""
+        allow = "sequential intervals, which allow for looking often"
+        words.append(f"Bars: what {whose} ({allow}){early}.")
     elif evidence.looks:
         words.append("A run diverged, so ranks decide at each look, and there is no interval.")
     elif evidence.changed:

@@ -66,12 +66,13 @@ class Lane:
     base: ArmRuns | None
     found: WithinSeeds | None
     told: Contrast
+    looked_at: bool  # again and again, as its runs came: a nominal interval would say too much
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """Welch's; none where runs diverged, as those that finished are only the better ones."""
         c = self.told.comparison
-        if self.told.ranked or c is None or c.ci_low is None or c.ci_high is None:
+        if self.looked_at or self.told.ranked or c is None or c.ci_low is None or c.ci_high is None:
             return None
         return c.ci_low, c.ci_high
 
@@ -128,16 +129,19 @@ def effects(evidence: Compared) -> Chart:
         data += [{**t, "xaxis": x, "yaxis": y} for t in panel_traces(evidence.metric, lanes)]
         top = foot
     whole["annotations"] = notes
-    return Chart(
-        "effects", "Arms, seed by seed", effects_caption(evidence, panels), once(data), whole
-    )
+    by_seed = all(lane.group.by_seed for _, _, lanes in panels for lane in lanes)
+    title = "Arms, seed by seed" if by_seed else "Groups, run by run"
+    return Chart("effects", title, effects_caption(evidence, panels), once(data), whole)
 
 
 def lanes_of(evidence: Compared, block: Block) -> list[Lane]:
     """The arms of a block; of logs, where nothing pairs runs, the baseline too."""
     base = reference(evidence, block)
     groups = [g for g in block.groups if not g.arm.is_baseline or not g.by_seed]
-    return [Lane(g, base, within_seeds(base, g), contrast(block, g, ALPHA)) for g in groups]
+    looked_at = isinstance(evidence, Evidence) and evidence.is_sequential and block.stage == 4
+    return [
+        Lane(g, base, within_seeds(base, g), contrast(block, g, ALPHA), looked_at) for g in groups
+    ]
 
 
 def panel_title(block: Block, base: ArmRuns | None) -> Iterator[str]:
@@ -147,7 +151,7 @@ def panel_title(block: Block, base: ArmRuns | None) -> Iterator[str]:
     words = [about.removesuffix(")")]
     if base and base is block.baseline and base.by_seed:
         words.append(f"baseline n = {len(base.losses)}" + (f", ✕ {base.lost}" if base.lost else ""))
-    words += [line for line in about_block(block, base) if not line.startswith("best:")]
+    words += [line for line in about_block(block, base) if not line.startswith(("best:", "arm:"))]
     yield from (wrapped("; ".join(filter(None, words))),) if any(words) else ()
 
 
@@ -243,11 +247,13 @@ def once(data: Sequence[Part]) -> tuple[Part, ...]:
 def effects_caption(evidence: Compared, panels: Sequence[tuple]) -> str:
     by_seed = all(lane.group.by_seed for _, _, lanes in panels for lane in lanes)
     point = "a seed that arm and baseline share" if by_seed else "a run against the baseline's mean"
+    looked_at = any(lane.looked_at for _, _, lanes in panels for lane in lanes)
     confirms = isinstance(evidence, Evidence) and bool(evidence.standing.stages[-1].most_pairs)
     return (
         f"Right of the line is better. A point is {point}; n counts an arm's runs that finished. "
         f"Intervals are Welch's ({level(ALPHA)}), not corrected for the number of arms"
-        + ("; only the final validation can confirm one." if confirms else ".")
+        + ("; only the final validation can confirm one" if confirms else "")
+        + (", by the intervals of its looks: see the first picture." if looked_at else ".")
     )
 
 

@@ -217,7 +217,8 @@ MOST_BESIDE = 24  # signs of what was lost
 def about_block(block: Block, base: ArmRuns | None) -> Iterator[str]:
     """Which arm it is, where there is one; what arms are compared with, where it is no baseline."""
     if len(block.arms) == 1 and block.arms[0].by_seed:
-        yield f"best: {plain(block.arms[0].arm.label)}"
+        name = "best" if block.stage else "arm"  # by hand nothing is chosen
+        yield f"{name}: {plain(block.arms[0].arm.label)}"
     if base and base is not block.baseline:
         stages = {r.run.stage for r in base.runs} - {block.stage}
         of = f" of stage {min(stages)}" if stages else ""

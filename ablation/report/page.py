@@ -236,7 +236,7 @@ def head(column: Column, sortable: bool) -> str:
 def table_cell(column: Column, value, folder: Path) -> str:
     inside = linked(value, folder)
     if column.title == "status":
-        kind = value if value in STATUSES else "none"
+        kind = value if value in STATUSES else "open" if value == "no result" else "bad"
         inside = f'<span class="status {kind}">{inside}</span>'
     return f'<td class="{column.align}">{inside}</td>'
 

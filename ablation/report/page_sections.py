@@ -37,6 +37,7 @@ from ablation.report.log_chapters import Findings
 from ablation.report.validation import effect_line, validated
 from ablation.runs.run import Arm, RunConfig, machine_seconds, part_of, spent_of
 from ablation.runs.store import attempt_dir
+from ablation.study.experiment import asked_by
 
 # ---------------------------------------------------------------------------------------------
 # The page as a whole
@@ -131,13 +132,26 @@ def first_screen(evidence: Evidence, now: Now | None) -> Iterator[PageContent]:
     effect = effect_line(evidence, final_block(evidence)) if 4 in evidence.decisions else ""
     told = [c for c in chapters.answer(evidence) if c != Paragraph(effect, Role.DETAIL)]
     spent = f"{hours_spent(evidence)} of machine time"
-    beside = f"{AND_SO} {effect.removesuffix('.')}; {spent}." if effect else f". {spent} so far."
+    told_below = now is not None and not now["ended"]  # with those of runs in flight
+    beside = "" if told_below else f". {spent} so far."
+    if effect:
+        beside = f"{AND_SO} {effect.removesuffix('.')}; {spent}."
     yield from answered(told, beside)
+    yield from (Paragraph(fact, Role.DETAIL) for fact in facts_by_hand(evidence))
     yield from (Paragraph(f"Beware: {note}", Role.WARNING) for note in evidence.notes)
     if now and not now["ended"]:
         yield Pairs(tuple(now_rows(evidence, now)))
     yield from pictures(evidence, charts.verdict)
     yield Pairs(tuple(tested_rows(evidence)))
+
+
+def facts_by_hand(evidence: Evidence) -> tuple[str, ...]:
+    """What runs by hand came to: nothing is decided there, so that the answer does not say it."""
+    decision = evidence.decisions.get(0)
+    return decision.facts[-MOST_FACTS:] if decision else ()
+
+
+MOST_FACTS = 6  # lines: chosen, the last ones are the comparisons
 
 
 def answered(told: Sequence[Content], beside: str = "") -> Iterator[Content]:
@@ -169,7 +183,7 @@ def now_rows(evidence: Evidence, now: Now) -> Iterator[tuple[str, object]]:
     more = f" and {len(left) - FEW_NEXT} more" if len(left) > FEW_NEXT else ""
     yield "next", f"{', '.join(left[:FEW_NEXT])}{more}" if left else None
     budget = now["budget_hours"]
-    to_go = f"; about {part_of(3600 * now['hours_to_go'], budget)} to go, at the longest"
+    to_go = f"; about {part_of(3600 * now['hours_to_go'], budget)} to go, by what is known so far"
     spent = spent_of(3600 * now["hours_spent"], budget)
     yield "hours", f"{spent} spent, runs in flight included{'' if now['changed'] else to_go}"
 
@@ -178,7 +192,7 @@ FEW_NEXT = 3  # runs that are named
 
 
 def tested_rows(evidence: Evidence) -> Iterator[tuple[str, object]]:
-    """What was tested, what was only looked at, and what no run was spent on."""
+    """What was tested, what was only explored, and what no run was spent on."""
     block = final_block(evidence)
     if evidence.standing.stages[-1].most_pairs and not evidence.changed:
         n = len(block.baseline.runs) if block and block.baseline else 0
@@ -189,12 +203,14 @@ def tested_rows(evidence: Evidence) -> Iterator[tuple[str, object]]:
     begun = [r.run for r in evidence.records.latest().values()]
     outcomes = [r.run for r in evidence.records.latest().values() if r.has_outcome]
     looked = Counter(run.arm.name for run in outcomes if run.stage != 4 and run.arm.configuration)
-    yield "looked at", named_with_runs(looked)
+    yield "explored", named_with_runs(looked)
     if evidence.changed or not evidence.standing.stages[-1].most_pairs:  # by hand: as was asked
         return
     ended, ran = known(outcomes), known(begun)
     ran |= {a.run_name.partition("/")[0] for a in evidence.records.open}
-    arms = [*evidence.study.arms, *evidence.study.refinements]
+    arms = [*evidence.study.arms]
+    if evidence.standing.experiment.plan == "classic":  # another plan counts what it left out
+        arms += evidence.study.refinements
     for about, mine in (
         ("no outcome", [a for a in arms if ran & known_by(a) and not ended & known_by(a)]),
         ("not run", [a for a in arms if not ran & known_by(a)]),
@@ -306,7 +322,7 @@ FILE = 1  # column of the table of logs
 
 def reproduced(evidence: Evidence) -> Iterator[PageContent]:
     """How to get the same again: the checkout, the command, the registration, the copies."""
-    on_file, exp_dir = evidence.registered, evidence.exp_dir
+    on_file, exp_dir, e = evidence.registered, evidence.exp_dir, evidence.standing.experiment
     commit, dirty = (field(on_file, "git", name) for name in ("commit", "dirty"))
     edited = " and edits that were not committed" if dirty else ""
     command = field(on_file, "command")
@@ -319,12 +335,14 @@ def reproduced(evidence: Evidence) -> Iterator[PageContent]:
             ("command", shlex.join(["python", "run_aux.py", *words]) if words else None),
             ("registration", registration),
             ("what ran", Linked("code", exp_dir / "code")),
-            ("every run", Linked("runs.csv", exp_dir / "runs.csv")),
-            ("go on, or again", shlex.join(["python", "run_aux.py", "--staged", *there])),
+            ("go on", f"python run_aux.py {asked_by(e)} {shlex.join(there)}"),
             ("this page", shlex.join(["python", "analyze_aux.py", *there])),
         )
     )
-    yield Paragraph("The command of each run is in its config.json, with its seed and machine.")
+    yield Paragraph(
+        "The command of each run is in its config.json, with its seed and machine;"
+        " analyze_aux.py writes runs.csv, a row for each."
+    )
 
 
 def validation(evidence: Evidence) -> Iterator[PageContent]:

@@ -61,7 +61,7 @@ def effect_line(evidence: Evidence, block: Block | None) -> str:
     interval, kind = primary_interval(evidence, found)
     when = f" at look {len(evidence.looks)}" if evidence.looks else ""
     repeated = " (repeated)" if evidence.looks else ""
-    within = f"{kind} interval{when} {span(*interval)}" if interval else "no interval"
+    within = f"{kind} interval {span(*interval)}{when}" if interval else "no interval"
     line = (
         f"{block.arms[0].arm.label}: improvement {evidence.metric.delta(difference.improvement)},"
         f" {within}, {p_text(final_p(evidence, block))}{repeated},"

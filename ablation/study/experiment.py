@@ -80,6 +80,13 @@ class Experiment:
         return replace(self, overrides=overrides, budget_hours=hours)
 
 
+def asked_by(e: Experiment) -> str:
+    """The option by which a command asks for it, or goes on with it."""
+    if e.plan != "manual":
+        return "--staged"
+    return f"--experiment {','.join(arm.name for arm in e.arms)}"
+
+
 def with_scale(e: Experiment, **changes) -> Experiment:
     """The experiment at another scale of this project's own trainer."""
     return replace(e, profile=replace(e.profile, scale=replace(e.profile.own_scale, **changes)))
