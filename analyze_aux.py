@@ -272,7 +272,7 @@ def on_watch(args: argparse.Namespace, told: Told) -> int:
         told.code, told.error = exit_codes.DONE, ""
         return bool(now["ended"]) and args.pid is None
 
-    print_text(f"Writing {folder / PAGE} as {exp_dir} goes on; Ctrl-C ends that.")
+    print_text(f"Writing {folder / PAGE} until {exp_dir} has ended; Ctrl-C ends that.")
     try:
         keep_fresh(look, write, over)
     except ImportError as error:

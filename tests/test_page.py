@@ -8,6 +8,7 @@ import errno
 import gzip
 import hashlib
 import json
+import os
 import re
 import shlex
 from dataclasses import asdict, replace
@@ -607,3 +608,52 @@ def test_a_watcher_leaves_the_last_room_of_a_disk_to_the_runs(tmp_path, monkeypa
     with pytest.raises(OSError, match="less than 64 MiB are left") as full:
         watch.check_room(tmp_path)
     assert full.value.errno == errno.ENOSPC
+
+
+# ---------------------------------------------------------------------------------------------
+# What a first reader asks
+
+
+def test_runs_by_hand_tell_their_comparison_and_how_to_go_on(tmp_path):
+    e = manual("baseline", "aux_6", seeds=(1, 2, 3))
+    evidence = read_experiment(make(tmp_path, e))
+    found = Reader(rendered(evidence))
+    first = found.text.partition("Stages")[2].partition("Curves of every run")[0]
+    assert all(fact in found.text for fact in evidence.decisions[0].facts[-2:]), first
+    assert "python run_aux.py --experiment baseline,aux_6 --exp_dir " in found.text
+    staged = read_experiment(make(tmp_path / "staged", adaptive_plan(), most=2))
+    assert "python run_aux.py --staged --exp_dir " in Reader(rendered(staged)).text
+
+
+def test_a_run_in_flight_is_no_failure_in_the_table():
+    rows = tuple((status,) for status in ("ok", "no result", "damaged", "crashed"))
+    text = of(Table((Column("status"),), rows))
+    kinds = re.findall(r'<span class="status (\w+)">([\w ]+)</span>', text)
+    assert kinds == [
+        ("ok", "ok"), ("open", "no result"), ("bad", "damaged"), ("crashed", "crashed"),
+    ]  # fmt: skip
+
+
+def test_a_page_that_goes_on_tells_the_hours_once(tmp_path):
+    evidence = read_experiment(make(tmp_path, adaptive_plan(), most=4))
+    (answer,) = re.findall(r'<p class="answer">(.*?)</p>', rendered(evidence))
+    assert "machine time" not in answer and "runs in flight included" in rendered(evidence)
+    alone = page.render(page_of(evidence), evidence.exp_dir)
+    (answer,) = re.findall(r'<p class="answer">(.*?)</p>', alone)
+    assert answer.endswith("of machine time so far.")
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_watching_what_may_not_be_written_ends_with_the_remedy(
+    tmp_path, monkeypatch, capsys, number
+):
+    exp_dir = make(tmp_path, adaptive_plan(), most=3)
+
+    def refused(*_):
+        raise OSError(number, os.strerror(number), str(exp_dir / files.PAGE))
+
+    monkeypatch.setattr(analyze_aux, "write_page", refused)
+    monkeypatch.setattr(analyze_aux.signal, "signal", lambda *_: None)
+    assert analyze_aux.main(["--exp_dir", str(exp_dir), "--watch"]) == exit_codes.REFUSED
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "--output_dir DIR writes elsewhere" in err

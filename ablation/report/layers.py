@@ -191,13 +191,20 @@ def tell_layers(evidence: Evidence) -> str:
     sd = own and base.mean_sd()[1] is not None
     band = f" The grey band is ± one sd of the baseline's {len(base.losses)} runs." if sd else ""
     unit = f" in {metric.unit}" if metric.unit else ""
+    beside = "" if own else f" {not_of_no_heads(base)}"
+    of = metric.difference if own else metric.difference.replace("baseline", base.label)
     return (
         f"Improvement of {metric.words} by the layers that heads tap; {block.title},"
         f" {settings_beside(groups[0].arm)}. Bars are means and circles single runs, each against"
-        f" {line} on its seed, {metric.difference}{unit}; positive is good, and the map below shows"
-        f" the layers.{band} n, the seeds compared: {'; '.join(parts)}. No interval is drawn, and"
-        " nothing is tested."
+        f" {line} on its seed, {of}{unit}; positive is good, and the map below shows the"
+        f" layers.{beside}{band} n, the seeds compared: {'; '.join(parts)}. No interval is drawn,"
+        " and nothing is tested."
     )
+
+
+def not_of_no_heads(base: ArmRuns) -> str:
+    """What bars do not say where no baseline ran."""
+    return f"Worse is worse than {base.label}: of a model without heads these bars say nothing."
 
 
 # ---------------------------------------------------------------------------------------------
@@ -355,6 +362,8 @@ def layers(evidence: Compared) -> Chart:
     )
     told = "; ".join(about_placements(block, base, groups))
     words = f"Circles: one seed each; bars: their mean, above zero is better. {told}."
+    if base is not block.baseline:
+        words += f" {not_of_no_heads(base)}"
     return Chart("layers", "Where heads help", words, tuple(data), whole)
 
 
