@@ -1,6 +1,6 @@
 """What does the result of an experiment look like?  The pictures of the README, made anew.
 
-    python benchmarks/pictures.py                      # a real mini experiment first: 6 minutes
+    python benchmarks/pictures.py                      # a real mini experiment first: 3 minutes
     python benchmarks/pictures.py --exp_dir DIR        # of one that is there
 
 writes docs/page.png, the first screen of report.html in Chromium, and docs/verdict.png, the figure
