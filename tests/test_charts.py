@@ -282,7 +282,11 @@ def test_a_plan_of_one_test_has_one_interval_beside_its_pairs(world):
 def test_what_matters_is_a_band_and_zero_and_target_are_lines(world):
     x = world("adaptive")
     chart = charts.verdict(x)
-    (band,) = chart.layout["shapes"]
+    band, beyond = chart.layout["shapes"]
+    assert (beyond["y0"], beyond["name"]) == (x.design.delta_target, "target met")
+    assert (
+        beyond["y1"] > chart.layout["yaxis"]["range"][1] and beyond["fillcolor"] == charting.TARGET
+    )
     assert (band["y0"], band["y1"]) == (-x.design.delta_eq, x.design.delta_eq)
     assert band["name"] == "no meaningful effect: within ±0.005"
     target = named(chart, "target: 0.02")

@@ -62,10 +62,18 @@ def verdict(evidence: Compared) -> Chart:
     x |= {"range": [*across], "showgrid": False}
     y = axis(axis_title("improvement", evidence.metric), range=[low, high], tickformat="+.4~f")
     d, words = evidence.design, f"no meaningful effect: within ±{evidence.design.delta_eq:g}"
-    shapes = [band(-d.delta_eq, d.delta_eq, words)] if d.noise_known else []
+    shapes = []
+    if d.noise_known:
+        shapes = [band(-d.delta_eq, d.delta_eq, words), on_target(d, (low, high))]
     notes = on_excluded((low, high), beyond[0]) if beyond else []
     whole = layout(440, xaxis=x, yaxis=y, shapes=shapes, annotations=notes)
     return Chart("verdict", "Every pair, and what it showed", about, tuple(data), whole)
+
+
+def on_target(d: Design, ends: tuple[float, float]) -> Part:
+    """The region of an effect worth having, from the line of the target on."""
+    beyond = ends[1] + 10 * (ends[1] - ends[0])  # for who zooms out
+    return {**band(d.delta_target, beyond, "target met", TARGET), "showlegend": False}
 
 
 def differences(block: Block) -> list[float]:

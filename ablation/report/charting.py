@@ -153,12 +153,12 @@ def words_at(x: float, y: float, words: str, **parts: Any) -> Part:
     return {"x": x, "y": y, "text": words, "showarrow": False, "align": "left", **place, **parts}
 
 
-def band(low: float, high: float, about: str) -> Part:
+def band(low: float, high: float, about: str, colour: str = BAND) -> Part:
     """A shaded region between two heights, across the whole plot and below everything."""
     return {
         "type": "rect",
         "layer": "below",
-        "fillcolor": BAND,
+        "fillcolor": colour,
         "opacity": 0.18,
         "line": {"width": 0},
         "xref": "paper",
