@@ -31,7 +31,6 @@ from ablation.report.validation import excluded
 from ablation.runs.run import Arm, machine_seconds
 from ablation.study.overrides import NOTHING_OVERRIDDEN
 from ablation.study.study import Metric
-from tests.support import invented_folder
 from tests.support.invent import result
 from tests.support.invented_folder import adaptive_plan, make, manual, speedrun
 from tests.test_logs import ARM, BASE, group, run_of
@@ -77,15 +76,8 @@ def accuracy(tmp_path_factory):
     """A study of another trainer, of whose metric more is better."""
     study = STUDIES["more is better"]
     effects = {a.configuration: 0.01 for a in study.arms} | {best_of(study): 0.1}
-    printed = invented_folder.train
-
-    def train(*told, **how):
-        return replace(printed(*told, **how), evidence="its log", returncode=0)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(invented_folder, "train", train)
-        how = {"effects": effects, "level": -0.6, "sd": 0.002}
-        exp_dir = make(tmp_path_factory.mktemp("accuracy"), asked(study, "adaptive"), **how)
+    how = {"effects": effects, "level": -0.6, "sd": 0.002, "evidence": "its log"}
+    exp_dir = make(tmp_path_factory.mktemp("accuracy"), asked(study, "adaptive"), **how)
     x = read_experiment(exp_dir)
     assert x.verdict and not x.records.damaged
     return x

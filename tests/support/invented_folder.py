@@ -33,10 +33,11 @@ def fall(x: float) -> float:
 
 def train(
     run, attempt=1, status="ok", reason="", start_s=0.0, sd=0.0013, seed_sd=0.0, scale=1.0,
-    effects=None, level=3.28,
+    effects=None, level=3.28, evidence="",
 ) -> RunResult:  # fmt: skip
     """An invented run with a speedrun's shape of curve, noise and cost. seed_sd: of what all runs
-    of a seed have in common; effects: by configuration, of another study's arms."""
+    of a seed have in common; effects: by configuration, of another study's arms; evidence: by what
+    a run of another trainer counts."""
     noise = random.Random(f"{run.arm.name} {run.seed}").gauss(0, sd)
     noise += random.Random(run.seed).gauss(0, seed_sd)
     arm, total = run.arm, run.num_iterations
@@ -73,6 +74,7 @@ def train(
         tokens_seen=total * 524288 if ok else None,
         num_parameters=123_587_328 if ok else None,
         curve=tuple(curve),
+        **({"evidence": evidence, "returncode": 0} if evidence else {}),
     )
 
 
