@@ -172,6 +172,11 @@ class Told:
         print_text(f"analyze_aux.py: error: {self.error}", sys.stderr)
         return code
 
+    def complain_once(self, error: str) -> None:
+        """The same, unless it is what was said last."""
+        if self.error != printable(error, limit=1000):
+            self.complain(error)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = [*map(str, sys.argv[1:] if argv is None else argv)]
@@ -258,17 +263,19 @@ def on_watch(args: argparse.Namespace, told: Told) -> int:
     def write(last: bool) -> bool | None:
         try:
             evidence = read_experiment(exp_dir)
-            now = status_of(evidence.standing)
-            if last and args.pid is not None and not now["in_flight"]:
-                now["orchestrator"] = "none"  # it waits for this page alone, or is gone
+            now = now_of(evidence, last and args.pid is not None)
+        except (ValueError, OSError) as error:
+            told.complain_once(plain_words(error))
+            return None
+        try:
             folder.mkdir(parents=True, exist_ok=True)
             check_room(folder)
             write_page(folder, page_of(evidence, now, live=not last))
-        except (ValueError, OSError) as error:
-            elsewhere = "; --output_dir DIR writes elsewhere" if cannot_pass(error) else ""
-            if told.error != (line := printable(plain_words(error) + elsewhere, limit=1000)):
-                told.complain(line)
-            return cannot_pass(error) or None
+        except OSError as error:
+            never = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)  # no waiting mends it
+            elsewhere = "; --output_dir DIR writes elsewhere" if never else ""
+            told.complain_once(plain_words(error) + elsewhere)
+            return never or None
         told.code, told.error = exit_codes.DONE, ""
         return bool(now["ended"]) and args.pid is None
 
@@ -280,9 +287,11 @@ def on_watch(args: argparse.Namespace, told: Told) -> int:
     return told.code
 
 
-def cannot_pass(error: Exception) -> bool:
-    """What no waiting mends: a folder that may not be written to."""
-    return isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+def now_of(evidence: Evidence, at_end: bool) -> dict:
+    """Where the experiment stands. at_end: its sitting waits for this page alone, or is gone."""
+    now = status_of(evidence.standing)
+    nobody = {"orchestrator": "none"} if at_end and not now["in_flight"] else {}
+    return {**now, **nobody}
 
 
 def report_to(folder: Path, evidence: Evidence, paper: Paper, told: Told) -> int:

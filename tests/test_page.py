@@ -512,9 +512,12 @@ def test_a_page_is_written_elsewhere_and_its_links_lead_back(tmp_path, capsys):
         assert (elsewhere / link).resolve().is_relative_to(exp_dir.resolve())
 
 
-def test_a_disk_that_is_away_for_a_while_is_one_line_and_watched_on(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES])
+def test_what_cannot_be_read_for_a_while_is_one_line_and_watched_on(
+    tmp_path, monkeypatch, capsys, number
+):
     exp_dir = make(tmp_path, adaptive_plan())
-    away = iter([OSError(errno.ESTALE, "Stale file handle")] * 2)
+    away = iter([OSError(number, os.strerror(number))] * 2)
 
     def read(folder):
         raise next(away)
@@ -535,7 +538,7 @@ def test_a_disk_that_is_away_for_a_while_is_one_line_and_watched_on(tmp_path, mo
     monkeypatch.setattr(watch, "LOOK_S", 0.0)
     assert watched(exp_dir, monkeypatch) == exit_codes.DONE
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "Stale file handle" in err
+    assert err.count("\n") == 1 and os.strerror(number) in err and "--output_dir" not in err
     assert 'data-reload="0"' in (exp_dir / files.PAGE).read_text()
 
 

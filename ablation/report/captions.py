@@ -1,4 +1,4 @@
-"""How is a picture read?  Its caption, the same beside a file and in the page.
+"""How is a figure read?  Its caption, a text file beside it; a chart of the page tells its own.
 
 What is shown, of how many runs, what bars and bands are, what was left out; in the numbers of the
 report, by the functions that it asks.

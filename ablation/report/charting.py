@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ablation.report.drawing import BETTER, PALETTE, WORSE, with_margin
+from ablation.report.drawing import PALETTE, with_margin
 from ablation.runs.untrusted import printable
 from ablation.study.study import Metric
 
@@ -141,10 +141,8 @@ def line(x: Sequence, y: Sequence, colour: str, about: str = "", **parts) -> Par
     }
 
 
-GROUND = {
-    "bgcolor": "#ffffff",
-    "borderpad": 1,
-}  # of words where lines, but no data, would cross them
+# Of words that lines, but no data, would cross
+GROUND: Part = {"bgcolor": "#ffffff", "borderpad": 1}
 
 
 def words_at(x: float, y: float, words: str, **parts: Any) -> Part:
@@ -175,7 +173,3 @@ def band(low: float, high: float, about: str, colour: str = BAND) -> Part:
 def spread(values: Iterable[float]) -> list[float]:
     """Limits of an axis around these values; finite, whatever a file has made of them."""
     return list(with_margin([min(max(value, -1e300), 1e300) for value in values]))
-
-
-def judged_colour(improvement: float) -> str:
-    return BETTER if improvement > 0 else WORSE

@@ -68,7 +68,7 @@ function sortedTables() {
 function remember() {
   const now = {
     scroll: scrollY, open: folds.map((fold) => fold.open), sorted: sortedTables(),
-    views: chosenViews(), ranges: zoomed(), hidden: hidden(), written,
+    views, ranges: zoomed(), hidden: hidden(), written,
     wide: [...document.querySelectorAll(".wide")].map((each) => [each.scrollLeft, each.scrollTop]),
     focus: focusable().indexOf(document.activeElement),
   };
@@ -87,8 +87,6 @@ if (before.focus >= 0) focusable()[before.focus]?.focus({ preventScroll: true })
 
 const plots = [...document.querySelectorAll(".plot")];
 const views = {}; // chart: the view that was chosen
-
-function chosenViews() { return views; }
 
 function zoomed() {
   const found = {};
